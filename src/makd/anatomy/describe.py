@@ -1,0 +1,153 @@
+"""Station 1: what `makd inspect` shows: layers, roles, shapes, parameters, and at which rank factors begin to save."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, Group
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel
+
+from makd.anatomy.resolve import linear_shape, resolve
+from makd.anatomy.roles import Anatomy
+
+
+@dataclass(frozen=True)
+class LinearRow:
+    """One factorizable linear."""
+
+    layers: tuple[int, ...]
+    """Indices of the layers that call it; more than one for shared layers."""
+    roles: tuple[str, ...]
+    module: str
+    out_features: int
+    in_features: int
+    parameters: int
+    """Weights and bias."""
+    break_even_rank: int
+    """Largest rank at which factors have fewer weights than the matrix."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What makd sees in a model. Printed by rich, it is a table."""
+
+    model: str
+    anatomy: Anatomy
+    linears: tuple[LinearRow, ...]
+    parameters: int
+    """All of them, shared ones once."""
+    linear_parameters: int
+    """Of the factorizable linears."""
+    embedding_parameters: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Group]:
+        """The table, and lines about what is off."""
+        yield to_table(self)
+
+    def __str__(self) -> str:
+        """The same as plain text."""
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(to_table(self))
+        return capture.get()
+
+
+def break_even_rank(out_features: int, in_features: int) -> int:
+    """Largest rank r with r (out + in) < out · in."""
+    return (out_features * in_features - 1) // (out_features + in_features)
+
+
+def inspect(model: PreTrainedModel) -> Inspection:
+    """What makd sees in `model`.
+
+    Raises:
+        UnsupportedModelError: its linears cannot be told apart.
+    """
+    return describe(model, resolve(model))
+
+
+def describe(model: PreTrainedModel, anatomy: Anatomy) -> Inspection:
+    """`anatomy` with shapes and counts."""
+    rows = []
+    for name in anatomy.linears:
+        places = [
+            (layer.index, role.value)
+            for layer in anatomy.layers
+            for role, linear in layer.roles.items()
+            if linear.module == name
+        ]
+        linear = model.get_submodule(name)
+        out_features, in_features = linear_shape(linear)
+        rows.append(
+            LinearRow(
+                layers=tuple(dict.fromkeys(index for index, _ in places)),
+                roles=tuple(dict.fromkeys(role for _, role in places)),
+                module=name,
+                out_features=out_features,
+                in_features=in_features,
+                parameters=sum(parameter.numel() for parameter in linear.parameters()),
+                break_even_rank=break_even_rank(out_features, in_features),
+            )
+        )
+    embeddings = {id(p): p.numel() for name in anatomy.embeddings for p in model.get_submodule(name).parameters()}
+    return Inspection(
+        model=type(model).__name__,
+        anatomy=anatomy,
+        linears=tuple(rows),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        linear_parameters=sum(row.parameters for row in rows),
+        embedding_parameters=sum(embeddings.values()),
+    )
+
+
+def to_table(inspection: Inspection) -> Group:
+    """The linears of layers that look alike in one row each, totals, and what is off."""
+    anatomy = inspection.anatomy
+    table = Table(title=f"{inspection.model} ({anatomy.family})", title_justify="left", title_style="bold")
+    for column in ("layers", "role", "linear", "out x in", "parameters each", "break-even rank"):
+        table.add_column(column, justify="left" if column in ("layers", "role", "linear") else "right", no_wrap=True)
+    for layers, row in _condensed(inspection):
+        table.add_row(
+            layers,
+            ", ".join(row.roles),
+            row.module,
+            f"{row.out_features} x {row.in_features}",
+            f"{row.parameters:,}",
+            str(row.break_even_rank),
+        )
+    share = inspection.linear_parameters / inspection.parameters
+    lines = [
+        f"parameters        {inspection.parameters:,}",
+        f"  of the linears  {inspection.linear_parameters:,} ({share:.1%}): what makd factorizes",
+        f"  of embeddings   {inspection.embedding_parameters:,}",
+        *(f"note: {note}" for note in anatomy.notes),
+        *(f"aspect {aspect} is off: {reason}" for aspect, reason in anatomy.off.items()),
+    ]
+    return Group(table, Text("\n".join(lines)))
+
+
+def _condensed(inspection: Inspection) -> Iterator[tuple[str, LinearRow]]:
+    """Rows that differ only in their layer's number, once, with the layers that they stand for."""
+    layer_names = {layer.index: layer.module for layer in inspection.anatomy.layers}
+    groups: dict[tuple[object, ...], list[LinearRow]] = {}
+    for row in inspection.linears:
+        layer = layer_names[row.layers[0]]
+        pattern = layer.rpartition(".")[0] + ".*" + row.module.removeprefix(layer)
+        groups.setdefault((pattern, row.roles, row.out_features, row.in_features, row.parameters), []).append(row)
+    for (pattern, *_), rows in groups.items():
+        indices = sorted({index for row in rows for index in row.layers})
+        first = rows[0]
+        shown = first if len(rows) == 1 else LinearRow(**{**vars(first), "module": str(pattern)})
+        yield _ranges(indices), shown
+
+
+def _ranges(indices: list[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -1,0 +1,159 @@
+"""Station 1: from a model to its `Anatomy`, by the row of its family, or from its structure where that is unambiguous."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from makd.anatomy.families import KNOWN, Fused, Place, Stack
+from makd.anatomy.roles import Anatomy, Layer, RoleLinear
+from makd.anatomy.structure import find_stack
+from makd.errors import UnsupportedModelError
+
+HEAD_NAMES = (
+    "lm_head",
+    "cls",
+    "classifier",
+    "qa_outputs",
+    "score",
+    "classification_head",
+    "qa_classifier",
+    "discriminator_predictions",
+)
+"""Where models keep what makes predictions, if `get_output_embeddings` does not say."""
+
+
+def resolve(model: PreTrainedModel) -> Anatomy:
+    """Where `model` keeps its layers, linears, attention, embeddings and head. Students resolve like their teachers.
+
+    Raises:
+        UnsupportedModelError: the architecture is not known, and its structure leaves more than one reading or none;
+            or it is known, but a linear is not where the family keeps it.
+    """
+    model_type = str(getattr(model.config, "model_type", ""))
+    base, prefix = _base_model(model)
+    family = KNOWN.get(model_type)
+    notes: tuple[str, ...] = ()
+    off: Mapping[str, str] = {}
+    if family is not None:
+        name, off = model_type, family.off
+        stacks = [stack for stack in family.stacks if _has(base, stack.layers)]
+    else:
+        name = "resolved from structure"
+        stack, notes, off = find_stack(base, model_type, sorted(KNOWN))
+        stacks = [stack]
+    layers: list[Layer] = []
+    for stack in stacks:
+        layers += _layers(base, prefix, stack, len(layers), model.config)
+    if not layers:
+        raise UnsupportedModelError(f"{type(model).__name__} ({model_type}) has no layers that makd could factorize.")
+    linears = tuple(dict.fromkeys(linear.module for layer in layers for linear in layer.roles.values()))
+    return Anatomy(
+        family=name,
+        layers=tuple(layers),
+        linears=linears,
+        embeddings=_embeddings(model),
+        head=_head(model),
+        is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
+        off=dict(off),
+        notes=notes,
+    )
+
+
+def linear_shape(linear: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) of a linear: `nn.Linear`, transformers' `Conv1D`, or a factored one.
+
+    Raises:
+        UnsupportedModelError: it is none of these.
+    """
+    if isinstance(linear, Conv1D):
+        return linear.weight.shape[1], linear.weight.shape[0]
+    shape = getattr(linear, "out_features", None), getattr(linear, "in_features", None)
+    if not isinstance(shape[0], int) or not isinstance(shape[1], int):
+        raise UnsupportedModelError(f"{type(linear).__name__} is not a linear that makd could factorize.")
+    return shape[0], shape[1]
+
+
+def _base_model(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The model without its head, and what stands before its names."""
+    base = model.base_model
+    if base is model:
+        return model, ""
+    return base, f"{model.base_model_prefix}."
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: object) -> Iterator[Layer]:
+    calls: dict[str, int] = {}
+    for index, name in enumerate(_layer_names(base, stack, config)):
+        layer = base.get_submodule(name)
+        roles = {}
+        for role, place in (*stack.linears.items(), *_variant(layer, stack), *stack.down.items()):
+            module = place.module if isinstance(place, Fused) else place
+            if not _has(layer, module):
+                raise UnsupportedModelError(
+                    f"{type(base).__name__} has no {name}.{module}, where its family keeps {role.value!r}. It is a "
+                    "variant that makd does not know; add a row for it to makd/anatomy/families.py."
+                )
+            out_features, _ = linear_shape(layer.get_submodule(module))
+            part = place.locate(out_features, config) if isinstance(place, Fused) else None
+            roles[role] = RoleLinear(f"{prefix}{name}.{module}", part)
+        calls[name] = calls.get(name, -1) + 1
+        yield Layer(
+            index=first + index,
+            stack=stack.kind,
+            module=prefix + name,
+            call=calls[name],
+            roles=roles,
+            attention=None if stack.attention is None else f"{prefix}{name}.{stack.attention}",
+            cross_attention=None if stack.cross_attention is None else f"{prefix}{name}.{stack.cross_attention}",
+        )
+
+
+def _variant(layer: nn.Module, stack: Stack) -> Iterator[tuple[object, Place]]:
+    """The linears of the first variant that the layer has; of the last, to be missed by name, if it has none."""
+    if not stack.variants:
+        return iter(())
+    fitting = (
+        variant
+        for variant in stack.variants
+        if all(_has(layer, place.module if isinstance(place, Fused) else place) for place in variant.values())
+    )
+    return iter(next(fitting, stack.variants[-1]).items())
+
+
+def _layer_names(base: nn.Module, stack: Stack, config: object) -> Iterator[str]:
+    """Names of the layers in the order of a forward; a shared one as often as it is called."""
+    modules = base.get_submodule(stack.layers)
+    assert isinstance(modules, nn.ModuleList)
+    if stack.shared_in_groups is None:
+        yield from (f"{stack.layers}.{index}" for index in range(len(modules)))
+        return
+    count = int(config.num_hidden_layers)  # type: ignore[attr-defined]
+    for index in range(count):
+        group = int(index / (count / len(modules)))
+        inner = modules[group].get_submodule(stack.shared_in_groups)
+        assert isinstance(inner, nn.ModuleList)
+        yield from (f"{stack.layers}.{group}.{stack.shared_in_groups}.{number}" for number in range(len(inner)))
+
+
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
+    return next((name for name, module in model.named_modules() if module is wanted), None)
+
+
+def _embeddings(model: PreTrainedModel) -> tuple[str, ...]:
+    name = _name_of(model, model.get_input_embeddings())
+    return () if name is None else (name,)
+
+
+def _head(model: PreTrainedModel) -> str | None:
+    name = _name_of(model, model.get_output_embeddings())
+    return name or next((head for head in HEAD_NAMES if hasattr(model, head)), None)

@@ -1,0 +1,108 @@
+"""Station 1 of the flow: the words in which every later station speaks of a model.
+
+A model is layers; a layer has linears with a `Role`; a fused linear holds several roles as slices of its output.
+Nothing here knows an architecture by name (that is `families`), and nothing after this station does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Role(str, Enum):
+    """What a linear does in its layer. The values are the names that plans and recipes use."""
+
+    QUERY = "q"
+    KEY = "k"
+    VALUE = "v"
+    OUTPUT = "o"
+    GATE = "gate"
+    UP = "up"
+    DOWN = "down"
+    CROSS_QUERY = "cross_q"
+    CROSS_KEY = "cross_k"
+    CROSS_VALUE = "cross_v"
+    CROSS_OUTPUT = "cross_o"
+
+    @property
+    def base(self) -> "Role":
+        """The role in self-attention that a cross-attention role answers to; any other role itself."""
+        return Role(self.value.removeprefix("cross_"))
+
+
+@dataclass(frozen=True)
+class OutputSlice:
+    """Where one role's output stands in the output of a fused linear.
+
+    The last axis is seen as (groups, width); the role has `start:stop` of every group. One group is a plain slice
+    (GPT-2, Phi-3); one group per head is GPT-NeoX's interleaving.
+    """
+
+    start: int
+    stop: int
+    groups: int = 1
+
+    @property
+    def features(self) -> int:
+        """Output features that belong to the role."""
+        return self.groups * (self.stop - self.start)
+
+    def select(self, output: Float[Tensor, "*batch out"]) -> Float[Tensor, "*batch role_out"]:
+        """The role's part of a fused linear's `output`."""
+        if self.groups == 1:
+            return output[..., self.start : self.stop]
+        grouped = output.unflatten(-1, (self.groups, -1))
+        return grouped[..., self.start : self.stop].flatten(-2)
+
+
+@dataclass(frozen=True)
+class RoleLinear:
+    """The linear (or the slice of one) that plays a role."""
+
+    module: str
+    """Name of the linear in the model, as `model.get_submodule` takes it."""
+    part: OutputSlice | None = None
+    """Its slice of the linear's output; None when the whole output is the role's."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of one stack, in forward order."""
+
+    index: int
+    """Counts over all stacks, the encoder's first."""
+    stack: Literal["encoder", "decoder"]
+    """Whose tokens the layer sees: with `decoder` in an encoder-decoder, the target's."""
+    module: str
+    """Name of the layer in the model. Its output (the first, of several) is the layer's hidden states."""
+    call: int
+    """Which call of `module` in one forward this layer is: 0, but for shared layers (ALBERT), where it counts up."""
+    roles: Mapping[Role, RoleLinear]
+    attention: str | None
+    """Name of the module that calls transformers' attention interface with this layer's self-attention, if any."""
+    cross_attention: str | None = None
+    """The same for cross-attention."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where a model keeps what makd works on. All names are as `model.get_submodule` takes them."""
+
+    family: str
+    """The row of `families` that fitted, or "resolved from structure"."""
+    layers: tuple[Layer, ...]
+    linears: tuple[str, ...]
+    """The linears that may be factorized: each once, in forward order. Not the embeddings, pooler, classifier, head."""
+    embeddings: tuple[str, ...]
+    """Token embeddings (one name, also for encoder-decoders that share them)."""
+    head: str | None
+    """The linear that gives logits over the vocabulary or the labels; None for a model that ends in hidden states."""
+    is_encoder_decoder: bool = False
+    off: Mapping[str, str] = field(default_factory=dict)
+    """Aspects that this model cannot offer, and why: aspect name -> reason."""
+    notes: tuple[str, ...] = ()
+    """Lines for the person who reads the log: what was resolved from structure, and what was not found."""

@@ -1,0 +1,75 @@
+"""The embedding aspect of station 5: what a sentence encoder is used for, one vector per text and their cosines."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Pooling = Literal["mean", "cls", "last"]
+"""How a text's vector is made from its tokens: their mean, the first real one, or the last real one."""
+
+_LEAST_NORM = 1e-6
+"""Vectors shorter than this have no direction; a smaller bound would let their gradients overflow."""
+
+
+def pool(
+    hidden: Float[Tensor, "batch tokens hidden"], mask: Bool[Tensor, "batch tokens"], how: Pooling
+) -> Float[Tensor, "batch hidden"]:
+    """One vector per text, from its real tokens only, padded on either side; zeros for a text that has none.
+
+    In float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError: `how` is not a pooling.
+    """
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if how == "mean":
+        total = torch.where(mask.unsqueeze(-1), wide, 0).sum(1)
+        return total / mask.sum(1, keepdim=True).clamp_min(1)
+    if how == "cls":
+        index = mask.int().argmax(1)
+    elif how == "last":
+        index = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+    else:
+        raise ValueError(f"A pooling is 'mean', 'cls' or 'last'; got {how!r}.")
+    chosen = wide[torch.arange(len(wide), device=wide.device), index]
+    return torch.where(mask.any(1, keepdim=True), chosen, 0)
+
+
+def embedding_distance(
+    student_hidden: Float[Tensor, "batch tokens hidden"],
+    teacher_hidden: Float[Tensor, "batch tokens hidden"],
+    mask: Bool[Tensor, "batch tokens"],
+    pooling: Pooling,
+) -> Float[Tensor, ""]:
+    """Mean over texts of 1 - cosine between the student's and the teacher's pooled vectors; in [0, 2].
+
+    Computed as half the squared distance of the unit vectors: the same number, but near 0 (where training ends) without
+    the cancellation of 1 - cosine, and exactly 0 for equal vectors.
+    """
+    student = _unit(pool(student_hidden, mask, pooling))
+    teacher = _unit(pool(teacher_hidden.detach(), mask, pooling))
+    return (student - teacher).square().sum(-1).mean() / 2
+
+
+def similarity_mse(
+    student_embeddings: Float[Tensor, "batch hidden"], teacher_embeddings: Float[Tensor, "batch teacher_hidden"]
+) -> Float[Tensor, ""]:
+    """Mean squared difference of the cosines between different texts of the batch; 0 for a batch of one.
+
+    The vectors may differ in size. Source: similarity-preserving distillation (Tung & Mori, arXiv 1907.09682), on
+    cosines, and without the diagonal, which is 1 on both sides.
+    """
+    student = _unit(student_embeddings)
+    teacher = _unit(teacher_embeddings.detach())
+    count = len(student)
+    with torch.autocast(student.device.type, enabled=False):
+        difference = student @ student.mT - teacher @ teacher.mT
+    off_diagonal = ~torch.eye(count, dtype=torch.bool, device=difference.device)
+    return torch.where(off_diagonal, difference, 0).square().sum() / max(1, count * (count - 1))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return torch.nn.functional.normalize(vectors, dim=-1, eps=_LEAST_NORM)

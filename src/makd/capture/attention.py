@@ -1,0 +1,111 @@
+"""What an attention layer was asked: its query, key and mask, post-rotary, taken where transformers hands them over.
+
+Every architecture that goes through `ALL_ATTENTION_FUNCTIONS` calls the implementation of its config ("sdpa",
+"flash_attention_2", "eager") with query, key, value and mask. While a recording is on, that entry leads through this
+module, which notes the references and lets the same implementation do the work: the model stays on its fast kernel,
+and attention weights are never asked for.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention implementation, by reference. P = softmax(query keyᵀ · scale + mask)."""
+
+    query: Float[Tensor, "batch heads tokens head_dim"]
+    key: Float[Tensor, "batch key_heads key_tokens head_dim"]
+    mask: Tensor | None
+    """Additive, or boolean with True where a key may be seen; broadcastable to (batch, heads, tokens, key_tokens)."""
+    is_causal: bool
+    """Whether the causal mask applies besides `mask`."""
+    scale: float
+    softcap: float | None
+    """Gemma 2's bound on scores: softcap · tanh(score / softcap), before the mask."""
+    position_bias: Float[Tensor, "#batch heads tokens key_tokens"] | None
+    """T5's learned bias, added to the scores. The student's has its own, and gradients reach it."""
+
+
+Recorder = Callable[[AttentionCall], None]
+_recorders: dict[nn.Module, list[Recorder]] = {}
+
+
+@contextmanager
+def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
+    """Inside the block, every attention call of a module in `recorders` is handed to its recorder, then computed.
+
+    Recordings may be nested (teacher and student); a module may be recorded by several.
+    """
+    for module, recorder in recorders.items():
+        _recorders.setdefault(module, []).append(recorder)
+    implementations = {module.config._attn_implementation or "eager" for module in recorders}
+    installed = [name for name in implementations if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "_makd_inner")]
+    for name in installed:
+        _install(name)
+    try:
+        yield
+    finally:
+        for name in installed:
+            _remove(name)
+        for module, recorder in recorders.items():
+            _recorders[module].remove(recorder)
+            if not _recorders[module]:
+                del _recorders[module]
+
+
+def _install(name: str) -> None:
+    had_override = name in ALL_ATTENTION_FUNCTIONS._local_mapping
+    inner = ALL_ATTENTION_FUNCTIONS.get(name)
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        for recorder in _recorders.get(module, ()):
+            recorder(_describe(module, name, query, key, attention_mask, kwargs))
+        implementation = inner if inner is not None else _own_eager(module)
+        return implementation(module, query, key, value, attention_mask, **kwargs)
+
+    attention._makd_inner = inner if had_override else None  # type: ignore[attr-defined]
+    ALL_ATTENTION_FUNCTIONS[name] = attention
+
+
+def _remove(name: str) -> None:
+    override = ALL_ATTENTION_FUNCTIONS._local_mapping[name]._makd_inner
+    if override is None:
+        del ALL_ATTENTION_FUNCTIONS[name]
+    else:
+        ALL_ATTENTION_FUNCTIONS[name] = override
+
+
+def _own_eager(module: nn.Module) -> Callable[..., Any]:
+    """Eager attention is not in transformers' table: each modeling file has its own, next to the module that calls."""
+    own: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+    return own
+
+
+def _describe(
+    module: nn.Module, name: str, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+) -> AttentionCall:
+    scale = kwargs.get("scaling")
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is not None and mask.dim() == 4:
+        # implementations that take a mask of score shape get the causal part inside it; eager knows no other way
+        is_causal, mask = False, mask[..., : key.shape[-2]]
+    return AttentionCall(
+        query=query,
+        key=key,
+        mask=mask,
+        is_causal=bool(is_causal) and name != "eager" and query.shape[-2] > 1,
+        scale=float(scale) if scale is not None else query.shape[-1] ** -0.5,
+        softcap=kwargs.get("softcap"),
+        position_bias=kwargs.get("position_bias"),
+    )

@@ -1,0 +1,105 @@
+"""Station 4: one forward of a model, and the tensors that plans ask for, by layer and role.
+
+Teacher and student have the same anatomy, so the same `Tap`s name the same tensors in both. Tensors are taken by
+reference: nothing is copied, and nothing outlives the `Recording`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from makd.anatomy import Anatomy, Layer, Role
+from makd.capture.attention import AttentionCall, record_attention
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tensor of one layer: the output of a role's linear, the layer's hidden states, or an attention call."""
+
+    layer: int
+    kind: Literal["linear", "hidden", "attention", "cross_attention"]
+    role: Role | None = None
+    """Whose output, with kind "linear"."""
+
+
+@dataclass
+class Recording:
+    """What one forward left behind."""
+
+    tensors: dict[Tap, Tensor] = field(default_factory=dict)
+    """Outputs of linears (batch, tokens, features) and hidden states (batch, tokens, hidden)."""
+    attention: dict[Tap, AttentionCall] = field(default_factory=dict)
+
+
+@contextmanager
+def capture(model: nn.Module, anatomy: Anatomy, taps: Sequence[Tap]) -> Iterator[Recording]:
+    """Record `taps` of the forward that runs inside the block; hooks are gone after it, also on an error.
+
+    One forward a block. A backward belongs outside: with gradient checkpointing it runs parts of the forward again.
+    """
+    recording = Recording()
+    with ExitStack() as hooks:
+        for name, wanted in _by_module(anatomy, taps).items():
+            handle = model.get_submodule(name).register_forward_hook(_keep_output(recording, wanted))
+            hooks.callback(handle.remove)
+        recorders = {
+            model.get_submodule(name): _keep_call(recording, wanted)
+            for name, wanted in _by_attention(anatomy, taps).items()
+        }
+        if recorders:
+            hooks.enter_context(record_attention(recorders))
+        yield recording
+
+
+def _by_module(anatomy: Anatomy, taps: Sequence[Tap]) -> dict[str, list[tuple[Tap, Layer]]]:
+    modules: dict[str, list[tuple[Tap, Layer]]] = {}
+    for tap in taps:
+        layer = anatomy.layers[tap.layer]
+        if tap.kind == "hidden":
+            modules.setdefault(layer.module, []).append((tap, layer))
+        elif tap.kind == "linear":
+            assert tap.role is not None
+            modules.setdefault(layer.roles[tap.role].module, []).append((tap, layer))
+    return modules
+
+
+def _by_attention(anatomy: Anatomy, taps: Sequence[Tap]) -> dict[str, list[tuple[Tap, Layer]]]:
+    modules: dict[str, list[tuple[Tap, Layer]]] = {}
+    for tap in taps:
+        layer = anatomy.layers[tap.layer]
+        name = {"attention": layer.attention, "cross_attention": layer.cross_attention}.get(tap.kind)
+        if name is not None:
+            modules.setdefault(name, []).append((tap, layer))
+    return modules
+
+
+def _keep_output(recording: Recording, wanted: list[tuple[Tap, Layer]]) -> Callable[..., None]:
+    """A forward hook. Modules that several layers share are told apart by counting their calls."""
+    calls = 0
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal calls
+        hidden = output[0] if isinstance(output, tuple) else output
+        for tap, layer in wanted:
+            if layer.call == calls:
+                part = None if tap.role is None else layer.roles[tap.role].part
+                recording.tensors[tap] = hidden if part is None else part.select(hidden)
+        calls += 1
+
+    return hook
+
+
+def _keep_call(recording: Recording, wanted: list[tuple[Tap, Layer]]) -> Callable[[AttentionCall], None]:
+    calls = 0
+
+    def recorder(call: AttentionCall) -> None:
+        nonlocal calls
+        for tap, layer in wanted:
+            if layer.call == calls:
+                recording.attention[tap] = call
+        calls += 1
+
+    return recorder

@@ -1,0 +1,384 @@
+"""The command line: every subcommand is one function, and its flags are that function's parameters.
+
+No logic of its own: it turns flags and YAML into the dataclasses (jsonargparse), calls the pipeline, and prints.
+Heavy imports wait until a subcommand runs, so that `makd --help` answers at once.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from makd.errors import MakdError
+from makd.registry import unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from makd.pipeline import Progress
+
+USER_ERROR = 2
+"""Exit code for what the user can mend."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `makd ARGUMENTS...`; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"makd {version('makd')}")
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown_name("command", words[0], COMMANDS)
+        return _run(words[0], words[1:])
+    except MakdError as error:
+        print(f"makd: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("makd: stopped. What was on disk is as it was.", file=sys.stderr)
+        return 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand."""
+
+    load: Callable[[], Callable[..., None]]
+    """Imports what it needs, and gives the function that does it."""
+    summary: str
+    example: str
+    positional: tuple[str, ...] = ()
+    """Parameters that stand without a flag."""
+
+
+def _run(name: str, words: list[str]) -> int:
+    import jsonargparse
+
+    command = COMMANDS[name]
+    function = command.load()
+    parser = jsonargparse.ArgumentParser(
+        prog=f"makd {name}", description=f"{command.summary}\n\nexample: {command.example}", exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    switches = [flag for flag in ("overwrite", "resume") if flag in function.__annotations__]
+    for parameter in command.positional:
+        parser.add_argument(parameter, type=str)
+    parser.add_function_arguments(function, as_positional=False, skip={*switches, *command.positional})
+    for flag in switches:
+        parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
+    try:
+        settings = parser.instantiate_classes(parser.parse_args(words))
+    except jsonargparse.ArgumentError as error:
+        raise MakdError(f"{_plain_text(error)}\nSee `makd {name} --help`.") from error
+    settings.pop("config", None)
+    _set_up_logging()
+    function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
+    return 0
+
+
+def _load_inspect() -> Callable[..., None]:
+    from makd.anatomy import describe, resolve, to_table
+    from makd.loading import load_model
+
+    def inspect(model: str, head: str = "auto") -> None:
+        """Print where a model keeps its layers and linears, their shapes, parameters and break-even ranks.
+
+        Args:
+            model: hub id, folder, .gguf file, or package:module/path.
+            head: auto, base, masked_lm, causal_lm, sequence_classification, ...
+        """
+        loaded = load_model(model, head)
+        _print(to_table(describe(loaded, resolve(loaded))))
+
+    return inspect
+
+
+def _load_compress() -> Callable[..., None]:
+    from makd import pipeline
+    from makd.config import Recipe
+    from makd.data import DataConfig
+    from makd.lowrank.budget import Budget
+
+    def compress(
+        teacher: str,
+        budget: Budget,
+        output: str,
+        data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+        tokenizer: str | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        """Make a student, teach it, measure it, save it.
+
+        Args:
+            teacher: hub id, folder, .gguf file, or package:module/path.
+            budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
+            output: folder for the student.
+            data: text to calibrate, train and evaluate on.
+            recipe: how the student is made.
+            tokenizer: where the tokenizer is, if not with the teacher.
+            overwrite: replace the output folder when all is done.
+            resume: go on from the last checkpoint of a run that was stopped.
+        """
+        with _progress_bars() as progress:
+            report = pipeline.compress(
+                teacher, data, budget, recipe, output,
+                tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
+            )  # fmt: skip
+        _print_metrics(report.metrics, f"{teacher} -> {report.folder}")
+
+    return compress
+
+
+def _load_factorize() -> Callable[..., None]:
+    from makd import pipeline
+    from makd.config import Recipe
+    from makd.data import DataConfig
+    from makd.lowrank.budget import Budget
+
+    def factorize(
+        teacher: str,
+        budget: Budget,
+        output: str,
+        data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+        tokenizer: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Make a student without training it, measure it, save it.
+
+        Args:
+            teacher: hub id, folder, .gguf file, or package:module/path.
+            budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
+            output: folder for the student.
+            data: text to calibrate and evaluate on.
+            recipe: how the student is made.
+            tokenizer: where the tokenizer is, if not with the teacher.
+            overwrite: replace the output folder when all is done.
+        """
+        with _progress_bars() as progress:
+            report = pipeline.factorize_only(
+                teacher, data, budget, recipe, output, tokenizer=tokenizer, overwrite=overwrite, on_progress=progress
+            )
+        _print_metrics(report.metrics, f"{teacher} -> {report.folder}")
+
+    return factorize
+
+
+def _load_distill() -> Callable[..., None]:
+    from makd import pipeline
+    from makd.config import Recipe
+    from makd.data import DataConfig
+
+    def distill(
+        student: str,
+        teacher: str,
+        output: str,
+        data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+        tokenizer: str | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        """Teach a saved student (further).
+
+        Args:
+            student: folder of a student.
+            teacher: hub id, folder, .gguf file, or package:module/path.
+            output: folder for the taught student.
+            data: text to train and evaluate on.
+            recipe: how the student is taught.
+            tokenizer: where the tokenizer is, if not with the teacher.
+            overwrite: replace the output folder when all is done.
+            resume: go on from the last checkpoint of a run that was stopped.
+        """
+        with _progress_bars() as progress:
+            report = pipeline.distill(
+                student, teacher, data, recipe, output,
+                tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
+            )  # fmt: skip
+        _print_metrics(report.metrics, f"{student} -> {report.folder}")
+
+    return distill
+
+
+def _load_evaluate() -> Callable[..., None]:
+    from makd import pipeline
+    from makd.config import Recipe
+    from makd.data import DataConfig
+    from makd.report import write_json
+
+    def evaluate(
+        student: str,
+        teacher: str,
+        data: DataConfig | None = None,
+        recipe: Recipe = Recipe(),  # noqa: B008 - frozen
+        tokenizer: str | None = None,
+        json: str | None = None,
+    ) -> None:
+        """Measure a saved student against its teacher on held-out text.
+
+        Args:
+            student: folder of a student.
+            teacher: hub id, folder, .gguf file, or package:module/path.
+            data: text to evaluate on; without it, the text that the student was made with.
+            recipe: its evaluation part says what is measured.
+            tokenizer: where the tokenizer is, if not with the teacher.
+            json: file to write the measurements to.
+        """
+        data = data or pipeline.data_of(student)
+        with _progress_bars() as progress:
+            metrics = pipeline.evaluate(student, teacher, data, recipe, tokenizer=tokenizer, on_progress=progress)
+        _print_metrics(metrics, f"{student} against {teacher}")
+        if json is not None:
+            write_json(Path(json), metrics)
+
+    return evaluate
+
+
+def _load_demo() -> Callable[..., None]:
+    from makd.demo import DEMOS, reload_in_new_process
+
+    def demo(name: str, output: str | None = None) -> None:
+        """Compress a real model that a Python package carries, and load the student in a new process.
+
+        Args:
+            name: minilm (an encoder) or smollm2 (a decoder).
+            output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
+        """
+        chosen = DEMOS[name]
+        folder = output or chosen.output
+        _run("compress", ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"])
+        print(reload_in_new_process(folder, chosen.auto_class))
+
+    return demo
+
+
+COMMANDS = {
+    "inspect": Command(
+        _load_inspect,
+        "Show where a model keeps its layers and linears, and at which ranks factors begin to save.",
+        "makd inspect sentence-transformers/all-MiniLM-L6-v2",
+        ("model",),
+    ),
+    "factorize": Command(
+        _load_factorize,
+        "Make a student without training it.",
+        "makd factorize --teacher MODEL --budget.keep_linears 0.5 --output runs/start",
+    ),
+    "distill": Command(
+        _load_distill,
+        "Teach a student that was factorized.",
+        "makd distill runs/start --teacher MODEL --output runs/taught",
+        ("student",),
+    ),
+    "compress": Command(
+        _load_compress,
+        "The whole path: factorize, distill, evaluate, save.",
+        "makd compress --config examples/minilm.yaml",
+    ),
+    "evaluate": Command(
+        _load_evaluate,
+        "Measure a student against its teacher.",
+        "makd evaluate runs/student --teacher MODEL",
+        ("student",),
+    ),
+    "demo": Command(
+        _load_demo,
+        "Compress a real model that a Python package carries, on this machine, without data.",
+        "makd demo minilm",
+        ("name",),
+    ),
+}
+
+_SWITCHES = {
+    "overwrite": "replace the output folder when all is done",
+    "resume": "go on from the last checkpoint of a run that was stopped",
+}
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: makd COMMAND ...\n\nSmaller copies of language models: low-rank factors, taught from several sides at "
+        f"once.\n\n{rows}\n\n`makd COMMAND --help` shows its settings; a YAML file (--config) can hold all of them.\n"
+        f"example: {COMMANDS['compress'].example}"
+    )
+
+
+def _plain_text(error: BaseException) -> str:
+    """What a person needs of a parser's error: our own text, if one of ours is inside."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MakdError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def _set_up_logging() -> None:
+    """Makd's own lines and the libraries' warnings go to stderr; the libraries' progress bars are silent."""
+    import datasets
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from transformers.utils import logging as transformers_logging
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logger = logging.getLogger("makd")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+@contextmanager
+def _progress_bars() -> "Iterator[Progress]":
+    """One bar for each kind of work, on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks or done < bars.tasks[tasks[what]].completed:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def _print_metrics(metrics: dict[str, Any], title: str) -> None:
+    from makd.report import metrics_table
+
+    _print(metrics_table(metrics, title))
+    seconds = "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items())
+    print(f"seconds: {seconds}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The settings of a whole run: one frozen dataclass, the same object in Python, in YAML and as flags.
+
+Each stage's own settings stand beside their stage; only `pipeline` and `cli` see the whole.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from makd.aspects import Plan
+from makd.distill import TrainingConfig
+from makd.errors import SettingError
+from makd.loading import HEADS, check_dtype
+from makd.lowrank.factorize import FactorizeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Which part of the training text the solvers see."""
+
+    rows: int = 400
+    """Rows (encoders) or blocks (decoders) of the training data."""
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least_one("calibration.rows", self.rows)
+        _at_least_one("calibration.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured on held-out rows."""
+
+    rows: int = 200
+    """Held-out rows, at most."""
+    batch_size: int = 16
+    latency: bool = True
+    """Whether forwards are timed, at batch 1 and 16."""
+    latency_tokens: int = 128
+    """Tokens of a row in the timed forwards."""
+
+    def __post_init__(self) -> None:
+        _at_least_one("evaluation.rows", self.rows)
+        _at_least_one("evaluation.batch_size", self.batch_size)
+        _at_least_one("evaluation.latency_tokens", self.latency_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a student is made, whatever the teacher, data and budget."""
+
+    head: str = "auto"
+    """Which head the teacher is loaded with: `auto` takes the checkpoint's own; or one of `makd.loading.HEADS`."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
+    plan: Plan = field(default_factory=Plan)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dtype: str = "float32"
+    """dtype of teacher and student: float32, bfloat16 or float16."""
+    device: str = "auto"
+    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
+    seed: int = 0
+    """Of everything random: order of the rows, held-out rows, dropout."""
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        if self.head != "auto":
+            HEADS[self.head]
+        if self.seed < 0:
+            raise SettingError(f"seed is at least 0; got {self.seed}.")
+
+    def find_device(self) -> torch.device:
+        """The device that `device` means on this machine.
+
+        Raises:
+            SettingError: it is not there.
+        """
+        if self.device == "auto":
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            return accelerator if accelerator is not None else torch.device("cpu")
+        try:
+            return torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise SettingError(f"device {self.device!r} is not there: {str(error).splitlines()[0]}") from error
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise SettingError(f"{name} is at least 1; got {value}.")

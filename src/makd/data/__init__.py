@@ -1,0 +1,17 @@
+"""Station 2: texts and tasks, as batches for calibration, training and evaluation."""
+
+from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, tokenize
+from makd.data.sources import DataConfig, Texts, hold_out, load_texts
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "Texts",
+    "collator",
+    "count_tokens",
+    "hold_out",
+    "load_texts",
+    "make_batches",
+    "reads_blocks",
+    "tokenize",
+]

@@ -1,0 +1,183 @@
+"""Station 2: from a name to texts. A hub id, a folder, a file and the built-in text all go through the same code.
+
+After this module every source is a `datasets.Dataset` with the columns `text`, and where there are any, `text_pair`
+and `label`.
+"""
+
+import pydoc_data.topics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+
+from makd.errors import DataError, SettingError
+
+BUILT_IN = "pydoc"
+"""Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
+PASSAGE_WORDS = 40
+"""Paragraphs of the built-in text are joined until a passage has this many words."""
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text a run uses, for calibration, training and evaluation."""
+
+    path: str = BUILT_IN
+    """`pydoc`, a hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv, .parquet or .txt file."""
+    name: str | None = None
+    """Configuration of a hub data set, such as `cola` of `nyu-mll/glue`."""
+    train_split: str = "train"
+    evaluation_split: str | None = None
+    """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
+    text_columns: tuple[str, ...] | None = None
+    """One column, or two for pairs. None takes `text`, or the only column that holds text."""
+    label_column: str | None = None
+    """Labels of a classification or regression; None distils without labels."""
+    max_length: int = 128
+    """Tokens of a row (encoders) or block (decoders)."""
+    held_out: float = 0.1
+    """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
+    rows: int | None = None
+    """At most so many training rows, the first ones; None takes all."""
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise SettingError(f"data.max_length is at least 2 tokens; got {self.max_length}.")
+        if not 0 < self.held_out < 1:
+            raise SettingError(f"data.held_out is a share of the rows, in (0, 1); got {self.held_out}.")
+        if self.rows is not None and self.rows < 1:
+            raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
+        if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
+            raise SettingError(f"data.text_columns names one column, or two for pairs; got {self.text_columns}.")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Training and evaluation rows: `text`, and where there are any `text_pair` and `label`."""
+
+    train: Dataset
+    evaluation: Dataset
+
+
+def load_texts(config: DataConfig, seed: int = 0) -> Texts:
+    """The rows that `config` names, without blank texts.
+
+    Raises:
+        DataError: there is nothing at `path`, a split or column is missing, or no text is left.
+    """
+    if config.path == BUILT_IN:
+        held_out = list(dict.fromkeys(_passages(held_out=True)))
+        seen = set(held_out)  # topics quote each other
+        train = [text for text in dict.fromkeys(_passages(held_out=False)) if text not in seen]
+        train_rows, evaluation = Dataset.from_dict({"text": train}), Dataset.from_dict({"text": held_out})
+        return Texts(_limit(train_rows, config.rows), evaluation)
+    splits = _load(config)
+    if config.train_split not in splits:
+        raise DataError(f"{config.path} has no split {config.train_split!r}; it has {', '.join(splits)}.")
+    train = _limit(_plain_columns(splits[config.train_split], config), config.rows)
+    name = config.evaluation_split
+    if name is None:
+        name = next((split for split in splits if split.startswith(("validation", "dev"))), None)
+        name = name or ("test" if "test" in splits else None)
+    if name is not None:
+        if name not in splits:
+            raise DataError(f"{config.path} has no split {name!r}; it has {', '.join(splits)}.")
+        return Texts(train, _plain_columns(splits[name], config))
+    return _split(train, config, seed)
+
+
+def hold_out(texts: list[str], config: DataConfig, seed: int = 0) -> Texts:
+    """The same for texts in hand: `config.held_out` of them are for evaluation.
+
+    Raises:
+        DataError: fewer than two of them are not blank.
+    """
+    return _split(Dataset.from_dict({"text": [text for text in texts if text.strip()]}), config, seed)
+
+
+def _split(rows: Dataset, config: DataConfig, seed: int) -> Texts:
+    if len(rows) < 2:
+        raise DataError(f"There are {len(rows)} rows of text; at least 2 are needed, one of them to evaluate on.")
+    parts = rows.train_test_split(test_size=max(1, round(config.held_out * len(rows))), seed=seed)
+    return Texts(parts["train"], parts["test"])
+
+
+def _passages(held_out: bool) -> Iterator[str]:
+    """Passages of the built-in text. Whole topics are held out, so evaluation is on subjects not seen in training."""
+    for index, name in enumerate(sorted(pydoc_data.topics.topics)):
+        if (index % 8 == 2) != held_out:
+            continue
+        words: list[str] = []
+        for paragraph in pydoc_data.topics.topics[name].split("\n\n"):
+            words += paragraph.split()
+            if len(words) >= PASSAGE_WORDS:
+                yield " ".join(words)
+                words = []
+        if words:
+            yield " ".join(words)
+
+
+def _load(config: DataConfig) -> DatasetDict:
+    path = Path(config.path).expanduser()
+    try:
+        if path.is_file():
+            if path.suffix not in FILE_FORMATS:
+                raise DataError(
+                    f"{config.path}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}."
+                )
+            return load_dataset(FILE_FORMATS[path.suffix], data_files={config.train_split: str(path)})
+        if not path.exists() and (path.is_absolute() or config.path.startswith((".", "~"))):
+            raise DataError(f"{config.path} does not exist. Give a folder, a file or a hub id.")
+        return load_dataset(str(path) if path.is_dir() else config.path, config.name)
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises many types for what is not there; the cause is kept
+        text = " ".join(str(error).split())[:400]
+        raise DataError(
+            f"No data could be loaded from {config.path!r}: {text} (give {BUILT_IN!r}, a hub id, a folder or a file)"
+        ) from error
+
+
+def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
+    """Only `text`, `text_pair` and `label`, without rows whose text is blank."""
+    columns = config.text_columns or _guess_text(rows, config)
+    wanted = [*columns, *([config.label_column] if config.label_column else [])]
+    missing = [name for name in wanted if name not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"{config.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
+        )
+    names = dict(zip(columns, ("text", "text_pair"), strict=False))
+    if config.label_column:
+        names[config.label_column] = "label"
+    rows = rows.select_columns(wanted)
+    for old, new in names.items():
+        if old != new:
+            rows = rows.rename_column(old, new)
+    rows = rows.filter(_has_text)
+    if len(rows) == 0:
+        raise DataError(f"{config.path} holds no text: every row of column {columns[0]!r} is blank.")
+    return rows
+
+
+def _guess_text(rows: Dataset, config: DataConfig) -> tuple[str, ...]:
+    if "text" in rows.column_names:
+        return ("text",)
+    strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) == "string"]
+    if len(strings) == 1:
+        return (strings[0],)
+    raise DataError(
+        f"{config.path} has no column 'text'; say which to read with data.text_columns "
+        f"(it has {', '.join(rows.column_names)})."
+    )
+
+
+def _has_text(row: dict[str, Any]) -> bool:
+    return isinstance(row["text"], str) and bool(row["text"].strip())
+
+
+def _limit(rows: Dataset, count: int | None) -> Dataset:
+    return rows if count is None or len(rows) <= count else rows.select(range(count))

@@ -1,0 +1,7 @@
+"""Station 6: teaching the student, as a `transformers.Trainer`."""
+
+from makd.distill.objective import aspect_losses, weighted_sum
+from makd.distill.trainer import DistillTrainer
+from makd.distill.training import TrainingConfig
+
+__all__ = ["DistillTrainer", "TrainingConfig", "aspect_losses", "weighted_sum"]

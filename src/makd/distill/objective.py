@@ -1,0 +1,159 @@
+"""Station 6: one teacher's forward and one student's, reduced to a loss for each aspect of a plan.
+
+This is where tensors from `capture` meet the losses of `aspects`. It knows no trainer.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from makd.anatomy import Anatomy
+from makd.anatomy.tokens import layer_tokens, role_tokens
+from makd.aspects import (
+    ActivePlan,
+    ActiveTerm,
+    attention_kl,
+    embedding_distance,
+    logits_kl,
+    normalised_mse,
+    pool,
+    regression_mse,
+    similarity_mse,
+)
+from makd.capture import AttentionCall, Recording, Tap
+from makd.errors import NumericsError
+
+Inputs = Mapping[str, Tensor]
+
+
+def aspect_losses(
+    plan: ActivePlan,
+    anatomy: Anatomy,
+    inputs: Inputs,
+    teacher: Recording,
+    student: Recording,
+    teacher_output: Any,
+    student_output: Any,
+) -> dict[str, Float[Tensor, ""]]:
+    """Loss of every aspect of `plan` on one batch, unweighted, each a mean over its layers, roles and real tokens.
+
+    Args:
+        plan: aspects, with the taps that both recordings hold.
+        anatomy: of the student; the teacher's has the same layers and roles.
+        inputs: the batch that both models read.
+        teacher: what the teacher's forward left, without gradients.
+        student: what the student's forward left.
+        teacher_output: the teacher's ModelOutput.
+        student_output: the student's ModelOutput.
+
+    Raises:
+        NumericsError: the teacher's captured tensors hold NaN or infinity on real tokens.
+    """
+    losses: dict[str, Tensor] = {}
+    for active in plan.terms:
+        aspect = active.term.aspect
+        if aspect == "task":
+            if student_output.get("loss") is not None:
+                losses[active.name] = student_output.loss
+        elif aspect == "logits":
+            losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
+        elif aspect in ("embedding", "similarity"):
+            losses[active.name] = _embedding(active, anatomy, inputs, teacher_output[0], student_output[0])
+        else:
+            compare = _attention if aspect == "attention" else _states
+            parts = [compare(tap, anatomy, inputs, teacher, student) for tap in active.taps]
+            losses[active.name] = torch.stack(parts).mean()
+    return losses
+
+
+def weighted_sum(plan: ActivePlan, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """What is minimised: the losses times their terms' weights.
+
+    Raises:
+        NumericsError: an aspect's loss is NaN or infinite, which training would never recover from.
+    """
+    total = sum(
+        (active.term.weight * losses[active.name] for active in plan.terms if active.name in losses),
+        start=torch.zeros((), device=next(iter(losses.values())).device),
+    )
+    if not bool(torch.isfinite(total)):
+        wrong = [name for name, loss in losses.items() if not bool(torch.isfinite(loss))]
+        raise NumericsError(
+            f"The loss of {', '.join(wrong) or 'the sum'} is not finite. Check the teacher for NaN or overflow "
+            "(float16 teachers overflow often; bfloat16 does not), and lower the learning rate."
+        )
+    return total
+
+
+def _states(tap: Tap, anatomy: Anatomy, inputs: Inputs, teacher: Recording, student: Recording) -> Float[Tensor, ""]:
+    """A linear's output or a layer's hidden states."""
+    layer = anatomy.layers[tap.layer]
+    role = tap.role
+    mask = layer_tokens(anatomy, layer, inputs) if role is None else role_tokens(anatomy, layer, role, inputs)
+    # OPT joins rows before its feed-forward: every tensor is given its (batch, tokens) back
+    ours, theirs = (side.tensors[tap].reshape(*mask.shape, -1) for side in (student, teacher))
+    return normalised_mse(ours, theirs, mask)
+
+
+def _attention(tap: Tap, anatomy: Anatomy, inputs: Inputs, teacher: Recording, student: Recording) -> Float[Tensor, ""]:
+    theirs, ours = teacher.attention[tap], student.attention[tap]
+    mask = _score_mask(theirs)
+    biased = theirs.position_bias is not None
+    divergence = attention_kl(
+        theirs.query,
+        theirs.key,
+        ours.query,
+        ours.key,
+        mask,
+        theirs.is_causal,
+        theirs.scale,
+        attention_mask_student=_score_mask(ours) if biased else None,
+        softcap=theirs.softcap,
+    )
+    real = layer_tokens(anatomy, anatomy.layers[tap.layer], inputs)[:, None, :]
+    return torch.where(real, divergence, 0.0).sum() / (real.sum() * divergence.shape[1])
+
+
+def _score_mask(call: AttentionCall) -> Tensor | None:
+    """One additive or boolean mask for the scores: padding (batch, keys) given room for heads and queries, and bias."""
+    mask = call.mask
+    if mask is not None and mask.dim() == 2:
+        mask = mask.bool()[:, None, None, :]
+    if call.position_bias is None:
+        return mask
+    if mask is None:
+        return call.position_bias
+    lowest = torch.finfo(call.position_bias.dtype).min
+    if mask.dtype == torch.bool:
+        return torch.where(mask, call.position_bias, lowest)
+    return (call.position_bias + mask).clamp(min=lowest)
+
+
+def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Any) -> Float[Tensor, ""]:
+    tokens = layer_tokens(anatomy, anatomy.layers[-1], inputs)
+    if "start_logits" in ours:  # question answering: two distributions over the tokens of a row
+        lowest = torch.finfo(torch.float32).min
+        parts = [
+            logits_kl(
+                torch.where(tokens, ours[name].float(), lowest),
+                torch.where(tokens, theirs[name].float(), lowest),
+                None,
+                active.term.temperature,
+            )
+            for name in ("start_logits", "end_logits")
+        ]
+        return torch.stack(parts).mean()
+    if ours.logits.shape[-1] == 1:
+        return regression_mse(ours.logits, theirs.logits)
+    mask = tokens if ours.logits.dim() == 3 else None  # one prediction a token, or one a row
+    return logits_kl(ours.logits, theirs.logits, mask, active.term.temperature)
+
+
+def _embedding(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Tensor, ours: Tensor) -> Float[Tensor, ""]:
+    mask, pooling = layer_tokens(anatomy, anatomy.layers[-1], inputs), active.term.pooling
+    if active.term.aspect == "embedding":
+        return embedding_distance(ours, theirs, mask, pooling)
+    return similarity_mse(pool(ours, mask, pooling), pool(theirs, mask, pooling))

@@ -1,0 +1,161 @@
+"""Station 6: transformers' Trainer, with the loss of a plan.
+
+Everything that is not the loss is the Trainer's own: accumulation, mixed precision, checkpoints and resuming, data
+parallelism, evaluation during training, loggers. The teacher is a frozen guest: eval mode, no gradients, no optimizer
+state, and it is not part of what is saved.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from makd.anatomy import Anatomy, resolve
+from makd.aspects import ActivePlan, Plan, activate
+from makd.capture import Recording, capture
+from makd.distill.objective import aspect_losses, weighted_sum
+from makd.errors import SettingError
+
+
+class DistillTrainer(Trainer):
+    """Teach `model` to mimic `teacher` as `plan` says.
+
+    The batches may hold labels or not; with labels (or a causal language model's own tokens) the plan's `task` term
+    adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`, `hidden`, … and
+    `eval_matrix`, … during evaluation.
+    """
+
+    loss_is_scaled_for_ga = False  # a batch's mean: the Trainer divides it by the accumulation steps
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        plan: Plan | str = "full",
+        student_dropout: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Arguments besides these are `transformers.Trainer`'s.
+
+        Args:
+            model: the student, as `makd.factorize` makes it.
+            teacher: the model to mimic: same architecture, same layers.
+            plan: a `Plan`, or a preset's name.
+            student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
+                which the student is fitted to, have none.
+            kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
+
+        Raises:
+            SettingError: teacher and student have other layers, or the plan does not fit the model.
+            UnknownNameError: the plan has no such name.
+        """
+        plan = Plan(preset=plan) if isinstance(plan, str) else plan
+        self.anatomy: Anatomy = resolve(model)
+        self.teacher_anatomy: Anatomy = resolve(teacher)
+        _check_pair(self.anatomy, self.teacher_anatomy)
+        self.plan: ActivePlan = activate(plan, self.anatomy)
+        self.student_dropout = student_dropout
+        self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        self._counts: dict[bool, dict[str, int]] = {True: defaultdict(int), False: defaultdict(int)}
+        super().__init__(model=model, **kwargs)
+        _check_checkpointing(self.args)
+        self.teacher = teacher.to(self.args.device).eval()
+        # labels are optional: without this the Trainer would not report a loss on batches that have none
+        self.can_return_loss = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The plan's weighted sum on one batch. The Trainer calls it, in training and in evaluation."""
+        training = model.training
+        if training and not self.student_dropout:
+            self._switch_dropout_off(model)
+        student = self.accelerator.unwrap_model(model)
+        theirs, teacher_output = self._teach(inputs)
+        with capture(student, self.anatomy, self.plan.taps) as ours:
+            output = model(**inputs)
+        losses = aspect_losses(self.plan, self.anatomy, inputs, theirs, ours, teacher_output, output)
+        total = weighted_sum(self.plan, losses)
+        self._note(training, losses)
+        return (total, output) if return_outputs else total
+
+    @torch.no_grad()
+    def _teach(self, inputs: dict[str, Any]) -> tuple[Recording, Any]:
+        """The teacher's forward on the batch, without labels: its own loss is of no use."""
+        questions = {name: value for name, value in inputs.items() if name not in ("labels", *self.label_names)}
+        with self.accelerator.autocast(), capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording:
+            output = self.teacher(**questions)
+        return recording, output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """The plan's loss on an evaluation batch, with or without labels, and the student's logits for metrics."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), output.get("logits"), inputs.get("labels")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each aspect's mean loss since the last log."""
+        if "loss" in logs:
+            logs.update(self._means(training=True))
+        if any(name.endswith("_loss") for name in logs):
+            prefix = next(name for name in logs if name.endswith("_loss")).removesuffix("loss")
+            logs.update({prefix + name: value for name, value in self._means(training=False).items()})
+        super().log(logs, start_time)
+
+    def _note(self, training: bool, losses: dict[str, Tensor]) -> None:
+        """Add up on the device: reading a value would make an accelerator wait."""
+        sums, counts = self._sums[training], self._counts[training]
+        for name, loss in losses.items():
+            sums[name] = loss.detach().float() + sums.get(name, 0.0)
+            counts[name] += 1
+
+    def _means(self, training: bool) -> dict[str, float]:
+        sums, counts = self._sums[training], self._counts[training]
+        means = {name: float(total) / counts[name] for name, total in sums.items()}
+        sums.clear()
+        counts.clear()
+        return means
+
+    @staticmethod
+    def _switch_dropout_off(model: nn.Module) -> None:
+        """Eval mode, but for the layers that checkpoint only while training. The Trainer's next step undoes it.
+
+        It must outlast the loss: gradient checkpointing computes the layers again in the backward, and the same way.
+        """
+        for module in model.modules():
+            module.training = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+
+
+def _check_pair(student: Anatomy, teacher: Anatomy) -> None:
+    if len(student.layers) != len(teacher.layers) or any(
+        ours.roles.keys() != theirs.roles.keys() for ours, theirs in zip(student.layers, teacher.layers, strict=True)
+    ):
+        raise SettingError(
+            f"Teacher ({teacher.family}, {len(teacher.layers)} layers) and student ({student.family}, "
+            f"{len(student.layers)} layers) do not line up. Make the student with makd.factorize from this teacher."
+        )
+
+
+def _check_checkpointing(args: Any) -> None:
+    settings = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and settings.get("use_reentrant"):
+        raise SettingError(
+            "gradient_checkpointing_kwargs has use_reentrant=True: captured tensors would carry no gradient there, and "
+            "every aspect but logits would be lost. Set it to False."
+        )

@@ -1,0 +1,100 @@
+"""Station 6: the settings of a training run, and the Trainer's arguments that they stand for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from makd.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long and how fast the student learns. What is not here is `transformers.TrainingArguments`' default."""
+
+    steps: int | None = None
+    """Optimizer steps; None trains for `epochs`; 0 leaves the student as it was factorized."""
+    epochs: float = 3.0
+    """Passes over the training rows, where `steps` is not given."""
+    batch_size: int = 16
+    """Rows of a forward, on each device."""
+    accumulate: int = 1
+    """Forwards of an optimizer step."""
+    learning_rate: float = 5e-4
+    """Peak of the schedule. A good start wants a small one: too large a first step throws it away."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from 0, in [0, 1)."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    """How the learning rate falls after that."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: forwards under autocast; parameters and optimizer stay as they are."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward instead of keeping their activations: slower, smaller."""
+    student_dropout: bool = False
+    """Whether the student's dropout is on in training."""
+    trainable: Literal["all", "linears"] = "all"
+    """Which parameters learn: all, or those of the factorizable linears only."""
+    log_every: int = 10
+    """Steps between log lines."""
+    evaluate_every: int | None = None
+    """Steps between evaluations of the plan's loss on held-out rows; None evaluates at the end only."""
+    save_every: int | None = None
+    """Steps between checkpoints, from which `--resume` goes on; None keeps none."""
+    report_to: str = "none"
+    """`none`, `tensorboard`, `wandb`, … as the Trainer takes it."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "steps": (self.steps is None or self.steps >= 0, "at least 0, or null to train for `epochs`"),
+            "epochs": (self.epochs > 0, "above 0"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "warmup": (0 <= self.warmup < 1, "a share of the steps, in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
+            "log_every": (self.log_every >= 1, "at least 1"),
+            "evaluate_every": (self.evaluate_every is None or self.evaluate_every >= 1, "at least 1, or null"),
+            "save_every": (self.save_every is None or self.save_every >= 1, "at least 1, or null"),
+        }
+        for name, (fine, allowed) in checks.items():
+            if not fine:
+                raise SettingError(f"training.{name} is {allowed}; got {getattr(self, name)}.")
+
+    def to_arguments(self, output: Path, seed: int, use_cpu: bool) -> TrainingArguments:
+        """The Trainer's arguments; checkpoints go to `output`."""
+        return TrainingArguments(
+            output_dir=str(output),
+            max_steps=-1 if self.steps is None else self.steps,
+            num_train_epochs=self.epochs,
+            per_device_train_batch_size=self.batch_size,
+            per_device_eval_batch_size=self.batch_size,
+            gradient_accumulation_steps=self.accumulate,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup,
+            lr_scheduler_type=self.schedule,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            bf16=self.precision == "bfloat16",
+            activation_checkpointing=self.gradient_checkpointing,
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+            include_num_input_tokens_seen="non_padding",
+            remove_unused_columns=False,
+            logging_steps=self.log_every,
+            eval_strategy="no" if self.evaluate_every is None else "steps",
+            eval_steps=self.evaluate_every,
+            save_strategy="no" if self.save_every is None else "steps",
+            save_steps=self.save_every or 500,
+            save_total_limit=2,
+            report_to=self.report_to,
+            seed=seed,
+            data_seed=seed,
+            use_cpu=use_cpu,
+            disable_tqdm=True,
+            dataloader_pin_memory=not use_cpu,
+        )

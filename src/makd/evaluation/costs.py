@@ -1,0 +1,59 @@
+"""Station 7: what a model costs: parameters, bytes on disk, latency."""
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy
+
+
+def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]:
+    """`total`: every parameter once. `linears`: weights and biases of the factorizable linears, factored or not."""
+    linears = {id(p): p.numel() for name in anatomy.linears for p in model.get_submodule(name).parameters()}
+    return {"total": sum(p.numel() for p in model.parameters()), "linears": sum(linears.values())}
+
+
+def bytes_on_disk(folder: str | Path) -> int:
+    """Bytes of the weight files (.safetensors) in `folder`."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def stored_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the weights of `model` if it were saved as it is, tied ones once."""
+    tensors = {value.data_ptr(): value for value in model.state_dict().values()}
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+@torch.no_grad()
+def latency(
+    models: dict[str, PreTrainedModel], batch_size: int, tokens: int = 128, repeats: int = 15
+) -> dict[str, float]:
+    """Median milliseconds of a forward of each model on one batch of `tokens` real tokens a row.
+
+    The models take turns, so that a machine that slows down or speeds up meanwhile does so for all of them.
+    """
+    inputs = {}
+    for name, model in models.items():
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        ids = torch.randint(0, vocabulary, (batch_size, tokens), generator=torch.Generator().manual_seed(0))
+        inputs[name] = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
+        if model.config.is_encoder_decoder:
+            inputs[name]["decoder_input_ids"] = inputs[name]["input_ids"]
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(repeats + 2):
+        for name, model in models.items():
+            _wait(model)
+            start = time.perf_counter()
+            model.eval()(**inputs[name])
+            _wait(model)
+            if turn >= 2:  # the first calls set up kernels
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

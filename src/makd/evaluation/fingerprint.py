@@ -1,0 +1,25 @@
+"""Station 7: a short text that says whether two models are the same, bit for bit."""
+
+import hashlib
+
+import torch
+from transformers import PreTrainedModel
+
+TOKENS = 32
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of the outputs of `model` (states or logits, as raw bytes) on fixed token ids.
+
+    Equal on one machine with one number of threads if, and hardly but if, all weights are equal.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(2 * TOKENS).reshape(2, TOKENS) * 7919 % vocabulary).to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    was_training = model.training
+    output = model.eval()(**inputs)[0]
+    model.train(was_training)
+    return hashlib.sha256(output.float().cpu().contiguous().numpy().tobytes()).hexdigest()

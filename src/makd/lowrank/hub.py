@@ -1,0 +1,206 @@
+"""How transformers saves and loads a student: as an ordinary model, without remote code.
+
+The ranks stand in `config.json` under `quantization_config`, transformers' place for "the modules of this checkpoint
+are not those of the architecture". Importing makd registers a quantizer that puts `LowRankLinear`s where the config
+says so before the weights are read. After that nothing of it stays on the model: a student is not "quantized", and
+`.half()`, `.float()`, the Trainer and every head work as on any other model.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from makd.anatomy import linear_shape
+from makd.errors import ModelLoadError
+from makd.lowrank.linear import LowRankLinear
+
+METHOD = "makd"
+FORMAT = 1
+"""Version of what is stored; a reader refuses a higher one."""
+
+
+@register_quantization_config(METHOD)
+class StudentConfig(QuantizationConfigMixin):
+    """What a student's `config.json` says of it: which linears are factored at which rank, and its size.
+
+    Args:
+        ranks: name of a linear in the saved model -> its rank.
+        parameters: counts that a load must find again: `factored` (weights and biases of the factored linears),
+            `vocabulary` (token embeddings and LM head, which a user may resize) and `total`.
+        architecture: class of the model that was counted.
+        format: version of this layout.
+        quant_method: always "makd"; transformers finds the quantizer by it.
+    """
+
+    def __init__(
+        self,
+        ranks: Mapping[str, int],
+        parameters: Mapping[str, int],
+        architecture: str,
+        format: int = FORMAT,
+        quant_method: str = METHOD,
+    ) -> None:
+        if format > FORMAT:
+            raise ModelLoadError(
+                f"This student was saved in makd's format {format}; this makd reads up to {FORMAT}. Update makd."
+            )
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.ranks = dict(ranks)
+        self.parameters = dict(parameters)
+        self.architecture = architecture
+        self.format = format
+
+
+@register_quantizer(METHOD)
+class StudentLoader(HfQuantizer):
+    """Puts factored linears into an empty model before its weights are read, and counts after."""
+
+    requires_calibration = False
+    quantization_config: StudentConfig
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **_: Any
+    ) -> PreTrainedModel:
+        if checkpoint_files is not None:
+            _check_files(list(checkpoint_files), self.quantization_config)
+        for name, rank in self.quantization_config.ranks.items():
+            found = find_module_name(model, name)
+            if found is None:
+                continue
+            linear = model.get_submodule(found)
+            out_features, in_features = linear_shape(linear)
+            has_bias = getattr(linear, "bias", None) is not None
+            # the caller is inside `torch.device("meta")`: no memory is taken here
+            model.set_submodule(found, LowRankLinear(in_features, out_features, rank, has_bias))
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        check_parameters(model, self.quantization_config)
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.__dict__.pop("is_quantized", None)
+                module.__dict__.pop("quantization_method", None)
+        model.__dict__.pop("hf_quantizer", None)
+        return model
+
+    def is_serializable(self) -> bool:
+        """A student can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Its factors are ordinary parameters."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Asked for by the Trainer while a model still counts as quantized."""
+        return True
+
+
+def mark_student(student: PreTrainedModel) -> None:
+    """Write into `student.config` what a load needs to build it again. Call after its linears were replaced."""
+    ranks = {name: module.rank for name, module in student.named_modules() if isinstance(module, LowRankLinear)}
+    if ranks:
+        student.config.quantization_config = StudentConfig(ranks, count_parameters(student), type(student).__name__)
+
+
+def is_student(model: PreTrainedModel) -> bool:
+    """Whether `model` has factored linears."""
+    return any(isinstance(module, LowRankLinear) for module in model.modules())
+
+
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters of `model`, shared ones once: `total`, `factored` linears' and the `vocabulary` matrices'."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    vocabulary = {id(p): p.numel() for end in ends if end is not None for p in end.parameters()}
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "factored": _count(module for module in model.modules() if isinstance(module, LowRankLinear)),
+        "vocabulary": sum(vocabulary.values()),
+    }
+
+
+def find_module_name(model: PreTrainedModel, saved_name: str) -> str | None:
+    """The name that a linear called `saved_name` in the saved model has in `model`, perhaps under another head.
+
+    Under a head, names gain the base model's prefix; without one they lose it. None when `model` does not have that
+    part at all (a T5 encoder has no decoder, a base model no LM head).
+
+    Raises:
+        ModelLoadError: the part is there, but not the linear.
+    """
+    prefix = f"{model.base_model_prefix}."
+    names = dict(model.named_modules())
+    candidates = (saved_name, prefix + saved_name, saved_name.removeprefix(prefix))
+    for candidate in candidates:
+        module = names.get(candidate)
+        if isinstance(module, nn.Linear | Conv1D | LowRankLinear):
+            return candidate
+    for candidate in candidates:
+        if candidate.split(".")[0] + "." != prefix and candidate.split(".")[0] in names:
+            raise ModelLoadError(
+                f"config.json says that {saved_name!r} is factored, but {type(model).__name__} has no such linear. "
+                "The config and the model class do not fit together."
+            )
+    return None
+
+
+def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
+    """Compare the counts of a loaded `model` with those in its config.
+
+    The vocabulary's matrices are left out (embeddings may be resized). Under another head than the saved one only the
+    factored linears can be compared.
+
+    Raises:
+        ModelLoadError: they differ.
+    """
+    found, expected = count_parameters(model), config.parameters
+    same_class = type(model).__name__ == config.architecture
+    whole = len(config.ranks) == sum(isinstance(module, LowRankLinear) for module in model.modules())
+    checks = {}
+    if whole:
+        checks["factored linears"] = (found["factored"], expected["factored"])
+    if same_class:
+        checks["parameters outside the vocabulary"] = (
+            found["total"] - found["vocabulary"],
+            expected["total"] - expected["vocabulary"],
+        )
+    for what, (have, want) in checks.items():
+        if have != want:
+            raise ModelLoadError(
+                f"The loaded model has {have:,} {what}; its config.json says {want:,}. The files do not belong "
+                "together, or were changed after saving: save the student again, with its config and weights at once."
+            )
+
+
+def _check_files(checkpoint_files: list[str], config: StudentConfig) -> None:
+    """Factored weights must stand in the files: a tensor that is missing would be filled at random by transformers.
+
+    Raises:
+        ModelLoadError: the files hold another number of factored parameters than the config says.
+    """
+    found = 0
+    for file in checkpoint_files:
+        if not file.endswith(".safetensors"):
+            raise ModelLoadError(f"{file}: a student is stored as safetensors, and only so.")
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if name.endswith((".reduce.weight", ".expand.weight", ".expand.bias")):
+                    found += math.prod(tensors.get_slice(name).get_shape())
+    if found != config.parameters["factored"]:
+        raise ModelLoadError(
+            f"The weight files hold {found:,} parameters of factored linears; config.json says "
+            f"{config.parameters['factored']:,}. The weights are not this student's: copy its folder again, whole."
+        )
+
+
+def _count(modules: Iterable[nn.Module]) -> int:
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())

@@ -1,0 +1,84 @@
+"""The layer that a student has in the place of a teacher's linear.
+
+Stands between the solvers, which make its factors, and `hub`, which saves and loads it.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from makd.lowrank.factors import Factors
+
+
+class LowRankLinear(nn.Module):
+    """y = expand(reduce(x)): W ~ B A with A `reduce` (rank, in) and B `expand` (out, rank), and W's bias.
+
+    Both factors are plain `nn.Linear`, so whatever works on linears (adapters, quantizers, exporters) works on them.
+    It has rank · (in + out) weights, fewer than W as long as rank < in · out / (in + out).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Factors with nn.Linear's random start; `from_factors` makes a layer with solved ones.
+
+        Raises:
+            ValueError: `rank` is not in 1..min(in_features, out_features).
+        """
+        super().__init__()
+        if not 1 <= rank <= min(in_features, out_features):
+            raise ValueError(
+                f"rank is in 1..{min(in_features, out_features)} for {out_features} x {in_features}; got {rank}."
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.reduce = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.expand = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    @staticmethod
+    def from_factors(factors: Factors, bias: Float[Tensor, " out"] | None) -> "LowRankLinear":
+        """The layer with these factors, in their dtype and on their device; `bias` is the teacher's own.
+
+        A bias that the solver refitted (`factors.bias`) goes before `bias`.
+        """
+        bias = factors.bias if factors.bias is not None else bias
+        out_features, rank = factors.expand.shape
+        layer = LowRankLinear(
+            factors.reduce.shape[1], out_features, rank, bias is not None, factors.expand.device, factors.expand.dtype
+        )
+        with torch.no_grad():
+            layer.reduce.weight.copy_(factors.reduce)
+            layer.expand.weight.copy_(factors.expand)
+            if bias is not None:
+                layer.expand.bias.copy_(bias)
+        return layer
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The factor that writes the output: for code that reads a linear's dtype or device off its weight (T5)."""
+        return self.expand.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias (out,), if there is one."""
+        return self.expand.bias
+
+    def dense_weight(self) -> Float[Tensor, "out inp"]:
+        """B A, the matrix that the factors stand for."""
+        return self.expand.weight @ self.reduce.weight
+
+    def forward(self, inputs: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
+        """B (A x) + b."""
+        output: Tensor = self.expand(self.reduce(inputs))
+        return output
+
+    def extra_repr(self) -> str:
+        """What `print(model)` says of it."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"

@@ -1,0 +1,384 @@
+"""The whole method on one page. Read this first; the folders are its stations, in this order."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from makd.anatomy import resolve
+from makd.aspects import activate
+from makd.config import Recipe
+from makd.data import (
+    Batch,
+    DataConfig,
+    collator,
+    count_tokens,
+    hold_out,
+    load_texts,
+    make_batches,
+    reads_blocks,
+    tokenize,
+)
+from makd.distill import DistillTrainer
+from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
+from makd.loading import check_dtype, load_model, load_tokenizer, locate
+from makd.lowrank.budget import Budget
+from makd.lowrank.factorize import factorize
+from makd.report import OutputFolder, describe_environment, write_card, write_json, write_recipe
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is going on, how much is done, of how much)."""
+
+Data = DataConfig | str | list[str]
+
+SENTENCE_TRANSFORMERS_FILES = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling",
+    "2_Normalize",
+)
+"""What a sentence-transformers folder has besides the model; copied, so that the student opens there too."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found, and where the student is."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    """The content of `metrics.json`."""
+
+
+def compress(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    budget: Budget,
+    recipe: Recipe | None = None,
+    output: str | Path = "runs/student",
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Make a student of `teacher` within `budget`, teach it, measure it and save it.
+
+    Args:
+        teacher: hub id, folder, `.gguf` file, or `package:module/path` of a model inside a Python package; or a model.
+        data: text to calibrate, train and evaluate on: a `DataConfig`, its path alone, or a list of texts.
+        budget: how many parameters the student may have.
+        recipe: how it is made; None takes the defaults.
+        output: folder for the student, its tokenizer, `recipe.yaml`, `metrics.json` and `environment.json`. It appears
+            when all is done; until then the work stands beside it.
+        tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
+        overwrite: whether a folder that is not empty may be replaced.
+        resume: go on from the last checkpoint of a run that was stopped (`training.save_every` keeps them).
+        on_progress: called as the work goes on, for progress bars.
+
+    Returns:
+        The measurements, and where the student is.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
+    """
+    run = _start(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress)
+    student = _factorize(run, budget)
+    run.scores["before"] = run.score(student)
+    with run.folder.work() as result:
+        _distill(run, student)
+        run.scores["after"] = run.score(student)
+        return _finish(run, student, result, {"budget": budget})
+
+
+def factorize_only(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    budget: Budget,
+    recipe: Recipe | None = None,
+    output: str | Path = "runs/student",
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Make a student and measure it, without training. Arguments and errors are those of `compress`."""
+    run = _start(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress)
+    student = _factorize(run, budget)
+    with run.folder.work() as result:
+        run.scores["after"] = run.score(student)
+        return _finish(run, student, result, {"budget": budget})
+
+
+def distill(
+    student: str | PreTrainedModel,
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe | None = None,
+    output: str | Path = "runs/student",
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
+    run = _start(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress)
+    model = _model(student, run.recipe, run.teacher.device)
+    run.scores["before"] = run.score(model)
+    with run.folder.work() as result:
+        _distill(run, model)
+        run.scores["after"] = run.score(model)
+        return _finish(run, model, result, {"student": _name(student)})
+
+
+def evaluate(
+    student: str | PreTrainedModel,
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe | None = None,
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training."""
+    run = _start(teacher, data, recipe, None, tokenizer, False, False, on_progress)
+    model = _model(student, run.recipe, run.teacher.device)
+    run.scores["after"] = run.score(model)
+    return run.measure(model, stored_bytes(model))
+
+
+def data_of(student: str) -> DataConfig:
+    """The data that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none."""
+    recipe = Path(locate(student).folder) / "recipe.yaml"
+    if not recipe.is_file():
+        return DataConfig()
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    if settings["text_columns"] is not None:
+        settings["text_columns"] = tuple(settings["text_columns"])
+    return DataConfig(**settings)
+
+
+@dataclass
+class _Run:
+    """What the stages of one run share."""
+
+    teacher_name: str
+    data: DataConfig | None
+    recipe: Recipe
+    folder: OutputFolder
+    progress: Progress
+    tokenizer_name: str | None
+    """None when it came with the teacher."""
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    calibration: list[Batch]
+    held_out: Dataset
+    held_out_batches: list[Batch]
+    resume: bool
+    started: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    training_tokens: int = 0
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Add what the block takes to the seconds of `stage`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def score(self, student: PreTrainedModel) -> dict[str, float]:
+        """Fidelity on the held-out rows, and the perplexity of a causal language model."""
+        self.progress("evaluate", 0, 1)
+        with self.clock("evaluate"):
+            scores = fidelity(student, self.teacher, self.held_out_batches)
+            if reads_blocks(student):
+                scores["perplexity"] = perplexity(student, self.held_out_batches)
+        self.progress("evaluate", 1, 1)
+        return scores
+
+    def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
+        """Everything that `metrics.json` holds."""
+        anatomy, pair = resolve(student), {"teacher": self.teacher, "student": student}
+        counts = {side: parameter_counts(model, anatomy) for side, model in pair.items()}
+        metrics: dict[str, Any] = {
+            "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
+            "bytes": {"teacher": stored_bytes(self.teacher), "student": student_bytes},
+            "fidelity": {
+                when: {name: value for name, value in scores.items() if name != "perplexity"}
+                for when, scores in self.scores.items()
+            },
+        }
+        with self.clock("evaluate"):
+            if reads_blocks(student):
+                found = {when: scores["perplexity"] for when, scores in self.scores.items()}
+                metrics["perplexity"] = {"teacher": perplexity(self.teacher, self.held_out_batches), **found}
+            if self.recipe.evaluation.latency:
+                metrics["latency_ms"] = self._latency(pair)
+        metrics["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
+        metrics["tokens"] = {
+            "calibration": count_tokens(self.calibration),
+            "training": self.training_tokens,
+            "evaluation": count_tokens(self.held_out_batches),
+        }
+        return metrics
+
+    def _latency(self, pair: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
+        self.progress("time forwards", 0, 2)
+        found: dict[str, dict[str, float]] = {side: {} for side in pair}
+        for done, batch in enumerate((1, 16), start=1):
+            repeats = 15 if batch == 1 else 5
+            for side, value in latency(pair, batch, self.recipe.evaluation.latency_tokens, repeats).items():
+                found[side][f"batch{batch}"] = value
+            self.progress("time forwards", done, 2)
+        return found
+
+
+def _start(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe | None,
+    output: str | Path | None,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    overwrite: bool,
+    resume: bool,
+    on_progress: Progress | None,
+) -> _Run:
+    """Check what can be checked, load the teacher and the text: everything that can fail early does so here."""
+    started = time.perf_counter()
+    recipe = recipe or Recipe()
+    data = DataConfig(path=data) if isinstance(data, str) else data
+    settings = data if isinstance(data, DataConfig) else DataConfig()
+    folder = OutputFolder(Path(output or "runs"), overwrite=overwrite or output is None, resume=resume)
+    device = recipe.find_device()
+    set_seed(recipe.seed)
+    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or _name(teacher))
+    model = _model(teacher, recipe, device)
+    activate(recipe.plan, resolve(model))
+    texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
+    train = tokenize(texts.train, words, model, settings.max_length, recipe.seed)
+    held_out = tokenize(texts.evaluation, words, model, settings.max_length, recipe.seed)
+    held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
+    calibration = recipe.calibration
+    return _Run(
+        teacher_name=_name(teacher),
+        data=data if isinstance(data, DataConfig) else None,
+        recipe=recipe,
+        folder=folder,
+        progress=on_progress or (lambda what, done, of: None),
+        tokenizer_name=None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
+        teacher=model,
+        tokenizer=words,
+        train=train,
+        calibration=make_batches(train, words, model, calibration.batch_size, calibration.rows, by_length=True),
+        held_out=held_out,
+        held_out_batches=make_batches(held_out, words, model, recipe.evaluation.batch_size, by_length=True),
+        resume=resume,
+        started=started,
+    )
+
+
+def _name(model: str | PreTrainedModel) -> str:
+    return model if isinstance(model, str) else model.name_or_path or type(model).__name__
+
+
+def _model(model: str | PreTrainedModel, recipe: Recipe, device: torch.device) -> PreTrainedModel:
+    """The model, loaded if it is a name; one in hand is taken as it is."""
+    if isinstance(model, str):
+        return load_model(model, recipe.head, check_dtype(recipe.dtype), device)
+    return model.to(device).eval()
+
+
+def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
+    settings = run.recipe.factorize
+    student = factorize(
+        run.teacher,
+        budget,
+        solver=settings.solver,
+        ranks=settings.ranks,
+        calibration=run.calibration,
+        rank_multiple=settings.rank_multiple,
+        on_progress=run.progress,
+    )
+    run.seconds.update(student.factorization.seconds)
+    return student
+
+
+def _distill(run: _Run, student: PreTrainedModel) -> None:
+    """Train `student` in place."""
+    training = run.recipe.training
+    if training.steps == 0:
+        return
+    arguments = training.to_arguments(run.folder.checkpoints, run.recipe.seed, run.teacher.device.type == "cpu")
+    if training.trainable == "linears":
+        student.requires_grad_(False)
+        for name in resolve(student).linears:
+            student.get_submodule(name).requires_grad_(True)
+    trainer = DistillTrainer(
+        student,
+        run.teacher,
+        run.recipe.plan,
+        training.student_dropout,
+        args=arguments,
+        train_dataset=run.train,
+        eval_dataset=run.held_out,
+        data_collator=collator(run.tokenizer, run.teacher),
+        callbacks=[_ReportSteps(run.progress)],
+    )
+    for aspect, reason in trainer.plan.off.items():
+        logger.info("aspect %s is off: %s", aspect, reason)
+    with run.clock("distill"):
+        trainer.train(resume_from_checkpoint=True if run.resume else None)
+    run.training_tokens = int(trainer.state.num_input_tokens_seen)
+    student.requires_grad_(True).eval()
+
+
+def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[str, Any]) -> Report:
+    """Write the student and everything that belongs to it into `result`."""
+    run.progress("save", 0, 1)
+    student.save_pretrained(result)
+    run.tokenizer.save_pretrained(result)
+    source = Path(run.teacher.name_or_path)
+    for name in SENTENCE_TRANSFORMERS_FILES:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, result / name)
+        elif (source / name).is_file():
+            shutil.copy(source / name, result / name)
+    metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
+    environment = describe_environment(student.device, run.recipe.seed)
+    names = {"teacher": run.teacher_name, "data": run.data, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
+    write_recipe(result, {**names, **settings, "output": run.folder.path})
+    write_json(result / "metrics.json", metrics)
+    write_json(result / "environment.json", environment)
+    card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens)
+    write_card(result, run.folder.path.name, *card)
+    run.progress("save", 1, 1)
+    return Report(run.folder.path, metrics)
+
+
+class _ReportSteps(TrainerCallback):
+    """Tells the progress bar of every step, and the log of every log line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress("distil", state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        shown = {name: value for name, value in (logs or {}).items() if isinstance(value, float) and name != "epoch"}
+        line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)

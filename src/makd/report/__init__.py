@@ -1,0 +1,16 @@
+"""Station 8: what a person looks at, and what a run leaves on disk."""
+
+from makd.report.card import write_card
+from makd.report.folder import OutputFolder
+from makd.report.record import describe_environment, plain, write_json, write_recipe
+from makd.report.tables import metrics_table
+
+__all__ = [
+    "OutputFolder",
+    "describe_environment",
+    "metrics_table",
+    "plain",
+    "write_card",
+    "write_json",
+    "write_recipe",
+]

@@ -1,0 +1,68 @@
+"""Station 8: what every run leaves beside its student, so that another person can repeat it and trust the numbers."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+RECORDED_PACKAGES = ("makd", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "scipy")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums, tuples and paths as what YAML and JSON know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
+    """`recipe.yaml`: every setting of the run, defaults too. `makd compress --config recipe.yaml` repeats it."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(plain(settings), sort_keys=False), encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON."""
+    path.write_text(json.dumps(plain(content), indent=2) + "\n", encoding="utf-8")
+
+
+def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
+    """Versions, machine, device and seed of a run: what `environment.json` holds."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+    }
+
+
+def _processor() -> str:
+    """The processor's name; Linux keeps it in /proc, elsewhere `platform` knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,58 @@
+"""Station 8: a run's measurements as the table that a person reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+LABELS = {
+    "rank_correlation": ("rank correlation of similarities", "{:.4f}"),
+    "cosine": ("cosine to the teacher's embedding", "{:.4f}"),
+    "prediction_kl": ("KL of predictions (nats)", "{:.4f}"),
+    "top1_agreement": ("top-1 agreement", "{:.1%}"),
+    "squared_difference": ("squared difference of outputs", "{:.4g}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+}
+"""Measurement -> its name for a person, and its format."""
+
+
+def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(what, teacher, before training, student) of a run's `metrics.json`, as texts; empty where none applies."""
+    table = []
+    for key, label in (("total", "parameters"), ("linears", "parameters of the linears")):
+        counts = metrics["params"][key]
+        share = counts["student"] / counts["teacher"]
+        table.append((label, f"{counts['teacher']:,}", "", f"{counts['student']:,} ({share:.1%})"))
+    if "bytes" in metrics:
+        stored = metrics["bytes"]
+        table.append(("bytes on disk", f"{stored['teacher']:,}", "", f"{stored['student']:,}"))
+    for batch in ("batch1", "batch16"):
+        if "latency_ms" in metrics:
+            theirs, ours = (metrics["latency_ms"][side][batch] for side in ("teacher", "student"))
+            label = f"latency, {batch.replace('batch', 'batch ')} (ms)"
+            table.append((label, f"{theirs:.1f}", "", f"{ours:.1f} ({ours / theirs:.2f}x)"))
+    if "perplexity" in metrics:
+        found = metrics["perplexity"]
+        before = f"{found['before']:.2f}" if "before" in found else ""
+        table.append(("perplexity", f"{found['teacher']:.2f}", before, f"{found['after']:.2f}"))
+    before, after = metrics["fidelity"].get("before", {}), metrics["fidelity"]["after"]
+    for name, value in after.items():
+        label, form = LABELS[name]
+        table.append((label, "", form.format(before[name]) if name in before else "", form.format(value)))
+    return table
+
+
+def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
+    """The measurements of a run, for the terminal."""
+    table = Table(title=title, title_style="bold", title_justify="left")
+    for column in ("", "teacher", "student before training", "student"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for row in rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def metrics_markdown(metrics: Mapping[str, Any]) -> str:
+    """The same for a model card."""
+    lines = ["| | teacher | student before training | student |", "| --- | ---: | ---: | ---: |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows(metrics))]) + "\n"

@@ -1,0 +1,97 @@
+"""Plans: what a person writes, fitted to a model."""
+
+import pytest
+
+import makd
+from makd.anatomy import Role, resolve
+from makd.aspects import PRESETS, Plan, Term, activate
+from makd.aspects.layers import select_layers
+from tests.models import tiny
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("last", [5]),
+        ("last:2", [4, 5]),
+        ("last:9", [0, 1, 2, 3, 4, 5]),
+        ("every:2", [1, 3, 5]),
+        ("every:4", [1, 5]),
+        ([0, -1], [0, 5]),
+        ([2, 2], [2]),
+    ],
+)
+def test_layers_are_chosen_by_words_or_indices(layers, chosen):
+    assert select_layers(layers, 6) == chosen
+
+
+@pytest.mark.parametrize(("layers", "hint"), [([6], "0 to 5"), ([-7], "0 to 5"), ("al", "'all'"), ("every:0", "every")])
+def test_layers_that_do_not_exist_are_refused_with_what_does(layers, hint):
+    with pytest.raises(makd.MakdError, match=hint):
+        select_layers(layers, 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: Plan(preset="ful"), "'full'"),
+        (lambda: Term(aspect="hiden"), "'hidden'"),
+        (lambda: Term(aspect="matrix", roles=("query",)), "Unknown role 'query'"),
+        (lambda: Term(aspect="hidden", weight=0.0), "above 0; got 0.0"),
+        (lambda: Term(aspect="logits", temperature=-1.0), "above 0; got -1.0"),
+        (lambda: Term(aspect="hidden", layers="lst"), "'last'"),
+    ],
+)
+def test_wrong_plans_are_refused_when_they_are_made(make, hint):
+    with pytest.raises(makd.MakdError, match=hint):
+        make()
+
+
+def test_a_model_without_a_head_mimics_its_embedding_instead_of_logits():
+    active = activate(Plan(preset="logits"), resolve(tiny("bert")))
+    assert [item.name for item in active.terms] == ["embedding"]
+    assert "no head" in active.off["logits"]
+
+
+def test_a_model_with_a_head_mimics_its_logits_and_task():
+    active = activate(Plan(preset="logits"), resolve(tiny("bert", head="sequence_classification")))
+    assert [item.name for item in active.terms] == ["logits", "task"]
+
+
+def test_matrix_distillation_is_the_papers_five_by_default():
+    active = activate(Plan(terms=(Term(aspect="matrix", layers="last"),)), resolve(tiny("llama")))
+    assert {tap.role for tap in active.taps} == {Role.QUERY, Role.KEY, Role.VALUE, Role.UP, Role.DOWN}
+
+
+def test_a_role_stands_for_its_cross_attention_too():
+    active = activate(Plan(terms=(Term(aspect="matrix", roles=("q",)),)), resolve(tiny("bart")))
+    assert {tap.role for tap in active.taps} == {Role.QUERY, Role.CROSS_QUERY}
+
+
+def test_cross_attention_is_part_of_attention():
+    active = activate(Plan(terms=(Term(aspect="attention"),)), resolve(tiny("t5")))
+    assert {tap.kind for tap in active.taps} == {"attention", "cross_attention"}
+
+
+def test_a_preset_leaves_out_what_the_model_lacks_and_says_so():
+    active = activate(Plan(preset="full"), resolve(tiny("deberta_v2")))
+    assert "attention" in active.off
+    assert "attention" not in [item.term.aspect for item in active.terms]
+
+
+def test_a_plan_of_ones_own_refuses_what_the_model_lacks():
+    with pytest.raises(makd.MakdError, match="'attention'"):
+        activate(Plan(terms=(Term(aspect="attention"),)), resolve(tiny("deberta_v2")))
+
+
+def test_two_terms_of_one_aspect_are_told_apart():
+    terms = (Term(aspect="hidden"), Term(aspect="hidden", layers="last", weight=3.0))
+    active = activate(Plan(terms=terms), resolve(tiny("bert")))
+    assert [item.name for item in active.terms] == ["hidden", "hidden_2"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fits_an_encoder_and_a_decoder(preset):
+    for model in (tiny("bert"), tiny("llama", head="causal_lm"), tiny("t5")):
+        assert activate(Plan(preset=preset), resolve(model)).terms

@@ -1,0 +1,112 @@
+"""From a name to texts: built-in, folder, file, list; and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+import makd
+from makd.data import DataConfig, hold_out, load_texts
+
+
+def write_csv(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
+    path = folder / "rows.csv"
+    lines = ["sentence1,sentence2,label", *(f"{one},{two},{label}" for one, two, label in rows)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_built_in_text_needs_nothing_and_holds_out_whole_topics():
+    texts = load_texts(DataConfig())
+    assert len(texts.train) > 800
+    assert 50 < len(texts.evaluation) < len(texts.train) / 5
+    assert not set(texts.train["text"]) & set(texts.evaluation["text"])
+
+
+def test_a_text_file_is_a_row_a_line_without_blank_ones(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("one\n\n  \ntwo\nthree\nfour\n", encoding="utf-8")
+    texts = load_texts(DataConfig(path=str(path), held_out=0.25))
+    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["four", "one", "three", "two"]
+    assert len(texts.evaluation) == 1
+
+
+def test_pairs_and_labels_are_found_by_column_name(tmp_path):
+    path = write_csv(tmp_path, [("a", "b", 1), ("c", "d", 0), ("e", "f", 1)])
+    texts = load_texts(
+        DataConfig(path=str(path), text_columns=("sentence1", "sentence2"), label_column="label", held_out=0.34)
+    )
+    assert sorted(texts.train.column_names) == ["label", "text", "text_pair"]
+
+
+def test_a_folder_of_parquet_uses_its_own_validation_split(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, text in (("train", "seen"), ("validation", "unseen")):
+        Dataset.from_dict({"text": [text] * 3}).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    texts = load_texts(DataConfig(path=str(tmp_path)))
+    assert set(texts.train["text"]) == {"seen"}
+    assert set(texts.evaluation["text"]) == {"unseen"}
+
+
+def test_the_same_seed_holds_out_the_same_rows():
+    texts = [f"text {index}" for index in range(50)]
+    one, two, three = (hold_out(texts, DataConfig(), seed) for seed in (1, 1, 2))
+    assert one.evaluation["text"] == two.evaluation["text"] != three.evaluation["text"]
+
+
+def test_rows_limits_the_training_rows_only():
+    texts = load_texts(DataConfig(rows=10))
+    assert len(texts.train) == 10
+    assert len(texts.evaluation) > 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"max_length": 1}, "max_length is at least 2 tokens; got 1"),
+        ({"held_out": 1.0}, r"in \(0, 1\); got 1.0"),
+        ({"rows": 0}, "rows is at least 1"),
+        ({"text_columns": ()}, "one column, or two"),
+    ],
+)
+def test_wrong_settings_are_refused_when_they_are_made(settings, hint):
+    with pytest.raises(makd.MakdError, match=hint):
+        DataConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"path": "./nowhere"}, "does not exist"),
+        ({"path": "{folder}/rows.xml"}, "known files are"),
+        ({"path": "{folder}/rows.csv", "text_columns": ("sentence",)}, "no column 'sentence'; it has sentence1"),
+        ({"path": "{folder}/rows.csv"}, "data.text_columns"),
+        ({"path": "{folder}/rows.csv", "text_columns": ("sentence1",), "label_column": "gold"}, "no column 'gold'"),
+        ({"path": "{folder}/rows.csv", "text_columns": ("sentence1",), "evaluation_split": "dev"}, "no split 'dev'"),
+        ({"path": "{folder}/blank.txt"}, "every row of column 'text' is blank"),
+        ({"path": "{folder}/one.txt"}, "at least 2 are needed"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused_with_what_is_there(tmp_path, settings, hint):
+    write_csv(tmp_path, [("a", "b", 1), ("c", "d", 0)])
+    (tmp_path / "rows.xml").write_text("<rows/>")
+    (tmp_path / "blank.txt").write_text("\n\n")
+    (tmp_path / "one.txt").write_text("only this\n")
+    settings = {**settings, "path": settings["path"].format(folder=tmp_path)}
+    config = DataConfig(**settings)
+    with pytest.raises(makd.MakdError, match=hint):
+        load_texts(config)
+
+
+@pytest.mark.skipif("MAKD_DATA" not in os.environ, reason="MAKD_DATA (folder of real data sets) is not set")
+@pytest.mark.parametrize(
+    ("folder", "columns", "label"),
+    [("glue_mrpc", ("sentence1", "sentence2"), "label"), ("glue_sst2", ("sentence",), "label"), ("wikitext2", None, None)],
+)
+def test_real_data_sets_load_from_a_folder(folder, columns, label):
+    path = Path(os.environ["MAKD_DATA"]) / folder
+    texts = load_texts(DataConfig(path=str(path), text_columns=columns, label_column=label, rows=100))
+    assert len(texts.train) == 100
+    assert len(texts.evaluation) > 100

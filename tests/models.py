@@ -1,0 +1,114 @@
+"""Tiny models of every architecture that makd knows, with random weights, and batches for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+VOCABULARY = 64
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ENCODER: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    **SPECIAL,
+}
+DECODER = {**ENCODER, "num_key_value_heads": 2}
+T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
+      "eos_token_id": 2, "decoder_start_token_id": 0}  # fmt: skip
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", ENCODER),
+    "roberta": ("Roberta", ENCODER),
+    "distilbert": (
+        "DistilBert",
+        {"vocab_size": VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64,
+         "max_position_embeddings": 64, "pad_token_id": 0},
+    ),
+    "electra": ("Electra", {**ENCODER, "embedding_size": 16}),
+    "deberta_v2": (
+        "DebertaV2",
+        {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8,
+         "share_att_key": True},
+    ),
+    "modernbert": ("ModernBert", {**ENCODER, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 8,
+                                  "global_attn_every_n_layers": 2}),
+    "albert": ("Albert", {**ENCODER, "embedding_size": 16}),
+    "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+                      "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}),
+    "gpt_neox": ("GPTNeoX", ENCODER),
+    "opt": ("OPT", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 64,
+                    "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32, **SPECIAL}),
+    "llama": ("Llama", DECODER),
+    "mistral": ("Mistral", {**DECODER, "sliding_window": 8}),
+    "qwen2": ("Qwen2", DECODER),
+    "qwen3": ("Qwen3", {**DECODER, "head_dim": 8}),
+    "gemma2": ("Gemma2", {**DECODER, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3Text", {**DECODER, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}),
+    "phi3": ("Phi3", DECODER),
+    "t5": ("T5", T5),
+    "t5_gated": ("T5", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "bart": (
+        "Bart",
+        {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+         "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+         "decoder_start_token_id": 2, "forced_eos_token_id": 2, **SPECIAL},
+    ),
+}  # fmt: skip
+"""Name -> (prefix of transformers' classes, settings)."""
+
+AUTO = {
+    "base": transformers.AutoModel,
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
+    "sequence_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
+    "question_answering": transformers.AutoModelForQuestionAnswering,
+}
+
+
+def tiny(name: str, head: str = "base", seed: int = 0) -> PreTrainedModel:
+    """The architecture called `name` with two layers, in eval mode; the same weights for the same seed."""
+    prefix, settings = CONFIGS[name]
+    torch.manual_seed(seed)
+    model = AUTO[head].from_config(getattr(transformers, f"{prefix}Config")(**settings)).eval()
+    for module in model.modules():
+        # biases, and weights as wide as in trained models: near-zero attention scores would make every test easy
+        if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
+            torch.nn.init.normal_(module.weight, std=0.15)
+            if module.bias is not None:
+                torch.nn.init.normal_(module.bias, std=0.1)
+    model.tie_weights()
+    return model
+
+
+def _builder(name: str) -> Callable[[], PreTrainedModel]:
+    return lambda: tiny(name)
+
+
+TINY: dict[str, Callable[[], PreTrainedModel]] = {name: _builder(name) for name in CONFIGS}
+
+
+def batch(model: PreTrainedModel, padded: bool = True, seed: int = 0) -> dict[str, Tensor]:
+    """Four rows of up to twelve tokens, padded on the right; with target tokens for encoder-decoders."""
+    inputs = _ids(seed, 12, padded)
+    batch = {"input_ids": inputs[0], "attention_mask": inputs[1]}
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"], batch["decoder_attention_mask"] = _ids(seed + 1, 9, padded)
+    return batch
+
+
+def _ids(seed: int, length: int, padded: bool) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(5, VOCABULARY, (4, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask = (torch.arange(length) < torch.tensor([length, length - 3, length - 5, 4])[:, None]).long()
+        ids = ids * mask
+    return ids, mask
