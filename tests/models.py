@@ -20,8 +20,11 @@ ENCODER: dict[str, Any] = {
     **SPECIAL,
 }
 DECODER = {**ENCODER, "num_key_value_heads": 2}
-T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
-      "eos_token_id": 2, "decoder_start_token_id": 0}  # fmt: skip
+T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+      "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}  # fmt: skip
+BART = {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "max_position_embeddings": 64, "decoder_start_token_id": 2, "forced_eos_token_id": 2, **SPECIAL}  # fmt: skip
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", ENCODER),
@@ -54,14 +57,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", DECODER),
     "t5": ("T5", T5),
     "t5_gated": ("T5", {**T5, "feed_forward_proj": "gated-gelu"}),
-    "bart": (
-        "Bart",
-        {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-         "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
-         "decoder_start_token_id": 2, "forced_eos_token_id": 2, **SPECIAL},
-    ),
+    "bart": ("Bart", BART),
 }  # fmt: skip
-"""Name -> (prefix of transformers' classes, settings)."""
+"""Name -> (prefix of transformers' classes, settings): one for every way of building a layer."""
+
+RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "xlm_roberta": ("XLMRoberta", ENCODER),
+    "camembert": ("Camembert", ENCODER),
+    "data2vec_text": ("Data2VecText", ENCODER),
+    "ernie": ("Ernie", ENCODER),
+    "gemma": ("Gemma", {**DECODER, "head_dim": 8}),
+    "smollm3": ("SmolLM3", DECODER),
+    "olmo2": ("Olmo2", DECODER),
+    "granite": ("Granite", DECODER),
+    "mt5": ("MT5", T5),
+    "mbart": ("MBart", BART),
+}
+"""The same for model types that are built like one of `CONFIGS`; not in `TINY`, to keep the tests short."""
 
 AUTO = {
     "base": transformers.AutoModel,
@@ -74,11 +86,14 @@ AUTO = {
 }
 
 
-def tiny(name: str, head: str = "base", seed: int = 0) -> PreTrainedModel:
-    """The architecture called `name` with two layers, in eval mode; the same weights for the same seed."""
-    prefix, settings = CONFIGS[name]
+def tiny(name: str, head: str = "base", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """The architecture called `name` with two layers, in eval mode; the same weights for the same seed.
+
+    `changes` go into its config.
+    """
+    prefix, settings = (CONFIGS | RELATIVES)[name]
     torch.manual_seed(seed)
-    model = AUTO[head].from_config(getattr(transformers, f"{prefix}Config")(**settings)).eval()
+    model = AUTO[head].from_config(getattr(transformers, f"{prefix}Config")(**(settings | changes))).eval()
     for module in model.modules():
         # biases, and weights as wide as in trained models: near-zero attention scores would make every test easy
         if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):

@@ -75,7 +75,7 @@ def _run(name: str, words: list[str]) -> int:
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
     try:
-        settings = parser.instantiate_classes(parser.parse_args(words))
+        settings = parser.instantiate(parser.parse_args(words))
     except jsonargparse.ArgumentError as error:
         raise MakdError(f"{_plain_text(error)}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 
 from makd.anatomy import resolve
 from makd.aspects import activate
@@ -338,6 +338,7 @@ def _distill(run: _Run, student: PreTrainedModel) -> None:
         data_collator=collator(run.tokenizer, run.teacher),
         callbacks=[_ReportSteps(run.progress)],
     )
+    trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
     for aspect, reason in trainer.plan.off.items():
         logger.info("aspect %s is off: %s", aspect, reason)
     with run.clock("distill"):

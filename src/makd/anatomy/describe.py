@@ -1,8 +1,9 @@
 """Station 1: what `makd inspect` shows: layers, roles, shapes, parameters, and at which rank factors begin to save."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,8 @@ class LinearRow:
     in_features: int
     parameters: int
     """Weights and bias."""
+    bias: bool
+    """Whether it adds one. A factored linear has the bias of the one it replaced."""
     break_even_rank: int
     """Largest rank at which factors have fewer weights than the matrix."""
 
@@ -38,8 +41,14 @@ class Inspection:
     parameters: int
     """All of them, shared ones once."""
     linear_parameters: int
-    """Of the factorizable linears."""
+    """Of the factorizable linears, with their biases; shared ones once."""
     embedding_parameters: int
+    """Of the token embeddings."""
+
+    @property
+    def linear_share(self) -> float:
+        """Linears' parameters / all parameters: what makd can make smaller."""
+        return self.linear_parameters / self.parameters
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Group]:
         """The table, and lines about what is off."""
@@ -87,39 +96,54 @@ def describe(model: PreTrainedModel, anatomy: Anatomy) -> Inspection:
                 out_features=out_features,
                 in_features=in_features,
                 parameters=sum(parameter.numel() for parameter in linear.parameters()),
+                bias=any(name.endswith("bias") for name, _ in linear.named_parameters()),
                 break_even_rank=break_even_rank(out_features, in_features),
             )
         )
-    embeddings = {id(p): p.numel() for name in anatomy.embeddings for p in model.get_submodule(name).parameters()}
     return Inspection(
         model=type(model).__name__,
         anatomy=anatomy,
         linears=tuple(rows),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        linear_parameters=sum(row.parameters for row in rows),
-        embedding_parameters=sum(embeddings.values()),
+        linear_parameters=_count(model, anatomy.linears),
+        embedding_parameters=_count(model, anatomy.embeddings),
     )
+
+
+def _count(model: PreTrainedModel, names: Iterable[str]) -> int:
+    """Parameters of the modules `names`; one that several of them share counts once."""
+    parameters = {parameter for name in names for parameter in model.get_submodule(name).parameters()}
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def to_table(inspection: Inspection) -> Group:
     """The linears of layers that look alike in one row each, totals, and what is off."""
     anatomy = inspection.anatomy
-    table = Table(title=f"{inspection.model} ({anatomy.family})", title_justify="left", title_style="bold")
-    for column in ("layers", "role", "linear", "out x in", "parameters each", "break-even rank"):
-        table.add_column(column, justify="left" if column in ("layers", "role", "linear") else "right", no_wrap=True)
+    table = Table(
+        title=f"{inspection.model} ({anatomy.family})",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("layers", "role", "linear"):
+        table.add_column(column, overflow="fold")
+    for column in ("out x in", "bias", "parameters\neach", "break-even\nrank"):
+        table.add_column(column, justify="right", no_wrap=True)
     for layers, row in _condensed(inspection):
         table.add_row(
             layers,
             ", ".join(row.roles),
             row.module,
             f"{row.out_features} x {row.in_features}",
+            "yes" if row.bias else "no",
             f"{row.parameters:,}",
             str(row.break_even_rank),
         )
-    share = inspection.linear_parameters / inspection.parameters
     lines = [
         f"parameters        {inspection.parameters:,}",
-        f"  of the linears  {inspection.linear_parameters:,} ({share:.1%}): what makd factorizes",
+        f"  of the linears  {inspection.linear_parameters:,} ({inspection.linear_share:.1%}): what makd factorizes",
         f"  of embeddings   {inspection.embedding_parameters:,}",
         *(f"note: {note}" for note in anatomy.notes),
         *(f"aspect {aspect} is off: {reason}" for aspect, reason in anatomy.off.items()),
@@ -130,16 +154,15 @@ def to_table(inspection: Inspection) -> Group:
 def _condensed(inspection: Inspection) -> Iterator[tuple[str, LinearRow]]:
     """Rows that differ only in their layer's number, once, with the layers that they stand for."""
     layer_names = {layer.index: layer.module for layer in inspection.anatomy.layers}
-    groups: dict[tuple[object, ...], list[LinearRow]] = {}
+    groups: dict[tuple[object, ...], tuple[str, list[LinearRow]]] = {}
     for row in inspection.linears:
         layer = layer_names[row.layers[0]]
         pattern = layer.rpartition(".")[0] + ".*" + row.module.removeprefix(layer)
-        groups.setdefault((pattern, row.roles, row.out_features, row.in_features, row.parameters), []).append(row)
-    for (pattern, *_), rows in groups.items():
+        alike = (pattern, row.roles, row.out_features, row.in_features, row.parameters, row.bias)
+        groups.setdefault(alike, (pattern, []))[1].append(row)
+    for pattern, rows in groups.values():
         indices = sorted({index for row in rows for index in row.layers})
-        first = rows[0]
-        shown = first if len(rows) == 1 else LinearRow(**{**vars(first), "module": str(pattern)})
-        yield _ranges(indices), shown
+        yield _ranges(indices), rows[0] if len(rows) == 1 else replace(rows[0], module=pattern)
 
 
 def _ranges(indices: list[int]) -> str:

@@ -1,7 +1,7 @@
 """Station 1: what is known of architectures, as a table. A new architecture is a new row here, and nothing else.
 
-Names are relative to a layer (linears, attention) and to the base model (layers), as `get_submodule` takes them. Whether
-a linear is an `nn.Linear` or transformers' transposed `Conv1D` does not matter here.
+Names are relative to a layer (linears, attention) and to the base model (layers), as `get_submodule` takes them.
+Whether a linear is an `nn.Linear` or transformers' transposed `Conv1D` does not matter here.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from makd.anatomy.roles import OutputSlice, Role
+from makd.errors import UnsupportedModelError
 
 Layout = Literal["equal", "grouped_query", "interleaved"]
 
@@ -26,18 +27,32 @@ class Fused:
     `interleaved`: equal parts inside each head."""
 
     def locate(self, out_features: int, config: Any) -> OutputSlice:
-        """The role's slice of an output with `out_features`, given the model's config."""
+        """The role's slice of an output with `out_features`, given the model's config.
+
+        Raises:
+            UnsupportedModelError: the output does not divide into the parts, so the model is not built as its family.
+        """
         if self.layout == "equal":
-            width = out_features // self.parts
+            width = self._width(out_features, self.parts)
             return OutputSlice(self.index * width, (self.index + 1) * width)
         heads: int = config.num_attention_heads
         if self.layout == "interleaved":
-            width = out_features // heads // self.parts
+            width = self._width(out_features, heads * self.parts)
             return OutputSlice(self.index * width, (self.index + 1) * width, groups=heads)
         key_heads: int = config.num_key_value_heads
-        width = out_features // (heads + 2 * key_heads)
+        width = self._width(out_features, heads + 2 * key_heads)
         ends = (0, heads * width, (heads + key_heads) * width, out_features)
         return OutputSlice(ends[self.index], ends[self.index + 1])
+
+    def _width(self, out_features: int, units: int) -> int:
+        """Output features of one of `units` equal units."""
+        if out_features % units:
+            raise UnsupportedModelError(
+                f"The fused linear {self.module} has {out_features} output features, which do not divide into the "
+                f"{units} equal units that its family has by its config ({self.layout} layout). Check the config's "
+                "head counts, or add a row for this variant to makd/anatomy/families.py."
+            )
+        return out_features // units
 
 
 Place = str | Fused
@@ -207,8 +222,7 @@ FAMILIES: tuple[Family, ...] = (
             Stack(
                 "decoder",
                 "h",
-                _fused("attn.c_attn")
-                | {Role.OUTPUT: "attn.c_proj", Role.UP: "mlp.c_fc", Role.DOWN: "mlp.c_proj"},
+                _fused("attn.c_attn") | {Role.OUTPUT: "attn.c_proj", Role.UP: "mlp.c_fc", Role.DOWN: "mlp.c_proj"},
                 "attn",
             ),
         ),

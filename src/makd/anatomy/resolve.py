@@ -1,13 +1,16 @@
-"""Station 1: from a model to its `Anatomy`, by the row of its family, or from its structure where that is unambiguous."""
+"""Station 1: from a model to its `Anatomy`: by its family's row, or from its structure where only one reading fits.
 
-from collections.abc import Iterator, Mapping
+Every later station begins here. Teachers and students resolve alike: a factored linear keeps its name and its shape.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy.families import KNOWN, Fused, Place, Stack
-from makd.anatomy.roles import Anatomy, Layer, RoleLinear
+from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
 from makd.anatomy.structure import find_stack
 from makd.errors import UnsupportedModelError
 
@@ -35,25 +38,32 @@ def resolve(model: PreTrainedModel) -> Anatomy:
     base, prefix = _base_model(model)
     family = KNOWN.get(model_type)
     notes: tuple[str, ...] = ()
-    off: Mapping[str, str] = {}
     if family is not None:
         name, off = model_type, family.off
         stacks = [stack for stack in family.stacks if _has(base, stack.layers)]
     else:
         name = "resolved from structure"
-        stack, notes, off = find_stack(base, model_type, sorted(KNOWN))
+        stack, notes, off = _from_structure(base, model_type)
         stacks = [stack]
     layers: list[Layer] = []
     for stack in stacks:
         layers += _layers(base, prefix, stack, len(layers), model.config)
     if not layers:
-        raise UnsupportedModelError(f"{type(model).__name__} ({model_type}) has no layers that makd could factorize.")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model type {model_type!r}) has no layers where its family keeps them, so nothing "
+            "to factorize. Give a model with at least one layer, or add a row to makd/anatomy/families.py."
+        )
     linears = tuple(dict.fromkeys(linear.module for layer in layers for linear in layer.roles.values()))
+    if family is not None:
+        notes = _left_dense(model, layers, frozenset(linears))
+    embeddings = _embeddings(model)
+    if not embeddings:
+        notes += (f"{type(model).__name__} does not say where its token embeddings are; they are not counted apart",)
     return Anatomy(
         family=name,
         layers=tuple(layers),
         linears=linears,
-        embeddings=_embeddings(model),
+        embeddings=embeddings,
         head=_head(model),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         off=dict(off),
@@ -83,6 +93,19 @@ def _base_model(model: PreTrainedModel) -> tuple[nn.Module, str]:
     return base, f"{model.base_model_prefix}."
 
 
+def _from_structure(base: nn.Module, model_type: str) -> tuple[Stack, tuple[str, ...], Mapping[str, str]]:
+    """The one stack that `base` can be read as, lines about it, and the aspects that are then off."""
+    known = sorted(KNOWN)
+    stack, notes, off = find_stack(base, model_type, known)
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"makd does not know {type(base).__name__} (model type {model_type!r}). It is an encoder-decoder, of which "
+            f"only {stack.layers} can be read from its structure: names do not tell cross-attention from "
+            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in makd/anatomy/families.py."
+        )
+    return stack, notes, off
+
+
 def _has(module: nn.Module, name: str) -> bool:
     try:
         module.get_submodule(name)
@@ -95,7 +118,7 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
     calls: dict[str, int] = {}
     for index, name in enumerate(_layer_names(base, stack, config)):
         layer = base.get_submodule(name)
-        roles = {}
+        roles: dict[Role, RoleLinear] = {}
         for role, place in (*stack.linears.items(), *_variant(layer, stack), *stack.down.items()):
             module = place.module if isinstance(place, Fused) else place
             if not _has(layer, module):
@@ -118,7 +141,7 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
         )
 
 
-def _variant(layer: nn.Module, stack: Stack) -> Iterator[tuple[object, Place]]:
+def _variant(layer: nn.Module, stack: Stack) -> Iterator[tuple[Role, Place]]:
     """The linears of the first variant that the layer has; of the last, to be missed by name, if it has none."""
     if not stack.variants:
         return iter(())
@@ -149,8 +172,29 @@ def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
     return next((name for name, module in model.named_modules() if module is wanted), None)
 
 
+def _left_dense(model: nn.Module, layers: Sequence[Layer], linears: frozenset[str]) -> tuple[str, ...]:
+    """A line that names the linears of layers that play no role, by their names in a layer; none if all play one."""
+    names = (
+        name
+        for layer in layers
+        for name, module in model.get_submodule(layer.module).named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not _inside(f"{layer.module}.{name}", linears)
+    )
+    left = tuple(dict.fromkeys(names))
+    return (f"these linears of a layer play no role in makd and stay dense: {', '.join(left)}",) if left else ()
+
+
+def _inside(name: str, linears: frozenset[str]) -> bool:
+    """Whether `name` is one of `linears`, or stands inside one (a factor of a factored linear)."""
+    steps = name.split(".")
+    return any(".".join(steps[:depth]) in linears for depth in range(1, len(steps) + 1))
+
+
 def _embeddings(model: PreTrainedModel) -> tuple[str, ...]:
-    name = _name_of(model, model.get_input_embeddings())
+    try:
+        name = _name_of(model, model.get_input_embeddings())
+    except NotImplementedError:  # transformers could not find them either
+        name = None
     return () if name is None else (name,)
 
 

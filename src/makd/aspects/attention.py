@@ -23,8 +23,8 @@ _logger = logging.getLogger(__name__)
 _LEAST_ROWS = 64
 """Fewer rows of scores at a time make slow matrix products, whatever the cache."""
 _CPU_TILE_ELEMENTS = 2**20
-"""Scores of a tile: 4 MB of float32. Within 10 % of the best of 2^16 to 2^20 on 2 idle cores, and the largest of these:
-every operation on a tile makes all threads meet, which takes milliseconds where other processes want the cores."""
+"""Scores of a tile: 4 MB of float32. The largest that stayed near the best in trials from 2^16 to 2^20: every operation
+on a tile makes all threads meet, which takes milliseconds where other processes want the cores."""
 _GPU_TILE_ELEMENTS = 2**24
 """Scores of a tile where launching a kernel costs more than memory traffic: 64 MB. Not tuned."""
 
@@ -64,9 +64,9 @@ def attention_kl(
             It has to hide the same keys as the teacher's. By default the teacher's.
         softcap: scores become softcap · tanh(score / softcap) before the mask (Gemma 2).
         method: "kernel" takes the device's fused kernel, and tiles where there is none for the case (logged once);
-            "tiles" takes tiles. On 2 idle CPU cores tiles are 1.3 to 2 times faster, and they keep the digits of
-            small divergences (error 1e-8 instead of 1e-6 nats); the kernel holds its pace when other processes want
-            the cores, where the many short operations of tiles wait for each other.
+            "tiles" takes tiles. On idle CPU cores tiles are 1.3 to 2 times faster without `is_causal`, and they keep
+            the digits of small divergences (error 1e-8 instead of 1e-6 nats); the kernel holds its pace when other
+            processes want the cores, where the many short operations of tiles wait for each other.
 
     Returns:
         KL in float32 (float64 for float64 inputs). Rows of padded queries mean nothing: leave them out by

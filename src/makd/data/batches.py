@@ -41,7 +41,7 @@ def tokenize(
         return _blocks(rows, tokenizer, max_length).shuffle(seed=seed)
     pairs = "text_pair" in rows.column_names
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+    def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = (batch["text"], batch["text_pair"]) if pairs else (batch["text"],)
         return dict(tokenizer(*texts, truncation=True, max_length=max_length))
 

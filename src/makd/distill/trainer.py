@@ -153,9 +153,9 @@ def _check_pair(student: Anatomy, teacher: Anatomy) -> None:
 
 
 def _check_checkpointing(args: Any) -> None:
-    settings = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and settings.get("use_reentrant"):
+    settings = args.activation_checkpointing_kwargs or {}
+    if args.activation_checkpointing and settings.get("use_reentrant"):
         raise SettingError(
-            "gradient_checkpointing_kwargs has use_reentrant=True: captured tensors would carry no gradient there, and "
+            "activation_checkpointing_kwargs has use_reentrant=True: captured tensors would carry no gradient there, and "
             "every aspect but logits would be lost. Set it to False."
         )

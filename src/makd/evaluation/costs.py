@@ -33,12 +33,15 @@ def latency(
 ) -> dict[str, float]:
     """Median milliseconds of a forward of each model on one batch of `tokens` real tokens a row.
 
+    A model with fewer positions than `tokens` gets as many as it has.
+
     The models take turns, so that a machine that slows down or speeds up meanwhile does so for all of them.
     """
     inputs = {}
     for name, model in models.items():
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        ids = torch.randint(0, vocabulary, (batch_size, tokens), generator=torch.Generator().manual_seed(0))
+        positions = getattr(model.config, "max_position_embeddings", None) or tokens
+        ids = torch.randint(0, vocabulary, (batch_size, min(tokens, positions)), generator=torch.Generator().manual_seed(0))
         inputs[name] = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
         if model.config.is_encoder_decoder:
             inputs[name]["decoder_input_ids"] = inputs[name]["input_ids"]

@@ -7,25 +7,26 @@ hangs on the student.
 """
 
 import copy
-import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, linear_shape, resolve
 from makd.errors import DataError, NumericsError, SettingError
 from makd.lowrank.budget import Budget
 from makd.lowrank.factors import Decomposition, Factors
+from makd.lowrank.gradients import collect_gradient_moments
 from makd.lowrank.hub import count_parameters, is_student, mark_student
-from makd.lowrank.linear import LowRankLinear
+from makd.lowrank.layerwise import fit_layers_
+from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import InputMoments
 from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate
-from makd.lowrank.solvers import SOLVERS
+from makd.lowrank.solvers import SOLVERS, Solver, decompose_svd, decompose_two_sided, decompose_whitened
 from makd.lowrank.statistics import collect_input_moments
 
 logger = logging.getLogger(__name__)
@@ -109,86 +110,129 @@ def factorize(
     sizes = _sizes(teacher, anatomy)
     allowance = budget.allowance(count_parameters(teacher)["total"], sum(size.parameters(None) for size in sizes))
     allocate(sizes, allowance, "uniform", rank_multiple=rank_multiple)  # an impossible budget fails here, not later
-    started = time.perf_counter()
-    moments = _calibrate(teacher, anatomy, settings.solver, calibration, progress)
-    calibrated = time.perf_counter()
-    decompositions = _decompose(teacher, anatomy, settings.solver, moments, progress)
-    spectra = {name: decomposition.singular_values for name, decomposition in decompositions.items()}
-    plan = allocate(sizes, allowance, settings.ranks, spectra=spectra, rank_multiple=rank_multiple)
-    student = copy.deepcopy(teacher).eval()
-    report = _replace_linears_(student, plan, decompositions)
-    seconds = {"calibrate": calibrated - started, "factorize": time.perf_counter() - calibrated}
-    student.factorization = dataclasses.replace(report, seconds=seconds)
-    mark_student(student)
-    return student
-
-
-def _calibrate(
-    teacher: PreTrainedModel,
-    anatomy: Anatomy,
-    solver: str,
-    calibration: Iterable[Mapping[str, Tensor]] | None,
-    progress: Callable[[str, int, int], None],
-) -> dict[str, InputMoments]:
-    if not SOLVERS[solver].needs_moments:
-        return {}
-    if calibration is None:
+    kind = SOLVERS[settings.solver]
+    if kind.needs_text and calibration is None:
         raise DataError(
             f"Solver {solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
             "Give `calibration`, or take solver 'svd', which needs none."
         )
-    total = len(calibration) if hasattr(calibration, "__len__") else 0
-    done = 0
+    several_passes = kind.in_forward_order or kind.gradients
+    batches = list(calibration or ()) if several_passes else (calibration or ())
+    started = time.perf_counter()
+    statistics = _collect(teacher, anatomy, kind, settings.ranks, batches, progress)
+    calibrated = time.perf_counter()
+    decompositions = _decompose(teacher, anatomy, kind, settings.ranks, statistics, progress)
+    spectra = {name: decomposition.singular_values for name, decomposition in decompositions.items()}
+    plan = allocate(sizes, allowance, settings.ranks, spectra=spectra, rank_multiple=rank_multiple)
+    student = copy.deepcopy(teacher).eval()
+    if kind.in_forward_order:
+        of = len(anatomy.layers)
+        grams = {name: moments.gram for name, moments in statistics.gradients.items()}
+        fitted = fit_layers_(
+            student, teacher, anatomy, plan.ranks, batches, grams, lambda done: progress("fit layers", done, of)
+        )
+    else:
+        fitted = _replace_linears_(student, plan, decompositions)
+    seconds = {"calibrate": calibrated - started, "factorize": time.perf_counter() - calibrated}
+    student.factorization = _report(student, plan, fitted, seconds)
+    mark_student(student)
+    return student
 
-    def on_batch() -> None:
-        nonlocal done
-        done += 1
-        progress("calibrate", done, max(total, done))
 
-    return collect_input_moments(teacher, anatomy, calibration, on_batch)
+@dataclass(frozen=True)
+class _Statistics:
+    """What calibration found, by linear; empty where the solver does not look at it."""
+
+    inputs: Mapping[str, InputMoments]
+    gradients: Mapping[str, InputMoments]
+
+
+def _needs_spectra(kind: Solver, ranks: str) -> bool:
+    """A solver that fits in forward order needs no decomposition of its own, unless ranks are to follow from it."""
+    return not kind.in_forward_order or ranks != "uniform"
+
+
+def _collect(
+    teacher: PreTrainedModel,
+    anatomy: Anatomy,
+    kind: Solver,
+    ranks: str,
+    batches: Iterable[Mapping[str, Tensor]],
+    progress: Callable[[str, int, int], None],
+) -> _Statistics:
+    inputs, gradients = {}, {}
+    if kind.inputs and _needs_spectra(kind, ranks):
+        inputs = collect_input_moments(teacher, anatomy, _counted("calibrate", batches, progress))
+    if kind.gradients:
+        gradients = collect_gradient_moments(teacher, anatomy, _counted("gradients", batches, progress))
+    return _Statistics(inputs, gradients)
+
+
+def _counted(
+    what: str, batches: Iterable[Mapping[str, Tensor]], progress: Callable[[str, int, int], None]
+) -> Iterator[Mapping[str, Tensor]]:
+    """The batches, with word to the progress bar after each."""
+    total = len(batches) if isinstance(batches, Sized) else 0
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        progress(what, done, max(total, done))
 
 
 def _decompose(
     teacher: PreTrainedModel,
     anatomy: Anatomy,
-    solver: str,
-    moments: Mapping[str, InputMoments],
+    kind: Solver,
+    ranks: str,
+    statistics: _Statistics,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Decomposition]:
+    if not _needs_spectra(kind, ranks):
+        return {}
     decompositions = {}
     for done, name in enumerate(anatomy.linears, start=1):
         weight = dense_weight(teacher.get_submodule(name))
-        decompositions[name] = SOLVERS[solver].decompose(weight, moments.get(name))
+        if not kind.inputs:
+            decompositions[name] = decompose_svd(weight)
+        elif not kind.gradients:
+            decompositions[name] = decompose_whitened(weight, statistics.inputs[name].gram)
+        else:
+            inputs, gradients = statistics.inputs[name].gram, statistics.gradients[name].gram
+            decompositions[name] = decompose_two_sided(weight, inputs, gradients)
         progress("decompose", done, len(anatomy.linears))
     return decompositions
 
 
 def _replace_linears_(
     student: PreTrainedModel, plan: RankPlan, decompositions: Mapping[str, Decomposition]
-) -> FactorizeReport:
-    dense, errors, fallbacks, ranks = {}, {}, {}, {}
+) -> dict[str, Factors]:
+    fitted = {}
     for name, rank in plan.ranks.items():
-        if rank is None:
-            dense[name] = "its rank reached break-even, where factors save nothing"
-            continue
-        factors: Factors = decompositions[name].factors(rank)
-        linear = student.get_submodule(name)
-        bias = getattr(linear, "bias", None)
-        replacement = LowRankLinear.from_factors(factors, None if bias is None else bias.detach())
-        replacement.train(linear.training)
-        student.set_submodule(name, replacement)
-        ranks[name] = rank
-        errors[name] = factors.error
-        if factors.fallback is not None:
-            fallbacks[name] = factors.fallback
-            logger.warning("%s: %s", name, factors.fallback)
-    return FactorizeReport(ranks, dense, errors, fallbacks, count_parameters(student))
+        if rank is not None:
+            fitted[name] = decompositions[name].factors(rank)
+            bias = getattr(student.get_submodule(name), "bias", None)
+            layer = LowRankLinear.from_factors(fitted[name], None if bias is None else bias.detach())
+            student.set_submodule(name, layer.eval())
+    return fitted
 
 
-def dense_weight(linear: nn.Module) -> Tensor:
-    """The weight (out, in) of a linear; transformers' Conv1D keeps it the other way round."""
-    weight: Tensor = linear.weight.detach()  # type: ignore[assignment, operator]
-    return weight if tuple(weight.shape) == linear_shape(linear) and isinstance(linear, nn.Linear) else weight.T
+def _report(
+    student: PreTrainedModel, plan: RankPlan, fitted: Mapping[str, Factors], seconds: Mapping[str, float]
+) -> FactorizeReport:
+    fallbacks = {name: factors.fallback for name, factors in fitted.items() if factors.fallback is not None}
+    for name, fallback in fallbacks.items():
+        logger.warning("%s: %s", name, fallback)
+    return FactorizeReport(
+        ranks={name: rank for name, rank in plan.ranks.items() if rank is not None},
+        dense={
+            name: "its rank reached break-even, where factors save nothing"
+            for name, rank in plan.ranks.items()
+            if rank is None
+        },
+        errors={name: factors.error for name, factors in fitted.items()},
+        fallbacks=fallbacks,
+        parameters=count_parameters(student),
+        seconds=seconds,
+    )
 
 
 def _sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:

@@ -6,6 +6,7 @@ Stands between the solvers, which make its factors, and `hub`, which saves and l
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from makd.lowrank.factors import Factors
 
@@ -82,3 +83,9 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` says of it."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def dense_weight(linear: nn.Module) -> Float[Tensor, "out inp"]:
+    """The weight (out, in) of a dense linear, without gradient; transformers' Conv1D keeps it the other way round."""
+    weight = linear.get_parameter("weight").detach()
+    return weight.T if isinstance(linear, Conv1D) else weight

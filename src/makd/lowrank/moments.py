@@ -78,3 +78,42 @@ class InputMoments:
     def _check(self) -> None:
         if self.rows == 0:
             raise ValueError("No rows have been seen yet.")
+
+
+class CrossMoments(InputMoments):
+    """Moments of inputs x, and of targets y with them: sum of y xᵀ and sum of y besides."""
+
+    def __init__(self, features: int, targets: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self._cross = torch.zeros(targets, features, dtype=torch.float64, device=device)
+        self._target_sum = torch.zeros(targets, dtype=torch.float64, device=device)
+
+    def update_pairs(self, inputs: Float[Tensor, "rows features"], targets: Float[Tensor, "rows targets"]) -> None:
+        """Add rows of inputs and the targets that belong to them.
+
+        Raises:
+            NumericsError: they hold NaN or infinity.
+        """
+        self.update(inputs)
+        rows = inputs.detach().to(torch.promote_types(inputs.dtype, torch.float32))
+        wanted = targets.detach().to(rows.dtype)
+        self._cross += wanted.T @ rows
+        self._target_sum += wanted.sum(0, dtype=torch.float64)
+
+    @property
+    def target_mean(self) -> Float[Tensor, " targets"]:
+        """Mean of y, float64."""
+        self._check()
+        return self._target_sum / self.rows
+
+    @property
+    def cross(self) -> Float[Tensor, "targets features"]:
+        """Mean of y xᵀ, float64."""
+        self._check()
+        return self._cross / self.rows
+
+    @property
+    def cross_covariance(self) -> Float[Tensor, "targets features"]:
+        """Mean of (y − mean)(x − mean)ᵀ, float64."""
+        self._check()
+        return self._cross / self.rows - torch.outer(self.target_mean, self.mean)

@@ -73,9 +73,21 @@ def _energy(size: LinearSize, spectrum: Tensor | None, share: float) -> float:
     return float(torch.searchsorted(energy, share * energy[-1])) + 1
 
 
-RANK_RULES: Registry[Rule] = Registry("rank rule", {"uniform": _uniform, "energy": _energy})
+def _global(size: LinearSize, spectrum: Tensor | None, share: float) -> float:
+    if spectrum is None:
+        raise ValueError("The global rule needs the singular values of every linear.")
+    if share >= 1:
+        return size.dense / size.step
+    # one price for a parameter everywhere: a component is kept if it is worth more than its weights cost. The price
+    # falls from e^60 to e^-60 as the share grows, so every budget has one
+    price = torch.exp(torch.tensor(60.0 - 120.0 * share, dtype=torch.float64))
+    return float((spectrum.double().square() > price * size.step).sum())
+
+
+RANK_RULES: Registry[Rule] = Registry("rank rule", {"uniform": _uniform, "energy": _energy, "global": _global})
 """`uniform`: every linear keeps the same share of its weights. `energy`: every linear keeps the same share of the
-squared singular values in its solver's norm."""
+squared singular values in its solver's norm. `global`: the components of all linears that are worth most a weight, by
+squared singular values; makes sense only where these are in one unit, as those of the two-sided solvers are."""
 
 
 def allocate(

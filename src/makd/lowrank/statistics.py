@@ -28,7 +28,6 @@ def collect_input_moments(
     model: PreTrainedModel,
     anatomy: Anatomy,
     batches: Batches,
-    on_batch: Callable[[], None] | None = None,
 ) -> dict[str, InputMoments]:
     """Second moments of the inputs of every factorizable linear over the real tokens of `batches`.
 
@@ -36,7 +35,6 @@ def collect_input_moments(
         model: run in eval mode, on its own device.
         anatomy: of `model`.
         batches: model inputs; labels are not looked at.
-        on_batch: called after each batch, for a progress bar.
 
     Returns:
         Name of the linear -> its moments. Linears with the same input tensor share one object.
@@ -59,8 +57,6 @@ def collect_input_moments(
             watcher.start(batch)
             model(**inputs)
             seen += 1
-            if on_batch is not None:
-                on_batch()
     model.train(was_training)
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
@@ -97,7 +93,7 @@ class _Watcher:
                 if self.moments.setdefault(name, shared) is shared:
                     return
             if name not in self.moments:
-                self.moments[name] = InputMoments(linear_shape(module)[1])
+                self.moments[name] = InputMoments(linear_shape(module)[1], tensor.device)
             self.last_input, self.last_name = tensor, name
             try:
                 self.moments[name].update(self._rows(name, tensor))

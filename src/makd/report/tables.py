@@ -6,11 +6,11 @@ from typing import Any
 from rich.table import Table
 
 LABELS = {
-    "rank_correlation": ("rank correlation of similarities", "{:.4f}"),
-    "cosine": ("cosine to the teacher's embedding", "{:.4f}"),
-    "prediction_kl": ("KL of predictions (nats)", "{:.4f}"),
+    "rank_correlation": ("rank correlation", "{:.4f}"),
+    "cosine": ("cosine to teacher", "{:.4f}"),
+    "prediction_kl": ("prediction KL (nats)", "{:.4f}"),
     "top1_agreement": ("top-1 agreement", "{:.1%}"),
-    "squared_difference": ("squared difference of outputs", "{:.4g}"),
+    "squared_difference": ("squared difference", "{:.4g}"),
     "perplexity": ("perplexity", "{:.2f}"),
 }
 """Measurement -> its name for a person, and its format."""
@@ -19,7 +19,7 @@ LABELS = {
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """(what, teacher, before training, student) of a run's `metrics.json`, as texts; empty where none applies."""
     table = []
-    for key, label in (("total", "parameters"), ("linears", "parameters of the linears")):
+    for key, label in (("total", "parameters"), ("linears", "  of the linears")):
         counts = metrics["params"][key]
         share = counts["student"] / counts["teacher"]
         table.append((label, f"{counts['teacher']:,}", "", f"{counts['student']:,} ({share:.1%})"))
@@ -29,7 +29,7 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for batch in ("batch1", "batch16"):
         if "latency_ms" in metrics:
             theirs, ours = (metrics["latency_ms"][side][batch] for side in ("teacher", "student"))
-            label = f"latency, {batch.replace('batch', 'batch ')} (ms)"
+            label = f"ms a forward, {batch.replace('batch', 'batch ')}"
             table.append((label, f"{theirs:.1f}", "", f"{ours:.1f} ({ours / theirs:.2f}x)"))
     if "perplexity" in metrics:
         found = metrics["perplexity"]
@@ -45,8 +45,8 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     """The measurements of a run, for the terminal."""
     table = Table(title=title, title_style="bold", title_justify="left")
-    for column in ("", "teacher", "student before training", "student"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for column in ("", "teacher", "before training", "student"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows(metrics):
         table.add_row(*row)
     return table

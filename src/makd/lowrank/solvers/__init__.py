@@ -1,40 +1,53 @@
 """Solvers: weight and statistics -> a decomposition, from which factors of any rank are cut. Pure tensor functions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from makd.lowrank.factors import Decomposition
-from makd.lowrank.moments import InputMoments
+from makd.lowrank.solvers.regression import fit_regression
 from makd.lowrank.solvers.svd import decompose_svd
+from makd.lowrank.solvers.two_sided import decompose_two_sided
 from makd.lowrank.solvers.whitened import decompose_whitened
 from makd.registry import Registry
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A way from a weight to its terms."""
+    """What a solver looks at. More of it costs more calibration, and gives a better start."""
 
     summary: str
-    decompose: Callable[[Float[Tensor, "out inp"], InputMoments | None], Decomposition]
-    """Weight, and the moments of its inputs if `needs_moments`."""
-    needs_moments: bool
+    inputs: bool = False
+    """Second moments of each linear's inputs: one forward of the calibration text."""
+    gradients: bool = False
+    """Second moments of its output gradients: a backward besides."""
+    in_forward_order: bool = False
+    """The student's own inputs, layer after layer, with the teacher's outputs as targets; biases are refitted."""
 
-
-def _whitened(weight: Float[Tensor, "out inp"], moments: InputMoments | None) -> Decomposition:
-    if moments is None:
-        raise ValueError("The whitened solver needs the moments of the inputs.")
-    return decompose_whitened(weight, moments.gram.to(weight.device))
+    @property
+    def needs_text(self) -> bool:
+        """Whether calibration text is needed at all."""
+        return self.inputs or self.gradients or self.in_forward_order
 
 
 SOLVERS: Registry[Solver] = Registry(
     "solver",
     {
-        "svd": Solver("truncated SVD of the weight; needs no text", lambda weight, _: decompose_svd(weight), False),
-        "whitened": Solver("smallest error of the outputs on the calibration text", _whitened, True),
+        "svd": Solver("truncated SVD of the weight; needs no text"),
+        "whitened": Solver("smallest error of the outputs on the calibration text", inputs=True),
+        "two_sided": Solver("the same, weighted by what the model makes of the outputs", inputs=True, gradients=True),
+        "regression": Solver("the teacher's outputs from the student's own inputs", inputs=True, in_forward_order=True),
+        "two_sided_regression": Solver(
+            "regression, weighted by what the model makes of the outputs",
+            inputs=True,
+            gradients=True,
+            in_forward_order=True,
+        ),
     },
 )
 
-__all__ = ["SOLVERS", "Solver", "decompose_svd", "decompose_whitened"]
+__all__ = [
+    "SOLVERS",
+    "Solver",
+    "decompose_svd",
+    "decompose_two_sided",
+    "decompose_whitened",
+    "fit_regression",
+]

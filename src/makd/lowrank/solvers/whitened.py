@@ -28,31 +28,35 @@ def decompose_whitened(weight: Float[Tensor, "out inp"], gram: Float[Tensor, "in
     Raises:
         NumericsError: `gram` holds NaN or infinity.
     """
-    if not bool(torch.isfinite(gram).all()):
-        raise NumericsError("The second moments of the inputs hold NaN or infinity.")
     matrix = weight.detach().to(torch.float64)
-    gram = gram.to(torch.float64)
-    fallback = None
-    mean = float(gram.diagonal().mean())
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    if mean <= 0:
-        gram, fallback = identity, "its inputs were zero in all of the calibration text; plain SVD is used"
-    elif not _is_positive_definite(gram - FLOOR * mean * identity):
-        gram = gram + RIDGE * mean * identity
-        fallback = (
-            "the second moments of its inputs are not positive definite (fewer tokens than dimensions, or inputs that "
-            f"are always zero); {RIDGE:g} of their mean was added to the diagonal. More calibration text helps"
-        )
-    left, singular_values = principal_outputs(matrix, matrix @ _square_root(gram))
+    gram, fallback = condition(gram)
+    left, singular_values = principal_outputs(matrix, matrix @ square_root(gram))
     return Decomposition(left, left.T @ matrix, singular_values, weight.dtype, fallback)
 
 
-def _is_positive_definite(matrix: Float[Tensor, "size size"]) -> bool:
-    _, info = torch.linalg.cholesky_ex(matrix)
-    return int(info) == 0
+def condition(gram: Float[Tensor, "size size"]) -> tuple[Float[Tensor, "size size"], str | None]:
+    """`gram` in float64 and positive definite; and what was done for that, if anything.
+
+    Raises:
+        NumericsError: it holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(gram).all()):
+        raise NumericsError("The second moments of the calibration text hold NaN or infinity.")
+    gram = gram.to(torch.float64)
+    mean = float(gram.diagonal().mean())
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if mean <= 0:
+        return identity, "its inputs were zero in all of the calibration text; plain SVD is used"
+    _, info = torch.linalg.cholesky_ex(gram - FLOOR * mean * identity)
+    if int(info) == 0:
+        return gram, None
+    return gram + RIDGE * mean * identity, (
+        "the second moments of its inputs are not positive definite (fewer tokens than dimensions, or inputs that "
+        f"are always zero); {RIDGE:g} of their mean was added to the diagonal. More calibration text helps"
+    )
 
 
-def _square_root(gram: Float[Tensor, "inp inp"]) -> Float[Tensor, "inp inp"]:
+def square_root(gram: Float[Tensor, "inp inp"]) -> Float[Tensor, "inp inp"]:
     """R with R Rᵀ = gram: Cholesky's, or by eigenvectors where rounding leaves it no positive pivot."""
     factor, info = torch.linalg.cholesky_ex(gram)
     if int(info) == 0:

@@ -1,0 +1,120 @@
+"""Station 3: what a change in each linear's output does to what the model puts out, as moments of output gradients.
+
+This is the Gauss-Newton (for probabilities: Fisher) metric, the one currency in which errors of all linears can be
+compared. No labels are needed: probes take their place.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy, linear_shape
+from makd.anatomy.tokens import encoder_tokens, layer_tokens, role_tokens
+from makd.errors import DataError
+from makd.lowrank.moments import InputMoments
+
+PROBES = 2
+"""Backwards for each batch. Each text of a headless model gives one direction a probe."""
+
+
+def collect_gradient_moments(
+    model: PreTrainedModel, anatomy: Anatomy, batches: Iterable[Mapping[str, Tensor]], seed: int = 0
+) -> dict[str, InputMoments]:
+    """Second moments of the gradients at the outputs of every factorizable linear, over real tokens.
+
+    What is differentiated, for one probe:
+
+    - a model with a head: the negative log-likelihood of predictions drawn from the model itself, so that the expected
+      second moment is the Fisher information (Martens & Grosse, 2015, K-FAC);
+    - a regression head, or none: the inner product of the outputs (a text's mean-pooled unit embedding) with a random
+      normal vector v; E[v vᵀ] = I makes it the Gauss-Newton metric of the squared error.
+
+    Args:
+        model: in eval mode meanwhile; its parameters get no gradients.
+        anatomy: of `model`.
+        batches: model inputs; labels are not looked at.
+        seed: of the probes.
+
+    Returns:
+        Name of the linear -> moments of its output gradients.
+
+    Raises:
+        DataError: there are no batches.
+    """
+    moments = {
+        name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears
+    }
+    places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training, batch_inputs = model.training, {}
+    model.eval().requires_grad_(False)
+
+    def watch(name: str) -> Callable[..., None]:
+        layer, role = places[name]
+
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            real = role_tokens(anatomy, layer, role, batch_inputs).flatten()
+
+            def add(gradient: Tensor) -> None:
+                rows = gradient.reshape(-1, gradient.shape[-1])
+                moments[name].update(rows[real] if len(rows) == len(real) else rows)
+
+            if output.requires_grad:
+                output.register_hook(add)
+
+        return hook
+
+    seen = 0
+    with ExitStack() as hooks:
+        hooks.callback(model.train, was_training)
+        for parameter in wanted:
+            hooks.callback(parameter.requires_grad_, True)
+        start = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_())
+        hooks.callback(start.remove)
+        for name in anatomy.linears:
+            hooks.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
+        for batch in batches:
+            batch_inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            with torch.enable_grad():
+                output = model(**batch_inputs)
+                for probe in range(PROBES):
+                    loss = _probe(output, anatomy, batch_inputs, generator)
+                    torch.autograd.backward(loss, retain_graph=probe + 1 < PROBES)
+            seen += 1
+    if seen == 0:
+        raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+    return moments
+
+
+def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """A scalar whose gradient is one draw from the metric of the outputs."""
+    tokens = layer_tokens(anatomy, anatomy.layers[-1], inputs)
+    if "start_logits" in output:
+        hidden = ~encoder_tokens(inputs)
+        lowest = torch.finfo(torch.float32).min
+        return sum(
+            (_likelihood(output[name].masked_fill(hidden, lowest), generator) for name in ("start_logits", "end_logits")),
+            start=torch.zeros((), device=hidden.device),
+        )
+    if "logits" in output and output.logits.shape[-1] > 1:
+        return _likelihood(output.logits[tokens] if output.logits.dim() == 3 else output.logits, generator)
+    if "logits" in output:
+        values = output.logits
+    else:
+        mask = tokens[..., None].to(output[0].dtype)
+        values = normalize((output[0] * mask).sum(1) / mask.sum(1), dim=-1)
+    return (values * torch.randn(values.shape, generator=generator).to(values)).sum()
+
+
+def _likelihood(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """-log p of predictions drawn from p itself."""
+    with torch.no_grad():
+        noise = -torch.empty(logits.shape).exponential_(generator=generator).log().to(logits.device)
+        drawn = (logits.float() + noise).argmax(-1)  # Gumbel's trick: a draw from the softmax
+    return cross_entropy(logits.float(), drawn, reduction="sum")
