@@ -24,8 +24,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words.train_from_iterator(list(pydoc_data.topics.topics.values())[:10], trainer)
     words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-        eos_token="[SEP]",
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", eos_token="[SEP]",
     )  # fmt: skip
 
 

@@ -85,9 +85,7 @@ class TestEveryFamily:
         total = sum(parameter.numel() for parameter in teacher.parameters())
         student = makd.factorize(teacher, makd.Budget(keep=0.8), solver="svd")
         found = sum(parameter.numel() for parameter in student.parameters())
-        smallest_step = min(
-            sum(teacher.get_submodule(linear).weight.shape) for linear in resolve(teacher).linears
-        )
+        smallest_step = min(sum(teacher.get_submodule(linear).weight.shape) for linear in resolve(teacher).linears)
         assert 0.8 * total - smallest_step <= found <= 0.8 * total
 
 

@@ -92,7 +92,8 @@ def load_model(
         raise ModelLoadError(
             f"{name} holds quantized weights; makd factorizes plain ones. Load its unquantized version instead."
         )
-    return model.to(device).eval()
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 
 from makd.anatomy import resolve
@@ -32,7 +33,7 @@ from makd.distill import DistillTrainer
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_model, load_tokenizer, locate
 from makd.lowrank.budget import Budget
-from makd.lowrank.factorize import factorize
+from makd.lowrank.factorize import FactorizeReport, factorize
 from makd.report import OutputFolder, describe_environment, write_card, write_json, write_recipe
 
 logger = logging.getLogger(__name__)
@@ -299,7 +300,9 @@ def _model(model: str | PreTrainedModel, recipe: Recipe, device: torch.device) -
     """The model, loaded if it is a name; one in hand is taken as it is."""
     if isinstance(model, str):
         return load_model(model, recipe.head, check_dtype(recipe.dtype), device)
-    return model.to(device).eval()
+    nn.Module.to(model, device)
+    model.eval()
+    return model
 
 
 def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
@@ -313,7 +316,8 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
         rank_multiple=settings.rank_multiple,
         on_progress=run.progress,
     )
-    run.seconds.update(student.factorization.seconds)
+    report: FactorizeReport = student.factorization  # type: ignore[assignment]
+    run.seconds.update(report.seconds)
     return student
 
 
@@ -352,7 +356,7 @@ def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[st
     run.progress("save", 0, 1)
     student.save_pretrained(result)
     run.tokenizer.save_pretrained(result)
-    source = Path(run.teacher.name_or_path)
+    source = Path(run.teacher.name_or_path or "")
     for name in SENTENCE_TRANSFORMERS_FILES:
         if (source / name).is_dir():
             shutil.copytree(source / name, result / name)

@@ -103,7 +103,11 @@ def test_data_that_cannot_be_used_is_refused_with_what_is_there(tmp_path, settin
 @pytest.mark.skipif("MAKD_DATA" not in os.environ, reason="MAKD_DATA (folder of real data sets) is not set")
 @pytest.mark.parametrize(
     ("folder", "columns", "label"),
-    [("glue_mrpc", ("sentence1", "sentence2"), "label"), ("glue_sst2", ("sentence",), "label"), ("wikitext2", None, None)],
+    [
+        ("glue_mrpc", ("sentence1", "sentence2"), "label"),
+        ("glue_sst2", ("sentence",), "label"),
+        ("wikitext2", None, None),
+    ],
 )
 def test_real_data_sets_load_from_a_folder(folder, columns, label):
     path = Path(os.environ["MAKD_DATA"]) / folder

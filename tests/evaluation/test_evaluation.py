@@ -46,7 +46,9 @@ def test_fidelity_does_not_depend_on_how_texts_are_batched():
     teacher = tiny("llama", head="causal_lm")
     student = make_student(teacher)
     inputs = batch(teacher)
-    rows = [{name: value[index : index + 1] for name, value in inputs.items()} for index in range(len(inputs["input_ids"]))]
+    rows = [
+        {name: value[index : index + 1] for name, value in inputs.items()} for index in range(len(inputs["input_ids"]))
+    ]
     whole, parts = makd.fidelity(student, teacher, [inputs]), makd.fidelity(student, teacher, rows)
     assert whole == pytest.approx(parts, rel=1e-4)
 

@@ -6,6 +6,15 @@ import makd
 from makd.report import OutputFolder
 
 
+def fail_halfway(folder, file):
+    """Work that stops with an error after it has written something."""
+    with folder.work() as result:
+        file = result / file if isinstance(file, str) else file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half")
+        raise RuntimeError("boom")
+
+
 def test_the_folder_appears_when_the_work_is_done(tmp_path):
     folder = OutputFolder(tmp_path / "runs" / "student")
     with folder.work() as result:
@@ -42,18 +51,16 @@ def test_an_error_leaves_what_was_there(tmp_path):
     target = tmp_path / "student"
     target.mkdir()
     (target / "old").write_text("precious")
-    with pytest.raises(RuntimeError, match="boom"), OutputFolder(target, overwrite=True).work() as result:
-        (result / "a").write_text("half")
-        raise RuntimeError("boom")
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_halfway(OutputFolder(target, overwrite=True), "a")
     assert (target / "old").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student"]
 
 
 def test_checkpoints_survive_an_error_and_a_resumed_run_finds_them(tmp_path):
     folder = OutputFolder(tmp_path / "student")
-    with pytest.raises(RuntimeError, match="boom"), folder.work():
-        (folder.checkpoints / "checkpoint-5").mkdir(parents=True)
-        raise RuntimeError("boom")
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_halfway(folder, folder.checkpoints / "checkpoint-5" / "state")
     again = OutputFolder(tmp_path / "student", resume=True)
     with again.work():
         assert (again.checkpoints / "checkpoint-5").is_dir()

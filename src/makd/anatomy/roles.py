@@ -55,7 +55,7 @@ class OutputSlice:
         """The role's part of a fused linear's `output`."""
         if self.groups == 1:
             return output[..., self.start : self.stop]
-        grouped = output.unflatten(-1, (self.groups, -1))
+        grouped: Tensor = output.unflatten(-1, (self.groups, -1))
         return grouped[..., self.start : self.stop].flatten(-2)
 
 

@@ -46,7 +46,7 @@ def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
     """
     for module, recorder in recorders.items():
         _recorders.setdefault(module, []).append(recorder)
-    implementations = {module.config._attn_implementation or "eager" for module in recorders}
+    implementations = {_implementation(module) for module in recorders}
     installed = [name for name in implementations if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "_makd_inner")]
     for name in installed:
         _install(name)
@@ -59,6 +59,12 @@ def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
             _recorders[module].remove(recorder)
             if not _recorders[module]:
                 del _recorders[module]
+
+
+def _implementation(module: nn.Module) -> str:
+    """Name of the implementation that the module's model is set to."""
+    config: Any = module.config
+    return str(config._attn_implementation or "eager")
 
 
 def _install(name: str) -> None:

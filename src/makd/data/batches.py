@@ -87,7 +87,7 @@ def make_batches(
     if by_length:
         lengths = [len(ids) for ids in rows["input_ids"]]
         rows = rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
-    return list(DataLoader(rows, batch_size=batch_size, collate_fn=collator(tokenizer, model)))  # type: ignore[arg-type]
+    return list(DataLoader(rows, batch_size=batch_size, collate_fn=collator(tokenizer, model)))
 
 
 def count_tokens(batches: list[Batch]) -> int:

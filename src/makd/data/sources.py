@@ -125,9 +125,7 @@ def _load(config: DataConfig) -> DatasetDict:
     try:
         if path.is_file():
             if path.suffix not in FILE_FORMATS:
-                raise DataError(
-                    f"{config.path}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}."
-                )
+                raise DataError(f"{config.path}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
             return load_dataset(FILE_FORMATS[path.suffix], data_files={config.train_split: str(path)})
         if not path.exists() and (path.is_absolute() or config.path.startswith((".", "~"))):
             raise DataError(f"{config.path} does not exist. Give a folder, a file or a hub id.")

@@ -62,7 +62,8 @@ class DistillTrainer(Trainer):
         self._counts: dict[bool, dict[str, int]] = {True: defaultdict(int), False: defaultdict(int)}
         super().__init__(model=model, **kwargs)
         _check_checkpointing(self.args)
-        self.teacher = teacher.to(self.args.device).eval()
+        nn.Module.to(teacher, self.args.device)
+        self.teacher = teacher.eval()
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
@@ -156,6 +157,6 @@ def _check_checkpointing(args: Any) -> None:
     settings = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and settings.get("use_reentrant"):
         raise SettingError(
-            "activation_checkpointing_kwargs has use_reentrant=True: captured tensors would carry no gradient there, and "
+            "activation_checkpointing_kwargs has use_reentrant=True: captured tensors carry no gradient there, and "
             "every aspect but logits would be lost. Set it to False."
         )

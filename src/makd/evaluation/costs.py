@@ -39,9 +39,9 @@ def latency(
     """
     inputs = {}
     for name, model in models.items():
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        positions = getattr(model.config, "max_position_embeddings", None) or tokens
-        ids = torch.randint(0, vocabulary, (batch_size, min(tokens, positions)), generator=torch.Generator().manual_seed(0))
+        vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+        length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
+        ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
         inputs[name] = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
         if model.config.is_encoder_decoder:
             inputs[name]["decoder_input_ids"] = inputs[name]["input_ids"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
-from makd.aspects import pool
+from makd.aspects import Pooling, pool
 from makd.errors import DataError
 
 TEXTS_COMPARED = 1000
@@ -22,7 +22,10 @@ TEXTS_COMPARED = 1000
 
 @torch.no_grad()
 def fidelity(
-    student: PreTrainedModel, teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], pooling: str = "mean"
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    pooling: Pooling = "mean",
 ) -> dict[str, float]:
     """Compare both models on `batches`; the keys that apply, each over real tokens only.
 

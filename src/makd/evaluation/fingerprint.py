@@ -14,7 +14,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     Equal on one machine with one number of threads if, and hardly but if, all weights are equal.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     ids = (torch.arange(2 * TOKENS).reshape(2, TOKENS) * 7919 % vocabulary).to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:

@@ -124,7 +124,8 @@ def factorize(
     decompositions = _decompose(teacher, anatomy, kind, settings.ranks, statistics, progress)
     spectra = {name: decomposition.singular_values for name, decomposition in decompositions.items()}
     plan = allocate(sizes, allowance, settings.ranks, spectra=spectra, rank_multiple=rank_multiple)
-    student = copy.deepcopy(teacher).eval()
+    student: PreTrainedModel = copy.deepcopy(teacher)
+    student.eval()
     if kind.in_forward_order:
         of = len(anatomy.layers)
         grams = {name: moments.gram for name, moments in statistics.gradients.items()}
@@ -134,7 +135,7 @@ def factorize(
     else:
         fitted = _replace_linears_(student, plan, decompositions)
     seconds = {"calibrate": calibrated - started, "factorize": time.perf_counter() - calibrated}
-    student.factorization = _report(student, plan, fitted, seconds)
+    student.factorization = _report(student, plan, fitted, seconds)  # type: ignore[assignment]
     mark_student(student)
     return student
 

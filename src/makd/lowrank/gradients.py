@@ -46,13 +46,12 @@ def collect_gradient_moments(
     Raises:
         DataError: there are no batches.
     """
-    moments = {
-        name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears
-    }
+    moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
     places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
     generator = torch.Generator().manual_seed(seed)
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    was_training, batch_inputs = model.training, {}
+    was_training = model.training
+    batch_inputs: dict[str, Tensor] = {}
     model.eval().requires_grad_(False)
 
     def watch(name: str) -> Callable[..., None]:
@@ -98,10 +97,8 @@ def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generato
     if "start_logits" in output:
         hidden = ~encoder_tokens(inputs)
         lowest = torch.finfo(torch.float32).min
-        return sum(
-            (_likelihood(output[name].masked_fill(hidden, lowest), generator) for name in ("start_logits", "end_logits")),
-            start=torch.zeros((), device=hidden.device),
-        )
+        both = [output[name].masked_fill(hidden, lowest) for name in ("start_logits", "end_logits")]
+        return _likelihood(torch.cat(both), generator)
     if "logits" in output and output.logits.shape[-1] > 1:
         return _likelihood(output.logits[tokens] if output.logits.dim() == 3 else output.logits, generator)
     if "logits" in output:
@@ -109,7 +106,8 @@ def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generato
     else:
         mask = tokens[..., None].to(output[0].dtype)
         values = normalize((output[0] * mask).sum(1) / mask.sum(1), dim=-1)
-    return (values * torch.randn(values.shape, generator=generator).to(values)).sum()
+    probe: Tensor = (values * torch.randn(values.shape, generator=generator).to(values)).sum()
+    return probe
 
 
 def _likelihood(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,12 +1,12 @@
 """Station 3: calibration layer by layer, in forward order, for solvers that fit the student to its own inputs.
 
-Each layer of the teacher is computed once; each layer of the student about twice and a half: up to each group of linears
-that read the same input (stopping there), and once whole, with its factors in place, to give the next layer its input.
-What a layer gets besides hidden states (masks, positions) is noted in one forward of the teacher.
+Each layer of the teacher is computed once; each layer of the student about twice and a half: up to each group of
+linears that read the same input (stopping there), and once whole, with its factors in place, to give the next layer its
+input. What a layer gets besides hidden states (masks, positions) is noted in one forward of the teacher.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ def fit_layers_(
     """
     if anatomy.is_encoder_decoder or any(layer.call > 0 for layer in anatomy.layers):
         raise SettingError(
-            "The regression solver fits layer after layer, which needs one stack of layers of their own; this model has "
-            "two stacks or shared layers. Take the solver 'whitened'."
+            "The regression solver fits layer after layer, which needs one stack of layers of their own; this model "
+            "has two stacks or shared layers. Take the solver 'whitened'."
         )
     calls = [_note_calls(teacher, anatomy, batch) for batch in batches]
     if not calls:
@@ -97,7 +97,9 @@ def fit_layers_(
                 linear = teacher.get_submodule(name)
                 has_bias = getattr(linear, "bias", None) is not None
                 gram = gradient_grams.get(name)
-                factors = fit_regression(dense_weight(linear), moments[name], rank, fit_bias=has_bias, gradient_gram=gram)
+                factors = fit_regression(
+                    dense_weight(linear), moments[name], rank, fit_bias=has_bias, gradient_gram=gram
+                )
                 student.set_submodule(name, LowRankLinear.from_factors(factors, None))
                 fitted[name] = factors
         for call in calls:
@@ -181,11 +183,8 @@ def _group_moments(
         for name, (out_features, in_features) in sizes.items()
     }
     for call, wanted in zip(calls, targets, strict=True):
-        with student.get_submodule(names[0]).register_forward_pre_hook(stop):
-            try:
-                _forward(student, layer, call, call.student)
-            except _Stop:
-                pass
+        with student.get_submodule(names[0]).register_forward_pre_hook(stop), suppress(_Stop):
+            _forward(student, layer, call, call.student)
         rows = found["input"].reshape(call.real.numel(), -1)[call.real.flatten()]
         for name in names:
             try:

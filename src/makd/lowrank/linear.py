@@ -62,7 +62,7 @@ class LowRankLinear(nn.Module):
         return layer
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The factor that writes the output: for code that reads a linear's dtype or device off its weight (T5)."""
         return self.expand.weight
 

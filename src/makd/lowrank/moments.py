@@ -56,7 +56,7 @@ class InputMoments:
 
     @property
     def covariance(self) -> Float[Tensor, "features features"]:
-        """Mean of (x − mean)(x − mean)ᵀ, float64.
+        """Mean of (x - mean)(x - mean)ᵀ, float64.
 
         Raises:
             ValueError: nothing was seen.
@@ -114,6 +114,6 @@ class CrossMoments(InputMoments):
 
     @property
     def cross_covariance(self) -> Float[Tensor, "targets features"]:
-        """Mean of (y − mean)(x − mean)ᵀ, float64."""
+        """Mean of (y - mean)(x - mean)ᵀ, float64."""
         self._check()
         return self._cross / self.rows - torch.outer(self.target_mean, self.mean)

@@ -35,7 +35,7 @@ class LinearSize:
 
     @property
     def break_even(self) -> int:
-        """Largest rank at which the factors have fewer weights than the matrix; 0 for a matrix with one row or column."""
+        """Largest rank at which the factors have fewer weights than the matrix; 0 for a single row or column."""
         return (self.dense - 1) // self.step
 
     def weights(self, rank: int | None) -> int:

@@ -25,9 +25,7 @@ class OutputFolder:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{path} is a file; the output is a folder. Name another one.")
         if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
-            raise OutputError(
-                f"{path} exists and is not empty. Name another output, or replace it with --overwrite."
-            )
+            raise OutputError(f"{path} exists and is not empty. Name another output, or replace it with --overwrite.")
         if resume and not self.checkpoints.is_dir():
             raise OutputError(
                 f"There is nothing to resume: {self.checkpoints} does not exist. Checkpoints are kept with "

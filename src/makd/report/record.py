@@ -40,7 +40,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
     """Versions, machine, device and seed of a run: what `environment.json` holds."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in RECORDED_PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -10,8 +10,8 @@ from makd.lowrank.solvers.two_sided import decompose_two_sided
 from makd.lowrank.solvers.whitened import decompose_whitened
 
 RIDGE = 1e-3
-"""Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration text
-hardly varies keep the teacher's weight instead of fitting noise."""
+"""Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
+text hardly varies keep the teacher's weight instead of fitting noise."""
 
 
 def fit_regression(
@@ -24,9 +24,9 @@ def fit_regression(
 ) -> Factors:
     """Reduced-rank regression of the teacher's outputs y on the student's inputs x, bias included.
 
-    Minimises E‖y − (B A x + b)‖² over A, B of rank `rank` and b (Izenman, 1975):
-    with centred moments C = cov(x), D = cov(y, x), the full-rank solution is W' = D C⁻¹, and the best of rank r projects
-    its outputs on their r principal directions, B A = U_r U_rᵀ W' with U_r from W' C W'ᵀ; b = E[y] − B A E[x].
+    Minimises E‖y - (B A x + b)‖² over A, B of rank `rank` and b (Izenman, 1975):
+    with centred moments C = cov(x), D = cov(y, x), the full-rank solution is W' = D C⁻¹, and the best of rank r
+    projects its outputs on their r principal directions, B A = U_r U_rᵀ W' with U_r from W' C W'ᵀ; b = E[y] - B A E[x].
 
     W' is pulled towards the teacher's weight W: (D + λ W)(C + λ I)⁻¹. Where student and teacher read the same, W' is W
     exactly, and the factors are those of `whitened` on centred inputs.
@@ -45,7 +45,9 @@ def fit_regression(
     identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
     covariance = (moments.covariance if fit_bias else moments.gram).to(weight.device)
     penalty = RIDGE * float(covariance.diagonal().mean()) or 1.0
-    cross = (moments.cross_covariance if fit_bias else moments.cross).to(weight.device) + penalty * weight.to(torch.float64)
+    cross = (moments.cross_covariance if fit_bias else moments.cross).to(weight.device) + penalty * weight.to(
+        torch.float64
+    )
     fitted = torch.linalg.solve(covariance + penalty * identity, cross.T).T
     if gradient_gram is None:
         decomposition = decompose_whitened(fitted, covariance)

@@ -8,7 +8,7 @@ from makd.lowrank.factors import Decomposition
 
 
 def decompose_svd(weight: Float[Tensor, "out inp"]) -> Decomposition:
-    """Terms of the singular value decomposition of `weight`; the error is ‖W − BA‖² (Eckart & Young, 1936).
+    """Terms of the singular value decomposition of `weight`; the error is ‖W - BA‖² (Eckart & Young, 1936).
 
     By the eigenvectors of the smaller of W Wᵀ and Wᵀ W in float64, which is several times faster than an SVD: squaring
     costs half of float64's digits, and the other half is more than float32 weights have.

@@ -1,4 +1,4 @@
-"""Solver `two_sided`: the best factors for the inputs that calibration saw and for what the model makes of the outputs."""
+"""Solver `two_sided`: the best factors for the calibration's inputs and for what its outputs lead to."""
 
 import torch
 from jaxtyping import Float
@@ -9,8 +9,8 @@ from makd.lowrank.solvers.svd import principal_outputs
 from makd.lowrank.solvers.whitened import condition, square_root
 
 OUTPUT_RIDGE = 1e-2
-"""What is added to the diagonal of the output gradients' moments, relative to their mean eigenvalue. They come from fewer
-independent draws than the inputs do (one a text and probe for headless models), so small eigenvalues are noise."""
+"""What is added to the diagonal of the output gradients' moments, relative to their mean eigenvalue. They come from
+fewer independent draws than the inputs do (one a text and probe for headless models): small eigenvalues are noise."""
 
 
 def decompose_two_sided(
@@ -18,9 +18,9 @@ def decompose_two_sided(
 ) -> Decomposition:
     """Terms of W ordered by what they do to what the model puts out.
 
-    The error is tr(G_out (W − BA) G_in (W − BA)ᵀ): second-order, with the curvature of K-FAC (Martens & Grosse, 2015).
-    With G_in = R Rᵀ and G_out = L Lᵀ it is ‖Lᵀ (W − BA) R‖², so the best BA is L⁻ᵀ (truncated SVD of Lᵀ W R) R⁻¹, which is
-    L⁻ᵀ U_r U_rᵀ Lᵀ W: again a projection, of the weighted outputs.
+    The error is tr(G_out (W - BA) G_in (W - BA)ᵀ): second-order, with the curvature of K-FAC (Martens & Grosse, 2015).
+    With G_in = R Rᵀ and G_out = L Lᵀ it is ‖Lᵀ (W - BA) R‖², so the best BA is L⁻ᵀ (truncated SVD of Lᵀ W R) R⁻¹,
+    which is L⁻ᵀ U_r U_rᵀ Lᵀ W: again a projection, of the weighted outputs.
 
     The singular values of all linears are in one unit, so ranks may be allocated across them.
 

@@ -18,7 +18,7 @@ FLOOR = 1e-10
 def decompose_whitened(weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"]) -> Decomposition:
     """Terms of W ordered by what they do to the outputs over the inputs with second moments G = `gram`.
 
-    The error is tr((W − BA) G (W − BA)ᵀ), the mean squared error of the outputs. With G = R Rᵀ it is ‖(W − BA) R‖², so
+    The error is tr((W - BA) G (W - BA)ᵀ), the mean squared error of the outputs. With G = R Rᵀ it is ‖(W - BA) R‖², so
     the best BA is the truncated SVD of W R = U S Vᵀ, times R⁻¹ (SVD-LLM, Wang et al. 2024; DRONE, Chen et al. 2021).
     That is U_r U_rᵀ W: the projection of the outputs on their r principal directions, which needs no inverse.
 
@@ -58,8 +58,9 @@ def condition(gram: Float[Tensor, "size size"]) -> tuple[Float[Tensor, "size siz
 
 def square_root(gram: Float[Tensor, "inp inp"]) -> Float[Tensor, "inp inp"]:
     """R with R Rᵀ = gram: Cholesky's, or by eigenvectors where rounding leaves it no positive pivot."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info) == 0:
-        return factor
-    energies, vectors = torch.linalg.eigh(gram)
-    return vectors * energies.clamp(min=0).sqrt()
+    if int(info) != 0:
+        energies, vectors = torch.linalg.eigh(gram)
+        factor = vectors * energies.clamp(min=0).sqrt()
+    return factor
