@@ -17,7 +17,7 @@ def write_csv(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
     return path
 
 
-def test_the_built_in_text_needs_nothing_and_holds_out_whole_topics():
+def test_the_built_in_text_needs_nothing_and_holds_out_passages_that_training_never_sees():
     texts = load_texts(DataConfig())
     assert len(texts.train) > 800
     assert 50 < len(texts.evaluation) < len(texts.train) / 5

@@ -18,6 +18,8 @@ BUILT_IN = "pydoc"
 """Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
 PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
+HELD_OUT_EVERY = 6
+"""Each sixth passage of the built-in text is for evaluation."""
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -69,9 +71,9 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
         DataError: there is nothing at `path`, a split or column is missing, or no text is left.
     """
     if config.path == BUILT_IN:
-        held_out = list(dict.fromkeys(_passages(held_out=True)))
-        seen = set(held_out)  # topics quote each other
-        train = [text for text in dict.fromkeys(_passages(held_out=False)) if text not in seen]
+        passages = list(dict.fromkeys(_passages()))
+        held_out = passages[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
+        train = [text for index, text in enumerate(passages) if index % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
         train_rows, evaluation = Dataset.from_dict({"text": train}), Dataset.from_dict({"text": held_out})
         return Texts(_limit(train_rows, config.rows), evaluation)
     splits = _load(config)
@@ -105,11 +107,9 @@ def _split(rows: Dataset, config: DataConfig, seed: int) -> Texts:
     return Texts(parts["train"], parts["test"])
 
 
-def _passages(held_out: bool) -> Iterator[str]:
-    """Passages of the built-in text. Whole topics are held out, so evaluation is on subjects not seen in training."""
-    for index, name in enumerate(sorted(pydoc_data.topics.topics)):
-        if (index % 8 == 2) != held_out:
-            continue
+def _passages() -> Iterator[str]:
+    """Passages of the built-in text, in the order of its topics. Some topics quote each other word for word."""
+    for name in sorted(pydoc_data.topics.topics):
         words: list[str] = []
         for paragraph in pydoc_data.topics.topics[name].split("\n\n"):
             words += paragraph.split()

@@ -1,4 +1,7 @@
-"""Station 3: what a solver gives: a decomposition, from which factors of any rank are cut."""
+"""Station 3: what a solver gives: a decomposition, from which factors of any rank are cut.
+
+The decomposition's spectrum is what rank allocation looks at, so that allocation and solving share the costly part.
+"""
 
 from dataclasses import dataclass
 
@@ -19,6 +22,18 @@ class Factors:
     """Only from solvers that refit it."""
     fallback: str | None = None
     """What was done because the statistics were not positive definite."""
+    squared_error: float = 0.0
+    """The same error, absolute; each solver says in which norm. Rounding to the factors' dtype is not in it."""
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Where a regression's bias comes from: b = targets - B A inputs."""
+
+    inputs: Float[Tensor, " inp"]
+    """Mean input."""
+    targets: Float[Tensor, " out"]
+    """Mean of what the outputs shall be."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +51,35 @@ class Decomposition:
     dtype: torch.dtype
     """Of the weight, and so of the factors."""
     fallback: str | None = None
+    squared_errors: Float[Tensor, " ranks"] | None = None
+    """Squared error at rank 0 (the linear dropped), 1, ..., terms, where it is not the energy of the terms left out."""
+    centre: Centre | None = None
+    """Given by solvers that refit the bias."""
+
+    def squared_error(self, rank: int) -> float:
+        """Predicted squared error of the first `rank` terms in the solver's norm; rank 0 drops the linear.
+
+        Raises:
+            ValueError: `rank` is not in 0..terms.
+        """
+        terms = len(self.singular_values)
+        if not 0 <= rank <= terms:
+            raise ValueError(f"rank is in 0..{terms}; got {rank}.")
+        if self.squared_errors is not None:
+            return float(self.squared_errors[rank])
+        return float(self.singular_values[rank:].square().sum())
 
     def relative_error(self, rank: int) -> float:
-        """Squared error of the first `rank` terms, relative to none of them."""
-        energy = self.singular_values.square()
-        total = float(energy.sum())
-        return float(energy[rank:].sum()) / total if total > 0 else 0.0
+        """`squared_error`, relative to that of none of the terms."""
+        dropped = self.squared_error(0)
+        return self.squared_error(rank) / dropped if dropped > 0 else 0.0
 
     def factors(self, rank: int) -> Factors:
         """The best factors of this rank, in the solver's norm.
 
-        With W R = U S Vᵀ: B = U S^½ and A = S^½ Vᵀ R⁻¹ = S^-½ Uᵀ W, so that what flows between the factors has the
-        scale of what flows out, and one learning rate fits both.
+        Each term is split so that its column of B is as long as what flows between the factors is large: with the
+        whitened solver's W R = U S Vᵀ, B = U S^½ and A = S^-½ Uᵀ W, and A x has variance S on the calibration text.
+        One learning rate then fits both factors.
 
         Raises:
             ValueError: `rank` is not in 1..terms.
@@ -56,11 +88,17 @@ class Decomposition:
         if not 1 <= rank <= terms:
             raise ValueError(f"rank is in 1..{terms}; got {rank}.")
         left, right = self.left[:, :rank], self.right[:rank]
-        scale = self.singular_values[:rank]
-        scale = scale.clamp(min=float(self.singular_values[0]) * 1e-12 or 1.0).sqrt()
+        size = self.singular_values[:rank] / left.norm(dim=0)
+        # below this a term is rounding, which a division by its own size would blow up
+        scale = size.clamp(min=float(size.max()) * 1e-12 or 1.0).sqrt()
+        bias = None
+        if self.centre is not None:
+            bias = self.centre.targets - left @ (right @ self.centre.inputs)
         return Factors(
             expand=(left * scale).to(self.dtype),
             reduce=(right / scale[:, None]).to(self.dtype),
             error=self.relative_error(rank),
+            bias=None if bias is None else bias.to(self.dtype),
             fallback=self.fallback,
+            squared_error=self.squared_error(rank),
         )

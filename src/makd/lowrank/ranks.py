@@ -1,17 +1,21 @@
 """Station 3: from a budget to the rank of every linear, exactly.
 
-A rule says which rank each linear has at a given share; the share is what the budget leaves; what rounding leaves over
-is spent so that the total meets the budget to within one rank step of the smallest linear.
+Every linear climbs a ladder of ranks, from the smallest over the multiples that hardware likes to dense. A rule says
+which linear climbs next; climbing goes on while the budget allows; single ranks of one linear take up the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from makd.errors import BudgetError
+from makd.errors import BudgetError, NumericsError
 from makd.registry import Registry
+
+Numbers = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LinearSize:
 
     @property
     def break_even(self) -> int:
-        """Largest rank at which the factors have fewer weights than the matrix; 0 for a single row or column."""
+        """Largest rank at which the factors have fewer weights than the matrix; 0 for one row or one column."""
         return (self.dense - 1) // self.step
 
     def weights(self, rank: int | None) -> int:
@@ -45,6 +49,10 @@ class LinearSize:
     def parameters(self, rank: int | None) -> int:
         """Weights and bias at this rank; None is dense."""
         return self.weights(rank) + (self.out_features if self.has_bias else 0)
+
+    def capped(self, rank: int) -> int | None:
+        """`rank`, or None for dense from break-even on."""
+        return rank if rank <= self.break_even else None
 
 
 @dataclass(frozen=True)
@@ -56,38 +64,88 @@ class RankPlan:
     """Of all these linears, weights and biases."""
 
 
-Rule = Callable[[LinearSize, Tensor | None, float], float]
-"""(linear, its singular values, a share in [0, 1]) -> rank, not rounded. Grows with the share; all of it at 1."""
+@dataclass(frozen=True)
+class Ladder:
+    """The ranks that a linear may have, ascending, and what each costs and keeps. The last rung is dense."""
+
+    size: LinearSize
+    ranks: tuple[int | None, ...]
+    weights: Counts
+    """Weights at each rung, ascending."""
+    kept: Numbers
+    """Energy (sum of squared singular values, times the sensitivity) at each rung; zeros without a spectrum."""
+
+    @staticmethod
+    def of(size: LinearSize, energies: Numbers, rank_multiple: int, minimum_rank: int) -> "Ladder":
+        """The ladder of one linear; `energies` are those of its terms, descending."""
+        # below the first multiple every rank is a rung: at such budgets 8 instead of 5 would starve another linear
+        small = list(range(minimum_rank, rank_multiple))
+        large = [rank for rank in range(rank_multiple, size.break_even + 1, rank_multiple) if rank > minimum_rank]
+        factored = np.array(
+            [rank for rank in (*(small or [minimum_rank]), *large) if rank <= size.break_even], dtype=np.int64
+        )
+        total = np.concatenate([[0.0], energies.cumsum()])
+        return Ladder(
+            size,
+            (*(int(rank) for rank in factored), None),
+            np.concatenate([factored * size.step, [size.dense]]),
+            np.concatenate([total[np.minimum(factored, len(energies))], total[-1:]]),
+        )
+
+    @property
+    def gain(self) -> Numbers:
+        """Energy per weight of each climb from a rung to the next."""
+        return np.diff(self.kept) / np.diff(self.weights)
 
 
-def _uniform(size: LinearSize, _spectrum: Tensor | None, share: float) -> float:
-    return share * size.dense / size.step
+Climbs = tuple[Counts, Numbers]
+"""The rungs that a linear climbs to, in order, and how urgent each climb is: less from climb to climb."""
 
 
-def _energy(size: LinearSize, spectrum: Tensor | None, share: float) -> float:
-    if spectrum is None:
-        raise ValueError("The energy rule needs the singular values of every linear.")
-    if share >= 1:
-        return size.dense / size.step
-    energy = spectrum.square().cumsum(0)
-    return float(torch.searchsorted(energy, share * energy[-1])) + 1
+@dataclass(frozen=True)
+class RankRule:
+    """How a budget is spread over linears."""
+
+    summary: str
+    climbs: Callable[[Ladder], Climbs]
+    needs_spectra: bool
 
 
-def _global(size: LinearSize, spectrum: Tensor | None, share: float) -> float:
-    if spectrum is None:
-        raise ValueError("The global rule needs the singular values of every linear.")
-    if share >= 1:
-        return size.dense / size.step
-    # one price for a parameter everywhere: a component is kept if it is worth more than its weights cost. The price
-    # falls from e^60 to e^-60 as the share grows, so every budget has one
-    price = torch.exp(torch.tensor(60.0 - 120.0 * share, dtype=torch.float64))
-    return float((spectrum.double().square() > price * size.step).sum())
+def _uniform(ladder: Ladder) -> Climbs:
+    return np.arange(1, len(ladder.weights)), -ladder.weights[:-1] / ladder.size.dense
 
 
-RANK_RULES: Registry[Rule] = Registry("rank rule", {"uniform": _uniform, "energy": _energy, "global": _global})
-"""`uniform`: every linear keeps the same share of its weights. `energy`: every linear keeps the same share of the
-squared singular values in its solver's norm. `global`: the components of all linears that are worth most a weight, by
-squared singular values; makes sense only where these are in one unit, as those of the two-sided solvers are."""
+def _energy(ladder: Ladder) -> Climbs:
+    total = ladder.kept[-1]
+    kept = ladder.kept[:-1] / total if total > 0 else np.ones(len(ladder.kept) - 1)  # nothing is all of nothing
+    return np.arange(1, len(ladder.kept)), -kept
+
+
+def _global(ladder: Ladder) -> Climbs:
+    # Terms are worth less and less, but the last climb, to dense, brings all the terms beyond break-even for at most
+    # one step's weights. So from the rung on from which dense is the better bargain, the climb goes there directly.
+    if len(ladder.ranks) == 1:
+        return np.arange(0), np.zeros(0)
+    to_dense = (ladder.kept[-1] - ladder.kept[:-1]) / (ladder.weights[-1] - ladder.weights[:-1])
+    gain = ladder.gain
+    direct = int(np.argmax(to_dense >= gain))  # true at the last rung, where they are the same climb
+    rungs = np.concatenate([np.arange(1, direct + 1), [len(gain)]])
+    return rungs, np.concatenate([gain[:direct], to_dense[direct : direct + 1]])
+
+
+RANK_RULES: Registry[RankRule] = Registry(
+    "rank rule",
+    {
+        "uniform": RankRule("every linear keeps the same share of its weights", _uniform, False),
+        "energy": RankRule("every linear keeps the same share of its squared singular values", _energy, True),
+        "global": RankRule("the largest gain (squared singular value times sensitivity) a parameter", _global, True),
+    },
+)
+
+
+def smallest_parameters(sizes: Sequence[LinearSize], minimum_rank: int = 1) -> int:
+    """Parameters (weights and biases) of `sizes` with `minimum_rank` everywhere, dense where that is no smaller."""
+    return sum(size.parameters(size.capped(minimum_rank)) for size in sizes)
 
 
 def allocate(
@@ -96,105 +154,180 @@ def allocate(
     rule: str = "uniform",
     spectra: Mapping[str, Tensor] | None = None,
     rank_multiple: int = 8,
+    minimum_rank: int = 1,
+    sensitivities: Mapping[str, float] | None = None,
 ) -> RankPlan:
     """Ranks with at most `allowance` parameters (weights and biases) in all of `sizes` together.
 
-    The total is never above the allowance. It is less than one rank step (out + in) of the smallest linear below it, as
-    long as that linear has at least as many weights as two rank steps of any other; all linears dense is the other end.
-    Ranks are multiples of `rank_multiple`, or below the first one, but for one linear of the smallest size, which takes
-    up the rest. A linear whose rank would reach break-even stays dense.
+    How close the total comes: let f be the largest of those linears that can be factored and have the smallest step
+    (out + in). The total is less than that step below the allowance, or everything is dense, if f can make room for one
+    step of any other: dense weights of f >= step of the other + weights of f at `minimum_rank`. Proof: while one of the
+    smallest step is factored, it can take steps itself. If all are dense and a step's worth is left, another linear
+    takes a rank, and f goes down to the highest rank that leaves room for that; f's weights change in steps no larger
+    than its own. Real models' linears are so; for others, what is left is less than any linear's next rank costs.
+
+    Ranks are multiples of `rank_multiple` as far as possible, then the rest is spent in single ranks of as few linears
+    as possible: typically one linear ends up off the multiple, and never more than three. Ranks below the first
+    multiple are free, and so is `minimum_rank`. A linear whose rank passes break-even stays dense (None).
+
+    Args:
+        sizes: of all factorizable linears.
+        allowance: parameters.
+        rule: one of `RANK_RULES`. `global` never keeps less energy than `uniform`: where rounding would make it so, it
+            is `uniform`.
+        spectra: name -> singular values, descending, in units that the linears share. Terms that are missing count 0.
+        rank_multiple: at least 1.
+        minimum_rank: of a factored linear, at least 1.
+        sensitivities: name -> what one unit of a linear's energy is worth, at least 0; 1 where none is given. The
+            same for all terms of a linear, so only `global` looks at them.
 
     Raises:
-        BudgetError: rank 1 everywhere is more than the allowance.
+        BudgetError: `minimum_rank` everywhere is more than the allowance.
+        NumericsError: a spectrum or sensitivity is not finite, or negative.
         UnknownNameError: no rule is called so.
+        ValueError: spectra are missing for a rule that needs them, names repeat, or a number is below 1.
     """
     chosen = RANK_RULES[rule]
-    spectra = spectra or {}
-    biases = sum(size.parameters(None) - size.dense for size in sizes)
-    available = allowance - biases
-    smallest = sum(size.weights(_cap(size, 1)) for size in sizes)
-    if available < smallest:
+    _check(sizes, rank_multiple, minimum_rank)
+    smallest = smallest_parameters(sizes, minimum_rank)
+    if allowance < smallest:
         raise BudgetError(
-            f"The linears may have {allowance:,} parameters; with rank 1 everywhere they have {smallest + biases:,}, "
-            "the smallest possible student. Give a larger budget."
+            f"The linears may have {allowance:,} parameters; with rank {minimum_rank} everywhere they have "
+            f"{smallest:,}, the smallest possible student. Give a larger budget."
         )
-
-    def ranks_at(share: float) -> list[int | None]:
-        return [_round(size, chosen(size, spectra.get(size.name), share), rank_multiple) for size in sizes]
-
-    share = _largest_share(lambda value: _total(sizes, ranks_at(value)) <= available)
-    ranks = ranks_at(share)
-    wanted = [chosen(size, spectra.get(size.name), share) for size in sizes]
-    _grow_(ranks, sizes, wanted, available, rank_multiple)
-    _fill_(ranks, sizes, available)
+    spectra, sensitivities = spectra or {}, sensitivities or {}
+    ladders = []
+    for size in sizes:
+        if chosen.needs_spectra and size.name not in spectra:
+            raise ValueError(f"The {rule} rule needs the singular values of every linear; {size.name} has none.")
+        spectrum = spectra[size.name] if chosen.needs_spectra else None
+        energies = _energies(size, spectrum, sensitivities.get(size.name, 1.0))
+        ladders.append(Ladder.of(size, energies, rank_multiple, minimum_rank))
+    available = allowance - sum(size.parameters(None) - size.dense for size in sizes)
+    ranks = _ranks(ladders, chosen, available, minimum_rank)
+    if rule == "global":
+        # climbing by gain is greedy, so what does not fit at the end may turn the balance in rare, tiny cases
+        even = _ranks(ladders, RANK_RULES["uniform"], available, minimum_rank)
+        ranks = max(ranks, even, key=lambda plan: _kept(sizes, plan, spectra, sensitivities))
     plan = {size.name: rank for size, rank in zip(sizes, ranks, strict=True)}
-    return RankPlan(plan, _total(sizes, ranks) + biases)
+    return RankPlan(plan, sum(size.parameters(plan[size.name]) for size in sizes))
 
 
-def _cap(size: LinearSize, rank: int) -> int | None:
-    """`rank`, or None for dense from break-even on."""
-    return rank if rank <= size.break_even else None
+def _check(sizes: Sequence[LinearSize], rank_multiple: int, minimum_rank: int) -> None:
+    if min(rank_multiple, minimum_rank) < 1:
+        raise ValueError(f"rank_multiple and minimum_rank are at least 1; got {rank_multiple} and {minimum_rank}.")
+    if len({size.name for size in sizes}) < len(sizes):
+        raise ValueError("Two linears have the same name.")
 
 
-def _round(size: LinearSize, wanted: float, multiple: int) -> int | None:
-    rank = int(wanted + 1e-9)
-    if rank > size.break_even:
-        return None
-    return max(1, rank // multiple * multiple if rank >= multiple else rank)
+def _energies(size: LinearSize, spectrum: Tensor | None, sensitivity: float) -> Numbers:
+    if spectrum is None:
+        return np.zeros(0)
+    energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * sensitivity)[::-1]
+    if not np.isfinite(energies).all() or sensitivity < 0:
+        raise NumericsError(
+            f"The singular values of {size.name}, or its sensitivity ({sensitivity}), are not finite and at least 0. "
+            "Check the weights and the calibration text."
+        )
+    return energies
 
 
-def _total(sizes: Sequence[LinearSize], ranks: Sequence[int | None]) -> int:
-    return sum(size.weights(rank) for size, rank in zip(sizes, ranks, strict=True))
+def _kept(
+    sizes: Sequence[LinearSize],
+    ranks: Sequence[int | None],
+    spectra: Mapping[str, Tensor],
+    sensitivities: Mapping[str, float],
+) -> float:
+    return sum(
+        float(_energies(size, spectra[size.name], sensitivities.get(size.name, 1.0))[:rank].sum())
+        for size, rank in zip(sizes, ranks, strict=True)
+    )
 
 
-def _largest_share(fits: Callable[[float], bool]) -> float:
-    """Largest share in [0, 1] that fits, by bisection."""
-    if fits(1.0):
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _ranks(ladders: Sequence[Ladder], rule: RankRule, available: int, minimum_rank: int) -> list[int | None]:
+    rungs = np.zeros(len(ladders), dtype=np.int64)
+    rest = available - sum(int(ladder.weights[0]) for ladder in ladders)
+    rest = _climb_(rungs, ladders, [rule.climbs(ladder) for ladder in ladders], rest)
+    # a rule may climb several rungs at once; what is left is spent on single ones
+    single = [_single_urgency(ladder, rule) for ladder in ladders]
+    rest = _climb_(rungs, ladders, [(np.arange(1, len(urgency) + 1), urgency) for urgency in single], rest)
+    ranks = [ladder.ranks[rung] for ladder, rung in zip(ladders, rungs, strict=True)]
+    urgency = [float(one[rung]) if rung < len(one) else 0.0 for one, rung in zip(single, rungs, strict=True)]
+    _fill_(ranks, [ladder.size for ladder in ladders], urgency, rest, minimum_rank)
+    return ranks
 
 
-def _grow_(
-    ranks: list[int | None], sizes: Sequence[LinearSize], wanted: Sequence[float], available: int, multiple: int
-) -> None:
-    """Spend what rounding down left, one multiple at a time, first where rounding took the largest share of a rank."""
-    rest = available - _total(sizes, ranks)
-    order = sorted(range(len(sizes)), key=lambda index: (wanted[index] - (ranks[index] or 0)) / max(wanted[index], 1))
-    for index in reversed(order):
-        size, rank = sizes[index], ranks[index]
-        if rank is None:
+def _single_urgency(ladder: Ladder, rule: RankRule) -> Numbers:
+    rungs, urgency = rule.climbs(ladder)
+    return urgency if len(rungs) == len(ladder.weights) - 1 else ladder.gain
+
+
+def _climb_(rungs: Counts, ladders: Sequence[Ladder], climbs: Sequence[Climbs], rest: int) -> int:
+    """Climb, the most urgent first, until no linear's next climb fits in `rest`; returns what is left of it."""
+    owners, goals, costs, urgencies = [], [], [], []
+    for index, (ladder, (goal, urgency)) in enumerate(zip(ladders, climbs, strict=True)):
+        ahead = goal > rungs[index]
+        goal = goal[ahead]
+        costs.append(np.diff(ladder.weights[np.concatenate([rungs[index : index + 1], goal])]))
+        owners.append(np.full(len(goal), index))
+        goals.append(goal)
+        # rounding must not let a linear's later climb go before an earlier one
+        urgencies.append(np.minimum.accumulate(urgency[ahead]))
+    order = np.argsort(-np.concatenate(urgencies), kind="stable")  # stable: a linear's own climbs stay in order
+    owner, goal, cost = (np.concatenate(parts)[order] for parts in (owners, goals, costs))
+    fitting = int(np.searchsorted(cost.cumsum(), rest, side="right"))
+    np.maximum.at(rungs, owner[:fitting], goal[:fitting])
+    rest -= int(cost[:fitting].sum())
+    open_ = set(owner[fitting:].tolist())
+    for index, rung, price in zip(
+        owner[fitting:].tolist(), goal[fitting:].tolist(), cost[fitting:].tolist(), strict=True
+    ):
+        if not open_:
+            break
+        if index not in open_:
             continue
-        larger = _cap(size, rank // multiple * multiple + multiple)
-        cost = size.weights(larger) - size.weights(rank)
-        if cost <= rest:
-            ranks[index] = larger
-            rest -= cost
+        if price <= rest:
+            rungs[index] = rung
+            rest -= price
+        else:
+            open_.discard(index)
+    return rest
 
 
-def _fill_(ranks: list[int | None], sizes: Sequence[LinearSize], available: int) -> None:
-    """Let one linear of the smallest step take up the rest of the budget; where it is full, others grow at its cost."""
-    filler = min(range(len(sizes)), key=lambda index: (sizes[index].step, ranks[index] is None, -index))
-    size = sizes[filler]
-    growing = sorted((index for index in range(len(sizes)) if index != filler), key=lambda index: sizes[index].step)
-    for index in (None, *growing):
-        while True:
-            if index is not None:
-                rank = ranks[index]
-                if rank is None:
-                    break
-                ranks[index] = _cap(sizes[index], rank + 1)
-            room = available - _total(sizes, ranks) + size.weights(ranks[filler])
-            best = None if room >= size.dense else min(room // size.step, size.break_even)
-            if best is not None and best < 1:
-                if index is not None:
-                    ranks[index] = rank  # it does not pay for this one
-                break
-            ranks[filler] = best
-            if room - size.weights(best) < size.step:
-                return
-            if index is None:
-                break
+def _fill_(
+    ranks: list[int | None], sizes: Sequence[LinearSize], urgency: Sequence[float], rest: int, minimum_rank: int
+) -> None:
+    """Spend `rest` on single ranks; `allocate` says how close that comes, and why."""
+    factorable = [index for index, size in enumerate(sizes) if size.break_even >= minimum_rank]
+    order = sorted(factorable, key=lambda index: (sizes[index].step, -urgency[index]))
+    for index in order:
+        rest = _raise_(ranks, sizes[index], index, rest)
+    growing = [index for index in factorable if ranks[index] is not None]
+    step = min((sizes[index].step for index in factorable), default=0)
+    if not growing or rest < step:
+        return
+    # the smallest are all dense: the largest of them makes room for one rank of the linear that needs least
+    giver = max((index for index in factorable if sizes[index].step == step), key=lambda index: sizes[index].dense)
+    taker, cost = min(((index, _next_cost(sizes[index], ranks[index])) for index in growing), key=lambda pair: pair[1])
+    room = sizes[giver].dense + rest - cost
+    if room >= sizes[giver].weights(minimum_rank):
+        ranks[taker] = sizes[taker].capped((ranks[taker] or 0) + 1)
+        ranks[giver] = min(room // step, sizes[giver].break_even)
+        rest = room - sizes[giver].weights(ranks[giver])
+        for index in order:  # less than a step is left, but from break-even to dense may cost as little as one weight
+            rest = _raise_(ranks, sizes[index], index, rest)
+
+
+def _next_cost(size: LinearSize, rank: int | None) -> int:
+    return size.weights(size.capped((rank or 0) + 1)) - size.weights(rank)
+
+
+def _raise_(ranks: list[int | None], size: LinearSize, index: int, rest: int) -> int:
+    """Single ranks of one linear, while `rest` allows; returns what is left of it."""
+    rank = ranks[index]
+    if rank is None:
+        return rest
+    room = rest + size.weights(rank)
+    best = None if room >= size.dense else min(room // size.step, size.break_even)
+    ranks[index] = best
+    return room - size.weights(best)

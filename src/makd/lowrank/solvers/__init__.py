@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from makd.lowrank.solvers.regression import fit_regression
+from makd.lowrank.solvers.regression import decompose_regression, fit_regression
 from makd.lowrank.solvers.svd import decompose_svd
 from makd.lowrank.solvers.two_sided import decompose_two_sided
 from makd.lowrank.solvers.whitened import decompose_whitened
@@ -46,6 +46,7 @@ SOLVERS: Registry[Solver] = Registry(
 __all__ = [
     "SOLVERS",
     "Solver",
+    "decompose_regression",
     "decompose_svd",
     "decompose_two_sided",
     "decompose_whitened",

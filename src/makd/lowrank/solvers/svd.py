@@ -4,18 +4,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from makd.errors import NumericsError
 from makd.lowrank.factors import Decomposition
 
 
 def decompose_svd(weight: Float[Tensor, "out inp"]) -> Decomposition:
-    """Terms of the singular value decomposition of `weight`; the error is ‖W - BA‖² (Eckart & Young, 1936).
+    """Terms of the singular value decomposition of `weight`; the squared error is ‖W - BA‖² (Eckart & Young, 1936).
 
-    By the eigenvectors of the smaller of W Wᵀ and Wᵀ W in float64, which is several times faster than an SVD: squaring
-    costs half of float64's digits, and the other half is more than float32 weights have.
+    Raises:
+        NumericsError: `weight` holds NaN or infinity.
     """
-    matrix = weight.detach().to(torch.float64)
+    matrix = widened(weight)
     left, singular_values = principal_outputs(matrix, matrix)
     return Decomposition(left, left.T @ matrix, singular_values, weight.dtype)
+
+
+def widened(weight: Float[Tensor, "out inp"]) -> Float[Tensor, "out inp"]:
+    """`weight` in float64.
+
+    Raises:
+        NumericsError: it holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise NumericsError("The weight holds NaN or infinity. Load a sound checkpoint, in a dtype wide enough for it.")
+    return weight.detach().to(torch.float64)
 
 
 def principal_outputs(
@@ -23,7 +35,11 @@ def principal_outputs(
 ) -> tuple[Float[Tensor, "out terms"], Float[Tensor, " terms"]]:
     """The left singular vectors and singular values of `outputs`, as many as `matrix` has of both, descending.
 
-    Where `outputs` has fewer directions than that, the rest of the vectors are any that complete the basis.
+    By the eigenvectors of the smaller of O Oᵀ and Oᵀ O in float64, which took 0.02 s where a full SVD took 0.12 s
+    (384 x 1536), 0.05 s for 0.25 s (576 x 1536), on one core. Squaring costs half of float64's 16 digits: an error
+    below 1e-12 of the total energy is rounding; above, it is within 1.001 of the full SVD's (measured in tests).
+
+    Where `outputs` has fewer directions than terms are asked for, the rest of the vectors complete the basis.
     """
     terms = min(matrix.shape)
     rows, columns = outputs.shape
@@ -34,6 +50,5 @@ def principal_outputs(
         energies, vectors = torch.linalg.eigh(outputs.T @ outputs)
         images = outputs @ vectors.flip(1)[:, :terms]
         # columns of `images` are orthogonal but for rounding; QR makes them a basis also where they vanish
-        left, triangle = torch.linalg.qr(images)
-        left = left * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+        left, _ = torch.linalg.qr(images)
     return left, energies.flip(0)[:terms].clamp(min=0).sqrt()

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.lowrank.factors import Decomposition
-from makd.lowrank.solvers.svd import principal_outputs
+from makd.lowrank.solvers.svd import principal_outputs, widened
 from makd.lowrank.solvers.whitened import condition, square_root
 
 OUTPUT_RIDGE = 1e-2
@@ -14,7 +14,11 @@ fewer independent draws than the inputs do (one a text and probe for headless mo
 
 
 def decompose_two_sided(
-    weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"], gradient_gram: Float[Tensor, "out out"]
+    weight: Float[Tensor, "out inp"],
+    gram: Float[Tensor, "inp inp"],
+    gradient_gram: Float[Tensor, "out out"],
+    *,
+    ridge: float = OUTPUT_RIDGE,
 ) -> Decomposition:
     """Terms of W ordered by what they do to what the model puts out.
 
@@ -22,18 +26,30 @@ def decompose_two_sided(
     With G_in = R Rᵀ and G_out = L Lᵀ it is ‖Lᵀ (W - BA) R‖², so the best BA is L⁻ᵀ (truncated SVD of Lᵀ W R) R⁻¹,
     which is L⁻ᵀ U_r U_rᵀ Lᵀ W: again a projection, of the weighted outputs.
 
-    The singular values of all linears are in one unit, so ranks may be allocated across them.
+    The singular values of all linears are in one unit, so ranks may be allocated across them. The error is that under
+    the moments with their ridges (`ridge` for G_out, `condition`'s for those that are not positive definite), and under
+    those the factors are the best.
+
+    Args:
+        weight: (out, in).
+        gram: G_in, second moments of the inputs.
+        gradient_gram: G_out, second moments of the output gradients.
+        ridge: added to the diagonal of G_out, relative to its mean eigenvalue; at least 0.
 
     Raises:
-        NumericsError: a moment holds NaN or infinity.
+        NumericsError: an argument holds NaN or infinity.
     """
-    matrix = weight.detach().to(torch.float64)
-    gram, fallback = condition(gram)
+    matrix = widened(weight)
+    gram, about_inputs = condition(gram)
     mean = float(gradient_gram.diagonal().mean())
     identity = torch.eye(len(gradient_gram), dtype=torch.float64, device=gradient_gram.device)
-    scale, _ = condition(gradient_gram.to(torch.float64) + (OUTPUT_RIDGE * mean or 1.0) * identity)
+    # without any gradient there is nothing to add to, and `condition` says so
+    scale, about_outputs = condition(
+        gradient_gram.to(torch.float64) + ridge * mean * identity, "the gradients of its outputs"
+    )
     lower = square_root(scale)
     weighted = lower.T @ matrix
     directions, singular_values = principal_outputs(matrix, weighted @ square_root(gram))
     left = torch.linalg.solve(lower.T, directions)
+    fallback = "; ".join(text for text in (about_inputs, about_outputs) if text) or None
     return Decomposition(left, directions.T @ weighted, singular_values, weight.dtype, fallback)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from makd.errors import NumericsError
 from makd.lowrank.factors import Decomposition
-from makd.lowrank.solvers.svd import principal_outputs
+from makd.lowrank.solvers.svd import principal_outputs, widened
 
 RIDGE = 1e-6
 """What is added to the diagonal of a Gram matrix that is not positive definite, relative to its mean eigenvalue. Small
@@ -18,49 +18,58 @@ FLOOR = 1e-10
 def decompose_whitened(weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"]) -> Decomposition:
     """Terms of W ordered by what they do to the outputs over the inputs with second moments G = `gram`.
 
-    The error is tr((W - BA) G (W - BA)ᵀ), the mean squared error of the outputs. With G = R Rᵀ it is ‖(W - BA) R‖², so
-    the best BA is the truncated SVD of W R = U S Vᵀ, times R⁻¹ (SVD-LLM, Wang et al. 2024; DRONE, Chen et al. 2021).
-    That is U_r U_rᵀ W: the projection of the outputs on their r principal directions, which needs no inverse.
+    The squared error is tr((W - BA) G (W - BA)ᵀ), the mean squared error of the outputs. With G = R Rᵀ it is
+    ‖(W - BA) R‖², so the best BA is the truncated SVD of W R = U S Vᵀ, times R⁻¹ (SVD-LLM, Wang et al. 2024; DRONE,
+    Chen et al. 2021). That is U_r U_rᵀ W: the projection of the outputs on their r principal directions, which needs no
+    inverse.
 
     A Gram matrix that is not positive definite (fewer tokens than dimensions, inputs that are always zero) gets
-    `RIDGE` on its diagonal, and the decomposition says so.
+    `RIDGE` on its diagonal, and the decomposition says so. The squared error is then that under G + λI, a little above
+    the one under G. Under G itself the factors are still no worse than those of a plain SVD: they are the best under
+    G + λI, so err_G + λ‖ΔW‖² is no larger than the SVD's, and the SVD's ‖ΔW‖² is the smallest there is.
 
     Raises:
-        NumericsError: `gram` holds NaN or infinity.
+        NumericsError: `weight` or `gram` holds NaN or infinity.
     """
-    matrix = weight.detach().to(torch.float64)
+    matrix = widened(weight)
     gram, fallback = condition(gram)
     left, singular_values = principal_outputs(matrix, matrix @ square_root(gram))
     return Decomposition(left, left.T @ matrix, singular_values, weight.dtype, fallback)
 
 
-def condition(gram: Float[Tensor, "size size"]) -> tuple[Float[Tensor, "size size"], str | None]:
-    """`gram` in float64 and positive definite; and what was done for that, if anything.
+def condition(
+    gram: Float[Tensor, "size size"], what: str = "its inputs"
+) -> tuple[Float[Tensor, "size size"], str | None]:
+    """`gram` in float64, made positive definite, and what was done to it; None if nothing had to be.
+
+    Args:
+        gram: second moments.
+        what: whose they are, for the text.
 
     Raises:
-        NumericsError: it holds NaN or infinity.
+        NumericsError: `gram` holds NaN or infinity.
     """
     if not bool(torch.isfinite(gram).all()):
-        raise NumericsError("The second moments of the calibration text hold NaN or infinity.")
+        raise NumericsError(f"The second moments of {what} hold NaN or infinity.")
     gram = gram.to(torch.float64)
-    mean = float(gram.diagonal().mean())
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    mean = float(gram.diagonal().mean())
     if mean <= 0:
-        return identity, "its inputs were zero in all of the calibration text; plain SVD is used"
-    _, info = torch.linalg.cholesky_ex(gram - FLOOR * mean * identity)
-    if int(info) == 0:
+        return identity, f"{what} were zero in all of the calibration text; all directions of them count alike"
+    _, failed_at = torch.linalg.cholesky_ex(gram - FLOOR * mean * identity)
+    if int(failed_at) == 0:
         return gram, None
     return gram + RIDGE * mean * identity, (
-        "the second moments of its inputs are not positive definite (fewer tokens than dimensions, or inputs that "
+        f"the second moments of {what} are not positive definite (fewer tokens than dimensions, or features that "
         f"are always zero); {RIDGE:g} of their mean was added to the diagonal. More calibration text helps"
     )
 
 
-def square_root(gram: Float[Tensor, "inp inp"]) -> Float[Tensor, "inp inp"]:
+def square_root(gram: Float[Tensor, "size size"]) -> Float[Tensor, "size size"]:
     """R with R Rᵀ = gram: Cholesky's, or by eigenvectors where rounding leaves it no positive pivot."""
     factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info) != 0:
+    factor, failed_at = torch.linalg.cholesky_ex(gram)
+    if int(failed_at) != 0:
         energies, vectors = torch.linalg.eigh(gram)
         factor = vectors * energies.clamp(min=0).sqrt()
     return factor
