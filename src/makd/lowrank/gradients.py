@@ -64,8 +64,8 @@ def collect_gradient_moments(
                 rows = gradient.reshape(-1, gradient.shape[-1])
                 moments[name].update(rows[real] if len(rows) == len(real) else rows)
 
-            if output.requires_grad:
-                output.register_hook(add)
+            # nothing before the first linears asks for gradients: they start at their outputs, in every stack
+            output.requires_grad_().register_hook(add)
 
         return hook
 
@@ -74,8 +74,6 @@ def collect_gradient_moments(
         hooks.callback(model.train, was_training)
         for parameter in wanted:
             hooks.callback(parameter.requires_grad_, True)
-        start = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_())
-        hooks.callback(start.remove)
         for name in anatomy.linears:
             hooks.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
         for batch in batches:
@@ -97,12 +95,12 @@ def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generato
     if "start_logits" in output:
         hidden = ~encoder_tokens(inputs)
         lowest = torch.finfo(torch.float32).min
-        both = [output[name].masked_fill(hidden, lowest) for name in ("start_logits", "end_logits")]
+        both = [output[name].float().masked_fill(hidden, lowest) for name in ("start_logits", "end_logits")]
         return _likelihood(torch.cat(both), generator)
     if "logits" in output and output.logits.shape[-1] > 1:
         return _likelihood(output.logits[tokens] if output.logits.dim() == 3 else output.logits, generator)
     if "logits" in output:
-        values = output.logits
+        values = output.logits[tokens] if output.logits.dim() == 3 else output.logits
     else:
         mask = tokens[..., None].to(output[0].dtype)
         values = normalize((output[0] * mask).sum(1) / mask.sum(1), dim=-1)

@@ -81,6 +81,23 @@ def fit_layers_(
             "The regression solver fits layer after layer, which needs one stack of layers of their own; this model "
             "has two stacks or shared layers. Take the solver 'whitened'."
         )
+    was_training = teacher.training
+    teacher.eval()  # dropout would be in the targets
+    try:
+        return _fit_layers_(student, teacher, anatomy, ranks, batches, gradient_grams, on_layer)
+    finally:
+        teacher.train(was_training)
+
+
+def _fit_layers_(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    anatomy: Anatomy,
+    ranks: Mapping[str, int | None],
+    batches: Iterable[Mapping[str, Tensor]],
+    gradient_grams: Mapping[str, Tensor],
+    on_layer: Callable[[int], None],
+) -> dict[str, Factors]:
     calls = [_note_calls(teacher, anatomy, batch) for batch in batches]
     if not calls:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
@@ -100,7 +117,7 @@ def fit_layers_(
                 factors = fit_regression(
                     dense_weight(linear), moments[name], rank, fit_bias=has_bias, gradient_gram=gram
                 )
-                student.set_submodule(name, LowRankLinear.from_factors(factors, None))
+                student.set_submodule(name, LowRankLinear.from_factors(factors, None).eval())
                 fitted[name] = factors
         for call in calls:
             call.student = _forward(student, layer, call, call.student)
