@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
@@ -51,8 +52,10 @@ def locate(name: str) -> Location:
     inside an installed Python package.
 
     Raises:
-        ModelLoadError: a package that is not installed, or a path that does not exist.
+        ModelLoadError: an empty name, a package that is not installed, or a path that does not exist.
     """
+    if not name:
+        raise ModelLoadError("The model's name is empty. Give a folder, a .gguf file, or a hub id such as org/model.")
     if name.startswith(PACKAGE_SCHEME):
         name = str(_inside_package(name.removeprefix(PACKAGE_SCHEME)))
     path = Path(name).expanduser()
@@ -84,7 +87,7 @@ def load_model(
         model = _model_class(where, head).from_pretrained(where.folder, **arguments)
     except ModelLoadError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelLoadError(f"No model could be loaded from {name!r}: {_first_lines(error)}") from error
     if where.gguf_file is not None:
         _forget_gguf(model)
@@ -126,7 +129,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _inside_package(name: str) -> Path:
     package, _, rest = name.partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of a package inside one that is not there; of an empty name
+        spec = None
     if spec is None or spec.origin is None:
         raise ModelLoadError(
             f"{PACKAGE_SCHEME}{name}: the Python package {package!r} is not installed. "

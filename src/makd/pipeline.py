@@ -30,6 +30,7 @@ from makd.data import (
     tokenize,
 )
 from makd.distill import DistillTrainer
+from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_model, load_tokenizer, locate
 from makd.lowrank.budget import Budget
@@ -161,11 +162,17 @@ def evaluate(
 
 
 def data_of(student: str) -> DataConfig:
-    """The data that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none."""
+    """The data that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none.
+
+    Raises:
+        DataError: it was made with a list of texts, which the recipe does not hold.
+    """
     recipe = Path(locate(student).folder) / "recipe.yaml"
     if not recipe.is_file():
         return DataConfig()
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    if settings is None:
+        raise DataError(f"{student} was made with texts in hand, not kept in its recipe.yaml. Give --data.path.")
     if settings["text_columns"] is not None:
         settings["text_columns"] = tuple(settings["text_columns"])
     return DataConfig(**settings)

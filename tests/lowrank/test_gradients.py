@@ -7,13 +7,13 @@ import torch
 
 from makd.anatomy import resolve
 from makd.errors import DataError
-from makd.lowrank.gradients import PROBES, collect_gradient_moments
+from makd.lowrank.gradients import TEXT_PROBES, collect_gradient_moments
 from tests.models import batch, tiny
 
 DRAWS = 2048
 """Copies of one text in a batch: independent probes of it."""
 SLACK = 0.12
-"""Of a second moment from 4096 draws, relative to its norm; it errs by a few percent."""
+"""Of a second moment from thousands of draws, relative to its norm; it errs by a few percent."""
 
 
 def collect(model, batches, seed=0):
@@ -104,7 +104,8 @@ def test_with_the_same_probes_moments_are_those_of_a_loop_over_texts():
     inputs, name = batch(model, padded=True), "encoder.layer.0.intermediate.dense"
     generator = torch.Generator().manual_seed(3)
     gradients = []
-    for probes in [torch.randn(4, 32, generator=generator) for _ in range(PROBES)]:
+    for number, probes in enumerate([torch.randn(4, 32, generator=generator) for _ in range(TEXT_PROBES)]):
+        tokens = []
         for ids, mask, probe in zip(inputs["input_ids"], inputs["attention_mask"], probes, strict=True):
             seen = SimpleNamespace(output=None)
             hook = model.get_submodule(name).register_forward_hook(
@@ -112,14 +113,17 @@ def test_with_the_same_probes_moments_are_those_of_a_loop_over_texts():
             )
             mean = model(ids[None, mask.bool()])[0][0].mean(0)
             hook.remove()
-            gradients += torch.autograd.grad((mean / mean.norm()) @ probe, seen.output)[0][0].unbind()
+            tokens += torch.autograd.grad((mean / mean.norm()) @ probe, seen.output)[0][0].unbind()
+        gradients += tokens[number::TEXT_PROBES]  # each token is looked at once, by one probe
     gradients = torch.stack(gradients).double()
     moments = collect(model, [inputs], seed=3)[name]
-    assert moments.rows == len(gradients)
+    assert moments.rows == len(gradients) == inputs["attention_mask"].sum()
     torch.testing.assert_close(moments.gram, gradients.T @ gradients / len(gradients), rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "opt", "albert", "deberta_v2", "modernbert", "gemma2", "bart", "t5"])
+@pytest.mark.parametrize(
+    "family", ["bert", "gpt2", "opt", "albert", "deberta_v2", "modernbert", "gemma2", "bart", "t5"]
+)
 def test_every_factorizable_linear_gets_gradients(family):
     model = tiny(family)
     moments = collect(model, [batch(model)])

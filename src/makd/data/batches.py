@@ -4,7 +4,8 @@ Encoders read one row at a time, cut at `max_length`; causal language models rea
 cut from the joined texts; encoder-decoders read a row on both sides.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,20 +31,24 @@ def tokenize(
     """Rows of `input_ids` (and `attention_mask`, `token_type_ids`, `label`) as `model` reads them, in shuffled order.
 
     Raises:
-        DataError: no block of `max_length` tokens can be cut from the texts, or the model's positions end before.
+        DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before, or the
+            tokenizer is not this model's.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if isinstance(limit, int) and 0 < limit < max_length:
         raise DataError(
             f"data.max_length is {max_length} tokens, but {type(model).__name__} has positions for {limit}; lower it."
         )
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     if reads_blocks(model):
-        return _blocks(rows, tokenizer, max_length).shuffle(seed=seed)
+        return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
     pairs = "text_pair" in rows.column_names
 
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = (batch["text"], batch["text_pair"]) if pairs else (batch["text"],)
-        return dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        _check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
+        return encoded
 
     drop = [name for name in ("text", "text_pair") if name in rows.column_names]
     return rows.map(encode, batched=True, remove_columns=drop).shuffle(seed=seed)
@@ -95,13 +100,23 @@ def count_tokens(batches: list[Batch]) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
-def _blocks(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def _check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:
+    highest = max(ids, default=0)
+    if highest >= vocabulary:
+        raise DataError(
+            f"The tokenizer gives token {highest}, but the model has embeddings for {vocabulary:,} tokens, from 0. "
+            "Give the tokenizer that this model was trained with."
+        )
+
+
+def _blocks(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, vocabulary: int) -> Dataset:
     end = tokenizer.eos_token_id
     ids: list[int] = []
     for text in rows["text"]:
         ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if end is not None:
             ids.append(end)
+    _check_vocabulary(ids, vocabulary)
     count = len(ids) // length
     if count == 0:
         raise DataError(

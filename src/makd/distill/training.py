@@ -41,7 +41,7 @@ class TrainingConfig:
     log_every: int = 10
     """Steps between log lines."""
     evaluate_every: int | None = None
-    """Steps between evaluations of the plan's loss on held-out rows; None evaluates at the end only."""
+    """Steps between evaluations of the plan's loss on held-out rows; None does none of these."""
     save_every: int | None = None
     """Steps between checkpoints, from which `--resume` goes on; None keeps none."""
     report_to: str = "none"

@@ -25,7 +25,7 @@ from makd.lowrank.hub import count_parameters, is_student, mark_student
 from makd.lowrank.layerwise import fit_layers_
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import InputMoments
-from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate
+from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate, smallest_parameters
 from makd.lowrank.solvers import SOLVERS, Solver, decompose_svd, decompose_two_sided, decompose_whitened
 from makd.lowrank.statistics import collect_input_moments
 
@@ -108,7 +108,9 @@ def factorize(
     anatomy = resolve(teacher)
     _check_weights(teacher)
     sizes = _sizes(teacher, anatomy)
-    allowance = budget.allowance(count_parameters(teacher)["total"], sum(size.parameters(None) for size in sizes))
+    allowance = budget.allowance(
+        count_parameters(teacher)["total"], sum(size.parameters(None) for size in sizes), smallest_parameters(sizes)
+    )
     allocate(sizes, allowance, "uniform", rank_multiple=rank_multiple)  # an impossible budget fails here, not later
     kind = SOLVERS[settings.solver]
     if kind.needs_text and calibration is None:
@@ -220,8 +222,7 @@ def _report(
     student: PreTrainedModel, plan: RankPlan, fitted: Mapping[str, Factors], seconds: Mapping[str, float]
 ) -> FactorizeReport:
     fallbacks = {name: factors.fallback for name, factors in fitted.items() if factors.fallback is not None}
-    for name, fallback in fallbacks.items():
-        logger.warning("%s: %s", name, fallback)
+    _warn(fallbacks, len(fitted))
     return FactorizeReport(
         ranks={name: rank for name, rank in plan.ranks.items() if rank is not None},
         dense={
@@ -234,6 +235,16 @@ def _report(
         parameters=count_parameters(student),
         seconds=seconds,
     )
+
+
+def _warn(fallbacks: Mapping[str, str], fitted: int) -> None:
+    """One line for each kind of fallback, not for each linear: the report has them all."""
+    kinds: dict[str, list[str]] = {}
+    for name, fallback in fallbacks.items():
+        kinds.setdefault(fallback, []).append(name)
+    for fallback, names in kinds.items():
+        others = f" and {len(names) - 1} more of {fitted} linears" if len(names) > 1 else ""
+        logger.warning("%s%s: %s", names[0], others, fallback)
 
 
 def _sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:

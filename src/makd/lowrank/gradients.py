@@ -18,8 +18,11 @@ from makd.anatomy.tokens import encoder_tokens, layer_tokens, role_tokens
 from makd.errors import DataError
 from makd.lowrank.moments import InputMoments
 
-PROBES = 2
-"""Backwards for each batch. Each text of a headless model gives one direction a probe."""
+TEXT_PROBES = 8
+"""Backwards for each batch where the outputs belong to whole texts: each text gives one direction a probe, so that a
+few hundred texts alone say little about hundreds of dimensions."""
+TOKEN_PROBES = 1
+"""The same where each token has its own prediction, and so its own direction."""
 
 
 def collect_gradient_moments(
@@ -47,8 +50,10 @@ def collect_gradient_moments(
         DataError: there are no batches.
     """
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
+    gradients = {name: _Gathered(moments[name]) for name in anatomy.linears}
     places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
     generator = torch.Generator().manual_seed(seed)
+    probe, probes = 0, 1
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     batch_inputs: dict[str, Tensor] = {}
@@ -62,7 +67,10 @@ def collect_gradient_moments(
 
             def add(gradient: Tensor) -> None:
                 rows = gradient.reshape(-1, gradient.shape[-1])
-                moments[name].update(rows[real] if len(rows) == len(real) else rows)
+                rows = rows[real] if len(rows) == len(real) else rows
+                # each token is looked at once: its neighbours share its probe, and say little besides
+                stride = min(probes, len(rows))
+                gradients[name].add(rows[probe % stride :: stride])
 
             # nothing before the first linears asks for gradients: they start at their outputs, in every stack
             output.requires_grad_().register_hook(add)
@@ -80,13 +88,41 @@ def collect_gradient_moments(
             batch_inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
             with torch.enable_grad():
                 output = model(**batch_inputs)
-                for probe in range(PROBES):
+                probes = _probes(output)
+                for probe in range(probes):
                     loss = _probe(output, anatomy, batch_inputs, generator)
-                    torch.autograd.backward(loss, retain_graph=probe + 1 < PROBES)
+                    torch.autograd.backward(loss, retain_graph=probe + 1 < probes)
             seen += 1
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+    for gathered in gradients.values():
+        gathered.flush()
     return moments
+
+
+class _Gathered:
+    """Rows on their way into moments, which cost as much for one row as for as many as there are features."""
+
+    def __init__(self, moments: InputMoments) -> None:
+        self.moments = moments
+        self.waiting: list[Tensor] = []
+
+    def add(self, rows: Tensor) -> None:
+        """Keep the rows, or hand all on when they fill as much memory as the moments do."""
+        self.waiting.append(rows.clone())  # a slice would keep the whole gradient
+        if sum(map(len, self.waiting)) >= self.moments.features:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+        if self.waiting:
+            self.moments.update(torch.cat(self.waiting))
+            self.waiting.clear()
+
+
+def _probes(output: Any) -> int:
+    by_token = "logits" in output and output.logits.dim() == 3
+    return TOKEN_PROBES if by_token else TEXT_PROBES
 
 
 def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:

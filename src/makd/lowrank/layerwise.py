@@ -1,47 +1,29 @@
 """Station 3: calibration layer by layer, in forward order, for solvers that fit the student to its own inputs.
 
-Each layer of the teacher is computed once; each layer of the student about twice and a half: up to each group of
-linears that read the same input (stopping there), and once whole, with its factors in place, to give the next layer its
-input. What a layer gets besides hidden states (masks, positions) is noted in one forward of the teacher.
+Each layer of the teacher is computed once; each layer of the student about three times: for each group of linears that
+read the same input, as far as is needed, and once whole, with its factors in place, to give the next layer its input.
+
+The linears that add to the residual stream (o and down) are fitted to the teacher's *sum* rather than to their own
+output: what earlier factors did to the stream is an error that they can still take back.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
-from makd.anatomy.tokens import layer_tokens
 from makd.errors import DataError, NumericsError, SettingError
 from makd.lowrank.factors import Factors
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import CrossMoments
+from makd.lowrank.replay import Calls, note_calls, run_layer, watch_layer
+from makd.lowrank.residual import Sum, find_sum
 from makd.lowrank.solvers.regression import fit_regression
 
 GROUPS = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.OUTPUT,), (Role.GATE, Role.UP), (Role.DOWN,))
 """Roles that read the same input, in forward order."""
-
-
-@dataclass
-class _Calls:
-    """What every layer was called with, for one batch."""
-
-    real: Tensor
-    """Real tokens, (batch, tokens)."""
-    arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]]
-    """Layer -> arguments besides the hidden states."""
-    teacher: Tensor
-    """Hidden states that enter the layer in the teacher."""
-    student: Tensor
-    """The same in the student."""
-
-
-class _Stop(Exception):
-    """The forward has gone far enough."""
 
 
 @torch.no_grad()
@@ -56,8 +38,9 @@ def fit_layers_(
 ) -> dict[str, Factors]:
     """Replace the linears of `student`, a copy of `teacher`, by factors fitted in forward order.
 
-    Every linear is fitted to give the teacher's outputs from the inputs that the student, factored up to there, has.
-    Linears whose rank is None stay as they are.
+    Every linear is fitted to give what the teacher's gives, from the inputs that the student, factored up to there,
+    has: its outputs or, where they are added to a residual stream, the stream after that. Linears whose rank is None
+    stay as they are.
 
     Args:
         student: changed in place.
@@ -98,15 +81,16 @@ def _fit_layers_(
     gradient_grams: Mapping[str, Tensor],
     on_layer: Callable[[int], None],
 ) -> dict[str, Factors]:
-    calls = [_note_calls(teacher, anatomy, batch) for batch in batches]
+    calls = [note_calls(teacher, anatomy, batch) for batch in batches]
     if not calls:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     fitted: dict[str, Factors] = {}
     for layer in anatomy.layers:
-        targets = [_teacher_outputs_(teacher, layer, call) for call in calls]
+        sums = _find_sums(teacher, layer, calls[0])
+        targets = [_teacher_targets_(teacher, layer, call, sums) for call in calls]
         for group in GROUPS:
             names = list(dict.fromkeys(layer.roles[role].module for role in group if role in layer.roles))
-            moments = _group_moments(student, teacher, layer, names, calls, targets)
+            moments = _group_moments(student, teacher, layer, names, calls, targets, sums)
             for name in names:
                 rank = ranks[name]
                 if rank is None:
@@ -120,61 +104,34 @@ def _fit_layers_(
                 student.set_submodule(name, LowRankLinear.from_factors(factors, None).eval())
                 fitted[name] = factors
         for call in calls:
-            call.student = _forward(student, layer, call, call.student)
+            call.student = run_layer(student, layer, call, call.student)
         on_layer(layer.index + 1)
     return fitted
 
 
-def _note_calls(teacher: PreTrainedModel, anatomy: Anatomy, batch: Mapping[str, Tensor]) -> _Calls:
-    """One forward of the teacher, to see what its layers are called with."""
-    arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    entering: dict[int, Tensor] = {}
-
-    def note(index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, rest, named = (args[0], args[1:], kwargs) if args else (kwargs["hidden_states"], (), dict(kwargs))
-            entering.setdefault(0, hidden)
-            arguments[index] = (rest, {key: value for key, value in named.items() if key != "hidden_states"})
-
-        return hook
-
-    inputs = {key: value.to(teacher.device) for key, value in batch.items() if key != "labels"}
-    with ExitStack() as hooks:
-        if getattr(teacher.config, "use_cache", False):  # a cache would grow with every replay
-            teacher.config.use_cache = False
-            hooks.callback(setattr, teacher.config, "use_cache", True)
-        for layer in anatomy.layers:
-            module = teacher.get_submodule(layer.module)
-            hooks.callback(module.register_forward_pre_hook(note(layer.index), with_kwargs=True).remove)
-        teacher(**inputs)
-    real = layer_tokens(anatomy, anatomy.layers[0], inputs)
-    return _Calls(real, arguments, entering[0], entering[0])
+def _find_sums(teacher: nn.Module, layer: Layer, call: Calls) -> dict[str, Sum]:
+    """Linear -> where its output joins the residual stream, for those where it does."""
+    module = teacher.get_submodule(layer.module)
+    sums = {}
+    for role in (Role.OUTPUT, Role.DOWN):
+        if role in layer.roles:
+            name = layer.roles[role].module
+            found = find_sum(module, teacher.get_submodule(name), lambda: run_layer(teacher, layer, call, call.teacher))
+            if found is not None:
+                sums[name] = found
+    return sums
 
 
-def _forward(model: nn.Module, layer: Layer, call: _Calls, hidden: Tensor) -> Tensor:
-    """The layer's output hidden states."""
-    rest, named = call.arguments[layer.index]
-    output = model.get_submodule(layer.module)(hidden, *rest, **named)
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states
+def _teacher_targets_(teacher: nn.Module, layer: Layer, call: Calls, sums: Mapping[str, Sum]) -> dict[str, Tensor]:
+    """What the student's linears are to give, real tokens only, one a row; the call moves on to the next layer.
 
-
-def _teacher_outputs_(teacher: nn.Module, layer: Layer, call: _Calls) -> dict[str, Tensor]:
-    """Outputs of the layer's linears for real tokens, one a row; the call moves on to the next layer."""
-    outputs: dict[str, Tensor] = {}
+    That is the sum which their output joins, where there is one, else that output.
+    """
+    names = {linear.module for linear in layer.roles.values()}
+    seen = watch_layer(teacher, layer, call, call.teacher, names, {"", *(found.module for found in sums.values())})
+    call.teacher = seen.read_by[""].reshape(call.teacher.shape)
     rows = call.real.flatten()
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            outputs[name] = output.reshape(len(rows), -1)[rows]
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in dict.fromkeys(linear.module for linear in layer.roles.values()):
-            hooks.callback(teacher.get_submodule(name).register_forward_hook(keep(name)).remove)
-        call.teacher = _forward(teacher, layer, call, call.teacher)
-    return outputs
+    return {name: (seen.read_by[sums[name].module] if name in sums else seen.outputs[name])[rows] for name in names}
 
 
 def _group_moments(
@@ -182,30 +139,30 @@ def _group_moments(
     teacher: nn.Module,
     layer: Layer,
     names: list[str],
-    calls: list[_Calls],
+    calls: list[Calls],
     targets: list[dict[str, Tensor]],
+    sums: Mapping[str, Sum],
 ) -> dict[str, CrossMoments]:
-    """Moments of the group's input in the student with the teacher's outputs."""
+    """Moments of the group's input in the student with what its outputs should be.
+
+    Where the output joins a sum, that is the teacher's sum less the rest of the student's.
+    """
     if not names:
         return {}
-    found: dict[str, Tensor] = {}
-
-    def stop(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        found["input"] = args[0]
-        raise _Stop
-
     sizes = {name: linear_shape(teacher.get_submodule(name)) for name in names}
     moments = {
         name: CrossMoments(in_features, out_features, calls[0].student.device)
         for name, (out_features, in_features) in sizes.items()
     }
+    readers = {sums[name].module for name in names if name in sums}
     for call, wanted in zip(calls, targets, strict=True):
-        with student.get_submodule(names[0]).register_forward_pre_hook(stop), suppress(_Stop):
-            _forward(student, layer, call, call.student)
-        rows = found["input"].reshape(call.real.numel(), -1)[call.real.flatten()]
+        seen, rows = watch_layer(student, layer, call, call.student, names, readers), call.real.flatten()
         for name in names:
+            target = wanted[name]
+            if name in sums:
+                target = target - (seen.read_by[sums[name].module] - seen.outputs[name])[rows]
             try:
-                moments[name].update_pairs(rows, wanted[name])
+                moments[name].update_pairs(seen.inputs[name][rows], target)
             except NumericsError as error:
                 raise NumericsError(
                     f"The input of {name} holds NaN or infinity during calibration. Use bfloat16 or float32 instead of "

@@ -13,7 +13,7 @@ from makd.lowrank.solvers.svd import widened
 from makd.lowrank.solvers.two_sided import decompose_two_sided
 from makd.lowrank.solvers.whitened import decompose_whitened
 
-RIDGE = 1e-3
+RIDGE = 0.1
 """Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
 text hardly varies keep the teacher's weight instead of fitting noise."""
 

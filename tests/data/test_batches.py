@@ -1,0 +1,80 @@
+"""From texts to token batches: rows for encoders, blocks for decoders, both sides for encoder-decoders."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+import makd
+from makd.data import collator, make_batches, tokenize
+from tests.models import tiny
+
+TEXTS = ["The names of a class.", "A list", "Sequences are read from left to right, one name after the other."]
+
+
+def rows(**columns):
+    return Dataset.from_dict({"text": TEXTS, **columns})
+
+
+def test_an_encoder_reads_a_row_at_a_time_cut_at_max_length(tokenizer):
+    found = tokenize(rows(), tokenizer, tiny("bert", vocab_size=300), 8)
+    lengths = {len(ids) for ids in found["input_ids"]}
+    assert len(found) == 3
+    assert max(lengths) == 8 > min(lengths)
+
+
+def test_a_decoder_reads_blocks_that_join_to_the_texts(tokenizer):
+    model = tiny("llama", "causal_lm", vocab_size=300)
+    found = tokenize(rows(), tokenizer, model, 4)
+    joined = [token for text in TEXTS for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 3]]
+    blocks = [joined[start : start + 4] for start in range(0, len(joined) - 3, 4)]
+    assert sorted(found["input_ids"]) == sorted(blocks)
+
+
+def test_a_block_predicts_its_own_tokens(tokenizer):
+    model = tiny("llama", "causal_lm", vocab_size=300)
+    batch = make_batches(tokenize(rows(), tokenizer, model, 4), tokenizer, model, batch_size=2)[0]
+    assert torch.equal(batch["labels"], batch["input_ids"])
+
+
+def test_an_encoder_decoder_reads_the_row_on_both_sides(tokenizer):
+    model = tiny("t5", vocab_size=300)
+    batch = make_batches(tokenize(rows(), tokenizer, model, 8), tokenizer, model, batch_size=3)[0]
+    assert torch.equal(batch["decoder_input_ids"], batch["input_ids"])
+    assert torch.equal(batch["decoder_attention_mask"], batch["attention_mask"])
+
+
+def test_pairs_are_told_apart_by_token_types(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
+    model = tiny("bert", vocab_size=300)
+    found = tokenize(rows(text_pair=TEXTS[::-1]), tokenizer, model, 64)
+    assert all(set(types) == {0, 1} for types in found["token_type_ids"])
+    assert "text_pair" not in found.column_names
+
+
+@pytest.mark.parametrize(("labels", "dtype"), [([0, 2, 1], torch.int64), ([0.5, 4.8, 1.0], torch.float32)])
+def test_labels_are_classes_or_numbers(tokenizer, labels, dtype):
+    model = tiny("bert", "sequence_classification", vocab_size=300)
+    encoded = tokenize(rows(label=labels), tokenizer, model, 8)
+    batch = collator(tokenizer, model)(list(encoded))
+    assert batch["labels"].dtype == dtype
+    assert sorted(batch["labels"].tolist()) == pytest.approx(sorted(labels))
+
+
+def test_sorted_by_length_there_is_no_more_padding_than_needed(tokenizer):
+    model = tiny("bert", vocab_size=300)
+    batches = make_batches(tokenize(rows(), tokenizer, model, 64), tokenizer, model, batch_size=1, by_length=True)
+    sizes = [batch["input_ids"].shape[1] for batch in batches]
+    assert sizes == sorted(sizes)
+    assert all(bool(batch["attention_mask"].all()) for batch in batches)
+
+
+def test_texts_shorter_than_a_block_are_refused(tokenizer):
+    model = tiny("llama", "causal_lm", vocab_size=300)
+    with pytest.raises(makd.MakdError, match=r"fewer than one block of data\.max_length = 64"):
+        tokenize(rows(), tokenizer, model, 64)
+
+
+@pytest.mark.parametrize(("name", "head"), [("bert", "base"), ("llama", "causal_lm")])
+def test_the_tokenizer_of_another_model_is_refused(tokenizer, name, head):
+    with pytest.raises(makd.MakdError, match="embeddings for 64 tokens"):
+        tokenize(rows(), tokenizer, tiny(name, head), 4)

@@ -1,0 +1,279 @@
+"""The documentation says what the code does: links lead somewhere, settings have the defaults that are written down."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import shlex
+import types
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+import makd
+from makd import errors
+from makd.anatomy.families import FAMILIES, Fused
+from makd.aspects import ASPECTS, PRESETS
+from makd.cli import COMMANDS, main
+from makd.lowrank.ranks import RANK_RULES
+from makd.lowrank.solvers import SOLVERS
+from makd.report import plain
+from makd.report.tables import LABELS
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+CONFIGS = {
+    "budget": makd.Budget,
+    "data": makd.DataConfig,
+    "recipe": makd.Recipe,
+    "recipe.calibration": makd.CalibrationConfig,
+    "recipe.factorize": makd.FactorizeConfig,
+    "recipe.plan": makd.Plan,
+    "recipe.plan.terms[]": makd.Term,
+    "recipe.training": makd.TrainingConfig,
+    "recipe.evaluation": makd.EvaluationConfig,
+}
+"""Where a dataclass stands in YAML -> the dataclass."""
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+class Parsed(Exception):
+    """The command line understood its words, and would have begun."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
+    from makd import loading, pipeline
+
+    def stop(*_arguments, **_named):
+        raise Parsed
+
+    for name in ("compress", "factorize_only", "distill", "evaluate"):
+        monkeypatch.setattr(pipeline, name, stop)
+    monkeypatch.setattr(loading, "load_model", stop)
+    monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
+    monkeypatch.setattr("makd.cli._set_up_logging", lambda: None)
+    monkeypatch.chdir(ROOT)
+
+    def parser(*words):
+        with pytest.raises(Parsed):
+            main([str(word) for word in words])
+
+    return parser
+
+
+def blocks(language):
+    """Code blocks of a language, with the page that they stand in; indentation in lists is taken off."""
+    found = []
+    for page in PAGES:
+        for indent, tag, code in FENCE.findall(page.read_text(encoding="utf-8")):
+            if tag == language:
+                text = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
+                found.append(pytest.param(text, id=f"{page.relative_to(ROOT)}-{len(found)}"))
+    return found
+
+
+def commands():
+    """Lines of shell blocks that call makd; a backslash joins lines."""
+    lines = {line.strip(): None for block in blocks("sh") for line in block.values[0].replace("\\\n", " ").splitlines()}
+    return [line for line in lines if line.startswith("makd ")]
+
+
+def anchors(page):
+    """What `#...` may name in a page, as GitHub makes it from headings."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def rows(page, width):
+    """Cells of the table rows of a page that have this many of them."""
+    lines = (REFERENCE / page).read_text(encoding="utf-8").splitlines()
+    split = ([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
+    return [cells for cells in split if len(cells) == width]
+
+
+def headings(page):
+    return re.findall(r"^#+ +(.*)$", (REFERENCE / page).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def type_text(annotation):
+    """A type as the reference writes it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "null"
+    if origin is typing.Literal:
+        return " | ".join(f"`{value}`" for value in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join(type_text(argument) for argument in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_text(arguments[0])}"
+    return annotation.__name__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        if page.name != "README.md":
+            assert f"({page.relative_to(ROOT / 'docs')})" in index
+
+
+@pytest.mark.parametrize("place", CONFIGS)
+def test_every_setting_is_written_down_with_its_type_and_default_in_the_order_of_the_code(place):
+    depth = place.count(".") + 1
+    written = [
+        (name.rpartition(".")[2], kind, default)
+        for name, kind, default, _ in ([cells[0].strip("`"), *cells[1:]] for cells in rows("recipe.md", 4))
+        if name.startswith(f"{place}.") and name.count(".") == depth
+    ]
+    fields = dataclasses.fields(CONFIGS[place])
+    assert [name for name, *_ in written] == [field.name for field in fields]
+    for (name, kind, default), field in zip(written, fields, strict=True):
+        assert kind == type_text(field.type), name
+        if dataclasses.is_dataclass(field.type):
+            continue
+        if field.default is dataclasses.MISSING:
+            assert default == "required", name
+        else:
+            assert yaml.safe_load(default.strip("`")) == plain(field.default), name
+
+
+def test_every_place_of_settings_is_tested():
+    nested = {place for place in CONFIGS if place != "recipe.plan.terms[]"}
+    found = {
+        f"recipe.{field.name}" for field in dataclasses.fields(makd.Recipe) if dataclasses.is_dataclass(field.type)
+    }
+    assert nested == {"budget", "data", "recipe"} | found
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("solvers.md", SOLVERS), ("aspects.md", ASPECTS), ("cli.md", COMMANDS), ("solvers.md", RANK_RULES)],
+    ids=["solvers", "aspects", "commands", "rank rules"],
+)
+def test_every_name_has_a_row_in_its_reference(page, names):
+    text = (REFERENCE / page).read_text(encoding="utf-8")
+    for name in names:
+        assert re.search(rf"^\| `(makd )?{name}[` ]", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("page", "names"), [("solvers.md", SOLVERS), ("aspects.md", ASPECTS)], ids=["solvers", "aspects"]
+)
+def test_every_solver_and_aspect_has_a_section(page, names):
+    assert set(names) <= set(headings(page))
+
+
+def test_the_table_of_presets_is_that_of_the_code():
+    header, *table = (cells for cells in rows("aspects.md", 8) if not cells[0].startswith("-"))
+    written = {
+        preset.strip("`"): {aspect: cell for aspect, cell in zip(header[1:], cells, strict=True) if cell}
+        for preset, *cells in table
+    }
+    expected = {
+        name: {
+            term.aspect: (str(term.layers) if term.aspect in ("matrix", "hidden", "attention") else "yes")
+            + (f" \u00d7 {term.weight:g}" if term.weight != 1 else "")
+            for term in terms
+        }
+        for name, terms in PRESETS.items()
+    }
+    assert written == expected
+
+
+def test_every_error_has_a_section():
+    classes = [name for name, value in vars(errors).items() if isinstance(value, type)]
+    assert len(classes) > 5
+    assert set(classes) <= set(headings("errors.md"))
+
+
+def test_every_measurement_is_defined():
+    text = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
+    for name in {*LABELS, "fingerprint", "latency_ms", "params", "bytes", "seconds", "tokens"}:
+        assert re.search(rf"`{name}[.`]", text) or f"`{name}.teacher`" in text, name
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
+def test_every_family_is_in_the_table_with_its_linears(family):
+    table = [cells for cells in rows("architectures.md", 6) if f"`{family.model_types[0]}`" in cells[0]]
+    text = " ".join(" ".join(cells) for cells in table)
+    for model_type in family.model_types:
+        assert f"`{model_type}`" in text
+    for stack in family.stacks:
+        assert f"`{stack.layers}`" in text
+        places = [*stack.linears.values(), *stack.down.values(), *(p for v in stack.variants for p in v.values())]
+        for place in places:
+            assert f"`{place.module if isinstance(place, Fused) else place}" in text
+    different = " ".join(" ".join(cells) for cells in rows("architectures.md", 2))
+    for aspect in family.off:
+        assert f"the `{aspect}` aspect is off" in different
+        assert f"`{family.model_types[0]}`" in different
+
+
+def test_every_public_name_is_written_down_with_its_arguments():
+    text = (REFERENCE / "python.md").read_text(encoding="utf-8")
+    for name in makd.__all__:
+        value = getattr(makd, name)
+        assert f"`makd.{name}" in text, name
+        written = re.search(rf"`makd\.{name}\((.*?)\)`", text)
+        if written is None:
+            assert not inspect.isfunction(value), name
+            continue
+        names = [word.strip().lstrip("*") for word in written[1].split(",") if word.strip() != "*"]
+        assert names == list(inspect.signature(value).parameters), name
+
+
+def test_every_dependency_has_its_reason():
+    text = (ROOT / "docs" / "explanation" / "dependencies.md").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    packages = re.findall(r'^  "([\w-]+)', listed[1], re.MULTILINE)
+    assert len(packages) > 5
+    for package in packages:
+        assert re.search(rf"^\| {package} \|", text, re.MULTILINE), package
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_are_python(code):
+    ast.parse(code)
+
+
+@pytest.mark.parametrize("code", blocks("yaml"))
+def test_yaml_blocks_are_recipes_or_parts_of_one(code, parse, tmp_path):
+    recipe = {"teacher": "some/teacher", "output": "runs/student", "budget": {"keep": 0.5}, **yaml.safe_load(code)}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    parse("compress", "--config", tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_parse_and_are_described(example, parse):
+    parse("compress", "--config", example)
+    assert f"({example.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_are_understood(line, parse, tmp_path):
+    words = shlex.split(line.split("#")[0].replace("$solver", "svd"))[1:]
+    words = [word for word in words if word != "--print_config"]
+    for index, word in enumerate(words):
+        if word.endswith(".yaml") and not (ROOT / word).exists():  # the reader's own, made earlier on the page
+            own = {"teacher": "some/teacher", "output": "runs/student", "budget": {"keep": 0.5}}
+            (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+            words[index] = tmp_path / "own.yaml"
+    parse(*words)

@@ -1,0 +1,121 @@
+"""The whole path from Python: names or objects, a list of texts, and what comes back."""
+
+import json
+
+import pytest
+import yaml
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import makd
+from makd import pipeline
+from tests.models import tiny
+
+BUDGET = makd.Budget(keep_linears=0.5)
+TEXTS = [f"The {kind} number {index} is a sequence of names." for kind in ("list", "class") for index in range(20)]
+
+
+def quick(seed=0, steps=2, **settings):
+    return makd.Recipe(
+        training=makd.TrainingConfig(steps=steps, batch_size=4),
+        calibration=makd.CalibrationConfig(rows=16),
+        evaluation=makd.EvaluationConfig(rows=8, latency=False),
+        device="cpu",
+        seed=seed,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory, tokenizer):
+    """A teacher that reads as many tokens as texts in hand are cut to."""
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny("bert", vocab_size=300, max_position_embeddings=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder_folder(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny("llama", "causal_lm", vocab_size=300, max_position_embeddings=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(teacher_folder, tmp_path_factory):
+    """A run from names, on a list of texts."""
+    output = tmp_path_factory.mktemp("pipeline") / "student"
+    return makd.compress(str(teacher_folder), TEXTS, BUDGET, quick(), output)
+
+
+def test_the_report_has_the_measurements_and_the_folder(report):
+    metrics = report.metrics
+    assert metrics == json.loads((report.folder / "metrics.json").read_text())
+    assert metrics.keys() == {"params", "bytes", "fidelity", "seconds", "tokens", "fingerprint"}
+    assert metrics["bytes"]["student"] == (report.folder / "model.safetensors").stat().st_size
+    assert metrics["fidelity"].keys() == {"before", "after"}
+    student = AutoModel.from_pretrained(report.folder)
+    assert metrics["params"]["total"]["student"] == sum(parameter.numel() for parameter in student.parameters())
+    assert metrics["fingerprint"] == makd.fingerprint(student)
+
+
+def test_a_model_and_a_tokenizer_in_hand_give_the_same_student_as_their_names(report, teacher_folder, tmp_path):
+    teacher, tokenizer = AutoModel.from_pretrained(teacher_folder), AutoTokenizer.from_pretrained(teacher_folder)
+    found = makd.compress(teacher, TEXTS, BUDGET, quick(), tmp_path / "student", tokenizer=tokenizer)
+    assert found.metrics["fingerprint"] == report.metrics["fingerprint"]
+    assert (tmp_path / "student" / "tokenizer.json").is_file()
+
+
+def test_a_teacher_in_hand_is_not_changed(teacher_folder, tmp_path):
+    teacher = AutoModel.from_pretrained(teacher_folder)
+    before = makd.fingerprint(teacher)
+    makd.compress(teacher, TEXTS, BUDGET, quick(), tmp_path / "student")
+    assert makd.fingerprint(teacher) == before
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_texts_in_a_file_give_the_same_student_as_in_a_list(report, teacher_folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    found = makd.compress(str(teacher_folder), str(tmp_path / "texts.txt"), BUDGET, quick(), tmp_path / "student")
+    assert found.metrics["fingerprint"] == report.metrics["fingerprint"]
+
+
+def test_another_seed_gives_another_student(report, teacher_folder, tmp_path):
+    found = makd.compress(str(teacher_folder), TEXTS, BUDGET, quick(seed=1), tmp_path / "student")
+    assert found.metrics["fingerprint"] != report.metrics["fingerprint"]
+
+
+def test_a_saved_student_is_evaluated_as_it_was(report, teacher_folder):
+    found = makd.evaluate(str(report.folder), str(teacher_folder), TEXTS, quick())
+    assert found["fidelity"]["after"] == pytest.approx(report.metrics["fidelity"]["after"], rel=1e-5)
+    assert found["params"] == report.metrics["params"]
+
+
+def test_no_steps_leave_the_student_as_it_was_factorized(teacher_folder, tmp_path):
+    found = makd.compress(str(teacher_folder), TEXTS, BUDGET, quick(steps=0), tmp_path / "student").metrics
+    assert found["fidelity"]["before"] == found["fidelity"]["after"]
+    assert found["tokens"]["training"] == 0
+
+
+def test_a_teacher_in_bfloat16_gives_a_student_in_bfloat16(decoder_folder, tmp_path):
+    texts = [f"{text} " * 10 for text in TEXTS]  # enough for blocks of 128 tokens
+    report = makd.compress(str(decoder_folder), texts, BUDGET, quick(dtype="bfloat16"), tmp_path / "student")
+    student = AutoModelForCausalLM.from_pretrained(report.folder)
+    assert {str(parameter.dtype) for parameter in student.parameters()} == {"torch.bfloat16"}
+    assert makd.fingerprint(student) == report.metrics["fingerprint"]
+
+
+def test_a_student_of_a_list_says_that_its_text_is_not_known(report):
+    assert yaml.safe_load((report.folder / "recipe.yaml").read_text())["data"] is None
+    with pytest.raises(makd.MakdError, match="texts in hand"):
+        pipeline.data_of(str(report.folder))
+
+
+def test_progress_is_told_for_every_stage(teacher_folder, tmp_path):
+    told = []
+    makd.compress(
+        str(teacher_folder), TEXTS, BUDGET, quick(), tmp_path / "student", on_progress=lambda *word: told.append(word)
+    )
+    assert {"calibrate", "distil", "evaluate", "save"} <= {what for what, _, _ in told}
+    assert all(0 <= done <= total for _, done, total in told)
