@@ -61,7 +61,7 @@ def test_fewer_tokens_than_dimensions_are_handled_and_said_in_one_line(caplog):
     teacher = tiny("bert")
     inputs = {name: value[:1, :5] for name, value in batch(teacher, padded=False).items()}
     with caplog.at_level(logging.WARNING, logger="makd"):
-        student = makd.factorize(teacher, budget(), calibration=[inputs])
+        student = makd.factorize(teacher, budget(), solver="whitened", calibration=[inputs])
     assert len(student.factorization.fallbacks) > 1
     (line,) = caplog.messages
     assert line.startswith("encoder.layer.0")
@@ -141,3 +141,9 @@ def test_shared_layers_are_factorized_once_and_counted_once():
     teacher = tiny("albert")
     student = makd.factorize(teacher, makd.Budget(keep=0.8), solver="svd")
     assert sum(p.numel() for p in student.parameters()) <= 0.8 * sum(p.numel() for p in teacher.parameters())
+
+
+def test_ranks_follow_the_solver_unless_they_are_given():
+    assert makd.FactorizeConfig(solver="two_sided").rank_rule == "global"
+    assert makd.FactorizeConfig(solver="whitened").rank_rule == "uniform"
+    assert makd.FactorizeConfig(solver="whitened", ranks="energy").rank_rule == "energy"

@@ -36,18 +36,26 @@ logger = logging.getLogger(__name__)
 class FactorizeConfig:
     """How the student's factors and ranks are found."""
 
-    solver: str = "whitened"
+    solver: str = "two_sided"
     """One of `makd.lowrank.solvers.SOLVERS`."""
-    ranks: str = "uniform"
-    """How the budget is spread over the linears; one of `makd.lowrank.ranks.RANK_RULES`."""
+    ranks: str = "auto"
+    """How the budget is spread over the linears; one of `makd.lowrank.ranks.RANK_RULES`. `auto` is `global` for
+    solvers that measure all linears in one unit, and `uniform` for others."""
     rank_multiple: int = 8
     """Ranks are multiples of it as far as the budget allows; hardware likes 8 or more."""
 
     def __post_init__(self) -> None:
         SOLVERS[self.solver]
-        RANK_RULES[self.ranks]
+        RANK_RULES[self.rank_rule]
         if self.rank_multiple < 1:
             raise SettingError(f"factorize.rank_multiple is at least 1; got {self.rank_multiple}.")
+
+    @property
+    def rank_rule(self) -> str:
+        """The rule that `ranks` stands for."""
+        if self.ranks != "auto":
+            return self.ranks
+        return "global" if SOLVERS[self.solver].gradients else "uniform"
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ def factorize(
     teacher: PreTrainedModel,
     budget: Budget,
     *,
-    solver: str = "whitened",
-    ranks: str = "uniform",
+    solver: str = "two_sided",
+    ranks: str = "auto",
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
     rank_multiple: int = 8,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -86,7 +94,7 @@ def factorize(
         teacher: any model that `makd.inspect` understands, in float32, bfloat16 or float16.
         budget: how many parameters the student may have.
         solver: one of `SOLVERS`; all but `svd` need `calibration`.
-        ranks: one of `RANK_RULES`.
+        ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
         calibration: model inputs as a DataLoader gives them. Seen once.
         rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
         on_progress: called with (what, done, of) as the work goes on.
@@ -121,11 +129,11 @@ def factorize(
     several_passes = kind.in_forward_order or kind.gradients
     batches = list(calibration or ()) if several_passes else (calibration or ())
     started = time.perf_counter()
-    statistics = _collect(teacher, anatomy, kind, settings.ranks, batches, progress)
+    statistics = _collect(teacher, anatomy, kind, settings.rank_rule, batches, progress)
     calibrated = time.perf_counter()
-    decompositions = _decompose(teacher, anatomy, kind, settings.ranks, statistics, progress)
+    decompositions = _decompose(teacher, anatomy, kind, settings.rank_rule, statistics, progress)
     spectra = {name: decomposition.singular_values for name, decomposition in decompositions.items()}
-    plan = allocate(sizes, allowance, settings.ranks, spectra=spectra, rank_multiple=rank_multiple)
+    plan = allocate(sizes, allowance, settings.rank_rule, spectra=spectra, rank_multiple=rank_multiple)
     student: PreTrainedModel = copy.deepcopy(teacher)
     student.eval()
     if kind.in_forward_order:

@@ -15,7 +15,8 @@ from makd.lowrank.solvers.whitened import decompose_whitened
 
 RIDGE = 0.1
 """Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
-text hardly varies keep the teacher's weight instead of fitting noise."""
+text hardly varies keep the teacher's weight instead of fitting noise: what is learned from a few hundred texts has to
+hold for others."""
 
 
 def decompose_regression(
