@@ -18,7 +18,7 @@ from makd.anatomy.tokens import encoder_tokens, layer_tokens, role_tokens
 from makd.errors import DataError
 from makd.lowrank.moments import InputMoments
 
-TEXT_PROBES = 6
+TEXT_PROBES = 4
 """Backwards for each batch where the outputs belong to whole texts: each text gives one direction a probe, so that a
 few hundred texts alone say little about hundreds of dimensions."""
 TOKEN_PROBES = 1

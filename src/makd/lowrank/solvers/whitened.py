@@ -60,8 +60,9 @@ def condition(
     if int(failed_at) == 0:
         return gram, None
     return gram + RIDGE * mean * identity, (
-        f"the second moments of {what} are not positive definite (fewer tokens than dimensions, or features that "
-        f"are always zero); {RIDGE:g} of their mean was added to the diagonal. More calibration text helps"
+        f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
+        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {RIDGE:g} of their mean was "
+        "added to the diagonal"
     )
 
 
