@@ -61,8 +61,8 @@ def condition(
         return gram, None
     return gram + RIDGE * mean * identity, (
         f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
-        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {RIDGE:g} of their mean was "
-        "added to the diagonal"
+        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {RIDGE:g} of their mean "
+        "was added to the diagonal"
     )
 
 
