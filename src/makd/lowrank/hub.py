@@ -25,6 +25,8 @@ from makd.lowrank.linear import LowRankLinear
 METHOD = "makd"
 FORMAT = 1
 """Version of what is stored; a reader refuses a higher one."""
+ALIGNMENT = 64
+"""Bytes: torch's own memory begins at multiples of it, and the widest vector registers read so much at a time."""
 
 
 @register_quantization_config(METHOD)
@@ -84,6 +86,7 @@ class StudentLoader(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         check_parameters(model, self.quantization_config)
+        _align_(model)
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 module.__dict__.pop("is_quantized", None)
@@ -180,6 +183,16 @@ def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
                 f"The loaded model has {have:,} {what}; its config.json says {want:,}. The files do not belong "
                 "together, or were changed after saving: save the student again, with its config and weights at once."
             )
+
+
+def _align_(model: PreTrainedModel) -> None:
+    """Move weights that stand in the mapped file at an odd address to memory of their own.
+
+    Some processors' matrix products round otherwise there: the student would not be the same bit for bit.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def _check_files(checkpoint_files: list[str], config: StudentConfig) -> None:
