@@ -7,7 +7,7 @@ import torch
 
 import makd
 from makd.anatomy import resolve
-from makd.lowrank.layerwise import GROUPS, fit_layers_
+from makd.lowrank.layerwise import DEPTH_GAIN, GROUPS, HELD_OUT_EVERY, depth_sensitivities, fit_layers_, fit_linear
 from makd.lowrank.linear import LowRankLinear
 from makd.lowrank.solvers import whitened
 from makd.lowrank.solvers.regression import RIDGE
@@ -83,7 +83,7 @@ def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, 
     # inputs behind a LayerNorm sum to zero: what the solver then adds to their moments would hide the comparison
     monkeypatch.setattr(whitened, "RIDGE", 1e-13)
     teacher = tiny(name).double()
-    batches = make_batches(teacher)
+    batches = make_batches(teacher, HELD_OUT_EVERY - 1)  # none is held out, so the ridge is the fixed one
     ranks = dict.fromkeys(resolve(teacher).linears, 8)
     student = copy.deepcopy(teacher)
     fit_layers_(student, teacher, resolve(teacher), ranks, batches, {})
@@ -169,6 +169,28 @@ def test_two_stacks_and_shared_layers_are_refused_with_the_solver_to_take(name):
     teacher = tiny(name)
     with pytest.raises(makd.MakdError, match="Take the solver 'whitened'"):
         makd.factorize(teacher, BUDGET, solver="regression", calibration=[batch(teacher)])
+
+
+def test_later_layers_count_for_more_when_ranks_are_shared_out():
+    anatomy = resolve(tiny("bert"))
+    worth = depth_sensitivities(anatomy)
+    assert worth.keys() == set(anatomy.linears)
+    assert {worth[linear.module] for linear in anatomy.layers[0].roles.values()} == {1.0}
+    assert {worth[linear.module] for linear in anatomy.layers[-1].roles.values()} == {DEPTH_GAIN}
+
+
+def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen():
+    teacher = tiny("bert")
+    anatomy, batches = resolve(teacher), make_batches(teacher, HELD_OUT_EVERY)
+    seen = []
+
+    def fit(linear, moments, held_out, rank, gradient_gram):
+        seen.append((moments.rows, held_out.rows))
+        return fit_linear(linear, moments, held_out, rank, gradient_gram)
+
+    fit_layers_(copy.deepcopy(teacher), teacher, anatomy, dict.fromkeys(anatomy.linears, 8), batches, {}, fit=fit)
+    rows = [int(inputs["attention_mask"].sum()) for inputs in batches]
+    assert set(seen) == {(sum(rows[:-1]), rows[-1])}
 
 
 def test_no_batches_are_refused():

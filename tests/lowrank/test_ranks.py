@@ -1,9 +1,11 @@
 """Budget -> the rank of every linear, exactly."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 import makd
 from makd.errors import BudgetError, NumericsError
@@ -25,6 +27,34 @@ def spectra_of(sizes, seed=0):
         terms = torch.arange(1, min(size.out_features, size.in_features) + 1, dtype=torch.float64)
         spectra[size.name] = (scale + 0.1) * terms.pow(-2 * rate)
     return spectra
+
+
+LLAMA = [
+    LinearSize(f"{layer}.{name}", *shape, False)
+    for layer in range(4)
+    for name, shape in {"q": (96, 96), "k": (32, 96), "o": (96, 96), "up": (256, 96), "down": (96, 256)}.items()
+]
+
+
+def best_energy(sizes, allowance, spectra, rank_multiple):
+    """The most that any ranks keep which are multiples (or below the first), by a mixed-integer program."""
+    values, weights, owners = [], [], []
+    for owner, size in enumerate(sizes):
+        energies = spectra[size.name].square().cumsum(0)
+        small = range(1, min(rank_multiple, size.break_even + 1))
+        for rank in [*small, *range(rank_multiple, size.break_even + 1, rank_multiple), None]:
+            values.append(float(energies[-1 if rank is None else rank - 1]))
+            weights.append(size.parameters(rank))
+            owners.append(owner)
+    one_each = (np.array(owners) == np.arange(len(sizes))[:, None]).astype(float)
+    found = milp(
+        -np.array(values),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(np.array(weights)[None], 0, allowance)],
+        integrality=np.ones(len(values)),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 1e-7},
+    )
+    return -found.fun
 
 
 def kept_energy(plan, spectra, sensitivities=None):
@@ -290,3 +320,13 @@ def test_a_negative_sensitivity_is_refused_by_name():
 def test_two_linears_of_one_name_are_refused():
     with pytest.raises(ValueError, match="same name"):
         allocate([BERT[0], BERT[0]], 10**6)
+
+
+@pytest.mark.parametrize("sizes", [BERT, LLAMA], ids=["bert", "llama"])
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 0.6, 0.8])
+@pytest.mark.parametrize("seed", range(3))
+def test_global_is_within_a_thousandth_of_the_integer_optimum(sizes, share, seed):
+    spectra = spectra_of(sizes, seed)
+    allowance = int(share * sum(size.parameters(None) for size in sizes))
+    plan = allocate(sizes, allowance, "global", spectra=spectra)
+    assert kept_energy(plan, spectra) >= 0.999 * best_energy(sizes, allowance, spectra, rank_multiple=8)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from makd.errors import NumericsError
 from makd.lowrank.moments import CrossMoments
 from makd.lowrank.solvers import (
+    choose_ridge,
+    decompose_fisher,
     decompose_regression,
     decompose_svd,
     decompose_two_sided,
@@ -103,6 +105,66 @@ class TestWhitened:
         weight = normal(*shape)
         factors = decompose_whitened(weight, torch.eye(shape[1], dtype=torch.float64)).factors(rank)
         torch.testing.assert_close(product(factors), product(decompose_svd(weight).factors(rank)))
+
+
+class TestFisher:
+    weight, gradients = normal(12, 20), correlated(300, 12, seed=5)
+
+    def rows_error(self, factors):
+        """The weighted error, from the definition."""
+        importance = gram(self.gradients).diagonal()
+        importance = importance + 1e-3 * importance.mean()
+        return float((importance[:, None] * (self.weight - product(factors)).square()).sum())
+
+    @pytest.mark.parametrize("rank", [1, 5, 12])
+    def test_its_error_is_the_weighted_one_of_the_definition(self, rank):
+        factors = decompose_fisher(self.weight, gram(self.gradients)).factors(rank)
+        assert factors.squared_error == pytest.approx(self.rows_error(factors), rel=1e-8, abs=1e-9)
+
+    @pytest.mark.parametrize("rank", [1, 5])
+    def test_it_beats_plain_svd_in_its_own_norm(self, rank):
+        fisher = decompose_fisher(self.weight, gram(self.gradients)).factors(rank)
+        assert self.rows_error(fisher) < self.rows_error(decompose_svd(self.weight).factors(rank))
+
+    def test_rows_of_one_importance_give_the_plain_svd(self):
+        fisher = decompose_fisher(self.weight, torch.eye(12, dtype=torch.float64)).factors(4)
+        torch.testing.assert_close(product(fisher), truncated(self.weight, 4))
+
+    def test_without_gradients_it_is_the_plain_svd_and_says_so(self):
+        fisher = decompose_fisher(self.weight, torch.zeros(12, 12, dtype=torch.float64)).factors(4)
+        torch.testing.assert_close(product(fisher), truncated(self.weight, 4))
+        assert "zero in all of the text" in fisher.fallback
+
+    def test_gradients_that_are_not_finite_are_refused(self):
+        with pytest.raises(NumericsError, match="NaN or infinity"):
+            decompose_fisher(self.weight, torch.full((12, 12), float("nan"), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("fit_bias", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("noise", [0.01, 3.0])
+def test_the_ridge_is_the_one_whose_fit_errs_least_on_held_out_rows(fit_bias, weighted, noise):
+    weight, mix = normal(6, 12), normal(6, 6, seed=8)
+    inputs = correlated(60, 12, seed=2)
+    targets = inputs @ (weight + 0.3 * normal(6, 12, seed=4)).T + noise * normal(60, 6, seed=3) + 1
+    seen, unseen = slice(0, 30), slice(30, 60)
+    moments, held_out = CrossMoments(12, 6), CrossMoments(12, 6)
+    moments.update_pairs(inputs[seen], targets[seen])
+    held_out.update_pairs(inputs[unseen], targets[unseen])
+    metric = mix @ mix.T if weighted else torch.eye(6, dtype=torch.float64)
+    x_mean, y_mean = (side[seen].mean(0) if fit_bias else 0 for side in (inputs, targets))
+    x, y = inputs - x_mean, targets - y_mean
+    errors = {}
+    for ridge in (0.001, 0.01, 0.1, 1.0, 10.0):
+        pull = (30 * ridge * float(x[seen].square().mean())) ** 0.5
+        rows = torch.cat([x[seen], pull * torch.eye(12, dtype=torch.float64)])
+        solved = torch.linalg.lstsq(rows, torch.cat([y[seen], pull * weight.T])).solution
+        residual = y[unseen] - x[unseen] @ solved
+        errors[ridge] = float(((residual @ metric) * residual).sum())
+    chosen = choose_ridge(
+        weight, moments, held_out, fit_bias=fit_bias, gradient_gram=metric if weighted else None, ridges=tuple(errors)
+    )
+    assert chosen == min(errors, key=errors.__getitem__)
 
 
 def test_whitened_loses_nothing_on_inputs_of_few_directions():

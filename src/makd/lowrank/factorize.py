@@ -22,11 +22,18 @@ from makd.lowrank.budget import Budget
 from makd.lowrank.factors import Decomposition, Factors
 from makd.lowrank.gradients import collect_gradient_moments
 from makd.lowrank.hub import count_parameters, is_student, mark_student
-from makd.lowrank.layerwise import fit_layers_
+from makd.lowrank.layerwise import depth_sensitivities, fit_layers_
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import InputMoments
 from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate, smallest_parameters
-from makd.lowrank.solvers import SOLVERS, Solver, decompose_svd, decompose_two_sided, decompose_whitened
+from makd.lowrank.solvers import (
+    SOLVERS,
+    Solver,
+    decompose_fisher,
+    decompose_svd,
+    decompose_two_sided,
+    decompose_whitened,
+)
 from makd.lowrank.statistics import collect_input_moments
 
 logger = logging.getLogger(__name__)
@@ -55,7 +62,8 @@ class FactorizeConfig:
         """The rule that `ranks` stands for."""
         if self.ranks != "auto":
             return self.ranks
-        return "global" if SOLVERS[self.solver].gradients else "uniform"
+        kind = SOLVERS[self.solver]
+        return "global" if kind.inputs and kind.gradients else "uniform"
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,14 @@ def factorize(
     calibrated = time.perf_counter()
     decompositions = _decompose(teacher, anatomy, kind, settings.rank_rule, statistics, progress)
     spectra = {name: decomposition.singular_values for name, decomposition in decompositions.items()}
-    plan = allocate(sizes, allowance, settings.rank_rule, spectra=spectra, rank_multiple=rank_multiple)
+    plan = allocate(
+        sizes,
+        allowance,
+        settings.rank_rule,
+        spectra=spectra,
+        rank_multiple=rank_multiple,
+        sensitivities=depth_sensitivities(anatomy) if kind.in_forward_order else None,
+    )
     student: PreTrainedModel = copy.deepcopy(teacher)
     student.eval()
     if kind.in_forward_order:
@@ -202,8 +217,10 @@ def _decompose(
     decompositions = {}
     for done, name in enumerate(anatomy.linears, start=1):
         weight = dense_weight(teacher.get_submodule(name))
-        if not kind.inputs:
+        if not kind.needs_text:
             decompositions[name] = decompose_svd(weight)
+        elif not kind.inputs:
+            decompositions[name] = decompose_fisher(weight, statistics.gradients[name].gram)
         elif not kind.gradients:
             decompositions[name] = decompose_whitened(weight, statistics.inputs[name].gram)
         else:

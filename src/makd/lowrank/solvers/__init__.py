@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from makd.lowrank.solvers.regression import decompose_regression, fit_regression
+from makd.lowrank.solvers.fisher import decompose_fisher
+from makd.lowrank.solvers.regression import choose_ridge, decompose_regression, fit_regression
 from makd.lowrank.solvers.svd import decompose_svd
 from makd.lowrank.solvers.two_sided import decompose_two_sided
 from makd.lowrank.solvers.whitened import decompose_whitened
@@ -31,8 +32,9 @@ SOLVERS: Registry[Solver] = Registry(
     "solver",
     {
         "svd": Solver("truncated SVD of the weight; needs no text"),
+        "fisher": Solver("the same, rows weighted by what the model makes of the outputs (FWSVD)", gradients=True),
         "whitened": Solver("smallest error of the outputs on the calibration text", inputs=True),
-        "two_sided": Solver("the same, weighted by what the model makes of the outputs", inputs=True, gradients=True),
+        "two_sided": Solver("`whitened`, weighted by what the model makes of the outputs", inputs=True, gradients=True),
         "regression": Solver("the teacher's outputs from the student's own inputs", inputs=True, in_forward_order=True),
         "two_sided_regression": Solver(
             "regression, weighted by what the model makes of the outputs",
@@ -46,6 +48,8 @@ SOLVERS: Registry[Solver] = Registry(
 __all__ = [
     "SOLVERS",
     "Solver",
+    "choose_ridge",
+    "decompose_fisher",
     "decompose_regression",
     "decompose_svd",
     "decompose_two_sided",

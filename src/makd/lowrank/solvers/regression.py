@@ -1,5 +1,6 @@
 """Solver `regression`: factors fitted to what the *student* will read and to what the teacher put out."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,8 @@ RIDGE = 0.1
 """Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
 text hardly varies keep the teacher's weight instead of fitting noise: what is learned from a few hundred texts has to
 hold for others."""
+RIDGES = (0.01, 0.1, 1.0)
+"""What `choose_ridge` chooses from."""
 
 
 def decompose_regression(
@@ -51,22 +54,13 @@ def decompose_regression(
     Raises:
         NumericsError: an argument holds NaN or infinity, or `ridge` is 0 and the moments are not positive definite.
     """
-    matrix = widened(weight)
-    second = (moments.covariance if fit_bias else moments.gram).to(weight.device)
-    cross = (moments.cross_covariance if fit_bias else moments.cross).to(weight.device)
-    identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
-    penalty = ridge * _spread(moments, second)
-    solved, failed = torch.linalg.solve_ex(second + penalty * identity, (cross + penalty * matrix).T)
-    if int(failed) != 0 or not bool(torch.isfinite(solved).all()):
-        raise NumericsError(
-            "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "
-            f"(with ridge {ridge:g}). Give more calibration text, or a ridge above 0."
-        )
+    second, cross = _about(moments, fit_bias, weight.device)
+    solved = _solve(widened(weight), second, cross, ridge * _spread(moments, second), ridge)
     centre = Centre(moments.mean.to(weight.device), moments.target_mean.to(weight.device)) if fit_bias else None
     if gradient_gram is not None:
-        terms = decompose_two_sided(solved.T, second, gradient_gram.to(weight.device))
+        terms = decompose_two_sided(solved, second, gradient_gram.to(weight.device))
         return replace(terms, dtype=weight.dtype, centre=centre)
-    terms = decompose_whitened(solved.T, second)
+    terms = decompose_whitened(solved, second)
     # E‖y - P W' x‖² = E‖y‖² - 2 tr(P W' Dᵀ) + tr(P W' C W'ᵀ), for each term's projection P = u uᵀ; D without the ridge
     agreement = ((terms.right @ cross.T) * terms.left.T).sum(1)
     energy = ((terms.right @ second) * terms.right).sum(1)
@@ -74,6 +68,78 @@ def decompose_regression(
     gains = torch.cat([torch.zeros(1, dtype=energy.dtype, device=energy.device), 2 * agreement - energy])
     errors = (total - gains.cumsum(0)).clamp(min=0)
     return replace(terms, dtype=weight.dtype, squared_errors=errors, centre=centre)
+
+
+def choose_ridge(
+    weight: Float[Tensor, "out inp"],
+    moments: CrossMoments,
+    held_out: CrossMoments,
+    *,
+    fit_bias: bool = True,
+    gradient_gram: Float[Tensor, "out out"] | None = None,
+    ridges: Sequence[float] = RIDGES,
+) -> float:
+    """The ridge whose solution, fitted to `moments`, has the smallest error on tokens that it was not fitted to.
+
+    The error of W' at full rank: E‖y - W' x‖², weighted by `gradient_gram` if it is given, with the bias of `moments`.
+
+    Args:
+        weight: the teacher's, (out, in).
+        moments: of the tokens to fit.
+        held_out: of other tokens.
+        fit_bias: as in `decompose_regression`.
+        gradient_gram: second moments of the output gradients.
+        ridges: to choose from, each above 0.
+
+    Raises:
+        NumericsError: an argument holds NaN or infinity.
+    """
+    matrix = widened(weight)
+    second, cross = _about(moments, fit_bias, weight.device)
+    unseen, unseen_cross = held_out.gram.to(second), held_out.cross.to(second)
+    if fit_bias:  # about the means of the tokens that were fitted: the bias is theirs
+        mean, target = moments.mean.to(second), moments.target_mean.to(second)
+        new_mean, new_target = held_out.mean.to(second), held_out.target_mean.to(second)
+        unseen = unseen - torch.outer(new_mean, mean) - torch.outer(mean, new_mean) + torch.outer(mean, mean)
+        unseen_cross = (
+            unseen_cross - torch.outer(new_target, mean) - torch.outer(target, new_mean) + torch.outer(target, mean)
+        )
+    penalty = _spread(moments, second)
+    errors = []
+    for ridge in ridges:
+        solved = _solve(matrix, second, cross, ridge * penalty, ridge)
+        residual = solved @ unseen - 2 * unseen_cross  # E‖y‖² is the same for all
+        weighted = solved if gradient_gram is None else gradient_gram.to(solved) @ solved
+        errors.append(float((residual * weighted).sum()))
+    return ridges[errors.index(min(errors))]
+
+
+def _about(
+    moments: CrossMoments, fit_bias: bool, device: torch.device
+) -> tuple[Float[Tensor, "inp inp"], Float[Tensor, "out inp"]]:
+    """Second and cross moments: about the means where a bias takes those up, about the origin where there is none."""
+    if fit_bias:
+        return moments.covariance.to(device), moments.cross_covariance.to(device)
+    return moments.gram.to(device), moments.cross.to(device)
+
+
+def _solve(
+    matrix: Float[Tensor, "out inp"],
+    second: Float[Tensor, "inp inp"],
+    cross: Float[Tensor, "out inp"],
+    penalty: float,
+    ridge: float,
+) -> Float[Tensor, "out inp"]:
+    """W' = (D + λ W)(C + λ I)⁻¹."""
+    shifted = second + penalty * torch.eye(len(second), dtype=torch.float64, device=second.device)
+    solved: Tensor
+    solved, failed = torch.linalg.solve_ex(shifted, (cross + penalty * matrix).T)
+    if int(failed) != 0 or not bool(torch.isfinite(solved).all()):
+        raise NumericsError(
+            "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "
+            f"(with ridge {ridge:g}). Give more calibration text, or a ridge above 0."
+        )
+    return solved.T
 
 
 def _spread(moments: CrossMoments, second: Float[Tensor, "inp inp"]) -> float:

