@@ -26,7 +26,7 @@ SETTINGS = {
 
 @pytest.fixture(params=[30, 70, 2**20], ids=["a row", "three rows", "all rows"], autouse=True)
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(vocabulary, "_CHUNK_BYTES", 4 * request.param)
     monkeypatch.setattr(vocabulary, "_PIECE_ELEMENTS", request.param // 2)
     return request.param
 

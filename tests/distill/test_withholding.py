@@ -80,7 +80,7 @@ def assert_near(one, other, tolerance):
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients_are_those_of_the_dense_way(name, plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setattr(vocabulary, "_CHUNK_BYTES", 4 * 7 * VOCABULARY)
     trainer = make_trainer(tmp_path, name, plan)
     assert trainer.shift == {"causal_lm": 1}.get(MODELS[name][0], 0) or plan is PLANS["hidden"]
     inputs = labelled(trainer.model)
@@ -109,7 +109,7 @@ class SeesLogits(TorchDispatchMode):
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_no_logits_of_a_whole_batch_are_made(name, plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary, "_CHUNK_ELEMENTS", 3 * VOCABULARY)
+    monkeypatch.setattr(vocabulary, "_CHUNK_BYTES", 4 * 3 * VOCABULARY)
     # feed-forwards as wide as the vocabulary would look like logits; the weight's transpose is (32, vocabulary)
     wide = {"t5": {"d_ff": 48}}.get(name, {"intermediate_size": 48})
     trainer = make_trainer(tmp_path, plan=plan, pair=make_pair(name, **wide))

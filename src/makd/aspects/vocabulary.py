@@ -20,11 +20,13 @@ from makd.capture import VocabularyHead
 
 IGNORED = -100
 """Label of a token that has none, as everywhere in transformers."""
-_CHUNK_ELEMENTS = 2**25
-"""Logits of each model that exist at a time: 128 MB in float32, 220 tokens of a vocabulary of 152 000. The gradient of
-the head's weight is read and written once a chunk, so small chunks would wait for memory."""
+_CHUNK_BYTES = 3 * 2**25
+"""Logits of each model that exist at a time: 100 MB, of a vocabulary of 152 000 in float32 those of 165 tokens. The
+gradient of the head's weight is read and written once a chunk, so small chunks would wait for memory."""
 _PIECE_ELEMENTS = 2**21
 """Logits whose softmax is taken at a time: 8 MB, as in `logits`."""
+_BLOCK_ELEMENTS = 2**22
+"""Weights whose gradient is added at a time where it has to be widened first: an operand that stays in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +138,14 @@ class _ChunkedLosses(torch.autograd.Function):
         pass_ = _Pass(job, hidden, weight, bias, ctx.needs_input_grad[:3])
         rows = (job.compared | (job.targets != IGNORED)).nonzero().squeeze(-1)
         pass_.taken = len(rows)
-        step = max(1, _CHUNK_ELEMENTS // len(weight))
+        step = max(1, _CHUNK_BYTES // (job.dtype.itemsize * len(weight)))
+        pass_.make_room(min(step, len(rows)))
         for start in range(0, len(rows), step):
             last = min(start + step, len(rows))
             # rows that all count are taken without a copy
             pass_.take(slice(start, last) if len(rows) == len(hidden) else rows[start:last])
         parts = pass_.means()
+        pass_.finish()
         ctx.mark_non_differentiable(parts)
         ctx.save_for_backward(pass_.hidden_slope, pass_.weight_slope, pass_.bias_slope)
         ctx.factor, ctx.dtypes = pass_.largest, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -153,7 +157,7 @@ class _ChunkedLosses(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         factor = grad_total * ctx.factor
         hidden, weight, bias = (
-            None if slope is None else (slope * factor).to(dtype)
+            None if slope is None else torch.mul(slope, factor, out=torch.empty_like(slope, dtype=dtype))
             for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return hidden, weight, bias, None
@@ -193,7 +197,21 @@ class _Pass:
         self.hidden_slope = torch.zeros_like(hidden) if needed[0] else None
         # added up over chunks: in float32 whatever the weight is kept in
         self.weight_slope = torch.zeros_like(weight, dtype=self.wide) if needed[1] else None
+        self.kept_as = weight.dtype
         self.bias_slope = weight.new_zeros(len(weight), dtype=self.wide) if needed[2] else None
+
+    def make_room(self, rows: int) -> None:
+        """One buffer for the logits of all chunks: fresh memory for each would have to be mapped each time."""
+        self.room = self.weight.new_empty(rows, len(self.weight))
+        if self.job.teacher is not None:
+            self.teacher_room = self.teacher_weight.new_empty(rows, self.common)
+
+    def finish(self) -> None:
+        """Free the buffers, and keep the weight's gradient in its dtype, where that cannot overflow without factor."""
+        del self.room
+        self.__dict__.pop("teacher_room", None)
+        if self.weight_slope is not None and self.kept_as != torch.float16:
+            self.weight_slope = self.weight_slope.to(self.kept_as)
 
     def means(self) -> Tensor:
         """Each loss, unweighted: the soft ones, then the hard one."""
@@ -205,12 +223,11 @@ class _Pass:
         """Add the losses of some rows, and their gradients."""
         job = self.job
         inputs = self.hidden[rows].to(job.dtype)
-        logits = torch.nn.functional.linear(inputs, self.weight, self.bias)
-        theirs = None
+        logits, theirs = _product(inputs, self.weight, self.bias, self.room), None
         compared, targets = job.compared[rows], job.targets[rows]
         if job.teacher is not None:
             hidden = job.teacher.hidden[rows].to(job.teacher.dtype)
-            theirs = torch.nn.functional.linear(hidden, self.teacher_weight, self.teacher_bias)
+            theirs = _product(hidden, self.teacher_weight, self.teacher_bias, self.teacher_room)
         step = max(1, _PIECE_ELEMENTS // logits.shape[-1])
         for start in range(0, len(logits), step):
             piece = slice(start, start + step)
@@ -230,7 +247,10 @@ class _Pass:
             if slope.dtype == self.weight_slope.dtype:
                 self.weight_slope.addmm_(slope.T, inputs)
             else:
-                self.weight_slope += slope.T @ inputs
+                block = max(1, _BLOCK_ELEMENTS // inputs.shape[-1])
+                for start in range(0, len(self.weight), block):
+                    part = slice(start, start + block)
+                    self.weight_slope[part] += slope[:, part].T @ inputs
         if self.bias_slope is not None:
             self.bias_slope += slope.sum(0, dtype=self.wide)
 
@@ -259,6 +279,12 @@ class _Pass:
             values, slope = torch.where(counted, values, 0), torch.where(counted[:, None], slope, 0)
         self.sums[index] += values.sum()
         return slope if self.shares[index] == 1 else slope * self.shares[index]
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """What a linear gives, in the first rows of `room`."""
+    room = room[: len(inputs)]
+    return torch.mm(inputs, weight.T, out=room) if bias is None else torch.addmm(bias, inputs, weight.T, out=room)
 
 
 class _Softmaxes:
