@@ -1,26 +1,36 @@
 """Station 5: what the student mimics. Losses are pure functions of tensors; they know no model and no trainer."""
 
 from makd.aspects.attention import attention_kl
+from makd.aspects.divergences import DIVERGENCES, Divergence, divergence
 from makd.aspects.embedding import Pooling, embedding_distance, pool, similarity_mse
 from makd.aspects.hidden import hidden_mse, normalised_mse
-from makd.aspects.logits import logits_kl, regression_mse
+from makd.aspects.logits import logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
 from makd.aspects.plan import ASPECTS, PRESETS, ActivePlan, ActiveTerm, Plan, Term, activate
+from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
 
 __all__ = [
     "ASPECTS",
+    "DIVERGENCES",
     "PRESETS",
     "ActivePlan",
     "ActiveTerm",
+    "Divergence",
     "Plan",
     "Pooling",
+    "PredictionLosses",
+    "SoftLoss",
     "Term",
     "activate",
     "attention_kl",
+    "chunked_logits_loss",
+    "divergence",
     "embedding_distance",
     "hidden_mse",
+    "logits_divergence",
     "logits_kl",
     "matrix_mse",
+    "next_labels",
     "normalised_mse",
     "pool",
     "regression_mse",

@@ -1,6 +1,6 @@
-"""The logits aspect of station 5: predictions, over a vocabulary or over labels.
+"""The logits aspect of station 5: predictions over labels, or any logits that are there as a whole.
 
-With a vocabulary, logits are the largest tensors of a step, so nothing of their size is made besides the gradient.
+Where a vocabulary head makes them, `vocabulary` does the same without the logits of all tokens.
 """
 
 import logging
@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from makd.aspects.divergences import Divergence, forward_kl, log_probabilities
+
 _logger = logging.getLogger(__name__)
 
 _CHUNK_ELEMENTS = 2**21
 """Logits taken into float32 at a time: 8 MB. Smaller chunks stay in the cache and gain 5 % on idle cores, but their
 many short operations wait for each other when other processes want the cores."""
-_LEAST_LOG_PROBABILITY = -1e30
-"""Stands for minus infinity (a token that is ruled out), so that 0 · (this - this) is 0 and not NaN."""
 
 
 def logits_kl(
@@ -27,13 +27,24 @@ def logits_kl(
     mask: Bool[Tensor, "*rows"] | None = None,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """KL(teacher ‖ student) · τ² in nats, mean over real rows; P = softmax(logits / τ).
+    """KL(teacher ‖ student) · τ² in nats, mean over real rows; P = softmax(logits / τ): see `logits_divergence`."""
+    return logits_divergence(student, teacher, mask, temperature)
+
+
+def logits_divergence(
+    student: Float[Tensor, "*rows student_vocabulary"],
+    teacher: Float[Tensor, "*rows teacher_vocabulary"],
+    mask: Bool[Tensor, "*rows"] | None = None,
+    temperature: float = 1.0,
+    divergence: Divergence = forward_kl,
+) -> Float[Tensor, ""]:
+    """A divergence of softmax(logits / τ), times τ², mean over real rows.
 
     The factor τ² keeps the gradient's size when τ changes. Source: Hinton, Vinyals & Dean, arXiv 1503.02531.
 
-    The softmaxes are taken in float32 a chunk of rows at a time, and the student's gradient, τ (P_s - P_t) / rows, is
-    made in the same pass and kept in the student's dtype. Recomputing it in the backward pass would need no less memory
-    (the gradient is due there anyway, and the teacher's logits would have to live until then) and a second softmax.
+    The softmaxes are taken in float32 a chunk of rows at a time, and the student's gradient is made in the same pass
+    and kept in the student's dtype. Recomputing it in the backward pass would need no less memory (the gradient is due
+    there anyway, and the teacher's logits would have to live until then) and a second softmax.
 
     Vocabularies that differ by padding (Qwen2: 152064 and 151936) are cut to the smaller one, and said so once: padding
     the smaller with zeros would give its missing tokens probability.
@@ -44,19 +55,18 @@ def logits_kl(
         teacher: logits; gets no gradient.
         mask: True at rows that count; None for all of them. With none that count, the loss is 0.
         temperature: τ, above 0.
+        divergence: one of `DIVERGENCES`, as `divergence(name)` gives it.
 
     Raises:
         ValueError: `temperature` is not above 0.
     """
     if not temperature > 0:
         raise ValueError(f"A temperature is above 0; got {temperature}.")
-    common = min(student.shape[-1], teacher.shape[-1])
-    if student.shape[-1] != teacher.shape[-1]:
-        _warn_of_cut(student.shape[-1], teacher.shape[-1])
+    common = common_vocabulary(student.shape[-1], teacher.shape[-1])
     rows = None if mask is None else mask.reshape(-1).nonzero().squeeze(-1)
     flat = student[..., :common].reshape(-1, common), teacher[..., :common].reshape(-1, common)
     with torch.autocast(student.device.type, enabled=False):
-        loss: Tensor = _LogitsKL.apply(*flat, rows, float(temperature))
+        loss: Tensor = _LogitsDivergence.apply(*flat, rows, float(temperature), divergence)
     return loss
 
 
@@ -64,6 +74,13 @@ def regression_mse(student: Float[Tensor, "*batch"], teacher: Float[Tensor, "*ba
     """Mean squared difference of predicted numbers (a head with one label), in the label's unit squared."""
     wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return (student.to(wide) - teacher.detach().to(wide)).square().mean()
+
+
+def common_vocabulary(student: int, teacher: int) -> int:
+    """How many logits are compared: those that both have. A difference is said once."""
+    if student != teacher:
+        _warn_of_cut(student, teacher)
+    return min(student, teacher)
 
 
 @cache
@@ -77,23 +94,24 @@ def _warn_of_cut(student: int, teacher: int) -> None:
     )
 
 
-class _LogitsKL(torch.autograd.Function):
+class _LogitsDivergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, rows: Tensor | None, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, rows: Tensor | None, temperature: float, divergence: Divergence
+    ) -> Tensor:
         wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         count = len(student) if rows is None else len(rows)
         step = max(1, _CHUNK_ELEMENTS // student.shape[-1])
         total = student.new_zeros((), dtype=wide)
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(student) if needs_gradient else None
+        gradient = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
         for start in range(0, count, step):
             chunk = slice(start, start + step) if rows is None else rows[start : start + step]
-            log_p_student = _log_probabilities(student[chunk], temperature, wide)
-            log_p_teacher = _log_probabilities(teacher[chunk], temperature, wide)
-            p_teacher = log_p_teacher.exp()
-            total += torch.linalg.vecdot(p_teacher, log_p_teacher.sub_(log_p_student)).sum()
+            ours = log_probabilities(student[chunk], temperature, wide)
+            theirs = log_probabilities(teacher[chunk], temperature, wide)
+            values, slopes = divergence(ours, theirs)
+            total += values.sum()
             if gradient is not None:
-                gradient[chunk] = log_p_student.exp_().sub_(p_teacher).to(gradient.dtype)
+                gradient[chunk] = slopes.to(gradient.dtype)
         if gradient is not None:
             # the factor comes with the loss scaling, without which float16 would round the quotients to 0
             ctx.save_for_backward(gradient)
@@ -102,11 +120,6 @@ class _LogitsKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * (grad_loss * ctx.factor)).to(gradient.dtype), None, None, None
-
-
-def _log_probabilities(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    scaled = logits.to(dtype) if temperature == 1 else logits.to(dtype) / temperature
-    return scaled.log_softmax(-1).clamp_min_(_LEAST_LOG_PROBABILITY)
+        return (gradient * (grad_loss * ctx.factor)).to(gradient.dtype), None, None, None, None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from makd.anatomy import Anatomy, Layer, Role
+from makd.aspects.divergences import Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.capture import Tap
 from makd.errors import SettingError
@@ -22,7 +23,7 @@ ASPECTS: Registry[str] = Registry(
         "attention": "self- and cross-attention distributions: KL(teacher ‖ student) per head and query, in nats",
         "embedding": "the pooled embedding of a whole text: 1 - cosine",
         "similarity": "cosines between the texts of a batch: mean squared difference",
-        "logits": "predictions: KL(teacher ‖ student) · temperature², in nats; regression: squared difference",
+        "logits": "predictions: a divergence · temperature², in nats; regression: squared difference",
         "task": "the task's own loss, where the batch has labels",
     },
 )
@@ -48,6 +49,14 @@ class Term:
     stands for the one of cross-attention too."""
     temperature: float = 1.0
     """With `logits`: both sides' logits are divided by it, and the loss multiplied by its square."""
+    divergence: str = "forward_kl"
+    """With `logits`: how predictions are compared, one of `DIVERGENCES`."""
+    beta: float = 0.5
+    """With divergence `jsd`: the teacher's share of the mixture, in (0, 1); towards 0 it is like `forward_kl`."""
+    alpha: float = 0.1
+    """With the skew divergences: share of the first distribution that is mixed into the second, in [0, 1)."""
+    k: int = 64
+    """With divergence `top_k`: how many of the teacher's likeliest tokens are told apart, at least 1."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     """With `embedding` and `similarity`: how a text's embedding is made from its hidden states."""
 
@@ -57,6 +66,10 @@ class Term:
             raise SettingError(f"A term's weight is above 0; got {self.weight} for {self.aspect}. Leave out the term.")
         if not self.temperature > 0:
             raise SettingError(f"A temperature is above 0; got {self.temperature}.")
+        try:
+            divergence(self.divergence, beta=self.beta, alpha=self.alpha, k=self.k)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         known = [role.value for role in Role]
         for role in self.roles:
             if role not in known:
@@ -64,6 +77,10 @@ class Term:
         if self.aspect == "matrix" and not self.roles:
             raise SettingError(f"A matrix term needs at least one role of {', '.join(known)}.")
         select_layers(self.layers, 10**6)  # its grammar does not depend on the number of layers
+
+    def compare(self) -> Divergence:
+        """The term's divergence, with its setting."""
+        return divergence(self.divergence, beta=self.beta, alpha=self.alpha, k=self.k)
 
 
 PRESETS: Registry[tuple[Term, ...]] = Registry(

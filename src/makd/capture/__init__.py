@@ -2,5 +2,24 @@
 
 from makd.capture.attention import AttentionCall
 from makd.capture.recording import Recording, Tap, capture
+from makd.capture.vocabulary import (
+    HeadCall,
+    Predictions,
+    VocabularyHead,
+    has_vocabulary_head,
+    read_predictions,
+    withhold_logits,
+)
 
-__all__ = ["AttentionCall", "Recording", "Tap", "capture"]
+__all__ = [
+    "AttentionCall",
+    "HeadCall",
+    "Predictions",
+    "Recording",
+    "Tap",
+    "VocabularyHead",
+    "capture",
+    "has_vocabulary_head",
+    "read_predictions",
+    "withhold_logits",
+]

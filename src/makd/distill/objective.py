@@ -15,18 +15,24 @@ from makd.anatomy.tokens import layer_tokens, role_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
+    PredictionLosses,
+    SoftLoss,
     attention_kl,
+    chunked_logits_loss,
     embedding_distance,
-    logits_kl,
+    logits_divergence,
+    next_labels,
     normalised_mse,
     pool,
     regression_mse,
     similarity_mse,
 )
-from makd.capture import AttentionCall, Recording, Tap
-from makd.errors import NumericsError
+from makd.capture import AttentionCall, HeadCall, Recording, Tap
+from makd.errors import DataError, NumericsError
 
 Inputs = Mapping[str, Tensor]
+PREDICTED = ("logits", "task")
+"""Aspects of what a model's head makes."""
 
 
 def aspect_losses(
@@ -37,6 +43,7 @@ def aspect_losses(
     student: Recording,
     teacher_output: Any,
     student_output: Any,
+    with_predictions: bool = True,
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of every aspect of `plan` on one batch, unweighted, each a mean over its layers, roles and real tokens.
 
@@ -48,6 +55,8 @@ def aspect_losses(
         student: what the student's forward left.
         teacher_output: the teacher's ModelOutput.
         student_output: the student's ModelOutput.
+        with_predictions: whether `logits` and `task` are among the losses. False where the models withheld their
+            logits: see `prediction_losses`.
 
     Raises:
         NumericsError: the teacher's captured tensors hold NaN or infinity on real tokens.
@@ -55,6 +64,8 @@ def aspect_losses(
     losses: dict[str, Tensor] = {}
     for active in plan.terms:
         aspect = active.term.aspect
+        if aspect in PREDICTED and not with_predictions:
+            continue
         if aspect == "task":
             if student_output.get("loss") is not None:
                 losses[active.name] = student_output.loss
@@ -69,15 +80,76 @@ def aspect_losses(
     return losses
 
 
-def weighted_sum(plan: ActivePlan, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+def prediction_losses(
+    plan: ActivePlan, anatomy: Anatomy, inputs: Inputs, teacher: HeadCall | None, student: HeadCall, shift: int
+) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
+    """`logits` and `task` of a vocabulary, from what the heads were handed, without the logits.
+
+    Args:
+        plan: aspects.
+        anatomy: of the student.
+        inputs: the batch, with labels if it has some.
+        teacher: the call of the teacher's head; not looked at where the plan has no `logits`.
+        student: the call of the student's head.
+        shift: 1 where a token's prediction is of the next one's label, 0 where of its own.
+
+    Returns:
+        Their weighted sum, which carries the gradient (None if the plan has neither, or no labels for `task`), and each
+        alone, unweighted and without gradient.
+
+    Raises:
+        DataError: the labels are not one a predicted token.
+    """
+    soft = [active for active in plan.terms if active.term.aspect == "logits"]
+    hard = [active for active in plan.terms if active.term.aspect == "task" and inputs.get("labels") is not None]
+    if not soft and not hard:
+        return None, {}
+    assert student.inputs is not None
+    labels = inputs["labels"] if hard else None
+    if labels is not None and labels.shape != student.inputs.shape[:-1]:
+        raise DataError(
+            f"The labels have shape {tuple(labels.shape)}, but the model predicts one token each of "
+            f"{tuple(student.inputs.shape[:-1])}. Give one label a token, or none."
+        )
+    found: PredictionLosses = chunked_logits_loss(
+        student.inputs,
+        student.head,
+        None if teacher is None else teacher.inputs,
+        None if teacher is None else teacher.head,
+        layer_tokens(anatomy, anatomy.layers[-1], inputs) if soft else None,
+        [
+            SoftLoss(divergence=term.compare(), temperature=term.temperature, weight=term.weight)
+            for term in (active.term for active in soft)
+        ],
+        next_labels(labels) if labels is not None and shift else labels,
+        sum(active.term.weight for active in hard),
+    )
+    alone = {active.name: loss for active, loss in zip(soft, found.soft, strict=True)}
+    if found.hard is not None:
+        alone |= {active.name: found.hard for active in hard}
+    return found.total, alone
+
+
+def weighted_sum(
+    plan: ActivePlan, losses: Mapping[str, Float[Tensor, ""]], predicted: Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
     """What is minimised: the losses times their terms' weights.
+
+    Args:
+        plan: aspects.
+        losses: by the names of the plan's terms.
+        predicted: the weighted sum of `PREDICTED`, where `prediction_losses` made it; theirs in `losses` are not added.
 
     Raises:
         NumericsError: an aspect's loss is NaN or infinite, which training would never recover from.
     """
     total = sum(
-        (active.term.weight * losses[active.name] for active in plan.terms if active.name in losses),
-        start=torch.zeros((), device=next(iter(losses.values())).device),
+        (
+            active.term.weight * losses[active.name]
+            for active in plan.terms
+            if active.name in losses and (predicted is None or active.term.aspect not in PREDICTED)
+        ),
+        start=torch.zeros((), device=next(iter(losses.values())).device) if predicted is None else predicted,
     )
     if not bool(torch.isfinite(total)):
         wrong = [name for name, loss in losses.items() if not bool(torch.isfinite(loss))]
@@ -137,11 +209,12 @@ def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, o
     if "start_logits" in ours:  # question answering: two distributions over the tokens of a row
         lowest = torch.finfo(torch.float32).min
         parts = [
-            logits_kl(
+            logits_divergence(
                 torch.where(tokens, ours[name].float(), lowest),
                 torch.where(tokens, theirs[name].float(), lowest),
                 None,
                 active.term.temperature,
+                active.term.compare(),
             )
             for name in ("start_logits", "end_logits")
         ]
@@ -149,7 +222,7 @@ def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, o
     if ours.logits.shape[-1] == 1:
         return regression_mse(ours.logits, theirs.logits)
     mask = tokens if ours.logits.dim() == 3 else None  # one prediction a token, or one a row
-    return logits_kl(ours.logits, theirs.logits, mask, active.term.temperature)
+    return logits_divergence(ours.logits, theirs.logits, mask, active.term.temperature, active.term.compare())
 
 
 def _embedding(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Tensor, ours: Tensor) -> Float[Tensor, ""]:

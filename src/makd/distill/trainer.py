@@ -6,6 +6,7 @@ state, and it is not part of what is saved.
 """
 
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from makd.anatomy import Anatomy, resolve
 from makd.aspects import ActivePlan, Plan, activate
-from makd.capture import Recording, capture
-from makd.distill.objective import aspect_losses, weighted_sum
+from makd.capture import HeadCall, Recording, capture, withhold_logits
+from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
+from makd.distill.withholding import withheld_shift, without_labels
 from makd.errors import SettingError
 
 
@@ -64,6 +66,7 @@ class DistillTrainer(Trainer):
         _check_checkpointing(self.args)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
+        self.shift: int | None = withheld_shift(model, teacher, self.plan)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
@@ -79,21 +82,39 @@ class DistillTrainer(Trainer):
         if training and not self.student_dropout:
             self._switch_dropout_off(model)
         student = self.accelerator.unwrap_model(model)
-        theirs, teacher_output = self._teach(inputs)
-        with capture(student, self.anatomy, self.plan.taps) as ours:
-            output = model(**inputs)
-        losses = aspect_losses(self.plan, self.anatomy, inputs, theirs, ours, teacher_output, output)
-        total = weighted_sum(self.plan, losses)
+        theirs, teacher_output, teacher_head = self._teach(inputs)
+        with capture(student, self.anatomy, self.plan.taps) as ours, self._withhold(student) as head:
+            output = model(**(inputs if head is None else self._questions(student, inputs)))
+        losses = aspect_losses(self.plan, self.anatomy, inputs, theirs, ours, teacher_output, output, head is None)
+        predicted = None
+        if head is not None:
+            predicted, alone = prediction_losses(
+                self.plan, self.anatomy, inputs, teacher_head, head, shift=self.shift or 0
+            )
+            losses |= alone
+            if return_outputs:
+                output["logits"] = head.logits()
+        total = weighted_sum(self.plan, losses, predicted)
         self._note(training, losses)
         return (total, output) if return_outputs else total
 
     @torch.no_grad()
-    def _teach(self, inputs: dict[str, Any]) -> tuple[Recording, Any]:
+    def _teach(self, inputs: dict[str, Any]) -> tuple[Recording, Any, HeadCall | None]:
         """The teacher's forward on the batch, without labels: its own loss is of no use."""
-        questions = {name: value for name, value in inputs.items() if name not in ("labels", *self.label_names)}
-        with self.accelerator.autocast(), capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording:
-            output = self.teacher(**questions)
-        return recording, output
+        with (
+            self.accelerator.autocast(),
+            capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording,
+            self._withhold(self.teacher) as head,
+        ):
+            output = self.teacher(**self._questions(self.teacher, inputs))
+        return recording, output, head
+
+    def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:
+        """A forward inside makes no logits of a whole batch, if it need not."""
+        return nullcontext() if self.shift is None else withhold_logits(model)
+
+    def _questions(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+        return without_labels(model, inputs, {"labels", *self.label_names})
 
     def prediction_step(
         self,
@@ -105,9 +126,9 @@ class DistillTrainer(Trainer):
         """The plan's loss on an evaluation batch, with or without labels, and the student's logits for metrics."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
+            if prediction_loss_only:
+                return self.compute_loss(model, inputs).detach(), None, None
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        if prediction_loss_only:
-            return loss.detach(), None, None
         return loss.detach(), output.get("logits"), inputs.get("labels")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

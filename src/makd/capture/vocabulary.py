@@ -1,0 +1,148 @@
+"""What a vocabulary head is handed, without the logits that it would make of it: the largest tensor of a step.
+
+A `VocabularyHead` repeats what the model does from there on; `read_predictions` makes sure of it on a few tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from makd.lowrank.linear import LowRankLinear
+
+_FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+"""Where configs keep a factor of their logits (Cohere, Falcon-H1, Granite) -> its exponent."""
+
+
+@dataclass(frozen=True)
+class VocabularyHead:
+    """From the last hidden states to logits: cap · tanh(scale · (x weightᵀ + bias) / cap)."""
+
+    weight: Float[Tensor, "vocabulary inp"]
+    bias: Float[Tensor, " vocabulary"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    """Bound of the logits' size (Gemma 2); None does not bound them."""
+
+    def finish(self, raw: Float[Tensor, "*rows vocabulary"]) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits from what weight and bias give."""
+        scaled = raw if self.scale == 1 else raw * self.scale
+        return scaled if self.softcap is None else (scaled / self.softcap).tanh() * self.softcap
+
+    def logits(self, inputs: Float[Tensor, "*rows inp"]) -> Float[Tensor, "*rows vocabulary"]:
+        """All logits at once."""
+        return self.finish(nn.functional.linear(inputs, self.weight, self.bias))
+
+
+@dataclass
+class HeadCall:
+    """One call of a vocabulary head, by reference."""
+
+    head: VocabularyHead
+    inputs: Float[Tensor, "*rows inp"] | None = None
+    """What it was handed; None until the forward reaches it."""
+
+    def logits(self) -> Float[Tensor, "*rows vocabulary"]:
+        """What was withheld, all at once: for metrics that ask for them."""
+        assert self.inputs is not None
+        return self.head.logits(self.inputs)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """How a model with a vocabulary head makes its predictions, as far as makd repeats it."""
+
+    reason: str | None
+    """Why its logits cannot be repeated from what its head is handed; None where they can."""
+    shift: int | None
+    """Its own loss at a token looks at the label so many tokens further on (causal 1, masked 0). None: it is no plain
+    cross-entropy of the logits."""
+
+
+def has_vocabulary_head(model: PreTrainedModel) -> bool:
+    """Whether a linear, dense or factored, is what makes the logits of `model`."""
+    return isinstance(model.get_output_embeddings(), nn.Linear | LowRankLinear)
+
+
+@contextmanager
+def withhold_logits(model: PreTrainedModel) -> Iterator[HeadCall]:
+    """Inside the block a forward of `model` stops short of its logits: what its head was handed is in the `HeadCall`.
+
+    The head itself is handed one token, so that whatever the model does with the logits goes on working; its output has
+    the logits of that token only. Labels must not be given: there is nothing to compute their loss from.
+    """
+    call = HeadCall(_vocabulary_head(model))
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = inputs[0]
+        call.inputs = module.reduce(hidden) if isinstance(module, LowRankLinear) else hidden
+        return (hidden[(slice(1),) * (hidden.dim() - 1)],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield call
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def read_predictions(model: PreTrainedModel) -> Predictions:
+    """Try on six tokens whether `model` makes logits and loss as its head and config say.
+
+    Architectures differ in what stands between head and logits; trying is surer than a list of names.
+    """
+    seen: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    modes = [(module, module.training) for module in model.modules()]
+    size = model.get_output_embeddings().out_features
+    tokens = torch.arange(1, 7, device=model.device).remainder(size)[None]
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens
+    try:
+        output = model.eval()(**inputs, labels=tokens)
+    finally:
+        handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    logits = output.get("logits")
+    if len(seen) != 1 or logits is None:
+        return Predictions(f"its head was called {len(seen)} times for one set of logits", None)
+    head, hidden = _vocabulary_head(model), seen[0]
+    linear = model.get_output_embeddings()
+    repeated = head.logits(linear.reduce(hidden) if isinstance(linear, LowRankLinear) else hidden)
+    precision = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 0.05
+    if repeated.shape != logits.shape or not _near(repeated, logits, precision):
+        return Predictions("its logits are more than its head, a factor and a bound", None)
+    return Predictions(None, _own_shift(logits.float(), tokens, output.loss, precision))
+
+
+def _vocabulary_head(model: PreTrainedModel) -> VocabularyHead:
+    linear = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = 1.0
+    for name, exponent in _FACTORS.items():
+        factor = getattr(config, name, None)
+        scale *= 1.0 if factor is None else float(factor) ** exponent
+    bias, added = linear.bias, getattr(model, "final_logits_bias", None)
+    if isinstance(added, Tensor):  # BART and its kin add a buffer to the logits
+        bias = added[0] if bias is None else bias + added[0]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return VocabularyHead(linear.weight, bias, scale, None if softcap is None else float(softcap))
+
+
+def _own_shift(logits: Tensor, tokens: Tensor, loss: Tensor | None, precision: float) -> int | None:
+    for shift in (0, 1):
+        kept, labels = logits[0, : logits.shape[1] - shift], tokens[0, shift:]
+        if loss is not None and _near(nn.functional.cross_entropy(kept, labels), loss.float(), precision):
+            return shift
+    return None
+
+
+def _near(one: Tensor, other: Tensor, precision: float) -> bool:
+    return bool((one - other).abs().max() <= precision * other.abs().max())
