@@ -107,6 +107,40 @@ class TestWhitened:
         torch.testing.assert_close(product(factors), product(decompose_svd(weight).factors(rank)))
 
 
+FAST = {
+    "svd": lambda weight, gram_in, gram_out, rank: decompose_svd(weight, rank),
+    "fisher": lambda weight, gram_in, gram_out, rank: decompose_fisher(weight, gram_out, rank),
+    "whitened": lambda weight, gram_in, gram_out, rank: decompose_whitened(weight, gram_in, rank),
+    "two_sided": lambda weight, gram_in, gram_out, rank: decompose_two_sided(weight, gram_in, gram_out, rank),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96), (128, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+class TestOnlyTheTermsThatAreNeeded:
+    rank = 24
+
+    def both(self, name, shape, dtype):
+        weight = (normal(*shape) * torch.linspace(1, 0.2, shape[1])).to(dtype)
+        grams = gram(correlated(500, shape[1], seed=2)), gram(correlated(500, shape[0], seed=4))
+        return weight, grams, *(FAST[name](weight, *grams, rank) for rank in (self.rank, None))
+
+    def test_their_error_is_within_a_hundredth_of_the_best(self, name, shape, dtype):
+        _, _, few, every = self.both(name, shape, dtype)
+        assert every.squared_error(self.rank) * 0.9999 <= few.squared_error(self.rank)
+        assert few.squared_error(self.rank) <= 1.02 * every.squared_error(self.rank)  # 1.01, squared
+
+    def test_their_error_is_measured_at_every_rank(self, name, shape, dtype):
+        weight, _, few, every = self.both(name, shape, dtype)
+        assert len(few.singular_values) == self.rank
+        assert few.squared_error(0) == pytest.approx(every.squared_error(0), rel=1e-4)
+        if name == "svd":
+            for rank in (4, self.rank):
+                left_out = weight.double() - product(few.factors(rank)).double()
+                assert few.squared_error(rank) == pytest.approx(float(left_out.square().sum()), rel=1e-3)
+
+
 class TestFisher:
     weight, gradients = normal(12, 20), correlated(300, 12, seed=5)
 

@@ -25,6 +25,7 @@ RIDGES = (0.01, 0.1, 1.0)
 def decompose_regression(
     weight: Float[Tensor, "out inp"],
     moments: CrossMoments,
+    rank: int | None = None,
     *,
     fit_bias: bool = True,
     gradient_gram: Float[Tensor, "out out"] | None = None,
@@ -46,6 +47,7 @@ def decompose_regression(
     Args:
         weight: the teacher's, (out, in). With `ridge` 0 it only gives the factors' dtype.
         moments: of the student's inputs and the teacher's outputs, over the same tokens.
+        rank: how many terms are asked for; None is all.
         fit_bias: False for a linear without one, which shall not gain parameters: b is 0, and the moments are taken
             about the origin.
         gradient_gram: second moments of the output gradients, which then weigh the outputs' errors (`two_sided`).
@@ -58,9 +60,9 @@ def decompose_regression(
     solved = _solve(widened(weight), second, cross, ridge * _spread(moments, second), ridge)
     centre = Centre(moments.mean.to(weight.device), moments.target_mean.to(weight.device)) if fit_bias else None
     if gradient_gram is not None:
-        terms = decompose_two_sided(solved, second, gradient_gram.to(weight.device))
+        terms = decompose_two_sided(solved, second, gradient_gram.to(weight.device), rank)
         return replace(terms, dtype=weight.dtype, centre=centre)
-    terms = decompose_whitened(solved, second)
+    terms = decompose_whitened(solved, second, rank)
     # E‖y - P W' x‖² = E‖y‖² - 2 tr(P W' Dᵀ) + tr(P W' C W'ᵀ), for each term's projection P = u uᵀ; D without the ridge
     agreement = ((terms.right @ cross.T) * terms.left.T).sum(1)
     energy = ((terms.right @ second) * terms.right).sum(1)
@@ -158,5 +160,5 @@ def fit_regression(
     ridge: float = RIDGE,
 ) -> Factors:
     """Factors of one rank from `decompose_regression`, with a bias if it was fitted."""
-    terms = decompose_regression(weight, moments, fit_bias=fit_bias, gradient_gram=gradient_gram, ridge=ridge)
+    terms = decompose_regression(weight, moments, rank, fit_bias=fit_bias, gradient_gram=gradient_gram, ridge=ridge)
     return terms.factors(rank)

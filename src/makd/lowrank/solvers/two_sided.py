@@ -17,6 +17,7 @@ def decompose_two_sided(
     weight: Float[Tensor, "out inp"],
     gram: Float[Tensor, "inp inp"],
     gradient_gram: Float[Tensor, "out out"],
+    rank: int | None = None,
     *,
     ridge: float = OUTPUT_RIDGE,
 ) -> Decomposition:
@@ -34,6 +35,7 @@ def decompose_two_sided(
         weight: (out, in).
         gram: G_in, second moments of the inputs.
         gradient_gram: G_out, second moments of the output gradients.
+        rank: how many terms are asked for; None is all.
         ridge: added to the diagonal of G_out, relative to its mean eigenvalue; at least 0.
 
     Raises:
@@ -49,7 +51,7 @@ def decompose_two_sided(
     )
     lower = square_root(scale)
     weighted = lower.T @ matrix
-    directions, singular_values = principal_outputs(matrix, weighted @ square_root(gram))
-    left = torch.linalg.solve(lower.T, directions)
+    found = principal_outputs(matrix, weighted @ square_root(gram), rank)
+    left = torch.linalg.solve(lower.T, found.left)
     fallback = "; ".join(text for text in (about_inputs, about_outputs) if text) or None
-    return Decomposition(left, directions.T @ weighted, singular_values, weight.dtype, fallback)
+    return found.terms(left, found.left.T @ weighted, weight.dtype, fallback)

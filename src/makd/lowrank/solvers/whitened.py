@@ -15,7 +15,9 @@ FLOOR = 1e-10
 """A Gram matrix whose smallest eigenvalue is below this share of the mean one counts as not positive definite."""
 
 
-def decompose_whitened(weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"]) -> Decomposition:
+def decompose_whitened(
+    weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"], rank: int | None = None
+) -> Decomposition:
     """Terms of W ordered by what they do to the outputs over the inputs with second moments G = `gram`.
 
     The squared error is tr((W - BA) G (W - BA)ᵀ), the mean squared error of the outputs. With G = R Rᵀ it is
@@ -28,13 +30,18 @@ def decompose_whitened(weight: Float[Tensor, "out inp"], gram: Float[Tensor, "in
     the one under G. Under G itself the factors are still no worse than those of a plain SVD: they are the best under
     G + λI, so err_G + λ‖ΔW‖² is no larger than the SVD's, and the SVD's ‖ΔW‖² is the smallest there is.
 
+    Args:
+        weight: (out, in).
+        gram: second moments of the inputs.
+        rank: how many terms are asked for; None is all.
+
     Raises:
         NumericsError: `weight` or `gram` holds NaN or infinity.
     """
     matrix = widened(weight)
     gram, fallback = condition(gram)
-    left, singular_values = principal_outputs(matrix, matrix @ square_root(gram))
-    return Decomposition(left, left.T @ matrix, singular_values, weight.dtype, fallback)
+    found = principal_outputs(matrix, matrix @ square_root(gram), rank)
+    return found.terms(found.left, found.left.T @ matrix, weight.dtype, fallback)
 
 
 def condition(
