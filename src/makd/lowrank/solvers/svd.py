@@ -97,8 +97,8 @@ def principal_outputs(
     energies, vectors = torch.linalg.eigh(basis.T @ (squared @ basis))
     energies, vectors = energies.flip(0)[:rank].clamp(min=0), basis @ vectors.flip(1)[:, :rank]
     left = _to_outputs(outputs, vectors, energies)
-    rest = outputs - left @ (left.T @ outputs)
-    return PrincipalOutputs(left, energies.to(torch.float64).sqrt(), float(rest.square().sum(dtype=torch.float64)))
+    missed: Tensor = outputs - left @ (left.T @ outputs)
+    return PrincipalOutputs(left, energies.to(torch.float64).sqrt(), float(missed.square().sum(dtype=torch.float64)))
 
 
 def _to_outputs(
@@ -110,7 +110,9 @@ def _to_outputs(
     images = outputs @ vectors
     # columns of `images` are orthogonal but for rounding, which the division by a tiny length would blow up
     clear = energies > float(energies.max()) * torch.finfo(energies.dtype).eps ** 0.5
+    left: Tensor
     if bool(clear.all()):
-        return images / energies.sqrt()
+        left = images / energies.sqrt()
+        return left
     left, _ = torch.linalg.qr(images)  # a basis also where they vanish
     return left
