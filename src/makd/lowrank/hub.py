@@ -147,13 +147,23 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return {
         "total": sum(p.numel() for p in model.parameters()),
-        "factored": _count(
-            module
-            for module in model.modules()
-            if isinstance(module, LowRankEmbedding) or _is_own_linear(model, module)
-        ),
+        "factored": _count_factors(model),
         "vocabulary": _count(end for end in ends if end is not None),
     }
+
+
+def _count_factors(model: nn.Module) -> int:
+    """Parameters of factored matrices that no other module holds too, as BERT's predictions hold the head's bias."""
+    factored = [module for module in model.modules() if isinstance(module, LowRankLinear | LowRankEmbedding)]
+    inside = {id(part) for module in factored for part in module.modules()}
+    others = {
+        id(parameter)
+        for module in model.modules()
+        if id(module) not in inside
+        for parameter in module.parameters(recurse=False)
+    }
+    found = {id(p): p.numel() for module in factored for p in module.parameters() if id(p) not in others}
+    return sum(found.values())
 
 
 def _is_own_linear(model: nn.Module, module: nn.Module) -> bool:
