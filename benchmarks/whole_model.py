@@ -1,4 +1,4 @@
-"""What a budget of the whole model gives, by what may be made smaller: linears only, the vocabulary too, fewer layers too.
+"""What a budget of the whole model gives, by what may be made smaller: linears, vocabulary, number of layers.
 
     PYTHONPATH=src python benchmarks/whole_model.py --rows 200 >> benchmarks/results/whole_model.jsonl
 
@@ -47,9 +47,10 @@ def main() -> None:
     machine = {name: environment[name] for name in ("device_name", "threads", "versions")}
     for keep in arguments.keep:
         for name in arguments.students:
-            line = {"student": name, "keep": keep, "solver": arguments.solver, "rows": arguments.rows,
-                    "date": time.strftime("%Y-%m-%d"), **measure(run, keep, arguments.solver, STUDENTS[name]), **machine}  # fmt: skip
-            print(json.dumps(line), flush=True)
+            asked = {"student": name, "keep": keep, "solver": arguments.solver, "rows": arguments.rows}
+            found = measure(run, keep, arguments.solver, STUDENTS[name])
+            date = time.strftime("%Y-%m-%d")
+            print(json.dumps({"teacher": arguments.teacher, **asked, **found, **machine, "date": date}), flush=True)
 
 
 def measure(run: Any, keep: float, solver: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Station 3, the whole of it: teacher + budget + calibration text -> student.
 
-    outline -> moments of inputs -> decompositions -> ranks under the budget -> factors -> a copy of the teacher with them
-    in it
+    outline -> moments of inputs -> decompositions -> ranks under the budget -> factors -> a copy of the teacher
 
-The outline says whether embeddings and head get factors too, and which layers go (`outline`); a small budget may try some.
+The outline says whether embeddings and head get factors too, and which layers go; under a small budget some are tried.
 
 What was asked for and not done (a linear that stays dense, statistics that needed a fallback) is in the report that
 hangs on the student.
@@ -68,7 +67,9 @@ class FactorizeConfig:
             raise SettingError(f"factorize.vocabulary is auto, dense or factored; got {self.vocabulary!r}.")
         words = isinstance(self.depth, str) and self.depth in ("auto", "all")
         if not words and (not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 1):
-            raise SettingError(f"factorize.depth is auto, all, or how many layers stay, at least 1; got {self.depth!r}.")
+            raise SettingError(
+                f"factorize.depth is auto, all, or how many layers stay, at least 1; got {self.depth!r}."
+            )
 
     @property
     def rank_rule(self) -> str:
@@ -219,9 +220,7 @@ def _student_of(
     student.eval()
     tables = decompose_tables(teacher, outline.tables, kind, statistics.inputs, statistics.gradients, batches)
     spectra = {name: found.singular_values for name, found in (decompositions | tables).items()}
-    plan = allocate(
-        plot.parts.sizes(outline), plot.allowance(outline), rule, spectra=spectra, rank_multiple=multiple
-    )
+    plan = allocate(plot.parts.sizes(outline), plot.allowance(outline), rule, spectra=spectra, rank_multiple=multiple)
     fitted = replace_tables_(student, outline.tables, plan.ranks, tables)
     if kind.in_forward_order:
         of = len(anatomy.layers)

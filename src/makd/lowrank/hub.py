@@ -2,8 +2,9 @@
 
 The ranks stand in `config.json` under `quantization_config`, transformers' place for "the modules of this checkpoint
 are not those of the architecture". Importing makd registers a quantizer that puts `LowRankLinear`s (and, in very small
-students, a `LowRankEmbedding` and `SkippedLayer`s) where the config says so before the weights are read. After that nothing of it stays on the model: a student is not "quantized", and
-`.half()`, `.float()`, the Trainer and every head work as on any other model.
+students, a `LowRankEmbedding` and `SkippedLayer`s) where the config says so before the weights are read. After that
+nothing of it stays on the model: a student is not "quantized", and `.half()`, `.float()`, the Trainer and every head
+work as on any other model.
 """
 
 import math

@@ -201,7 +201,12 @@ def replace_tables_(
             dense = student.get_submodule(table.module)
             assert isinstance(dense, nn.Embedding)
             layer = LowRankEmbedding(
-                dense.num_embeddings, dense.embedding_dim, rank, dense.padding_idx, dense.weight.device, factors.expand.dtype
+                dense.num_embeddings,
+                dense.embedding_dim,
+                rank,
+                dense.padding_idx,
+                dense.weight.device,
+                factors.expand.dtype,
             )
             layer.table.weight.copy_(factors.expand)
             layer.directions.weight.copy_(factors.reduce)
