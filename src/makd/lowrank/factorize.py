@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, linear_shape, resolve
-from makd.errors import DataError, NumericsError, SettingError
+from makd.errors import BudgetError, DataError, NumericsError, SettingError
 from makd.lowrank.budget import Budget
 from makd.lowrank.depth import skipping
 from makd.lowrank.drift import choose_probes, drift
@@ -138,7 +138,7 @@ def factorize(
         `FactorizeReport`.
 
     Raises:
-        BudgetError: the budget is above the teacher or below the smallest student.
+        BudgetError: the budget is above the teacher or below the smallest student that the settings allow.
         NumericsError: weights or activations hold NaN or infinity.
         DataError: the solver needs calibration and got none, or it does not reach every linear.
         SettingError, UnknownNameError: a setting is not allowed.
@@ -194,7 +194,11 @@ def _nearest(
         if trials[depth] >= nearest:
             break
         best = student
-    assert best is not None  # `plot` has checked that an outline fits
+    if best is None:  # layers of several sizes: `draw_plot` looked at the largest, and others were the ones to go
+        raise BudgetError(
+            f"A budget of {plot.limit:,} parameters is below the smallest student without the {plot.drops} layers that "
+            "are missed least. Give a larger one, or a smaller factorize.depth."
+        )
     report: FactorizeReport = best.factorization  # type: ignore[assignment]
     best.factorization = replace(report, trials=trials)  # type: ignore[assignment]
     return best
