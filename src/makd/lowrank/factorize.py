@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ from makd.lowrank.hub import count_parameters, is_student, mark_student
 from makd.lowrank.layerwise import fit_layers_
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import InputMoments
-from makd.lowrank.outline import DepthChoice, Outline, Plot, VocabularyChoice, draw_plot
+from makd.lowrank.outline import VOCABULARY_CHOICES, Outline, Plot, draw_plot
 from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate
 from makd.lowrank.solvers import SOLVERS, Solver, decompose_svd, decompose_two_sided, decompose_whitened
 from makd.lowrank.statistics import collect_input_moments
@@ -51,10 +50,10 @@ class FactorizeConfig:
     solvers that measure all linears in one unit, and `uniform` for others."""
     rank_multiple: int = 8
     """Ranks are multiples of it as far as the budget allows; hardware likes 8 or more."""
-    vocabulary: VocabularyChoice = "auto"
+    vocabulary: str = "auto"
     """Whether token embeddings and LM head get factors: `dense`, `factored`, or `auto`, only where a budget of the
     whole model would leave the linears less than `makd.lowrank.outline.COMFORT` of their parameters."""
-    depth: DepthChoice = "auto"
+    depth: int | str = "auto"
     """How many layers stay: a number, `all`, or `auto`: all, but where `auto` factors the vocabulary, fewer and fewer
     are tried, and the student whose outputs are nearest to the teacher's on the calibration text is taken."""
 
@@ -63,7 +62,7 @@ class FactorizeConfig:
         RANK_RULES[self.rank_rule]
         if self.rank_multiple < 1:
             raise SettingError(f"factorize.rank_multiple is at least 1; got {self.rank_multiple}.")
-        if self.vocabulary not in get_args(VocabularyChoice):
+        if self.vocabulary not in VOCABULARY_CHOICES:
             raise SettingError(f"factorize.vocabulary is auto, dense or factored; got {self.vocabulary!r}.")
         words = isinstance(self.depth, str) and self.depth in ("auto", "all")
         if not words and (not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 1):
@@ -113,8 +112,8 @@ def factorize(
     ranks: str = "auto",
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
     rank_multiple: int = 8,
-    vocabulary: VocabularyChoice = "auto",
-    depth: DepthChoice = "auto",
+    vocabulary: str = "auto",
+    depth: int | str = "auto",
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> PreTrainedModel:
     """A smaller copy of `teacher`: its linears replaced by low-rank factors within `budget`.

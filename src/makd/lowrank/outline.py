@@ -6,7 +6,6 @@ and students of fewer and fewer layers are tried.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,8 +17,7 @@ from makd.lowrank.depth import Drop, droppable_layers, greedy_drops, layer_outpu
 from makd.lowrank.ranks import LinearSize, smallest_parameters
 from makd.lowrank.vocabulary import Table, find_tables, table_size
 
-VocabularyChoice = Literal["auto", "dense", "factored"]
-DepthChoice = Literal["auto", "all"] | int
+VOCABULARY_CHOICES = ("auto", "dense", "factored")
 
 COMFORT = 0.25
 """Share of their parameters above which linears are left to meet a budget alone. A choice on the safe side, not
@@ -122,8 +120,8 @@ def draw_plot(
     anatomy: Anatomy,
     linears: Sequence[LinearSize],
     budget: Budget,
-    vocabulary: VocabularyChoice,
-    depth: DepthChoice,
+    vocabulary: str,
+    depth: int | str,
     has_text: bool,
 ) -> Plot:
     """What may be done to meet `budget`.
@@ -174,7 +172,7 @@ def draw_plot(
     return found
 
 
-def _drops(depth: DepthChoice, count: int, layers: Sequence[str], why_deep: str | None) -> int | None:
+def _drops(depth: int | str, count: int, layers: Sequence[str], why_deep: str | None) -> int | None:
     """How many layers go; None to find out."""
     if isinstance(depth, str):
         return None if depth == "auto" else 0
@@ -187,7 +185,7 @@ def _drops(depth: DepthChoice, count: int, layers: Sequence[str], why_deep: str 
     return count - depth
 
 
-def _check(found: Plot, total: int, vocabulary: VocabularyChoice, depth: DepthChoice) -> None:
+def _check(found: Plot, total: int, vocabulary: str, depth: int | str) -> None:
     parts = found.parts
     dearest = sorted(found.layers, key=lambda name: -parts.layers[name])[: found.drops]
     outline = Outline(found.tables, tuple(Drop(name, 0.0) for name in dearest))
