@@ -321,6 +321,8 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
         ranks=settings.ranks,
         calibration=run.calibration,
         rank_multiple=settings.rank_multiple,
+        vocabulary=settings.vocabulary,
+        depth=settings.depth,
         on_progress=run.progress,
     )
     report: FactorizeReport = student.factorization  # type: ignore[assignment]

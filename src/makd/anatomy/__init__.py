@@ -3,6 +3,7 @@
 from makd.anatomy.describe import Inspection, describe, inspect, to_table
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
+from makd.anatomy.skipped import SkippedLayer
 
 __all__ = [
     "Anatomy",
@@ -11,6 +12,7 @@ __all__ = [
     "OutputSlice",
     "Role",
     "RoleLinear",
+    "SkippedLayer",
     "describe",
     "inspect",
     "linear_shape",

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy.families import KNOWN, Fused, Place, Stack
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
+from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
 from makd.errors import UnsupportedModelError
 
@@ -56,6 +57,8 @@ def resolve(model: PreTrainedModel) -> Anatomy:
     linears = tuple(dict.fromkeys(linear.module for layer in layers for linear in layer.roles.values()))
     if family is not None:
         notes = _left_dense(model, layers, frozenset(linears))
+    if skipped := [str(layer.index) for layer in layers if layer.is_skipped]:
+        notes += (f"these layers are dropped, and give on what they get: {', '.join(skipped)}",)
     embeddings = _embeddings(model)
     if not embeddings:
         notes += (f"{type(model).__name__} does not say where its token embeddings are; they are not counted apart",)
@@ -118,6 +121,9 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
     calls: dict[str, int] = {}
     for index, name in enumerate(_layer_names(base, stack, config)):
         layer = base.get_submodule(name)
+        if isinstance(layer, SkippedLayer):
+            yield Layer(first + index, stack.kind, prefix + name, 0, {}, None)
+            continue
         roles: dict[Role, RoleLinear] = {}
         for role, place in (*stack.linears.items(), *_variant(layer, stack), *stack.down.items()):
             module = place.module if isinstance(place, Fused) else place

@@ -87,6 +87,11 @@ class Layer:
     cross_attention: str | None = None
     """The same for cross-attention."""
 
+    @property
+    def is_skipped(self) -> bool:
+        """Whether a student does without it: it then has no linears and no attention, and gives on what it gets."""
+        return not self.roles
+
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy.families import Place, Stack
 from makd.anatomy.roles import Role
+from makd.anatomy.skipped import SkippedLayer
 from makd.errors import UnsupportedModelError
 
 ENDINGS: Mapping[str, Role] = {
@@ -35,7 +36,7 @@ def find_stack(
     Raises:
         UnsupportedModelError: there is no such list, or more than one.
     """
-    readings = {name: reading for name, layers in _layer_lists(base) if (reading := _read(layers[0])) is not None}
+    readings = {name: reading for name, layers in _layer_lists(base) if (reading := _read(_first(layers))) is not None}
     if len(readings) != 1:
         found = "no list of layers has" if not readings else f"several lists of layers ({', '.join(readings)}) have"
         raise UnsupportedModelError(
@@ -46,9 +47,9 @@ def find_stack(
     (name, linears), *_ = readings.items()
     layers = base.get_submodule(name)
     assert isinstance(layers, nn.ModuleList)
-    attention, off = _attention(layers[0], linears[Role.QUERY])
+    attention, off = _attention(_first(layers), linears[Role.QUERY])
     kind = "decoder" if bool(getattr(getattr(base, "config", None), "is_decoder", False)) else "encoder"
-    others = sorted(path for path, _ in _linears(layers[0]) if path not in linears.values())
+    others = sorted(path for path, _ in _linears(_first(layers)) if path not in linears.values())
     notes = [
         f"{model_type!r} is not a known model type; from its structure: {len(layers)} layers in {name}, "
         + ", ".join(f"{role.value} = {path}" for role, path in linears.items())
@@ -66,9 +67,16 @@ def _layer_lists(base: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     for name, module in base.named_modules():
         if any(name.startswith(outer + ".") for outer in seen):
             continue
-        if isinstance(module, nn.ModuleList) and len(module) and len({type(item) for item in module}) == 1:
+        if not isinstance(module, nn.ModuleList):
+            continue
+        if len({type(item) for item in module if not isinstance(item, SkippedLayer)}) == 1:
             seen.append(name)
             yield name, module
+
+
+def _first(layers: nn.ModuleList) -> nn.Module:
+    """The first layer that is not dropped."""
+    return next(layer for layer in layers if not isinstance(layer, SkippedLayer))
 
 
 def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -29,6 +29,9 @@ ASPECTS: Registry[str] = Registry(
 )
 """What a student can mimic, and the unit of its loss."""
 
+PER_LAYER = ("matrix", "hidden", "attention")
+"""Aspects that are compared layer by layer."""
+
 PAPER_ROLES = ("q", "k", "v", "up", "down")
 """Linears of the paper's matrix distillation: MHA mappings and FFN vectors."""
 
@@ -168,16 +171,20 @@ def activate(plan: Plan, anatomy: Anatomy) -> ActivePlan:
     """Fit `plan` to a model.
 
     Raises:
-        SettingError: a term of a plan of one's own does not apply, a layer does not exist, or nothing is left.
+        SettingError: a term of a plan of one's own does not apply, a layer does not exist, or nothing is left. Layers
+            that a student has dropped are left out of every term; a term that has no others is off, with a reason.
     """
     active: list[ActiveTerm] = []
     off: dict[str, str] = {}
     for term in plan.terms or PRESETS[plan.preset]:
         reason = _why_off(term, anatomy)
         taps = () if reason else tuple(_taps(term, anatomy))
-        if not reason and not taps and term.aspect in ("matrix", "hidden", "attention"):
+        dropped = not reason and not taps and _is_dropped(term, anatomy)
+        if dropped:
+            reason = "the chosen layers are dropped in this student"
+        elif not reason and not taps and term.aspect in PER_LAYER:
             reason = "none of the chosen layers has it"
-        if reason and plan.terms:
+        if reason and plan.terms and not dropped:
             raise SettingError(f"The plan asks for {term.aspect!r}, but {reason}. Take the term out of the plan.")
         if reason:
             off[term.aspect] = reason
@@ -206,10 +213,12 @@ def _why_off(term: Term, anatomy: Anatomy) -> str | None:
 
 
 def _taps(term: Term, anatomy: Anatomy) -> Iterable[Tap]:
-    if term.aspect not in ("matrix", "hidden", "attention"):
+    if term.aspect not in PER_LAYER:
         return
     for index in select_layers(term.layers, len(anatomy.layers)):
         layer = anatomy.layers[index]
+        if layer.is_skipped:
+            continue
         if term.aspect == "hidden":
             yield Tap(index, "hidden")
         elif term.aspect == "matrix":
@@ -219,6 +228,13 @@ def _taps(term: Term, anatomy: Anatomy) -> Iterable[Tap]:
                 yield Tap(index, "attention")
             if layer.cross_attention is not None:
                 yield Tap(index, "cross_attention")
+
+
+def _is_dropped(term: Term, anatomy: Anatomy) -> bool:
+    """Whether the term means layers, and the student has none of them."""
+    if term.aspect not in PER_LAYER:
+        return False
+    return all(anatomy.layers[index].is_skipped for index in select_layers(term.layers, len(anatomy.layers)))
 
 
 def _roles(term: Term, layer: Layer) -> Iterable[Role]:

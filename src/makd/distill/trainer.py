@@ -166,7 +166,8 @@ class DistillTrainer(Trainer):
 
 def _check_pair(student: Anatomy, teacher: Anatomy) -> None:
     if len(student.layers) != len(teacher.layers) or any(
-        ours.roles.keys() != theirs.roles.keys() for ours, theirs in zip(student.layers, teacher.layers, strict=True)
+        not ours.is_skipped and ours.roles.keys() != theirs.roles.keys()
+        for ours, theirs in zip(student.layers, teacher.layers, strict=True)
     ):
         raise SettingError(
             f"Teacher ({teacher.family}, {len(teacher.layers)} layers) and student ({student.family}, "

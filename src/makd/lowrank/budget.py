@@ -46,27 +46,55 @@ class Budget:
             BudgetError: the budget is above the teacher, or below the smallest student.
             ValueError: the linears have more parameters than the teacher.
         """
+        limit = self.limit(total_parameters, linear_parameters)
+        rest = total_parameters - linear_parameters
+        self.check(limit, total_parameters, rest, rest + smallest_linears)
+        return limit - rest
+
+    def limit(self, total_parameters: int, linear_parameters: int) -> int:
+        """Parameters that the whole student may have; may be out of reach.
+
+        Args:
+            total_parameters: of the whole teacher.
+            linear_parameters: of its factorizable linears, weights and biases.
+
+        Raises:
+            ValueError: the linears have more parameters than the teacher.
+        """
         if not 0 <= linear_parameters <= total_parameters:
             raise ValueError(f"{linear_parameters:,} parameters of linears are not part of {total_parameters:,}.")
-        rest = total_parameters - linear_parameters
         if self.keep_linears is not None:
-            budget = rest + _floor(self.keep_linears, linear_parameters)
-        elif self.keep is not None:
-            budget = _floor(self.keep, total_parameters)
-        else:
-            budget = self.params or 0
-        if budget > total_parameters:
+            return total_parameters - linear_parameters + _floor(self.keep_linears, linear_parameters)
+        return _floor(self.keep, total_parameters) if self.keep is not None else self.params or 0
+
+    @staticmethod
+    def check(
+        limit: int, total: int, rest: int, smallest: int, how: str = "rank 1 everywhere", advice: str = ""
+    ) -> None:
+        """Refuse a budget of `limit` parameters that no student can meet.
+
+        Args:
+            limit: what the student may have.
+            total: what the teacher has.
+            rest: what is not factorized.
+            smallest: what the smallest student has, all in all.
+            how: how it is made.
+            advice: how to go lower, if there is a way.
+
+        Raises:
+            BudgetError: the budget is above the teacher, or below the smallest student.
+        """
+        if limit > total:
             raise BudgetError(
-                f"A budget of {budget:,} parameters is above the teacher, which has {total_parameters:,}. "
-                f"Give one from {rest + smallest_linears:,} to {total_parameters:,}."
+                f"A budget of {limit:,} parameters is above the teacher, which has {total:,}. "
+                f"Give one from {smallest:,} to {total:,}."
             )
-        if budget < rest + smallest_linears:
+        if limit < smallest:
             raise BudgetError(
-                f"A budget of {budget:,} parameters is below the smallest possible student, rank 1 everywhere: "
-                f"embeddings, norms and heads, which are not factorized, have {rest:,}, and the factors at least "
-                f"{smallest_linears:,}. Give one from {rest + smallest_linears:,} to {total_parameters:,}."
+                f"A budget of {limit:,} parameters is below the smallest possible student, {how}: norms, "
+                f"embeddings, heads and whatever else is not factorized have {rest:,}, and the factors at least "
+                f"{smallest - rest:,}. Give one from {smallest:,} to {total:,}.{advice}"
             )
-        return budget - rest
 
 
 def _floor(share: float, parameters: int) -> int:

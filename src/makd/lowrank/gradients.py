@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, linear_shape
+from makd.anatomy import Anatomy, Role, linear_shape
 from makd.anatomy.tokens import encoder_tokens, layer_tokens, role_tokens
 from makd.errors import DataError
 from makd.lowrank.moments import InputMoments
@@ -26,7 +26,11 @@ TOKEN_PROBES = 1
 
 
 def collect_gradient_moments(
-    model: PreTrainedModel, anatomy: Anatomy, batches: Iterable[Mapping[str, Tensor]], seed: int = 0
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Iterable[Mapping[str, Tensor]],
+    seed: int = 0,
+    embeddings: Mapping[str, int] | None = None,
 ) -> dict[str, InputMoments]:
     """Second moments of the gradients at the outputs of every factorizable linear, over real tokens.
 
@@ -42,16 +46,19 @@ def collect_gradient_moments(
         anatomy: of `model`.
         batches: model inputs; labels are not looked at.
         seed: of the probes.
+        embeddings: modules before the first layer that are wanted too -> features of their outputs.
 
     Returns:
-        Name of the linear -> moments of its output gradients.
+        Name of the linear (or embeddings) -> moments of its output gradients.
 
     Raises:
         DataError: there are no batches.
     """
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
-    gradients = {name: _Gathered(moments[name]) for name in anatomy.linears}
+    moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
+    gradients = {name: _Gathered(moments[name]) for name in moments}
     places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
+    places |= dict.fromkeys(embeddings or (), (anatomy.layers[0], Role.QUERY))  # these see the first layer's tokens
     generator = torch.Generator().manual_seed(seed)
     probe, probes = 0, 1
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -82,7 +89,7 @@ def collect_gradient_moments(
         hooks.callback(model.train, was_training)
         for parameter in wanted:
             hooks.callback(parameter.requires_grad_, True)
-        for name in anatomy.linears:
+        for name in moments:
             hooks.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
         for batch in batches:
             batch_inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}

@@ -1,13 +1,15 @@
 """How transformers saves and loads a student: as an ordinary model, without remote code.
 
 The ranks stand in `config.json` under `quantization_config`, transformers' place for "the modules of this checkpoint
-are not those of the architecture". Importing makd registers a quantizer that puts `LowRankLinear`s where the config
-says so before the weights are read. After that nothing of it stays on the model: a student is not "quantized", and
-`.half()`, `.float()`, the Trainer and every head work as on any other model.
+are not those of the architecture". Importing makd registers a quantizer that puts `LowRankLinear`s (and, in very small
+students, a `LowRankEmbedding` and `SkippedLayer`s) where the config says so before the weights are read. After that
+nothing of it stays on the model: a student is not "quantized", and `.half()`, `.float()`, the Trainer and every head
+work as on any other model.
 """
 
 import math
 from collections.abc import Iterable, Mapping
+from types import UnionType
 from typing import Any
 
 from safetensors import safe_open
@@ -18,13 +20,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from makd.anatomy import linear_shape
+from makd.anatomy import SkippedLayer, linear_shape
 from makd.errors import ModelLoadError
+from makd.lowrank.embedding import LowRankEmbedding, is_tied_head, rename_ties_, tied_head_names
 from makd.lowrank.linear import LowRankLinear
 
 METHOD = "makd"
-FORMAT = 1
+FORMAT = 2
 """Version of what is stored; a reader refuses a higher one."""
+FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", ".directions.weight")
+"""How the names of factors end in a file."""
 ALIGNMENT = 64
 """Bytes: torch's own memory begins at multiples of it, and the widest vector registers read so much at a time."""
 
@@ -35,9 +40,13 @@ class StudentConfig(QuantizationConfigMixin):
 
     Args:
         ranks: name of a linear in the saved model -> its rank.
-        parameters: counts that a load must find again: `factored` (weights and biases of the factored linears),
+        parameters: counts that a load must find again: `factored` (all factors, with the biases of factored linears),
             `vocabulary` (token embeddings and LM head, which a user may resize) and `total`.
         architecture: class of the model that was counted.
+        embeddings: name of factored token embeddings in the saved model -> their rank. An LM head that transformers
+            ties to them has their factors, under any model class.
+        dropped: name of a layer that the student does without -> what it returned: 0 for its hidden states alone,
+            else the length of a tuple.
         format: version of this layout.
         quant_method: always "makd"; transformers finds the quantizer by it.
     """
@@ -47,6 +56,8 @@ class StudentConfig(QuantizationConfigMixin):
         ranks: Mapping[str, int],
         parameters: Mapping[str, int],
         architecture: str,
+        embeddings: Mapping[str, int] | None = None,
+        dropped: Mapping[str, int] | None = None,
         format: int = FORMAT,
         quant_method: str = METHOD,
     ) -> None:
@@ -58,6 +69,8 @@ class StudentConfig(QuantizationConfigMixin):
         self.ranks = dict(ranks)
         self.parameters = dict(parameters)
         self.architecture = architecture
+        self.embeddings = dict(embeddings or {})
+        self.dropped = dict(dropped or {})
         self.format = format
 
 
@@ -73,15 +86,20 @@ class StudentLoader(HfQuantizer):
     ) -> PreTrainedModel:
         if checkpoint_files is not None:
             _check_files(list(checkpoint_files), self.quantization_config)
+        # the caller is inside `torch.device("meta")`: no memory is taken here
+        for name, outputs in self.quantization_config.dropped.items():
+            found = find_module_name(model, name, nn.Module)
+            if found is not None:
+                model.set_submodule(found, SkippedLayer.in_place_of(model.get_submodule(found), outputs))
         for name, rank in self.quantization_config.ranks.items():
             found = find_module_name(model, name)
-            if found is None:
-                continue
-            linear = model.get_submodule(found)
-            out_features, in_features = linear_shape(linear)
-            has_bias = getattr(linear, "bias", None) is not None
-            # the caller is inside `torch.device("meta")`: no memory is taken here
-            model.set_submodule(found, LowRankLinear(in_features, out_features, rank, has_bias))
+            if found is not None:
+                _factor_linear_(model, found, rank)
+        for name, rank in self.quantization_config.embeddings.items():
+            found = find_module_name(model, name, nn.Embedding)
+            if found is not None:
+                _factor_embeddings_(model, found, rank)
+        rename_ties_(model)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
@@ -110,49 +128,94 @@ class StudentLoader(HfQuantizer):
 
 
 def mark_student(student: PreTrainedModel) -> None:
-    """Write into `student.config` what a load needs to build it again. Call after its linears were replaced."""
-    ranks = {name: module.rank for name, module in student.named_modules() if isinstance(module, LowRankLinear)}
-    if ranks:
-        student.config.quantization_config = StudentConfig(ranks, count_parameters(student), type(student).__name__)
+    """Write into `student.config` what a load needs to build it again. Call after its modules were replaced."""
+    modules = dict(student.named_modules())
+    ranks = {name: module.rank for name, module in modules.items() if _is_own_linear(student, module)}
+    embeddings = {name: module.rank for name, module in modules.items() if isinstance(module, LowRankEmbedding)}
+    dropped = {name: module.outputs for name, module in modules.items() if isinstance(module, SkippedLayer)}
+    if ranks or embeddings or dropped:
+        counts, architecture = count_parameters(student), type(student).__name__
+        student.config.quantization_config = StudentConfig(ranks, counts, architecture, embeddings, dropped)
 
 
 def is_student(model: PreTrainedModel) -> bool:
-    """Whether `model` has factored linears."""
-    return any(isinstance(module, LowRankLinear) for module in model.modules())
+    """Whether `model` has factored matrices or dropped layers."""
+    return any(isinstance(module, LowRankLinear | LowRankEmbedding | SkippedLayer) for module in model.modules())
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of `model`, shared ones once: `total`, `factored` linears' and the `vocabulary` matrices'."""
+    """Parameters of `model`, shared ones once: `total`, all factors' (`factored`) and the `vocabulary` matrices'."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    vocabulary = {id(p): p.numel() for end in ends if end is not None for p in end.parameters()}
     return {
         "total": sum(p.numel() for p in model.parameters()),
-        "factored": _count(module for module in model.modules() if isinstance(module, LowRankLinear)),
-        "vocabulary": sum(vocabulary.values()),
+        "factored": _count_factors(model),
+        "vocabulary": _count(end for end in ends if end is not None),
     }
 
 
-def find_module_name(model: PreTrainedModel, saved_name: str) -> str | None:
-    """The name that a linear called `saved_name` in the saved model has in `model`, perhaps under another head.
+def _count_factors(model: nn.Module) -> int:
+    """Parameters of factored matrices that no other module holds too, as BERT's predictions hold the head's bias."""
+    factored = [module for module in model.modules() if isinstance(module, LowRankLinear | LowRankEmbedding)]
+    inside = {id(part) for module in factored for part in module.modules()}
+    others = {
+        id(parameter)
+        for module in model.modules()
+        if id(module) not in inside
+        for parameter in module.parameters(recurse=False)
+    }
+    found = {id(p): p.numel() for module in factored for p in module.parameters() if id(p) not in others}
+    return sum(found.values())
+
+
+def _is_own_linear(model: nn.Module, module: nn.Module) -> bool:
+    """Whether `module` is a factored linear with factors of its own: a tied LM head has the embeddings'."""
+    return isinstance(module, LowRankLinear) and not is_tied_head(model, module)
+
+
+def _factor_linear_(model: PreTrainedModel, name: str, rank: int) -> None:
+    linear = model.get_submodule(name)
+    out_features, in_features = linear_shape(linear)
+    has_bias = getattr(linear, "bias", None) is not None
+    model.set_submodule(name, LowRankLinear(in_features, out_features, rank, has_bias))
+
+
+def _factor_embeddings_(model: PreTrainedModel, name: str, rank: int) -> None:
+    dense = model.get_submodule(name)
+    assert isinstance(dense, nn.Embedding)
+    heads = tied_head_names(model, name)
+    model.set_submodule(name, LowRankEmbedding(dense.num_embeddings, dense.embedding_dim, rank, dense.padding_idx))
+    for head in heads:
+        _factor_linear_(model, head, rank)
+
+
+def find_module_name(
+    model: PreTrainedModel, saved_name: str, kind: type | UnionType = nn.Linear | Conv1D | LowRankLinear
+) -> str | None:
+    """The name that a module called `saved_name` in the saved model has in `model`, perhaps under another head.
 
     Under a head, names gain the base model's prefix; without one they lose it. None when `model` does not have that
     part at all (a T5 encoder has no decoder, a base model no LM head).
 
+    Args:
+        model: with the architecture's own modules.
+        saved_name: of a module in the model that was saved.
+        kind: what the module is.
+
     Raises:
-        ModelLoadError: the part is there, but not the linear.
+        ModelLoadError: the part is there, but not the module.
     """
     prefix = f"{model.base_model_prefix}."
     names = dict(model.named_modules())
     candidates = (saved_name, prefix + saved_name, saved_name.removeprefix(prefix))
     for candidate in candidates:
-        module = names.get(candidate)
-        if isinstance(module, nn.Linear | Conv1D | LowRankLinear):
+        if isinstance(names.get(candidate), kind):
             return candidate
     for candidate in candidates:
         if candidate.split(".")[0] + "." != prefix and candidate.split(".")[0] in names:
             raise ModelLoadError(
-                f"config.json says that {saved_name!r} is factored, but {type(model).__name__} has no such linear. "
-                "The config and the model class do not fit together."
+                f"config.json says that {saved_name!r} is factored or dropped, but {type(model).__name__} has no such "
+                f"{'linear' if kind == nn.Linear | Conv1D | LowRankLinear else 'module'}. The config and the model "
+                "class do not fit together."
             )
     return None
 
@@ -168,10 +231,13 @@ def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
     """
     found, expected = count_parameters(model), config.parameters
     same_class = type(model).__name__ == config.architecture
-    whole = len(config.ranks) == sum(isinstance(module, LowRankLinear) for module in model.modules())
+    modules = list(model.modules())
+    whole = len(config.ranks) == sum(_is_own_linear(model, module) for module in modules) and len(
+        config.embeddings
+    ) == sum(isinstance(module, LowRankEmbedding) for module in modules)
     checks = {}
     if whole:
-        checks["factored linears"] = (found["factored"], expected["factored"])
+        checks["parameters in factors"] = (found["factored"], expected["factored"])
     if same_class:
         checks["parameters outside the vocabulary"] = (
             found["total"] - found["vocabulary"],
@@ -207,7 +273,7 @@ def _check_files(checkpoint_files: list[str], config: StudentConfig) -> None:
             raise ModelLoadError(f"{file}: a student is stored as safetensors, and only so.")
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name.endswith((".reduce.weight", ".expand.weight", ".expand.bias")):
+                if name.endswith(FACTORS):
                     found += math.prod(tensors.get_slice(name).get_shape())
     if found != config.parameters["factored"]:
         raise ModelLoadError(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
 from makd.errors import DataError, NumericsError, SettingError
+from makd.lowrank.embedding import LowRankEmbedding
 from makd.lowrank.factors import Factors
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import CrossMoments
@@ -66,7 +67,7 @@ def fit_layers_(
     Args:
         student: changed in place.
         teacher: the same architecture, dense.
-        anatomy: of both.
+        anatomy: of the student, which may have dropped layers that the teacher has.
         ranks: linear -> rank.
         batches: calibration, seen once.
         gradient_grams: linear -> second moments of its output gradients, to weigh errors by; may be empty.
@@ -104,9 +105,13 @@ def _fit_layers_(
     on_layer: Callable[[int], None],
     fit: Fit,
 ) -> dict[str, Factors]:
+    batches = list(batches)
     calls = [note_calls(teacher, anatomy, batch) for batch in batches]
     if not calls:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+    if any(isinstance(module, LowRankEmbedding) for module in student.modules()):
+        for call, batch in zip(calls, batches, strict=True):  # the student's layers begin with its own embeddings
+            call.student = note_calls(student, anatomy, batch).student
     fitted: dict[str, Factors] = {}
     for layer in anatomy.layers:
         sums = _find_sums(teacher, layer, calls[0])

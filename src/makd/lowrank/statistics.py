@@ -28,6 +28,7 @@ def collect_input_moments(
     model: PreTrainedModel,
     anatomy: Anatomy,
     batches: Batches,
+    head: str | None = None,
 ) -> dict[str, InputMoments]:
     """Second moments of the inputs of every factorizable linear over the real tokens of `batches`.
 
@@ -35,6 +36,7 @@ def collect_input_moments(
         model: run in eval mode, on its own device.
         anatomy: of `model`.
         batches: model inputs; labels are not looked at.
+        head: a linear after the last layer that is wanted too.
 
     Returns:
         Name of the linear -> its moments. Linears with the same input tensor share one object.
@@ -45,11 +47,12 @@ def collect_input_moments(
     """
     moments: dict[str, InputMoments] = {}
     watcher = _Watcher(model, anatomy, moments)
+    linears = anatomy.linears if head is None else (*anatomy.linears, head)
     was_training = model.training
     model.eval()
     seen = 0
     with ExitStack() as hooks:
-        for name in anatomy.linears:
+        for name in linears:
             handle = model.get_submodule(name).register_forward_hook(watcher.hook(name))
             hooks.callback(handle.remove)
         for batch in batches:
@@ -60,7 +63,7 @@ def collect_input_moments(
     model.train(was_training)
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
-    never = [name for name in anatomy.linears if name not in moments]
+    never = [name for name in linears if name not in moments]
     if never:
         raise DataError(
             f"{never[0]} (and {len(never) - 1} others) saw no input during calibration: the batches do not reach it. "
@@ -107,7 +110,7 @@ class _Watcher:
 
     def _rows(self, name: str, tensor: Tensor) -> Tensor:
         """The inputs of real tokens, one a row. Inputs that are not tokens (relative positions) count whole."""
-        layer, role = self.places[name]
+        layer, role = self.places.get(name, (self.anatomy.layers[-1], Role.DOWN))  # a head reads what layers end with
         real = role_tokens(self.anatomy, layer, Role(role), self.batch).to(tensor.device)
         rows = tensor.reshape(-1, tensor.shape[-1])  # OPT joins them itself
         return rows[real.flatten()] if len(rows) == real.numel() else rows
