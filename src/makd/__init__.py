@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from makd.lowrank.factorize import FactorizeConfig, FactorizeReport, factorize
     from makd.lowrank.linear import LowRankLinear
     from makd.pipeline import Report, compress, evaluate
+    from makd.streaming import factorize_streamed
 
 _HOME = {
     "Anatomy": "makd.anatomy",
@@ -47,6 +48,7 @@ _HOME = {
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
     "factorize": "makd.lowrank.factorize",
+    "factorize_streamed": "makd.streaming",
     "fidelity": "makd.evaluation",
     "fingerprint": "makd.evaluation",
     "inspect": "makd.anatomy",
@@ -76,6 +78,7 @@ __all__ = [
     "compress",
     "evaluate",
     "factorize",
+    "factorize_streamed",
     "fidelity",
     "fingerprint",
     "inspect",

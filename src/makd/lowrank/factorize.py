@@ -115,7 +115,7 @@ def factorize(
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     anatomy = resolve(teacher)
     _check_weights(teacher)
-    sizes = _sizes(teacher, anatomy)
+    sizes = linear_sizes(teacher, anatomy)
     allowance = budget.allowance(
         count_parameters(teacher)["total"], sum(size.parameters(None) for size in sizes), smallest_parameters(sizes)
     )
@@ -230,7 +230,19 @@ def _report(
     student: PreTrainedModel, plan: RankPlan, fitted: Mapping[str, Factors], seconds: Mapping[str, float]
 ) -> FactorizeReport:
     fallbacks = {name: factors.fallback for name, factors in fitted.items() if factors.fallback is not None}
-    _warn(fallbacks, len(fitted))
+    errors = {name: factors.error for name, factors in fitted.items()}
+    return make_report(student, plan, errors, fallbacks, seconds)
+
+
+def make_report(
+    student: PreTrainedModel,
+    plan: RankPlan,
+    errors: Mapping[str, float],
+    fallbacks: Mapping[str, str],
+    seconds: Mapping[str, float],
+) -> FactorizeReport:
+    """What was done to each linear; fallbacks are also logged."""
+    _warn(fallbacks, len(errors))
     return FactorizeReport(
         ranks={name: rank for name, rank in plan.ranks.items() if rank is not None},
         dense={
@@ -238,7 +250,7 @@ def _report(
             for name, rank in plan.ranks.items()
             if rank is None
         },
-        errors={name: factors.error for name, factors in fitted.items()},
+        errors=errors,
         fallbacks=fallbacks,
         parameters=count_parameters(student),
         seconds=seconds,
@@ -255,7 +267,8 @@ def _warn(fallbacks: Mapping[str, str], fitted: int) -> None:
         logger.warning("%s%s: %s", names[0], others, fallback)
 
 
-def _sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:
+def linear_sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:
+    """What rank allocation knows of each factorizable linear; `teacher` may be empty."""
     sizes = []
     for name in anatomy.linears:
         linear = teacher.get_submodule(name)
@@ -267,7 +280,12 @@ def _sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:
 def _check_weights(teacher: PreTrainedModel) -> None:
     for name, parameter in teacher.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise NumericsError(
-                f"The teacher's {name} holds NaN or infinity. Its checkpoint is damaged, or was stored in a dtype "
-                "too narrow for it; load a sound one."
-            )
+            raise not_finite(name)
+
+
+def not_finite(name: str) -> NumericsError:
+    """The error for a parameter of the teacher, called `name`, that holds NaN or infinity."""
+    return NumericsError(
+        f"The teacher's {name} holds NaN or infinity. Its checkpoint is damaged, or was stored in a dtype "
+        "too narrow for it; load a sound one."
+    )
