@@ -58,6 +58,10 @@ class OutputFolder:
         except BaseException:
             if not (keep or self.checkpoints.is_dir()):
                 shutil.rmtree(self.partial, ignore_errors=True)
+            elif keep:
+                shutil.rmtree(result, ignore_errors=True)
+                if not any(self.partial.iterdir()):
+                    self.partial.rmdir()
             raise
         self._put_in_place(result)
 

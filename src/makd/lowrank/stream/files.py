@@ -64,7 +64,7 @@ class StoredTensor:
             return
         stop = self.shape[0] if stop is None else stop
         step = max(1, PIECE // max(1, self._row_bytes))
-        for start in range(0, stop, step):
+        for start in range(0, max(stop, 1), step):  # one empty piece of an empty tensor
             yield self.rows(start, min(stop, start + step))
 
     @property

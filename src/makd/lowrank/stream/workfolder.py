@@ -148,10 +148,10 @@ class StoredMatrix:
 
     def relative_error(self, rank: int) -> float:
         """As `Decomposition.relative_error`."""
-        nothing = torch.empty(0, 0)
         errors = self.tensors["squared_errors"].read() if "squared_errors" in self.tensors else None
-        spectrum = Decomposition(nothing, nothing, self.singular_values, torch.float64, squared_errors=errors)
-        return spectrum.relative_error(rank)
+        values = self.singular_values
+        left, right = torch.empty(0, len(values)), torch.empty(len(values), 0)  # errors are told by the spectrum alone
+        return Decomposition(left, right, values, torch.float64, squared_errors=errors).relative_error(rank)
 
     def expand(self, rank: int) -> Source:
         """The factor that writes the output, (out, rank)."""
