@@ -198,7 +198,7 @@ def cost(largest: int) -> dict[str, object]:
     import makd.lowrank.solvers  # noqa: F401 - imported before the forks
 
     sides = [side for side in (512, 768, 1024, 1536, 2048, 3072, 4096) if side <= largest]
-    row: dict[str, object] = {"what": "cost", "shapes": {}}
+    row: dict[str, object] = {"what": "cost"}
     for solver in ("svd", "whitened"):
         points = []
         for side in sides:
@@ -210,7 +210,8 @@ def cost(largest: int) -> dict[str, object]:
         seconds = np.array([point[2] for point in points])
         # relative errors count: small shapes are many in a model
         rates = np.linalg.lstsq(counts / seconds[:, None], np.ones(len(points)), rcond=None)[0]
-        memory = max(peak / (8 * m * n) for m, n, _, peak in points)
+        size = max(m * n for m, n, _, _ in points)  # libraries' own memory is little beside the largest
+        memory = max(peak / (8 * m * n) for m, n, _, peak in points if m * n == size)
         models = {}
         for shape in ("3b", "7b", "70b"):
             found = sum(

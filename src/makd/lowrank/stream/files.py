@@ -77,7 +77,7 @@ class StoredTensor:
             return tensor
         with self.file.open("rb") as stream:
             stream.seek(self.offset + skip)
-            found = stream.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+            found = stream.readinto(_bytes_of(tensor))
         if found != tensor.nbytes:
             raise ModelLoadError(f"{self.file} ends before its header says; copy it again, whole.")
         return tensor
@@ -162,7 +162,12 @@ def _write(stream: BinaryIO, name: str, source: Source) -> None:
         if piece.dtype != source.dtype:
             raise ValueError(f"{name} was announced as {source.dtype}, and comes as {piece.dtype}.")
         if piece.numel():
-            stream.write(piece.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            stream.write(_bytes_of(piece.detach().cpu().contiguous()))
         written += piece.numel()
     if written != math.prod(source.shape):
         raise ValueError(f"{name} was announced with shape {source.shape}, and comes with {written} numbers.")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor, not a copy of it."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type] # of python < 3.12's stubs

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import dot_natural_key
 
 from makd.anatomy import linear_shape
 from makd.lowrank.hub import mark_student
@@ -37,7 +38,8 @@ def write_student(
     for name, rank in plan.ranks.items():
         if rank is not None:
             sources |= _replace_(checkpoint, name, rank, work)
-    tensors = saved_tensors(model)
+    # the order in which a loaded model is saved, so that shards are the same
+    tensors = dict(sorted(saved_tensors(model).items(), key=lambda item: dot_natural_key(item[0])))
     for name, tensor in tensors.items():
         if name not in sources:
             sources[name] = checkpoint.source(name) if name in checkpoint.tensors else Source.of(tensor)
