@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ check: $(READY) ## lint, formatting, types, and that stations import only what s
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of address space: hours, and 15 GB in WORK
+	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream)
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .

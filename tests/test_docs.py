@@ -48,13 +48,14 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import loading, pipeline
+    from makd import loading, pipeline, streaming
 
     def stop(*_arguments, **_named):
         raise Parsed
 
     for name in ("compress", "factorize_only", "distill", "evaluate"):
         monkeypatch.setattr(pipeline, name, stop)
+    monkeypatch.setattr(streaming, "factorize_streamed", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
     monkeypatch.setattr("makd.cli._set_up_logging", lambda: None)

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
     from makd.lowrank.budget import Budget
-    from makd.lowrank.factorize import FactorizeConfig, FactorizeReport, factorize
+    from makd.lowrank.factorize import factorize
     from makd.lowrank.linear import LowRankLinear
+    from makd.lowrank.outcome import FactorizeReport
+    from makd.lowrank.settings import FactorizeConfig
     from makd.pipeline import Report, compress, evaluate
+    from makd.streaming import factorize_streamed
 
 _HOME = {
     "Anatomy": "makd.anatomy",
@@ -33,8 +36,8 @@ _HOME = {
     "DataConfig": "makd.data",
     "DistillTrainer": "makd.distill",
     "EvaluationConfig": "makd.config",
-    "FactorizeConfig": "makd.lowrank.factorize",
-    "FactorizeReport": "makd.lowrank.factorize",
+    "FactorizeConfig": "makd.lowrank.settings",
+    "FactorizeReport": "makd.lowrank.outcome",
     "LowRankLinear": "makd.lowrank.linear",
     "MakdError": "makd.errors",
     "Plan": "makd.aspects",
@@ -47,6 +50,7 @@ _HOME = {
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
     "factorize": "makd.lowrank.factorize",
+    "factorize_streamed": "makd.streaming",
     "fidelity": "makd.evaluation",
     "fingerprint": "makd.evaluation",
     "inspect": "makd.anatomy",
@@ -76,6 +80,7 @@ __all__ = [
     "compress",
     "evaluate",
     "factorize",
+    "factorize_streamed",
     "fidelity",
     "fingerprint",
     "inspect",

@@ -68,7 +68,7 @@ def _run(name: str, words: list[str]) -> int:
         prog=f"makd {name}", description=f"{command.summary}\n\nexample: {command.example}", exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    switches = [flag for flag in ("overwrite", "resume") if flag in function.__annotations__]
+    switches = [flag for flag in _SWITCHES if flag in function.__annotations__]
     for parameter in command.positional:
         parser.add_argument(parameter, type=str)
     parser.add_function_arguments(function, as_positional=False, skip={*switches, *command.positional})
@@ -140,7 +140,7 @@ def _load_compress() -> Callable[..., None]:
 
 
 def _load_factorize() -> Callable[..., None]:
-    from makd import pipeline
+    from makd import pipeline, streaming
     from makd.config import Recipe
     from makd.data import DataConfig
     from makd.lowrank.budget import Budget
@@ -153,6 +153,7 @@ def _load_factorize() -> Callable[..., None]:
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         tokenizer: str | None = None,
         overwrite: bool = False,
+        stream: bool = False,
     ) -> None:
         """Make a student without training it, measure it, save it.
 
@@ -164,9 +165,11 @@ def _load_factorize() -> Callable[..., None]:
             recipe: how the student is made.
             tokenizer: where the tokenizer is, if not with the teacher.
             overwrite: replace the output folder when all is done.
+            stream: from files to files, for teachers larger than memory; the student is not compared with its teacher.
         """
+        make = streaming.factorize_streamed if stream else pipeline.factorize_only
         with _progress_bars() as progress:
-            report = pipeline.factorize_only(
+            report = make(
                 teacher, data, budget, recipe, output, tokenizer=tokenizer, overwrite=overwrite, on_progress=progress
             )
         _print_metrics(report.metrics, f"{teacher} -> {report.folder}")
@@ -303,6 +306,7 @@ COMMANDS = {
 _SWITCHES = {
     "overwrite": "replace the output folder when all is done",
     "resume": "go on from the last checkpoint of a run that was stopped",
+    "stream": "from files to files, for teachers larger than memory; the student is not compared with its teacher",
 }
 
 

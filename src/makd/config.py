@@ -11,7 +11,7 @@ from makd.aspects import Plan
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
 from makd.loading import HEADS, check_dtype
-from makd.lowrank.factorize import FactorizeConfig
+from makd.lowrank.settings import FactorizeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

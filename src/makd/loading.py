@@ -5,14 +5,24 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 
 import importlib.util
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
 from makd.errors import ModelLoadError, SettingError
@@ -97,6 +107,53 @@ def load_model(
         )
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def load_empty_model(name: str, head: str = "auto", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Path]:
+    """The model called `name` with parameters on the `meta` device, in eval mode, and the folder of its files.
+
+    Buffers that are computed (rotary frequencies) are real. What has to stay in float32 has that dtype.
+
+    Raises:
+        ModelLoadError: it does not exist, is a GGUF, is quantized, or is a student.
+        UnknownNameError: `head` is not in `HEADS` (nor "auto").
+    """
+    where = locate(name)
+    if where.gguf_file is not None:
+        raise ModelLoadError(
+            f"{name} is a GGUF file, whose weights transformers expands all at once; only safetensors can be streamed."
+        )
+    try:
+        folder = _local_folder(where.folder)
+        config = AutoConfig.from_pretrained(folder)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ModelLoadError(
+                f"{name} holds quantized or factored weights; makd factorizes plain ones. Load the model that it was "
+                "made from instead."
+            )
+        cls = _model_class(Location(str(folder)), head)
+        build = getattr(cls, "_from_config", None) or cls.from_config
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = build(config, dtype=dtype)
+    except ModelLoadError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelLoadError(f"No model could be built from {name!r}: {_first_lines(error)}") from error
+    model.tie_weights()  # each got an empty tensor of its own
+    for pattern, kept in model._get_dtype_plan(dtype).items():
+        for parameter_name, parameter in model.named_parameters():
+            if re.search(rf"(^|\.){pattern}(\.|$)", parameter_name):
+                parameter.data = parameter.data.to(kept)
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval(), folder
+
+
+def _local_folder(name: str) -> Path:
+    """The folder `name`, or where the hub's files were put on this machine."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -34,7 +34,8 @@ from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_model, load_tokenizer, locate
 from makd.lowrank.budget import Budget
-from makd.lowrank.factorize import FactorizeReport, factorize
+from makd.lowrank.factorize import factorize
+from makd.lowrank.outcome import FactorizeReport
 from makd.report import OutputFolder, describe_environment, write_card, write_json, write_recipe
 
 logger = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ def collect_input_moments(
         NumericsError: activations hold NaN or infinity; the text names the first linear that met them.
     """
     moments: dict[str, InputMoments] = {}
-    watcher = _Watcher(model, anatomy, moments)
+    watcher = InputWatcher(model, anatomy, moments)
     linears = anatomy.linears if head is None else (*anatomy.linears, head)
     was_training = model.training
     model.eval()
@@ -72,10 +72,11 @@ def collect_input_moments(
     return moments
 
 
-class _Watcher:
+class InputWatcher:
     """The hooks, and what they must know of each other: the last input, to see when two linears share it."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, moments: dict[str, InputMoments]) -> None:
+        """Moments of linears of `model` will be put into `moments`."""
         self.model = model
         self.anatomy = anatomy
         self.moments = moments
@@ -89,6 +90,8 @@ class _Watcher:
         self.batch, self.last_input = batch, None
 
     def hook(self, name: str) -> Callable[..., None]:
+        """The forward hook of the linear called `name`."""
+
         def keep(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
             tensor: Tensor = inputs[0]
             if tensor is self.last_input:

@@ -71,7 +71,8 @@ def _head_name(model: PreTrainedModel) -> str | None:
     head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
     if type(head) is not nn.Linear or head.out_features != tokens.get_parameter("weight").shape[0]:
         return None
-    return next(name for name, module in model.named_modules() if module is head)
+    names: list[str] = [name for name, module in model.named_modules() if module is head]
+    return names[0]
 
 
 def _others_with(model: nn.Module, embedding: nn.Module, known: set[str | None]) -> list[str]:

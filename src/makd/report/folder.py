@@ -42,12 +42,13 @@ class OutputFolder:
         return self.partial / "checkpoints"
 
     @contextmanager
-    def work(self) -> Iterator[Path]:
+    def work(self, keep: bool = False) -> Iterator[Path]:
         """A folder to write into; at the end of the block it becomes `path`. On an error `path` is as it was.
 
         What an unfinished run left is removed, but for checkpoints: those stay until a run finishes or starts anew.
+        With `keep` all of `partial` stays, and its owner knows whether it can go on with it.
         """
-        if not self.resume and self.partial.exists():
+        if not (self.resume or keep) and self.partial.exists():
             shutil.rmtree(self.partial)
         result = self.partial / "result"
         shutil.rmtree(result, ignore_errors=True)
@@ -55,8 +56,12 @@ class OutputFolder:
         try:
             yield result
         except BaseException:
-            if not self.checkpoints.is_dir():
+            if not (keep or self.checkpoints.is_dir()):
                 shutil.rmtree(self.partial, ignore_errors=True)
+            elif keep:
+                shutil.rmtree(result, ignore_errors=True)
+                if not any(self.partial.iterdir()):
+                    self.partial.rmdir()
             raise
         self._put_in_place(result)
 

@@ -35,7 +35,8 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         found = metrics["perplexity"]
         before = f"{found['before']:.2f}" if "before" in found else ""
         table.append(("perplexity", f"{found['teacher']:.2f}", before, f"{found['after']:.2f}"))
-    before, after = metrics["fidelity"].get("before", {}), metrics["fidelity"]["after"]
+    fidelity = metrics.get("fidelity", {})  # a student that was never in memory was not compared
+    before, after = fidelity.get("before", {}), fidelity.get("after", {})
     for name, value in after.items():
         label, form = LABELS[name]
         table.append((label, "", form.format(before[name]) if name in before else "", form.format(value)))

@@ -1,0 +1,48 @@
+"""Station 3: the settings of a factorization."""
+
+from dataclasses import dataclass
+
+from makd.errors import SettingError
+from makd.lowrank.outline import VOCABULARY_CHOICES
+from makd.lowrank.ranks import RANK_RULES
+from makd.lowrank.solvers import SOLVERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizeConfig:
+    """How the student's factors and ranks are found."""
+
+    solver: str = "two_sided"
+    """One of `makd.lowrank.solvers.SOLVERS`."""
+    ranks: str = "auto"
+    """How the budget is spread over the linears; one of `makd.lowrank.ranks.RANK_RULES`. `auto` is `global` for
+    solvers that measure all linears in one unit, and `uniform` for others."""
+    rank_multiple: int = 8
+    """Ranks are multiples of it as far as the budget allows; hardware likes 8 or more."""
+    vocabulary: str = "auto"
+    """Whether token embeddings and LM head get factors: `dense`, `factored`, or `auto`, only where a budget of the
+    whole model would leave the linears less than `makd.lowrank.outline.COMFORT` of their parameters."""
+    depth: int | str = "auto"
+    """How many layers stay: a number, `all`, or `auto`: all, but where `auto` factors the vocabulary, fewer and fewer
+    are tried, and the student whose outputs are nearest to the teacher's on the calibration text is taken."""
+
+    def __post_init__(self) -> None:
+        SOLVERS[self.solver]
+        RANK_RULES[self.rank_rule]
+        if self.rank_multiple < 1:
+            raise SettingError(f"factorize.rank_multiple is at least 1; got {self.rank_multiple}.")
+        if self.vocabulary not in VOCABULARY_CHOICES:
+            raise SettingError(f"factorize.vocabulary is auto, dense or factored; got {self.vocabulary!r}.")
+        words = isinstance(self.depth, str) and self.depth in ("auto", "all")
+        if not words and (not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 1):
+            raise SettingError(
+                f"factorize.depth is auto, all, or how many layers stay, at least 1; got {self.depth!r}."
+            )
+
+    @property
+    def rank_rule(self) -> str:
+        """The rule that `ranks` stands for."""
+        if self.ranks != "auto":
+            return self.ranks
+        kind = SOLVERS[self.solver]
+        return "global" if kind.inputs and kind.gradients else "uniform"

@@ -1,0 +1,194 @@
+"""`makd factorize --stream`: the pipeline for teachers larger than memory, which stay on disk as their students do.
+
+What would need a whole model in memory (fidelity, perplexity, latency, training) is not here: evaluate and distil the
+student where it fits.
+"""
+
+import hashlib
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from makd.anatomy import Anatomy, resolve
+from makd.config import Recipe
+from makd.data import Batch, DataConfig, count_tokens, hold_out, load_texts, make_batches, tokenize
+from makd.errors import ModelLoadError, OutputError
+from makd.evaluation import bytes_on_disk, parameter_counts
+from makd.loading import check_dtype, load_empty_model, load_tokenizer
+from makd.lowrank.budget import Budget
+from makd.lowrank.settings import FactorizeConfig
+from makd.lowrank.solvers import SOLVERS
+from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
+from makd.pipeline import SENTENCE_TRANSFORMERS_FILES, Data, Progress, Report
+from makd.report import OutputFolder, describe_environment, plain, write_card, write_json, write_recipe
+
+logger = logging.getLogger(__name__)
+
+
+def factorize_streamed(
+    teacher: str,
+    data: Data,
+    budget: Budget,
+    recipe: Recipe | None = None,
+    output: str | Path = "runs/student",
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Make the student that `factorize_only` makes, without ever having the teacher or the student in memory.
+
+    What is done stands in `<output>.partial`. The same call continues there after a run that was killed.
+
+    Args:
+        teacher: hub id, folder, or `package:module/path`, with safetensors.
+        data: text to calibrate on; not looked at by solvers that need none.
+        budget: how many parameters the student may have.
+        recipe: how it is made; None takes the defaults, with solver `whitened`. The solver is one of
+            `makd.lowrank.stream.STREAMABLE`.
+        output: folder for the student.
+        tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
+        overwrite: whether a folder that is not empty may be replaced.
+        on_progress: called as the work goes on, for progress bars.
+
+    Returns:
+        The measurements that need no whole model, and where the student is.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed.
+    """
+    started = time.perf_counter()
+    recipe = recipe or Recipe(factorize=FactorizeConfig(solver="whitened"))
+    check_streamable(recipe.factorize.solver)
+    folder = OutputFolder(Path(output), overwrite=overwrite)
+    if folder.checkpoints.is_dir():
+        raise OutputError(
+            f"{folder.partial} holds the checkpoints of a training run that was stopped. Resume it, remove the folder, "
+            "or name another output."
+        )
+    device = recipe.find_device()
+    set_seed(recipe.seed)
+    model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
+    needs_text = SOLVERS[recipe.factorize.solver].needs_text
+    words = _tokenizer(tokenizer, str(files), needed=needs_text)
+    batches = _calibration(data, words, model, recipe) if needs_text and words is not None else []
+    identity = _identity(teacher, files, budget, recipe, batches)
+    before, anatomy = _measure(model), resolve(model)
+    with folder.work(keep=True) as result:
+        work = folder.partial / "stream"
+        made = stream_student(
+            model, files, budget, recipe.factorize, work, result, identity, batches, device, on_progress
+        )
+        if words is not None:
+            words.save_pretrained(result)
+        _copy_sentence_transformers(files, result)
+        metrics = _metrics(before, model, anatomy, result, batches)
+        metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
+        environment = describe_environment(device, recipe.seed)
+        settings = {
+            "teacher": teacher,
+            "data": data if isinstance(data, DataConfig) else DataConfig(path=data) if isinstance(data, str) else None,
+            "recipe": recipe,
+            "tokenizer": None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
+            "budget": budget,
+            "stream": True,
+            "output": folder.path,
+        }
+        write_recipe(result, settings)
+        write_json(result / "metrics.json", metrics)
+        write_json(result / "environment.json", environment)
+        write_card(
+            result, folder.path.name, teacher, type(model).__name__, metrics, environment,
+            recipe.evaluation.latency_tokens,
+        )  # fmt: skip
+    return Report(folder.path, metrics)
+
+
+def _tokenizer(
+    tokenizer: str | PreTrainedTokenizerBase | None, folder: str, needed: bool
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer; None where there is none and nothing asks for it."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    try:
+        return load_tokenizer(tokenizer or folder)
+    except ModelLoadError as error:
+        if needed or tokenizer is not None:
+            raise
+        logger.warning("The student gets no tokenizer: %s", error)
+        return None
+
+
+def _calibration(data: Data, words: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> list[Batch]:
+    """The batches that `factorize_only` calibrates on."""
+    data = DataConfig(path=data) if isinstance(data, str) else data
+    settings = data if isinstance(data, DataConfig) else DataConfig()
+    texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
+    train = tokenize(texts.train, words, model, settings.max_length, recipe.seed)
+    calibration = recipe.calibration
+    return make_batches(train, words, model, calibration.batch_size, calibration.rows, by_length=True)
+
+
+def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches: list[Batch]) -> dict[str, Any]:
+    """All that the student's weights depend on."""
+    text = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(batch):
+            text.update(name.encode() + str(tuple(batch[name].shape)).encode() + batch[name].numpy().tobytes())
+    stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files.glob("*.safetensors"))}
+    return {
+        "teacher": teacher,
+        "teacher's files": stamps,
+        "budget": plain(budget),
+        "head": recipe.head,
+        "dtype": recipe.dtype,
+        "solver": recipe.factorize.solver,
+        "ranks": recipe.factorize.rank_rule,
+        "rank_multiple": recipe.factorize.rank_multiple,
+        "calibration text": text.hexdigest(),
+    }
+
+
+def _measure(model: PreTrainedModel) -> dict[str, Any]:
+    """Sizes of an empty model."""
+    tensors = saved_tensors(model).values()
+    return {
+        "params": parameter_counts(model, resolve(model)),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    }
+
+
+def _metrics(
+    before: Mapping[str, Any], student: PreTrainedModel, anatomy: Anatomy, result: Path, batches: list[Batch]
+) -> dict[str, Any]:
+    counts = {"teacher": before["params"], "student": parameter_counts(student, anatomy)}
+    return {
+        "params": {key: {side: counts[side][key] for side in counts} for key in ("total", "linears")},
+        "bytes": {"teacher": before["bytes"], "student": bytes_on_disk(result)},
+        "memory": {"peak_bytes": _peak_bytes()},
+        "tokens": {"calibration": count_tokens(batches), "training": 0, "evaluation": 0},
+    }
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process ever had; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _copy_sentence_transformers(source: Path, result: Path) -> None:
+    for name in SENTENCE_TRANSFORMERS_FILES:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, result / name)
+        elif (source / name).is_file():
+            shutil.copy(source / name, result / name)

@@ -1,0 +1,190 @@
+"""`makd factorize --stream` as a user meets it: the student of the path in memory, and clear early errors."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import makd
+from makd.cli import main
+
+QUICK = [
+    "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16", "--recipe.evaluation.rows", "8",
+    "--recipe.evaluation.latency", "false", "--recipe.device", "cpu",
+]  # fmt: skip
+WHITENED = ["--recipe.factorize.solver", "whitened"]
+SVD = ["--recipe.factorize.solver", "svd"]
+
+
+@pytest.fixture
+def run(capfd):
+    """Run `makd factorize ...` in this process; gives (exit code, stdout, stderr)."""
+
+    def runner(teacher, output, *more, stream=True):
+        words = ["factorize", "--teacher", teacher, "--budget.keep_linears", "0.5", "--output", output, *QUICK, *more]
+        capfd.readouterr()
+        code = main([str(word) for word in (*words, *(["--stream"] if stream else []))])
+        out, err = capfd.readouterr()
+        return code, out, " ".join(err.split())
+
+    return runner
+
+
+@pytest.mark.parametrize("flags", [[*WHITENED, "--recipe.factorize.ranks", "global"], SVD], ids=["whitened", "svd"])
+def test_the_folder_is_that_of_the_path_in_memory(run, decoder_folder, tmp_path, flags):
+    code, _, err = run(decoder_folder, tmp_path / "memory", *flags, stream=False)
+    assert code == 0, err
+    code, out, err = run(decoder_folder, tmp_path / "stream", *flags)
+    assert code == 0, err
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("memory", "stream")]
+    assert names[0] == names[1]
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "memory" / name).read_text() == (tmp_path / "stream" / name).read_text(), name
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("memory", "stream"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+    metrics, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("stream", "memory"))
+    assert metrics["params"] == theirs["params"]
+    assert metrics["bytes"] == theirs["bytes"]
+    assert metrics["memory"]["peak_bytes"] > 0
+    assert metrics["tokens"]["calibration"] == (256 if flags is not SVD else 0)
+    assert "fidelity" not in metrics
+    assert f"{metrics['params']['total']['student']:,}" in out
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "stream")
+    assert sum(parameter.numel() for parameter in student.parameters()) == metrics["params"]["total"]["student"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "stream").eos_token == "[SEP]"
+    assert not (tmp_path / "stream.partial").exists()
+
+
+def test_the_written_recipe_repeats_the_run(run, decoder_folder, tmp_path):
+    assert run(decoder_folder, tmp_path / "one", *WHITENED)[0] == 0
+    assert yaml.safe_load((tmp_path / "one" / "recipe.yaml").read_text())["stream"] is True
+    words = ["factorize", "--config", tmp_path / "one" / "recipe.yaml", "--output", tmp_path / "two"]
+    assert main([str(word) for word in words]) == 0
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert "memory" in json.loads((tmp_path / "two" / "metrics.json").read_text())
+
+
+def test_python_and_the_command_line_are_the_same(run, encoder_folder, tmp_path):
+    assert run(encoder_folder, tmp_path / "one", *WHITENED)[0] == 0
+    recipe = makd.Recipe(
+        calibration=makd.CalibrationConfig(rows=16), factorize=makd.FactorizeConfig(solver="whitened"), device="cpu"
+    )
+    data = makd.DataConfig(rows=40, max_length=16)
+    report = makd.factorize_streamed(str(encoder_folder), data, makd.Budget(keep_linears=0.5), recipe, tmp_path / "two")
+    assert report.folder == tmp_path / "two"
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+KILLED = """
+import os, signal, sys
+from makd.cli import main
+from makd.lowrank.stream import factorize
+decompose, calls = factorize.decompose_svd, []
+def dies_at_the_fourth(weight):
+    calls.append(weight)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decompose(weight)
+factorize.decompose_svd = dies_at_the_fourth
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(run, decoder_folder, tmp_path, monkeypatch):
+    words = ["factorize", "--stream", "--teacher", decoder_folder, "--budget.keep_linears", "0.5", "--output",
+             tmp_path / "cut", *QUICK, *SVD]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    assert len(list((tmp_path / "cut.partial" / "stream" / "matrices").glob("*.safetensors"))) == 3
+    code, _, err = run(decoder_folder, tmp_path / "cut", *WHITENED)
+    assert code == 2
+    assert "its solver is svd, this one's is whitened" in err
+    assert run(decoder_folder, tmp_path / "whole", *SVD)[0] == 0
+    from makd.lowrank.stream import factorize
+
+    decompose, calls = factorize.decompose_svd, []
+
+    def counted(weight):
+        calls.append(weight)
+        return decompose(weight)
+
+    monkeypatch.setattr(factorize, "decompose_svd", counted)
+    assert run(decoder_folder, tmp_path / "cut", *SVD)[0] == 0
+    assert len(calls) == 14 - 3
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert one == two
+
+
+def test_svd_needs_neither_text_nor_tokenizer(run, decoder_folder, tmp_path):
+    shutil.copytree(decoder_folder, tmp_path / "teacher", ignore=shutil.ignore_patterns("token*"))
+    code, _, err = run(tmp_path / "teacher", tmp_path / "student", *SVD, "--data.path", "./nowhere")
+    assert code == 0, err
+    assert "The student gets no tokenizer" in err
+    code, _, err = run(tmp_path / "teacher", tmp_path / "other", *WHITENED)
+    assert code == 2
+    assert "no tokenizer" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ([], "Solver 'two_sided' cannot stream"),
+        (["--recipe.factorize.solver", "regression"], "These can: svd, whitened"),
+        ([*SVD, "--budget.keep_linears", "2"], "keep_linears"),
+        ([*SVD, "--budget.keep_linears", "null", "--budget.params", "100"], "smallest possible student"),
+        ([*WHITENED, "--data.path", "./nowhere"], "./nowhere does not exist"),
+        ([*SVD, "--tokenizer", "./nowhere"], "./nowhere does not exist"),
+        ([*SVD, "--recipe.device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_settings_that_are_not_allowed(run, decoder_folder, tmp_path, flags, hint):
+    code, _, err = run(decoder_folder, tmp_path / "student", *flags)
+    assert code == 2, err
+    assert hint in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "student").exists()
+
+
+def test_teachers_that_cannot_be_streamed(run, decoder_folder, tmp_path):
+    pickles = tmp_path / "pickles"
+    shutil.copytree(decoder_folder, pickles)
+    (pickles / "model.safetensors").rename(pickles / "pytorch_model.bin")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    cases = {
+        tmp_path / "nowhere": "does not exist",
+        pickles: "pytorch_model.bin and no safetensors",
+        tmp_path / "model.gguf": "only safetensors can be streamed",
+        "some-org/no-such-model": "No model could be built",
+    }
+    for teacher, hint in cases.items():
+        code, _, err = run(teacher, tmp_path / "student", *SVD)
+        assert code == 2, (teacher, err)
+        assert hint in err
+        assert not (tmp_path / "student").exists()
+
+
+def test_an_output_that_is_not_empty_and_checkpoints_of_a_training_are_kept(run, decoder_folder, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "thesis.txt").write_text("precious")
+    code, _, err = run(decoder_folder, tmp_path / "student", *SVD)
+    assert code == 2
+    assert "not empty" in err
+    assert run(decoder_folder, tmp_path / "student", *SVD, "--overwrite")[0] == 0
+    assert not (tmp_path / "student" / "thesis.txt").exists()
+    (tmp_path / "taught.partial" / "checkpoints").mkdir(parents=True)
+    code, _, err = run(decoder_folder, tmp_path / "taught", *SVD)
+    assert code == 2
+    assert "checkpoints of a training run" in err
+    assert (tmp_path / "taught.partial" / "checkpoints").is_dir()
