@@ -65,7 +65,7 @@ def factorize_streamed(
     """
     started = time.perf_counter()
     recipe = recipe or Recipe(factorize=FactorizeConfig(solver="whitened"))
-    check_streamable(recipe.factorize.solver)
+    check_streamable(recipe.factorize)
     folder = OutputFolder(Path(output), overwrite=overwrite)
     if folder.checkpoints.is_dir():
         raise OutputError(

@@ -7,7 +7,7 @@ import torch
 
 import makd
 from makd.anatomy import resolve
-from makd.lowrank.layerwise import DEPTH_GAIN, GROUPS, HELD_OUT_EVERY, depth_sensitivities, fit_layers_, fit_linear
+from makd.lowrank.layerwise import GROUPS, HELD_OUT_EVERY, TEXT_DEPTH_GAIN, depth_sensitivities, fit_layers_, fit_linear
 from makd.lowrank.linear import LowRankLinear
 from makd.lowrank.solvers import whitened
 from makd.lowrank.solvers.regression import RIDGE
@@ -176,7 +176,7 @@ def test_later_layers_count_for_more_when_ranks_are_shared_out():
     worth = depth_sensitivities(anatomy)
     assert worth.keys() == set(anatomy.linears)
     assert {worth[linear.module] for linear in anatomy.layers[0].roles.values()} == {1.0}
-    assert {worth[linear.module] for linear in anatomy.layers[-1].roles.values()} == {DEPTH_GAIN}
+    assert {worth[linear.module] for linear in anatomy.layers[-1].roles.values()} == {TEXT_DEPTH_GAIN}
 
 
 def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen():

@@ -164,7 +164,7 @@ def test_work_of_something_else_is_not_touched(llama, tmp_path):
 
 def test_a_solver_that_cannot_stream_is_refused_with_those_that_can():
     with pytest.raises(SettingError, match="These can: svd, whitened"):
-        check_streamable("two_sided")
+        check_streamable(FactorizeConfig(solver="two_sided"))
 
 
 @pytest.mark.parametrize("name", ["t5", "albert"])

@@ -35,7 +35,7 @@ def factorize(
     teacher: PreTrainedModel,
     budget: Budget,
     *,
-    solver: str = "two_sided",
+    solver: str = "auto",
     ranks: str = "auto",
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
     rank_multiple: int = 8,
@@ -51,7 +51,7 @@ def factorize(
     Args:
         teacher: any model that `makd.inspect` understands, in float32, bfloat16 or float16.
         budget: how many parameters the student may have.
-        solver: one of `SOLVERS`; all but `svd` need `calibration`.
+        solver: one of `SOLVERS`, or `auto` for the best that the model allows; all but `svd` need `calibration`.
         ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
         calibration: model inputs as a DataLoader gives them. Seen once.
         rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
@@ -77,11 +77,12 @@ def factorize(
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     anatomy = resolve(teacher)
     _check_weights(teacher)
+    settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)
     if kind.needs_text and not has_text:
         raise DataError(
-            f"Solver {solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
+            f"Solver {settings.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
             "Give `calibration`, or take solver 'svd', which needs none."
         )
     several_passes = kind.in_forward_order or kind.gradients or bool(plot.tables) or bool(plot.layers)

@@ -25,11 +25,12 @@ from makd.lowrank.solvers.regression import RIDGE, choose_ridge, fit_regression
 
 GROUPS = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.OUTPUT,), (Role.GATE, Role.UP), (Role.DOWN,))
 """Roles that read the same input, in forward order."""
-DEPTH_GAIN = 4.0
-"""What an error in the last layer counts, relative to one in the first: later layers, fitted after it, take back part
-of an early one. all-MiniLM-L6-v2 at half of its linears, 400 texts, rank correlation and cosine to the teacher on
-unseen text: gain 0.25: 0.920 and 0.870; 1: 0.932 and 0.906; 4: 0.945 and 0.944; 14: 0.938 and 0.946; 50: 0.931, 0.943
-(python benchmarks/depth_gain.py)."""
+TEXT_DEPTH_GAIN, TOKEN_DEPTH_GAIN = 4.0, 1.0
+"""What an error in the last layer counts, relative to one in the first, for models whose outputs belong to whole texts
+and to tokens. Later layers, fitted after it, take back part of an early error. all-MiniLM-L6-v2 at half of its linears,
+400 texts, rank correlation and cosine to the teacher on unseen text: gain 0.25: 0.920 and 0.870; 1: 0.932 and 0.906; 4:
+0.945 and 0.944; 14: 0.938 and 0.946; 50: 0.931 and 0.943. SmolLM2-135M at 0.8, perplexity on two texts: 1: 49.7 and
+29.3; 4: 63.2 and 47.3. (python benchmarks/depth_gain.py)"""
 HELD_OUT_EVERY = 4
 """Of so many batches one is kept from the fit, to choose the ridge by; then all are fitted."""
 
@@ -39,11 +40,10 @@ Fit = Callable[[nn.Module, CrossMoments, CrossMoments, int, Tensor | None], Fact
 
 
 def depth_sensitivities(anatomy: Anatomy) -> dict[str, float]:
-    """Linear -> what a unit of its energy is worth when layers are fitted in forward order; see `DEPTH_GAIN`."""
+    """Linear -> what a unit of its energy is worth when layers are fitted in forward order; see `TEXT_DEPTH_GAIN`."""
+    gain = TEXT_DEPTH_GAIN if anatomy.head is None else TOKEN_DEPTH_GAIN
     last = max(1, len(anatomy.layers) - 1)
-    return {
-        linear.module: DEPTH_GAIN ** (layer.index / last) for layer in anatomy.layers for linear in layer.roles.values()
-    }
+    return {linear.module: gain ** (layer.index / last) for layer in anatomy.layers for linear in layer.roles.values()}
 
 
 @torch.no_grad()

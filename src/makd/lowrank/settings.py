@@ -1,7 +1,8 @@
 """Station 3: the settings of a factorization."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from makd.anatomy import Anatomy
 from makd.errors import SettingError
 from makd.lowrank.outline import VOCABULARY_CHOICES
 from makd.lowrank.ranks import RANK_RULES
@@ -12,8 +13,9 @@ from makd.lowrank.solvers import SOLVERS
 class FactorizeConfig:
     """How the student's factors and ranks are found."""
 
-    solver: str = "two_sided"
-    """One of `makd.lowrank.solvers.SOLVERS`."""
+    solver: str = "auto"
+    """One of `makd.lowrank.solvers.SOLVERS`. `auto` is the best that the model allows: `two_sided_regression`, or
+    `two_sided` where layers cannot be fitted one after the other (two stacks, shared layers)."""
     ranks: str = "auto"
     """How the budget is spread over the linears; one of `makd.lowrank.ranks.RANK_RULES`. `auto` is `global` for
     solvers that measure all linears in one unit, and `uniform` for others."""
@@ -27,7 +29,8 @@ class FactorizeConfig:
     are tried, and the student whose outputs are nearest to the teacher's on the calibration text is taken."""
 
     def __post_init__(self) -> None:
-        SOLVERS[self.solver]
+        if self.solver != "auto":
+            SOLVERS[self.solver]
         RANK_RULES[self.rank_rule]
         if self.rank_multiple < 1:
             raise SettingError(f"factorize.rank_multiple is at least 1; got {self.rank_multiple}.")
@@ -44,5 +47,14 @@ class FactorizeConfig:
         """The rule that `ranks` stands for."""
         if self.ranks != "auto":
             return self.ranks
+        if self.solver == "auto":
+            return "global"
         kind = SOLVERS[self.solver]
         return "global" if kind.inputs and kind.gradients else "uniform"
+
+    def for_model(self, anatomy: Anatomy) -> "FactorizeConfig":
+        """The same with the solver that `auto` stands for on this model."""
+        if self.solver != "auto":
+            return self
+        one_by_one = not anatomy.is_encoder_decoder and all(layer.call == 0 for layer in anatomy.layers)
+        return replace(self, solver="two_sided_regression" if one_by_one else "two_sided")

@@ -59,14 +59,18 @@ def condition(
     if not bool(torch.isfinite(gram).all()):
         raise NumericsError(f"The second moments of {what} hold NaN or infinity.")
     gram = gram.to(torch.float64)
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     mean = float(gram.diagonal().mean())
     if mean <= 0:
-        return identity, f"{what} were zero in all of the calibration text; all directions of them count alike"
-    _, failed_at = torch.linalg.cholesky_ex(gram - FLOOR * mean * identity)
+        return torch.eye(len(gram)).to(
+            gram
+        ), f"{what} were zero in all of the calibration text; all directions of them count alike"
+    shifted = gram.clone()  # no more copies than this: the matrix may be the largest thing in memory
+    shifted.diagonal().sub_(FLOOR * mean)
+    _, failed_at = torch.linalg.cholesky_ex(shifted)
     if int(failed_at) == 0:
         return gram, None
-    return gram + RIDGE * mean * identity, (
+    shifted.diagonal().add_((FLOOR + RIDGE) * mean)
+    return shifted, (
         f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
         f"zero, or there were fewer tokens than dimensions: only the last wants more text); {RIDGE:g} of their mean "
         "was added to the diagonal"

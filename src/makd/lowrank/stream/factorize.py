@@ -53,13 +53,18 @@ class _Job:
     progress: Progress
 
 
-def check_streamable(solver: str) -> None:
-    """Whether a solver can stream.
+def check_streamable(settings: FactorizeConfig) -> None:
+    """Whether a student can be made so from files to files.
 
     Raises:
-        SettingError: it cannot; the text says which can.
+        SettingError: it cannot; the text says what can.
     """
-    SOLVERS[solver]
+    solver = settings.solver
+    if settings.vocabulary == "factored" or settings.depth not in ("auto", "all"):
+        raise SettingError(
+            f"Factored vocabularies and dropped layers cannot be streamed (vocabulary is {settings.vocabulary!r}, "
+            f"depth {settings.depth!r}). Leave both at auto, with a budget that the linears can meet."
+        )
     if solver not in STREAMABLE:
         raise SettingError(
             f"Solver {solver!r} cannot stream: it looks at what comes after a layer, or at the student before it. "
@@ -101,7 +106,7 @@ def stream_student(
         OutputError: `work` holds the work of other settings.
         SettingError: the solver cannot stream, or not this model.
     """
-    check_streamable(settings.solver)
+    check_streamable(settings)
     started = time.perf_counter()
     anatomy = resolve(model)
     if SOLVERS[settings.solver].needs_text:
