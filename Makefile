@@ -7,10 +7,10 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-factorization bench-stream clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	@echo "== environment in $(VENV): about two minutes the first time"
@@ -40,6 +40,11 @@ check: $(READY) ## lint, formatting, types, and that stations import only what s
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-factorization: $(READY) ## every solver at several budgets, on MiniLM and SmolLM2: hours; needs MAKD_DATA
+	$(BIN)/python benchmarks/factorization.py run minilm
+	$(BIN)/python benchmarks/factorization.py run smollm2
+	$(BIN)/python benchmarks/factorization.py table
 
 bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of address space: hours, and 15 GB in WORK
 	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream)
