@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from datasets import Dataset, load_dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import makd
 from makd.anatomy import resolve
 from makd.data import DataConfig, load_texts, make_batches, tokenize
 from makd.evaluation import fidelity, perplexity
@@ -274,7 +274,7 @@ def write(row: dict[str, Any]) -> None:
     """One more line, with where and when it was found."""
     where = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__,
-        "makd": makd.__version__, "seed": 0, "date": date.today().isoformat(),
+        "makd": version("makd"), "seed": 0, "date": date.today().isoformat(),
     }  # fmt: skip
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:

@@ -91,11 +91,11 @@ import os, signal, sys
 from makd.cli import main
 from makd.lowrank.stream import factorize
 decompose, calls = factorize.decompose_svd, []
-def dies_at_the_fourth(weight):
+def dies_at_the_fourth(weight, rank):
     calls.append(weight)
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return decompose(weight)
+    return decompose(weight, rank)
 factorize.decompose_svd = dies_at_the_fourth
 main(sys.argv[1:])
 """
@@ -116,9 +116,9 @@ def test_a_killed_run_goes_on_where_it_was(run, decoder_folder, tmp_path, monkey
 
     decompose, calls = factorize.decompose_svd, []
 
-    def counted(weight):
+    def counted(weight, rank):
         calls.append(weight)
-        return decompose(weight)
+        return decompose(weight, rank)
 
     monkeypatch.setattr(factorize, "decompose_svd", counted)
     assert run(decoder_folder, tmp_path / "cut", *SVD)[0] == 0
@@ -140,7 +140,7 @@ def test_svd_needs_neither_text_nor_tokenizer(run, decoder_folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "hint"),
     [
-        ([], "Solver 'two_sided' cannot stream"),
+        ([], "Solver 'auto' cannot stream"),
         (["--recipe.factorize.solver", "regression"], "These can: svd, whitened"),
         ([*SVD, "--budget.keep_linears", "2"], "keep_linears"),
         ([*SVD, "--budget.keep_linears", "null", "--budget.params", "100"], "smallest possible student"),

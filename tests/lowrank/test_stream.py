@@ -107,11 +107,11 @@ def test_a_run_that_was_stopped_goes_on_at_the_next_matrix(llama, tmp_path, monk
     decompose = getattr(factorize, function)
     calls = []
 
-    def counted(*arguments):
+    def counted(*arguments, **named):
         if len(calls) == done and stop:
             raise KeyboardInterrupt
         calls.append(arguments)
-        return decompose(*arguments)
+        return decompose(*arguments, **named)
 
     monkeypatch.setattr(factorize, function, counted)
     stop = False

@@ -122,7 +122,7 @@ def prediction_losses(
             for term in (active.term for active in soft)
         ],
         next_labels(labels) if labels is not None and shift else labels,
-        sum(active.term.weight for active in hard),
+        sum((active.term.weight for active in hard), start=0.0),
     )
     alone = {active.name: loss for active, loss in zip(soft, found.soft, strict=True)}
     if found.hard is not None:
