@@ -76,12 +76,7 @@ def read_groups(subject: Subject) -> list[tuple[list[Curve], list[Curve] | None]
         for roles in GROUPS:
             names = dict.fromkeys(layer.roles[role].module for role in roles if role in layer.roles)
             weights = {name: dense_weight(subject.teacher.get_submodule(name)) for name in names}
-            matrices = [
-                weighted(
-                    dense_weight(subject.teacher.get_submodule(name)), subject.inputs[name], subject.gradients[name]
-                )
-                for name in names
-            ]
+            matrices = [weighted(weights[name], subject.inputs[name], subject.gradients[name]) for name in names]
             if matrices:
                 shared = [curve(torch.cat(matrices))] if len(matrices) > 1 else None
                 groups.append(([curve(matrix) for matrix in matrices], shared))
