@@ -140,7 +140,7 @@ def test_svd_needs_neither_text_nor_tokenizer(run, decoder_folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "hint"),
     [
-        ([], "Solver 'auto' cannot stream"),
+        (["--recipe.factorize.solver", "two_sided"], "Solver 'two_sided' cannot stream"),
         (["--recipe.factorize.solver", "regression"], "These can: svd, whitened"),
         ([*SVD, "--budget.keep_linears", "2"], "keep_linears"),
         ([*SVD, "--budget.keep_linears", "null", "--budget.params", "100"], "smallest possible student"),

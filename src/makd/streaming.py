@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from makd.errors import ModelLoadError, OutputError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.loading import check_dtype, load_empty_model, load_tokenizer
 from makd.lowrank.budget import Budget
-from makd.lowrank.settings import FactorizeConfig
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
 from makd.pipeline import SENTENCE_TRANSFORMERS_FILES, Data, Progress, Report
@@ -50,8 +50,8 @@ def factorize_streamed(
         teacher: hub id, folder, or `package:module/path`, with safetensors.
         data: text to calibrate on; not looked at by solvers that need none.
         budget: how many parameters the student may have.
-        recipe: how it is made; None takes the defaults, with solver `whitened`. The solver is one of
-            `makd.lowrank.stream.STREAMABLE`.
+        recipe: how it is made; None takes the defaults. The solver is one of `makd.lowrank.stream.STREAMABLE`, or
+            `auto`, which is `whitened` here.
         output: folder for the student.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.
@@ -64,7 +64,9 @@ def factorize_streamed(
         MakdError: with what was wrong, which value, and what is allowed.
     """
     started = time.perf_counter()
-    recipe = recipe or Recipe(factorize=FactorizeConfig(solver="whitened"))
+    recipe = recipe or Recipe()
+    if recipe.factorize.solver == "auto":  # the best of those that can stream
+        recipe = replace(recipe, factorize=replace(recipe.factorize, solver="whitened"))
     check_streamable(recipe.factorize)
     folder = OutputFolder(Path(output), overwrite=overwrite)
     if folder.checkpoints.is_dir():
