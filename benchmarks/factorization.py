@@ -240,13 +240,13 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
         write({"model": name, "keep": 1.0, "method": "teacher", "ranks": "", **measure(subject, subject.teacher)})
     two_sided = decompose(subject, "two_sided")
     spectra = {linear: terms.singular_values for linear, terms in two_sided.items()}
-    for method in methods:
+    for method, *kinds in (wanted.split(":") for wanted in methods):
         forward = method in ("svd_llm", "regression", "two_sided_regression")
         start = time.perf_counter()
         terms = {} if forward and method != "svd_llm" else decompose(subject, method)
         decomposed = time.perf_counter() - start
         for keep in keeps:
-            for ranks in ("uniform", "global"):
+            for ranks in kinds or ("global", "uniform"):
                 if (name, keep, method, ranks) in done:
                     continue
                 deeper = depth_sensitivities(anatomy) if forward and method != "svd_llm" else None
@@ -358,7 +358,7 @@ def main() -> None:
     runner = commands.add_parser("run", help="make and measure students")
     runner.add_argument("model", choices=TEACHERS)
     runner.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.6, 0.5, 0.3])
-    runner.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    runner.add_argument("--methods", nargs="+", default=METHODS, help="svd, or svd:global for one kind of ranks only")
     runner.add_argument("--rows", type=int, help="calibration rows; 400 texts, or 64 blocks")
     runner.add_argument("--data", type=Path, default=os.environ.get("MAKD_DATA"), help="default: MAKD_DATA")
     commands.add_parser("table", help="write the results as a page")

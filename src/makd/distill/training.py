@@ -21,7 +21,7 @@ class TrainingConfig:
     """Rows of a forward, on each device."""
     accumulate: int = 1
     """Forwards of an optimizer step."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     """Peak of the schedule. A good start wants a small one: too large a first step throws it away."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises from 0, in [0, 1)."""
