@@ -295,7 +295,7 @@ def table() -> str:
         "",
         "Written by `python benchmarks/factorization.py table` from `benchmarks/results/factorization.jsonl`; its",
         "docstring says what each method is and which texts are read. One row differs from the next in the method",
-        "alone: one calibration set, one budget, one seed.",
+        "alone: one calibration set, one budget, one seed. A row that is missing has not been run.",
         "",
     ]
     for model in TEACHERS:
