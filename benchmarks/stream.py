@@ -163,8 +163,9 @@ def decompose_once(solver: str, out_features: int, in_features: int) -> tuple[fl
         weight = torch.randn(out_features, in_features).to(torch.bfloat16)
         gram = torch.eye(in_features, dtype=torch.float64) if solver == "whitened" else None
         before, started = _resident(), time.process_time()
-        decomposition = decompose_svd(weight) if gram is None else decompose_whitened(weight, gram)
-        decomposition.factors(min(out_features, in_features) // 2)
+        rank = out_features * in_features // (2 * (out_features + in_features))  # half of the weights, uniform ranks
+        decomposition = decompose_svd(weight, rank) if gram is None else decompose_whitened(weight, gram, rank)
+        decomposition.factors(rank)
         used = time.process_time() - started
         os.write(
             writer, json.dumps([used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before]).encode()

@@ -28,22 +28,22 @@ def decompose_svd(weight: Float[Tensor, "out inp"], rank: int | None = None) -> 
     Raises:
         NumericsError: `weight` holds NaN or infinity.
     """
-    matrix = widened(weight)
-    if rank is not None and weight.dtype != torch.float64:
-        matrix = matrix.to(torch.float32)  # weights span few orders of magnitude; weighted ones many
+    # weights span few orders of magnitude; what the other solvers make of them spans many
+    few = rank is not None and weight.dtype != torch.float64
+    matrix = widened(weight, torch.float32 if few else torch.float64)
     found = principal_outputs(matrix, matrix, rank)
     return found.terms(found.left, found.left.T @ matrix, weight.dtype)
 
 
-def widened(weight: Float[Tensor, "out inp"]) -> Float[Tensor, "out inp"]:
-    """`weight` in float64.
+def widened(weight: Float[Tensor, "out inp"], dtype: torch.dtype = torch.float64) -> Float[Tensor, "out inp"]:
+    """`weight` in `dtype`.
 
     Raises:
         NumericsError: it holds NaN or infinity.
     """
     if not bool(torch.isfinite(weight).all()):
         raise NumericsError("The weight holds NaN or infinity. Load a sound checkpoint, in a dtype wide enough for it.")
-    return weight.detach().to(torch.float64)
+    return weight.detach().to(dtype)
 
 
 @dataclass(frozen=True)
