@@ -12,8 +12,8 @@ from makd.lowrank.factors import Decomposition
 OVERSAMPLING = 16
 """Directions that subspace iteration carries beyond the rank; they converge last."""
 ITERATIONS = 4
-"""Of subspace iteration, after the first product. Its error was at most 1.007 times the best for every matrix of
-MiniLM-L6 and SmolLM2 at 60 % of the weights, where 2 gave 1.023 (python benchmarks/decomposition.py)."""
+"""Of subspace iteration, after the first product. Its error was at most 1.008 times the best for every matrix of
+MiniLM-L6 and SmolLM2 at half of the weights (python benchmarks/decomposition.py)."""
 WORTHWHILE = 0.6
 """Share of all directions from which on all of them take no longer than some."""
 
