@@ -40,12 +40,13 @@ from makd.anatomy import resolve
 from makd.data import DataConfig, load_texts, make_batches, tokenize
 from makd.evaluation import fidelity, perplexity
 from makd.loading import load_model, load_tokenizer
+from makd.lowrank.assemble import linear_sizes
 from makd.lowrank.factors import Decomposition, Factors
 from makd.lowrank.gradients import collect_gradient_moments
 from makd.lowrank.layerwise import depth_sensitivities, fit_layers_
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.moments import CrossMoments
-from makd.lowrank.ranks import LinearSize, RankPlan, allocate
+from makd.lowrank.ranks import RankPlan, allocate
 from makd.lowrank.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
 from makd.lowrank.statistics import collect_input_moments
 
@@ -59,7 +60,6 @@ TEACHERS = {
 METHODS = (
     "svd", "asvd", "fisher", "whitened", "two_sided", "svd_llm", "regression", "two_sided_regression",
 )  # fmt: skip
-PEERS = ("asvd", "svd_llm", "whitened", "two_sided")
 BLOCK = 256
 """Tokens of a decoder's block."""
 
@@ -230,11 +230,7 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
     subject = {"minilm": minilm, "smollm2": smollm2}[name](data, rows)
     calibrate(subject)
     anatomy = resolve(subject.teacher)
-    sizes = [
-        LinearSize(linear, *dense_weight(subject.teacher.get_submodule(linear)).shape,
-                   getattr(subject.teacher.get_submodule(linear), "bias", None) is not None)
-        for linear in anatomy.linears
-    ]  # fmt: skip
+    sizes = linear_sizes(subject.teacher, anatomy)
     total = sum(size.parameters(None) for size in sizes)
     if (name, 1.0, "teacher", "") not in done:
         write({"model": name, "keep": 1.0, "method": "teacher", "ranks": "", **measure(subject, subject.teacher)})

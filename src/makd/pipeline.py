@@ -1,7 +1,6 @@
 """The whole method on one page. Read this first; the folders are its stations, in this order."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,14 @@ from makd.loading import check_dtype, load_model, load_tokenizer, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
-from makd.report import OutputFolder, describe_environment, write_card, write_json, write_recipe
+from makd.report import (
+    OutputFolder,
+    copy_sentence_transformers_files,
+    describe_environment,
+    write_card,
+    write_json,
+    write_recipe,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +50,6 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is going on, how much is done, of how much)."""
 
 Data = DataConfig | str | list[str]
-
-SENTENCE_TRANSFORMERS_FILES = (
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "1_Pooling",
-    "2_Normalize",
-)
-"""What a sentence-transformers folder has besides the model; copied, so that the student opens there too."""
 
 
 @dataclass(frozen=True)
@@ -366,12 +363,7 @@ def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[st
     run.progress("save", 0, 1)
     student.save_pretrained(result)
     run.tokenizer.save_pretrained(result)
-    source = Path(run.teacher.name_or_path or "")
-    for name in SENTENCE_TRANSFORMERS_FILES:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, result / name)
-        elif (source / name).is_file():
-            shutil.copy(source / name, result / name)
+    copy_sentence_transformers_files(Path(run.teacher.name_or_path or ""), result)
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     environment = describe_environment(student.device, run.recipe.seed)
     names = {"teacher": run.teacher_name, "data": run.data, "recipe": run.recipe, "tokenizer": run.tokenizer_name}

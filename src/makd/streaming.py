@@ -6,7 +6,6 @@ student where it fits.
 
 import hashlib
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -25,8 +24,16 @@ from makd.loading import check_dtype, load_empty_model, load_tokenizer
 from makd.lowrank.budget import Budget
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
-from makd.pipeline import SENTENCE_TRANSFORMERS_FILES, Data, Progress, Report
-from makd.report import OutputFolder, describe_environment, plain, write_card, write_json, write_recipe
+from makd.pipeline import Data, Progress, Report
+from makd.report import (
+    OutputFolder,
+    copy_sentence_transformers_files,
+    describe_environment,
+    plain,
+    write_card,
+    write_json,
+    write_recipe,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +96,7 @@ def factorize_streamed(
         )
         if words is not None:
             words.save_pretrained(result)
-        _copy_sentence_transformers(files, result)
+        copy_sentence_transformers_files(files, result)
         metrics = _metrics(before, model, anatomy, result, batches)
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
@@ -186,11 +193,3 @@ def _peak_bytes() -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _copy_sentence_transformers(source: Path, result: Path) -> None:
-    for name in SENTENCE_TRANSFORMERS_FILES:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, result / name)
-        elif (source / name).is_file():
-            shutil.copy(source / name, result / name)
