@@ -141,6 +141,36 @@ class TestOnlyTheTermsThatAreNeeded:
                 assert few.squared_error(rank) == pytest.approx(float(left_out.square().sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.5, 4.0])
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+class TestSpectraThatFallSlowlyAndSteeply:
+    rank = 24
+
+    def decomposed(self, decay, shape, dtype):
+        left, _ = torch.linalg.qr(normal(shape[0], min(shape)))
+        right, _ = torch.linalg.qr(normal(shape[1], min(shape), seed=1))
+        values = torch.arange(1, min(shape) + 1, dtype=torch.float64) ** -decay
+        weight = ((left * values) @ right.T).to(dtype)
+        terms = decompose_svd(weight, self.rank)
+        return weight.double(), terms, float(torch.linalg.svdvals(weight.double())[self.rank :].norm())
+
+    def test_error_is_within_a_hundredth_of_the_best(self, decay, shape, dtype):
+        weight, terms, best = self.decomposed(decay, shape, dtype)
+        error = float((weight - terms.left.double() @ terms.right.double()).norm())
+        assert error <= 1.01 * best + 10 * torch.finfo(dtype).eps * float(weight.norm())
+
+    def test_directions_are_orthonormal(self, decay, shape, dtype):
+        _, terms, _ = self.decomposed(decay, shape, dtype)
+        left = terms.left.double()
+        assert (left.T @ left - torch.eye(self.rank)).abs().max() < 1e-3
+
+    def test_error_is_known(self, decay, shape, dtype):
+        weight, terms, _ = self.decomposed(decay, shape, dtype)
+        error = float((weight - terms.left.double() @ terms.right.double()).norm())
+        assert terms.squared_error(self.rank) ** 0.5 == pytest.approx(error, rel=1e-2, abs=1e-5 * float(weight.norm()))
+
+
 class TestFisher:
     weight, gradients = normal(12, 20), correlated(300, 12, seed=5)
 
