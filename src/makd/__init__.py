@@ -21,16 +21,21 @@ if TYPE_CHECKING:
     from makd.distill import DistillTrainer, TrainingConfig
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
+    from makd.evaluation.speed import BenchConfig
     from makd.lowrank.budget import Budget
     from makd.lowrank.factorize import factorize
+    from makd.lowrank.folding import fold
     from makd.lowrank.linear import LowRankLinear
     from makd.lowrank.outcome import FactorizeReport
     from makd.lowrank.settings import FactorizeConfig
     from makd.pipeline import Report, compress, evaluate
+    from makd.speed import BenchReport, bench
     from makd.streaming import factorize_streamed
 
 _HOME = {
     "Anatomy": "makd.anatomy",
+    "BenchConfig": "makd.evaluation.speed",
+    "BenchReport": "makd.speed",
     "Budget": "makd.lowrank.budget",
     "CalibrationConfig": "makd.config",
     "DataConfig": "makd.data",
@@ -47,12 +52,14 @@ _HOME = {
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "aspects": "makd",
+    "bench": "makd.speed",
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
     "factorize": "makd.lowrank.factorize",
     "factorize_streamed": "makd.streaming",
     "fidelity": "makd.evaluation",
     "fingerprint": "makd.evaluation",
+    "fold": "makd.lowrank.folding",
     "inspect": "makd.anatomy",
     "perplexity": "makd.evaluation",
     "resolve": "makd.anatomy",
@@ -61,6 +68,8 @@ _HOME = {
 
 __all__ = [
     "Anatomy",
+    "BenchConfig",
+    "BenchReport",
     "Budget",
     "CalibrationConfig",
     "DataConfig",
@@ -77,12 +86,14 @@ __all__ = [
     "Term",
     "TrainingConfig",
     "aspects",
+    "bench",
     "compress",
     "evaluate",
     "factorize",
     "factorize_streamed",
     "fidelity",
     "fingerprint",
+    "fold",
     "inspect",
     "perplexity",
     "resolve",

@@ -7,18 +7,14 @@ Heavy imports wait until a subcommand runs, so that `makd --help` answers at onc
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from makd.errors import MakdError
 from makd.registry import unknown_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from makd.pipeline import Progress
+from makd.terminal import print_rich as _print
+from makd.terminal import progress_bars as _progress_bars
 
 USER_ERROR = 2
 """Exit code for what the user can mend."""
@@ -266,6 +262,12 @@ def _load_demo() -> Callable[..., None]:
     return demo
 
 
+def _load_bench() -> Callable[..., None]:
+    from makd.bench_command import bench
+
+    return bench
+
+
 COMMANDS = {
     "inspect": Command(
         _load_inspect,
@@ -295,6 +297,12 @@ COMMANDS = {
         "makd evaluate runs/student --teacher MODEL",
         ("student",),
     ),
+    "bench": Command(
+        _load_bench,
+        "Time a student against its teacher; save one with its slow linears dense again.",
+        "makd bench runs/student --teacher MODEL",
+        ("student",),
+    ),
     "demo": Command(
         _load_demo,
         "Compress a real model that a Python package carries, on this machine, without data.",
@@ -304,6 +312,8 @@ COMMANDS = {
 }
 
 _SWITCHES = {
+    "compile": "time torch.compiled forwards too",
+    "fold": "save the student with those linears dense where factored is slower, to --output",
     "overwrite": "replace the output folder when all is done",
     "resume": "go on from the last checkpoint of a run that was stopped",
     "stream": "from files to files, for teachers larger than memory; the student is not compared with its teacher",
@@ -343,37 +353,6 @@ def _set_up_logging() -> None:
     logger.propagate = False
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-@contextmanager
-def _progress_bars() -> "Iterator[Progress]":
-    """One bar for each kind of work, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks or done < bars.tasks[tasks[what]].completed:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield progress
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console().print(renderable)
 
 
 def _print_metrics(metrics: dict[str, Any], title: str) -> None:

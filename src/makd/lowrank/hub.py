@@ -136,6 +136,8 @@ def mark_student(student: PreTrainedModel) -> None:
     if ranks or embeddings or dropped:
         counts, architecture = count_parameters(student), type(student).__name__
         student.config.quantization_config = StudentConfig(ranks, counts, architecture, embeddings, dropped)
+    else:
+        student.config.__dict__.pop("quantization_config", None)  # all of it was folded: a plain model again
 
 
 def is_student(model: PreTrainedModel) -> bool:

@@ -1,0 +1,68 @@
+"""Station 7: whether a student is this teacher's, and how long a text it reads."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from makd.anatomy import linear_shape, resolve
+from makd.errors import SettingError
+from makd.lowrank.folding import factored_linears
+
+
+def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse models that are not a factored student and the teacher that it was made from.
+
+    Layers are compared by the roles and shapes of their linears, whatever head either model has; layers that the
+    student does without line up with any.
+
+    Raises:
+        SettingError: they do not line up, or there is nothing factored in the student.
+        UnsupportedModelError: the linears of one of them cannot be told apart.
+    """
+    if not factored_linears(student):
+        raise SettingError(
+            f"The student ({type(student).__name__}) has no factored linears, so there is nothing to compare or fold. "
+            "Give the folder of a student that `makd compress` or `makd factorize` wrote; the teacher goes to "
+            "--teacher."
+        )
+    if factored_linears(teacher):
+        raise SettingError("The teacher has factored linears. Give the dense model that the student was made from.")
+    ours, theirs = resolve(student).layers, resolve(teacher).layers
+    if len(ours) != len(theirs):
+        raise SettingError(
+            f"This is another teacher's student: it has {len(ours)} layers and the teacher {len(theirs)}. Give the "
+            "model that the student was made from (`teacher` in its recipe.yaml)."
+        )
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.is_skipped:
+            continue
+        shapes = [
+            {role.value: linear_shape(model.get_submodule(linear.module)) for role, linear in layer.roles.items()}
+            for model, layer in ((student, mine), (teacher, other))
+        ]
+        if shapes[0] != shapes[1]:
+            role = next(role for role in {**shapes[0], **shapes[1]} if shapes[0].get(role) != shapes[1].get(role))
+            sizes = " and ".join(
+                f"{side} has {'none' if role not in found else ' x '.join(map(str, found[role]))}"
+                for side, found in zip(("the student", "the teacher"), shapes, strict=True)
+            )
+            raise SettingError(
+                f"This is another teacher's student: of {role!r} in layer {mine.index}, {sizes}. Give the model that "
+                "the student was made from (`teacher` in its recipe.yaml)."
+            )
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """Tokens that a row may have; None where the architecture sets no bound."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    offset = next(
+        (
+            table.padding_idx + 1
+            for table in tables
+            if isinstance(table, nn.Embedding) and table.padding_idx is not None
+        ),
+        0,  # RoBERTa's positions begin after that of padding
+    )
+    return limit - offset

@@ -1,0 +1,305 @@
+"""Station 7: how fast a student is beside its teacher: factored, folded back to dense, and the best mixture of both."""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from makd.errors import SettingError
+from makd.evaluation.clock import Timing, take_turns, wait
+from makd.evaluation.costs import stored_bytes
+from makd.evaluation.pairing import check_pair, positions
+from makd.lowrank.folding import added_parameters, factored_linears, fold_
+from makd.lowrank.linear import LowRankLinear
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+FOLD_FROM = 1.02
+"""Factored / dense time of a linear from which it is folded. Below, what is won is less than what a timing is off by,
+and parameters are paid for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is timed, and on what."""
+
+    batches: tuple[int, ...] = (1, 16)
+    """Rows of a forward."""
+    lengths: tuple[int, ...] = (128,)
+    """Tokens of a row, none of them padding. Every batch is timed at every length."""
+    point: tuple[int, int] | None = None
+    """Batch and length at which factored and dense linears are compared to decide which to fold; None takes the first
+    of each."""
+    compile: bool = False
+    """Whether `torch.compile`d forwards are timed too. What compiling takes is said apart."""
+    repeats: int = 15
+    """Turns that count; each model has one forward a turn."""
+    threads: int | None = None
+    """Threads of torch on a CPU; None leaves them as they are."""
+    dtype: str = "float32"
+    """dtype of both models: float32, bfloat16 or float16."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes an accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "lengths"):
+            values = getattr(self, name)
+            if not values or any(value < 1 for value in values):
+                raise SettingError(f"{name} is one or more whole numbers, each at least 1; got {list(values)}.")
+        if self.point is not None and min(self.point) < 1:
+            raise SettingError(f"point is a batch and a length, each at least 1; got {list(self.point)}.")
+        if self.repeats < 1:
+            raise SettingError(f"repeats is at least 1; got {self.repeats}.")
+        if self.threads is not None and self.threads < 1:
+            raise SettingError(f"threads is at least 1; got {self.threads}.")
+
+    @property
+    def fold_point(self) -> tuple[int, int]:
+        """(batch, length) at which it is decided what to fold."""
+        return self.point or (self.batches[0], self.lengths[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """One of the models that take turns."""
+
+    name: str
+    """teacher, factored, folded or best."""
+    parameters: int
+    """Shared ones once."""
+    bytes: int
+    """Of its weights, in the dtype of the bench."""
+    factored: int
+    """How many of its linears are factors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardTiming:
+    """One model's forward at one batch and length."""
+
+    model: str
+    batch: int
+    length: int
+    compiled: bool
+    timing: Timing
+    """Ratios are to the teacher's forward in eager mode."""
+    compile_seconds: float | None = None
+    """What the first forward took, compiling included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearTiming:
+    """Factored against dense, for linears of one shape and rank."""
+
+    linears: tuple[str, ...]
+    out_features: int
+    in_features: int
+    rank: int
+    factored: Timing
+    dense: Timing
+    """Ratios are to dense."""
+
+    @property
+    def fold(self) -> bool:
+        """Whether dense is faster by more than a timing is off by."""
+        return self.factored.ratio >= FOLD_FROM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What was measured."""
+
+    models: tuple[ModelSize, ...]
+    forwards: tuple[ForwardTiming, ...]
+    linears: tuple[LinearTiming, ...]
+    fold: tuple[str, ...]
+    """Linears that `best` has dense: factored is slower at the point that was chosen."""
+    added_parameters: int
+    """What folding them adds to the student."""
+
+
+def measure_speed(
+    student: PreTrainedModel, teacher: PreTrainedModel, settings: BenchConfig, on_progress: Progress | None = None
+) -> Speed:
+    """Time forwards of teacher, student, the student with every linear folded, and the best mixture; all take turns.
+
+    Args:
+        student: with factored linears, on the teacher's device and in its dtype.
+        teacher: that it was made from.
+        settings: what is timed. dtype and device are the models' own.
+        on_progress: called as the work goes on.
+
+    Raises:
+        SettingError: the student is not this teacher's, has no factored linears, or a length is beyond its positions;
+            or there is no compiler.
+    """
+    progress = on_progress or (lambda what, done, of: None)
+    check_pair(student, teacher)
+    _check_lengths(settings, student, teacher)
+    student.eval(), teacher.eval()
+    if settings.compile:
+        _check_compiler(student.device)
+    with _threads(settings.threads):
+        folded = _sharing_copy(student)
+        fold_(folded)
+        linears = _time_linears(student, folded, settings, progress)
+        fold = tuple(name for row in linears if row.fold for name in row.linears)
+        best = _sharing_copy(student)
+        fold_(best, fold)
+        models = {"teacher": teacher, "factored": student, "folded": folded, "best": best}
+        forwards = _time_forwards(models, settings, progress)
+    return Speed(
+        models=tuple(_size(name, model) for name, model in models.items()),
+        forwards=forwards,
+        linears=linears,
+        fold=fold,
+        added_parameters=added_parameters(student, fold),
+    )
+
+
+def _check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
+    for model in models:
+        limit = positions(model)
+        longest = max(*settings.lengths, settings.fold_point[1])
+        if limit is not None and longest > limit:
+            raise SettingError(
+                f"A length of {longest} tokens is beyond the positions of {type(model).__name__}, which has {limit}. "
+                f"Give lengths up to {limit}."
+            )
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile something small, to fail before anything is measured.
+
+    Raises:
+        SettingError: it does not work here.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        torch._dynamo.reset()
+        raise SettingError(
+            f"torch.compile does not work here: {' '.join(str(error).split())[:300]} It needs a C++ compiler for the "
+            "CPU (CXX names it) and Triton for a GPU. Install one, or leave out --compile."
+        ) from error
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose modules can be replaced; the weights are the same tensors."""
+    tensors = (*model.parameters(), *model.buffers())
+    shared: PreTrainedModel = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return shared
+
+
+def _size(name: str, model: PreTrainedModel) -> ModelSize:
+    return ModelSize(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=stored_bytes(model),
+        factored=len(factored_linears(model)),
+    )
+
+
+def _time_linears(
+    student: PreTrainedModel, folded: PreTrainedModel, settings: BenchConfig, progress: Progress
+) -> tuple[LinearTiming, ...]:
+    """Every factored linear against itself folded; those of one shape, rank and bias are timed once."""
+    alike: dict[tuple[int, int, int, bool], list[str]] = {}
+    for name in factored_linears(student):
+        layer = student.get_submodule(name)
+        assert isinstance(layer, LowRankLinear)
+        key = (layer.out_features, layer.in_features, layer.rank, layer.bias is not None)
+        alike.setdefault(key, []).append(name)
+    rows = []
+    batch, length = settings.fold_point
+    for done, ((out_features, in_features, rank, _), names) in enumerate(alike.items(), start=1):
+        inputs = torch.randn(batch, length, in_features, generator=torch.Generator().manual_seed(0))
+        inputs = inputs.to(student.device, student.dtype)
+        pair = {
+            "dense": partial(folded.get_submodule(names[0]), inputs),
+            "factored": partial(student.get_submodule(names[0]), inputs),
+        }
+        # as many calls as a second of work or so: a linear is short, and so is what disturbs it
+        found = take_turns(pair, 4 * settings.repeats, student.device)
+        rows.append(
+            LinearTiming(
+                linears=tuple(names),
+                out_features=out_features,
+                in_features=in_features,
+                rank=rank,
+                **found,
+            )
+        )
+        progress("time linears", done, len(alike))
+    return tuple(rows)
+
+
+def _time_forwards(
+    models: Mapping[str, PreTrainedModel], settings: BenchConfig, progress: Progress
+) -> tuple[ForwardTiming, ...]:
+    points = [(batch, length) for length in settings.lengths for batch in settings.batches]
+    rows: list[ForwardTiming] = []
+    for done, (batch, length) in enumerate(points, start=1):
+        inputs = random_inputs(list(models.values()), batch, length)
+        calls: dict[str, Callable[[], Any]] = {name: partial(model, **inputs) for name, model in models.items()}
+        seconds: dict[str, float] = {}
+        if settings.compile:
+            torch._dynamo.reset()  # or shapes add up until it gives up on compiling
+            for name, model in models.items():
+                calls[_compiled(name)] = partial(torch.compile(model, dynamic=False), **inputs)
+                seconds[_compiled(name)] = _first_call(calls[_compiled(name)], model.device)
+        device = models["teacher"].device
+        for name, timing in take_turns(calls, settings.repeats, device).items():
+            row = ForwardTiming(model=name, batch=batch, length=length, compiled=False, timing=timing)
+            if name in seconds:
+                bare = name.removesuffix(_compiled(""))
+                row = replace(row, model=bare, compiled=True, compile_seconds=seconds[name])
+            rows.append(row)
+        progress("time forwards", done, len(points))
+    if settings.compile:
+        torch._dynamo.reset()
+    return tuple(rows)
+
+
+def _compiled(name: str) -> str:
+    return f"{name}, compiled"
+
+
+@torch.no_grad()
+def _first_call(call: Callable[[], Any], device: torch.device) -> float:
+    wait(device)
+    start = time.perf_counter()
+    call()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def random_inputs(models: Sequence[PreTrainedModel], batch: int, length: int) -> dict[str, Tensor]:
+    """Token ids that all `models` know, `length` in each of `batch` rows, without padding."""
+    vocabulary = min(model.get_input_embeddings().get_parameter("weight").shape[0] for model in models)
+    ids = torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(models[0].device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if models[0].config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    return inputs

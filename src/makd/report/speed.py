@@ -1,0 +1,116 @@
+"""Station 8: a student's speed as the table that a person reads, in its card, and beside it in bench.json."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from makd.evaluation.speed import Speed
+from makd.report.record import write_json
+
+BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"
+"""What stands around the section in a card; what is between them is replaced by the next bench."""
+BENCH_FILE = "bench.json"
+COLUMNS = ("batch x length", "mode", "model", "ms", "of teacher", "parameters", "bytes")
+MODELS = {"teacher": "teacher", "factored": "student", "folded": "student, all folded", "best": "student, best"}
+"""Model -> its name for a person."""
+
+
+def speed_rows(speed: Speed) -> list[tuple[str, ...]]:
+    """The timed forwards, as texts under `COLUMNS`."""
+    sizes = {size.name: size for size in speed.models}
+    return [
+        (
+            f"{row.batch} x {row.length}",
+            "compiled" if row.compiled else "eager",
+            MODELS[row.model],
+            f"{row.timing.milliseconds:.1f}",
+            f"{row.timing.ratio:.2f}x",
+            f"{sizes[row.model].parameters:,}",
+            f"{sizes[row.model].bytes:,}",
+        )
+        for row in speed.forwards
+    ]
+
+
+def speed_table(speed: Speed, title: str) -> Table:
+    """The timed forwards, for the terminal."""
+    return _table(title, COLUMNS, speed_rows(speed), left=3)
+
+
+def linears_table(speed: Speed, title: str) -> Table:
+    """Factored against dense, by shape and rank of the linears."""
+    columns = ("linear", "like it", "rank", "factored ms", "dense ms", "of dense", "best")
+    rows = [
+        (
+            f"{row.out_features} x {row.in_features}",
+            str(len(row.linears)),
+            str(row.rank),
+            f"{row.factored.milliseconds:.3f}",
+            f"{row.dense.milliseconds:.3f}",
+            f"{row.factored.ratio:.2f}x",
+            "dense" if row.fold else "factored",
+        )
+        for row in sorted(speed.linears, key=lambda row: row.factored.ratio)
+    ]
+    return _table(title, columns, rows, left=1)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], left: int) -> Table:
+    table = Table(title=title, title_style="bold", title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def fold_line(speed: Speed, point: tuple[int, int]) -> str:
+    """What `best` is, in a sentence."""
+    place = f"at {point[0]} x {point[1]} tokens"
+    total = sum(len(row.linears) for row in speed.linears)
+    if not speed.fold:
+        return f"No factored linear of {total} is slower than dense {place}: best is the student as it is."
+    return (
+        f"Best: {len(speed.fold)} of {total} factored linears dense again, because {place} factors are slower; that "
+        f"adds {speed.added_parameters:,} parameters."
+    )
+
+
+def write_speed(folder: Path, speed: Speed, settings: Any, environment: Mapping[str, Any]) -> None:
+    """Put the table into the card of the student in `folder`, and everything that was measured into its bench.json.
+
+    An older table is replaced and the rest of the card stays. Each file is whole at any moment.
+    """
+    content = {"settings": settings, "speed": speed, "environment": environment}
+    beside = folder / f"{BENCH_FILE}.partial"
+    write_json(beside, content)
+    os.replace(beside, folder / BENCH_FILE)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    beside = folder / "README.md.partial"
+    beside.write_text(with_section(text, _section(speed, settings.fold_point, environment)), encoding="utf-8")
+    os.replace(beside, card)
+
+
+def with_section(card: str, section: str) -> str:
+    """`card` with `section` in the place of the one that it has, or at its end. A mark without its other stays text."""
+    whole = f"{BEGIN}\n{section}{END}\n"
+    found = re.search(f"{re.escape(BEGIN)}\n(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}\n?", card, re.DOTALL)
+    if found is not None:
+        return card[: found.start()] + whole + card[found.end() :]
+    return f"{card.rstrip()}\n\n{whole}" if card.strip() else whole
+
+
+def _section(speed: Speed, point: tuple[int, int], environment: Mapping[str, Any]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * 3 + ("---:",) * 4, *speed_rows(speed))]
+    compiling = [row.compile_seconds for row in speed.forwards if row.compile_seconds is not None]
+    compiled = f" Compiling took {min(compiling):.0f} to {max(compiling):.0f} s a model." if compiling else ""
+    return (
+        "\n## Speed\n\n" + "\n".join(lines) + f"\n\n{fold_line(speed, point)}{compiled} Medians of forwards that took "
+        f"turns, `of teacher` within a turn, on {environment['device_name']} with {environment['threads']} threads, "
+        f"{environment['dtype']}. `makd bench` measured it; all of it is in `{BENCH_FILE}`.\n\n"
+    )

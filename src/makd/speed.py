@@ -1,0 +1,165 @@
+"""`makd bench`: how fast a student is beside its teacher, and a student that is faster.
+
+names -> models on one device, in one dtype -> forwards that take turns (`evaluation.speed`) -> the student's card,
+bench.json, and by choice a folder with the student whose slow linears are dense again
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from makd.anatomy import resolve
+from makd.config import Recipe
+from makd.errors import OutputError, SettingError
+from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
+from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
+from makd.loading import check_dtype, load_model, locate
+from makd.lowrank.folding import fold as folded_copy
+from makd.lowrank.folding import fold_
+from makd.report import OutputFolder, describe_environment, write_json
+from makd.report.speed import BENCH_FILE, write_speed
+from makd.report.tables import metrics_markdown
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What a bench found, and what it wrote."""
+
+    speed: Speed
+    settings: BenchConfig
+    environment: dict[str, Any]
+    card: Path | None
+    """The student's folder whose README.md and bench.json hold the table now."""
+    folder: Path | None
+    """Where the student with dense linears is, if it was asked for."""
+
+
+def bench(
+    student: str | PreTrainedModel,
+    teacher: str | PreTrainedModel,
+    settings: BenchConfig | None = None,
+    *,
+    card: bool = True,
+    fold: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    head: str = "auto",
+    on_progress: Progress | None = None,
+) -> BenchReport:
+    """Time a student against its teacher: factored, with every linear folded back to dense, and the best mixture.
+
+    Args:
+        student: folder of a student; or a student.
+        teacher: that it was made from, as `compress` takes it.
+        settings: what is timed, and on what; None takes the defaults.
+        card: whether the table goes into the card of the student, with a bench.json beside it. Only a student that is
+            given as a folder has one.
+        fold: whether to save the student with those linears dense where factored is slower at `settings.point`.
+        output: folder for that student; needed with `fold`.
+        overwrite: whether a folder that is not empty may be replaced.
+        head: which head the teacher is loaded with; `auto` takes the checkpoint's own.
+        on_progress: called as the work goes on, for progress bars.
+
+    Returns:
+        The timings, and what was written.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
+    """
+    settings = settings or BenchConfig()
+    if fold != (output is not None):
+        raise SettingError("fold and output belong together: --fold --output FOLDER saves the faster student there.")
+    target = OutputFolder(Path(output), overwrite=overwrite) if output is not None else None
+    source = _folder_of(student)
+    if target is not None and source is not None and target.path == source.absolute():
+        raise OutputError(f"{output} is the student's own folder. Name another output: the factors would be lost.")
+    if card and source is not None and not os.access(source, os.W_OK):
+        raise OutputError(f"{source} cannot be written to, so its card cannot hold the table. Give --card false.")
+    recipe = Recipe(device=settings.device, dtype=settings.dtype, head=head)
+    device, dtype = recipe.find_device(), check_dtype(settings.dtype)
+    ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
+    speed = measure_speed(ours, theirs, settings, on_progress)
+    environment = {
+        **describe_environment(device, recipe.seed),
+        "threads": settings.threads or torch.get_num_threads(),
+        "dtype": settings.dtype,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    written = source if card else None
+    if written is not None:
+        write_speed(written, speed, settings, environment)
+    if target is not None:
+        _save_folded(student, source, speed, target)
+        write_speed(target.path, speed, settings, environment)
+    return BenchReport(speed, settings, environment, written, None if target is None else target.path)
+
+
+def _folder_of(student: str | PreTrainedModel) -> Path | None:
+    """The folder of a student on this disk; None for one in hand or on the hub."""
+    if not isinstance(student, str):
+        return None
+    folder = Path(locate(student).folder)
+    return folder if folder.is_dir() else None
+
+
+def _loaded(model: str | PreTrainedModel, head: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model, loaded if it is a name; one in hand must be where and what the settings say."""
+    if isinstance(model, str):
+        return load_model(model, head, dtype, device)
+    if model.dtype != dtype or model.device.type != device.type:
+        raise SettingError(
+            f"The {type(model).__name__} in hand is {str(model.dtype).removeprefix('torch.')} on {model.device}, and "
+            f"the bench is of {str(dtype).removeprefix('torch.')} on {device}. Move it, or give its dtype and device."
+        )
+    return model
+
+
+def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Speed, target: OutputFolder) -> None:
+    """Write the student with `speed.fold` dense to `target`, and what else it had in its folder.
+
+    A saved student is read again, in its own dtype: a bench in bfloat16 is no reason to round its weights.
+    """
+    if isinstance(student, str):
+        dtype = AutoConfig.from_pretrained(locate(student).folder).dtype or torch.float32
+        model = load_model(student, dtype=dtype)
+        fold_(model, speed.fold)
+    else:
+        model = folded_copy(student, speed.fold)
+    with target.work() as result:
+        if source is not None:
+            _copy_companions(source, result)
+        model.save_pretrained(result)
+        _update_metrics(model, result)
+
+
+def _copy_companions(source: Path, result: Path) -> None:
+    """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling."""
+    weights = ("*.safetensors", "*.safetensors.index.json", "config.json", BENCH_FILE, "*.partial", "checkpoints")
+    shutil.copytree(source, result, ignore=shutil.ignore_patterns(*weights), dirs_exist_ok=True)
+
+
+def _update_metrics(model: PreTrainedModel, result: Path) -> None:
+    """Size and fingerprint in the copied metrics.json and card are made those of the folded student.
+
+    Fidelity stays: the outputs are the same but for rounding. Latency goes: bench.json has it.
+    """
+    file, card = result / "metrics.json", result / "README.md"
+    if not file.is_file():
+        return
+    old = json.loads(file.read_text(encoding="utf-8"))
+    new = {name: value for name, value in old.items() if name != "latency_ms"}
+    counts = parameter_counts(model, resolve(model))
+    new["params"] = {key: {**sides, "student": counts[key]} for key, sides in old["params"].items()}
+    new["bytes"] = {**old["bytes"], "student": bytes_on_disk(result)}
+    if "fingerprint" in old:
+        new["fingerprint"] = fingerprint(model)
+    write_json(file, new)
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        card.write_text(text.replace(metrics_markdown(old), metrics_markdown(new)), encoding="utf-8")
