@@ -253,7 +253,7 @@ def test_help_answers_without_importing_torch():
     assert "compress" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["inspect", "factorize", "distill", "compress", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "factorize", "distill", "compress", "evaluate", "bench", "demo"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

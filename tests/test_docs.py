@@ -48,7 +48,7 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import loading, pipeline, streaming
+    from makd import loading, pipeline, speed, streaming
 
     def stop(*_arguments, **_named):
         raise Parsed
@@ -56,6 +56,7 @@ def parse(monkeypatch):
     for name in ("compress", "factorize_only", "distill", "evaluate"):
         monkeypatch.setattr(pipeline, name, stop)
     monkeypatch.setattr(streaming, "factorize_streamed", stop)
+    monkeypatch.setattr(speed, "bench", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
     monkeypatch.setattr("makd.cli._set_up_logging", lambda: None)

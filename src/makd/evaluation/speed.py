@@ -1,7 +1,6 @@
 """Station 7: how fast a student is beside its teacher: factored, folded back to dense, and the best mixture of both."""
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from makd.evaluation.costs import stored_bytes
 from makd.evaluation.pairing import check_pair, positions
 from makd.lowrank.folding import added_parameters, factored_linears, fold_
 from makd.lowrank.linear import LowRankLinear
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 

@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from makd.evaluation.speed import Speed
@@ -14,8 +15,8 @@ from makd.report.record import write_json
 BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"
 """What stands around the section in a card; what is between them is replaced by the next bench."""
 BENCH_FILE = "bench.json"
-COLUMNS = ("batch x length", "mode", "model", "ms", "of teacher", "parameters", "bytes")
-MODELS = {"teacher": "teacher", "factored": "student", "folded": "student, all folded", "best": "student, best"}
+COLUMNS = ("tokens", "mode", "model", "ms", "ratio", "parameters", "bytes")
+MODELS = {"teacher": "teacher", "factored": "student", "folded": "all folded", "best": "best"}
 """Model -> its name for a person."""
 
 
@@ -43,7 +44,7 @@ def speed_table(speed: Speed, title: str) -> Table:
 
 def linears_table(speed: Speed, title: str) -> Table:
     """Factored against dense, by shape and rank of the linears."""
-    columns = ("linear", "like it", "rank", "factored ms", "dense ms", "of dense", "best")
+    columns = ("linear", "like it", "rank", "factored ms", "dense ms", "ratio", "best")
     rows = [
         (
             f"{row.out_features} x {row.in_features}",
@@ -59,8 +60,8 @@ def linears_table(speed: Speed, title: str) -> Table:
     return _table(title, columns, rows, left=1)
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], left: int) -> Table:
-    table = Table(title=title, title_style="bold", title_justify="left")
+def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], left: int) -> Table:
+    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD)  # 80 columns are enough
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
@@ -110,7 +111,10 @@ def _section(speed: Speed, point: tuple[int, int], environment: Mapping[str, Any
     compiling = [row.compile_seconds for row in speed.forwards if row.compile_seconds is not None]
     compiled = f" Compiling took {min(compiling):.0f} to {max(compiling):.0f} s a model." if compiling else ""
     return (
-        "\n## Speed\n\n" + "\n".join(lines) + f"\n\n{fold_line(speed, point)}{compiled} Medians of forwards that took "
-        f"turns, `of teacher` within a turn, on {environment['device_name']} with {environment['threads']} threads, "
-        f"{environment['dtype']}. `makd bench` measured it; all of it is in `{BENCH_FILE}`.\n\n"
+        "\n## Speed\n\n"
+        + "\n".join(lines)
+        + f"\n\n{fold_line(speed, point)}{compiled} Tokens: batch x length. Medians of forwards that took turns; the "
+        "ratio is to the teacher's eager forward in the same turn. Measured on "
+        f"{environment['device_name']} with {environment['threads']} threads in {environment['dtype']} by `makd "
+        f"bench`; all of it is in `{BENCH_FILE}`.\n\n"
     )
