@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-factorization bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -45,6 +45,20 @@ bench-factorization: $(READY) ## every solver at several budgets, on MiniLM and 
 	$(BIN)/python benchmarks/factorization.py run minilm
 	$(BIN)/python benchmarks/factorization.py run smollm2
 	$(BIN)/python benchmarks/factorization.py table
+
+bench-latency: $(READY) ## where a student's latency goes, and what compiling and bfloat16 give: 20 minutes
+	for batch in 1 16; do \
+	  for multiple in 8 16 32; do \
+	    for ranks in uniform global; do \
+	      $(BIN)/python benchmarks/latency.py measure --batch $$batch --ranks $$ranks --rank_multiple $$multiple || exit 1; \
+	    done; \
+	  done; \
+	  $(BIN)/python benchmarks/latency.py kernels --batch $$batch || exit 1; \
+	  $(BIN)/python benchmarks/latency.py bfloat16 --batch $$batch || exit 1; \
+	  $(BIN)/python benchmarks/latency.py compiled --batch $$batch || exit 1; \
+	  $(BIN)/python benchmarks/latency.py compiled --batch $$batch --freezing || exit 1; \
+	done
+	$(BIN)/python benchmarks/latency.py table
 
 bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of address space: hours, and 15 GB in WORK
 	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream)

@@ -330,8 +330,8 @@ SECTIONS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], list[list[s
     "measure": (
         "## Where the time goes, and the floor\n\nMilliseconds of a forward, of its linears called alone with the same "
         "inputs, of its attention alone, and the rest (norms, GELU, residuals, embeddings, pooler). Floor: the "
-        "teacher's time outside linears, plus that in linears times the student's share of their operations. It is what eager "
-        "students reach if factors run at the rate of the dense products.",
+        "teacher's time outside linears, plus that in linears times the student's share of their operations. It is "
+        "what eager students reach if factors run at the rate of the dense products.",
         ["batch", "model", "whole ms", "linears ms", "attention ms", "rest ms", "linears GFLOP", "linears MB",
          "GFLOP/s", "ratio", "ratio, median", "floor"],
         measured_rows,
