@@ -240,7 +240,8 @@ def kernels(teacher: PreTrainedModel, student: PreTrainedModel, settings: argpar
 
 def ways(layer: LowRankLinear, dense: nn.Linear, inputs: Tensor) -> dict[str, Callable[[], Any]]:
     """The dense linear, and the factored one as it is, as bare functions, from transposed and from packed weights."""
-    reduce, expand, bias = layer.reduce.weight, layer.expand.weight, layer.expand.bias
+    reduce, expand, bias = (t.detach().clone() for t in (layer.reduce.weight, layer.expand.weight, layer.expand.bias))
+    others = reduce.clone(), expand.clone()
     tokens = inputs.numel() // inputs.shape[-1]
     flat = inputs.reshape(tokens, -1)
     transposed = reduce.T.contiguous(), expand.T.contiguous()
@@ -251,8 +252,8 @@ def ways(layer: LowRankLinear, dense: nn.Linear, inputs: Tensor) -> dict[str, Ca
         "dense": lambda: dense(inputs),
         "dense, packed": lambda: multiply(inputs, dense_packed, dense.bias, "none", [], ""),
         "factored": lambda: layer(inputs),
-        "functions": lambda: functional.linear(functional.linear(inputs, reduce), expand, bias),
-        "two dimensions": lambda: torch.addmm(bias, torch.mm(flat, reduce.T), expand.T),
+        "functions": lambda: functional.linear(functional.linear(inputs, reduce), expand, bias),  # own copies: cold too
+        "two dimensions": lambda: torch.addmm(bias, torch.mm(flat, others[0].T), others[1].T),
         "transposed": lambda: torch.addmm(bias, torch.mm(flat, transposed[0]), transposed[1]),
         "packed": lambda: multiply(multiply(inputs, packed[0], None, "none", [], ""), packed[1], bias, "none", [], ""),
     }
@@ -271,6 +272,9 @@ def write_page() -> None:
         f"{any_line['processor']}, {any_line['capability']}, {any_line['threads']} threads, torch {any_line['torch']}"
     )
     parts = [INTRODUCTION.format(machine=machine)]
+    missing = [what for what in SECTIONS if not of[what]]
+    if missing:
+        parts.append(f"**Not measured yet**: {', '.join(missing)} (names as in the script).")
     for what, (text, header, rows) in SECTIONS.items():
         if of[what]:
             body = [row for line in of[what] for row in rows(line)]

@@ -89,10 +89,10 @@ def test_threads_are_as_before_afterwards(pair):
     assert torch.get_num_threads() == before
 
 
-def test_turns_go_round_and_ratios_are_to_the_first():
+def test_turns_go_round_and_back_and_ratios_are_to_the_first():
     calls = []
     found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, torch.device("cpu"), 1)
-    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert calls == ["a", "b", "b", "a", "b", "a", "a", "b"]
     assert found["a"].ratio == 1
 
 

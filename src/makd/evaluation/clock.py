@@ -39,8 +39,9 @@ def take_turns(
     names = list(things)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warm_up + repeats):
-        first = turn % len(names)  # who comes after whom changes what is in the caches
-        for name in (*names[first:], *names[:first]):
+        first = turn // 2 % len(names)
+        order = (*names[first:], *names[:first])
+        for name in order[:: -1 if turn % 2 else 1]:  # who comes after whom changes what is in the caches
             wait(device)
             start = time.perf_counter()
             things[name]()
