@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from makd.anatomy import Anatomy, resolve
 from makd.aspects import ActivePlan, Plan, activate
 from makd.capture import HeadCall, Recording, capture, withhold_logits
+from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
 from makd.distill.withholding import withheld_shift, without_labels
 from makd.errors import SettingError
@@ -83,9 +84,10 @@ class DistillTrainer(Trainer):
             self._switch_dropout_off(model)
         student = self.accelerator.unwrap_model(model)
         theirs, teacher_output, teacher_head = self._teach(inputs)
-        with capture(student, self.anatomy, self.plan.taps) as ours, self._withhold(student) as head:
+        layers = LayerLosses(self.anatomy, inputs, theirs)
+        with capture(student, self.anatomy, self.plan.taps, layers.receive), self._withhold(student) as head:
             output = model(**(inputs if head is None else self._questions(student, inputs)))
-        losses = aspect_losses(self.plan, self.anatomy, inputs, theirs, ours, teacher_output, output, head is None)
+        losses = aspect_losses(self.plan, self.anatomy, inputs, layers, teacher_output, output, head is None)
         predicted = None
         if head is not None:
             predicted, alone = prediction_losses(
