@@ -1,7 +1,7 @@
 """Tiles of attention scores for the attention aspect of station 5: where no score matrix may exist as a whole.
 
 Which part of the scores a tile is, and how either side's scores of it are made: with masks, scales, grouped heads and
-soft-capping. `attention` and `attention_loss` go through them.
+soft-capping. `attention` and `attention_mean` go through them.
 """
 
 from collections.abc import Iterator

@@ -77,7 +77,7 @@ class _Loss(torch.autograd.Function):
             work.take(tile)
         batch, heads, queries, _ = query_student.shape
         count = torch.tensor(batch * queries, device=query_student.device) if real is None else real.sum()
-        factor = 1 / (count.clamp_min(1) * heads)
+        factor = 1 / (count.clamp_min(1) * heads).to(student.dtype)
         # the gradients have their tensors' dtypes in any case, so nothing is lost by keeping them so
         grad_mask = work.grad_mask if mask_student is None or work.grad_mask is None else work.grad_mask.flatten(1, 2)
         ctx.save_for_backward(
