@@ -26,6 +26,7 @@ from makd.data import (
     load_texts,
     make_batches,
     reads_blocks,
+    row_lengths,
     tokenize,
 )
 from makd.distill import DistillTrainer
@@ -343,6 +344,8 @@ def _distill(run: _Run, student: PreTrainedModel) -> None:
         run.teacher,
         run.recipe.plan,
         training.student_dropout,
+        tokens_per_batch=training.find_tokens(row_lengths(run.train)),
+        teacher_dtype=None if training.teacher_dtype is None else check_dtype(training.teacher_dtype),
         args=arguments,
         train_dataset=run.train,
         eval_dataset=run.held_out,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from makd.aspects import attention, attention_kl
+from makd.aspects import attention, attention_kl, attention_tiles
 from makd.aspects.attention_kernels import attend, transpose_attend
 
 BOTH_METHODS = pytest.mark.parametrize("method", ["tiles", "kernel"])
@@ -89,8 +89,8 @@ def seed() -> None:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tiles even for tiny inputs: a few rows each, of one head of one text."""
-    monkeypatch.setattr(attention, "_LEAST_ROWS", 4)
-    monkeypatch.setattr(attention, "_CPU_TILE_ELEMENTS", 128)
+    monkeypatch.setattr(attention_tiles, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(attention_tiles, "_CPU_TILE_ELEMENTS", 128)
 
 
 @BOTH_METHODS

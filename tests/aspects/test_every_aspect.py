@@ -10,6 +10,7 @@ from torch import Tensor
 
 from makd.aspects import (
     attention_kl,
+    attention_loss,
     embedding_distance,
     hidden_mse,
     logits_kl,
@@ -37,6 +38,10 @@ def _attention(student: Tensor, teacher: Tensor, method: str, **settings) -> Ten
         query = tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2)
         return query, torch.where(MASK[:, None, :, None], query, 5.0).roll(1, -1)
 
+    if method == "one pass":
+        return attention_loss(
+            *query_and_key(teacher), *query_and_key(student), MASK, MASK[:, None, None, :], **settings
+        )
     kl = attention_kl(
         *query_and_key(teacher), *query_and_key(student), MASK[:, None, None, :], method=method, **settings
     )
@@ -58,6 +63,7 @@ CASES = {
     "attention, causal": Case(partial(_attention, method="tiles", is_causal=True)),
     "attention, softcap": Case(partial(_attention, method="tiles", softcap=2.0)),
     "attention, kernel": Case(partial(_attention, method="kernel")),
+    "attention, one pass": Case(partial(_attention, method="one pass")),
 }
 
 

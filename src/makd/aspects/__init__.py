@@ -1,6 +1,7 @@
 """Station 5: what the student mimics. Losses are pure functions of tensors; they know no model and no trainer."""
 
 from makd.aspects.attention import attention_kl
+from makd.aspects.attention_mean import attention_loss
 from makd.aspects.divergences import DIVERGENCES, Divergence, divergence
 from makd.aspects.embedding import Pooling, embedding_distance, pool, similarity_mse
 from makd.aspects.hidden import hidden_mse, normalised_mse
@@ -23,6 +24,7 @@ __all__ = [
     "Term",
     "activate",
     "attention_kl",
+    "attention_loss",
     "chunked_logits_loss",
     "divergence",
     "embedding_distance",

@@ -1,7 +1,7 @@
 """Station 4: one forward each of teacher and student, and the tensors that plans ask for."""
 
 from makd.capture.attention import AttentionCall
-from makd.capture.recording import Recording, Tap, capture
+from makd.capture.recording import Receiver, Recording, Tap, capture
 from makd.capture.vocabulary import (
     HeadCall,
     Predictions,
@@ -15,6 +15,7 @@ __all__ = [
     "AttentionCall",
     "HeadCall",
     "Predictions",
+    "Receiver",
     "Recording",
     "Tap",
     "VocabularyHead",

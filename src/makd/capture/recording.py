@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role
@@ -33,25 +34,59 @@ class Recording:
     """Outputs of linears (batch, tokens, features) and hidden states (batch, tokens, hidden)."""
     attention: dict[Tap, AttentionCall] = field(default_factory=dict)
 
+    def keep(self, tap: Tap, found: Tensor | AttentionCall) -> None:
+        """Note what a tap found."""
+        if isinstance(found, AttentionCall):
+            self.attention[tap] = found
+        else:
+            self.tensors[tap] = found
+
+
+Receiver = Callable[[Tap, Tensor | AttentionCall], None]
+"""Takes what a tap found, while the forward goes on."""
+
 
 @contextmanager
-def capture(model: nn.Module, anatomy: Anatomy, taps: Sequence[Tap]) -> Iterator[Recording]:
+def capture(
+    model: nn.Module, anatomy: Anatomy, taps: Sequence[Tap], receive: Receiver | None = None
+) -> Iterator[Recording]:
     """Record `taps` of the forward that runs inside the block; hooks are gone after it, also on an error.
 
     One forward a block. A backward belongs outside: with gradient checkpointing it runs parts of the forward again.
+
+    Args:
+        model: what runs.
+        anatomy: of `model`.
+        taps: what to record.
+        receive: is handed each tensor or attention call at once, and the recording stays empty. What it computes for a
+            backward is kept as it is, also inside a layer that is checkpointed.
     """
     recording = Recording()
+    keep = recording.keep if receive is None else _outside_checkpoints(receive)
     with ExitStack() as hooks:
         for name, wanted in _by_module(anatomy, taps).items():
-            handle = model.get_submodule(name).register_forward_hook(_keep_output(recording, wanted))
+            handle = model.get_submodule(name).register_forward_hook(_keep_output(keep, wanted))
             hooks.callback(handle.remove)
         recorders = {
-            model.get_submodule(name): _keep_call(recording, wanted)
-            for name, wanted in _by_attention(anatomy, taps).items()
+            model.get_submodule(name): _keep_call(keep, wanted) for name, wanted in _by_attention(anatomy, taps).items()
         }
         if recorders:
             hooks.enter_context(record_attention(recorders))
         yield recording
+
+
+def _outside_checkpoints(receive: Receiver) -> Receiver:
+    """`receive`, out of sight of gradient checkpointing.
+
+    A checkpointed layer throws away what its forward saves and expects its second run to save the same again; but in
+    the second run nobody listens. So what `receive` saves is not shown to it.
+    """
+
+    def received(tap: Tap, found: Tensor | AttentionCall) -> None:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            receive(tap, found)
+
+    return received
 
 
 def _by_module(anatomy: Anatomy, taps: Sequence[Tap]) -> dict[str, list[tuple[Tap, Layer]]]:
@@ -76,7 +111,7 @@ def _by_attention(anatomy: Anatomy, taps: Sequence[Tap]) -> dict[str, list[tuple
     return modules
 
 
-def _keep_output(recording: Recording, wanted: list[tuple[Tap, Layer]]) -> Callable[..., None]:
+def _keep_output(keep: Receiver, wanted: list[tuple[Tap, Layer]]) -> Callable[..., None]:
     """A forward hook. Modules that several layers share are told apart by counting their calls."""
     calls = 0
 
@@ -86,20 +121,20 @@ def _keep_output(recording: Recording, wanted: list[tuple[Tap, Layer]]) -> Calla
         for tap, layer in wanted:
             if layer.call == calls:
                 part = None if tap.role is None else layer.roles[tap.role].part
-                recording.tensors[tap] = hidden if part is None else part.select(hidden)
+                keep(tap, hidden if part is None else part.select(hidden))
         calls += 1
 
     return hook
 
 
-def _keep_call(recording: Recording, wanted: list[tuple[Tap, Layer]]) -> Callable[[AttentionCall], None]:
+def _keep_call(keep: Receiver, wanted: list[tuple[Tap, Layer]]) -> Callable[[AttentionCall], None]:
     calls = 0
 
     def recorder(call: AttentionCall) -> None:
         nonlocal calls
         for tap, layer in wanted:
             if layer.call == calls:
-                recording.attention[tap] = call
+                keep(tap, call)
         calls += 1
 
     return recorder

@@ -1,17 +1,22 @@
 """Station 2: texts and tasks, as batches for calibration, training and evaluation."""
 
-from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, tokenize
+from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
+from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.sources import DataConfig, Texts, hold_out, load_texts
 
 __all__ = [
     "Batch",
     "DataConfig",
     "Texts",
+    "TokenBatchSampler",
     "collator",
     "count_tokens",
     "hold_out",
     "load_texts",
     "make_batches",
+    "padding_share",
     "reads_blocks",
+    "row_lengths",
+    "token_batches",
     "tokenize",
 ]

@@ -90,7 +90,7 @@ def make_batches(
     """The first `limit` tokenized rows as batches on the CPU. `by_length` sorts them, so that little is padding."""
     rows = rows if limit is None or limit >= len(rows) else rows.select(range(limit))
     if by_length:
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = row_lengths(rows)
         rows = rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
     return list(DataLoader(rows, batch_size=batch_size, collate_fn=collator(tokenizer, model)))
 
@@ -98,6 +98,12 @@ def make_batches(
 def count_tokens(batches: list[Batch]) -> int:
     """Real tokens in `batches`."""
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
+def row_lengths(rows: Any) -> list[int]:
+    """Tokens of each tokenized row, of a `Dataset` or any other sequence of rows."""
+    ids = rows["input_ids"] if isinstance(rows, Dataset) else (row["input_ids"] for row in rows)
+    return [len(row) for row in ids]
 
 
 def _check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:

@@ -11,23 +11,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy
-from makd.anatomy.tokens import layer_tokens, role_tokens
+from makd.anatomy.tokens import layer_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
     PredictionLosses,
     SoftLoss,
-    attention_kl,
     chunked_logits_loss,
     embedding_distance,
     logits_divergence,
     next_labels,
-    normalised_mse,
     pool,
     regression_mse,
     similarity_mse,
 )
-from makd.capture import AttentionCall, HeadCall, Recording, Tap
+from makd.capture import HeadCall, Tap
 from makd.errors import DataError, NumericsError
 
 Inputs = Mapping[str, Tensor]
@@ -39,8 +37,7 @@ def aspect_losses(
     plan: ActivePlan,
     anatomy: Anatomy,
     inputs: Inputs,
-    teacher: Recording,
-    student: Recording,
+    layers: Mapping[Tap, Float[Tensor, ""]],
     teacher_output: Any,
     student_output: Any,
     with_predictions: bool = True,
@@ -48,18 +45,14 @@ def aspect_losses(
     """Loss of every aspect of `plan` on one batch, unweighted, each a mean over its layers, roles and real tokens.
 
     Args:
-        plan: aspects, with the taps that both recordings hold.
+        plan: aspects.
         anatomy: of the student; the teacher's has the same layers and roles.
         inputs: the batch that both models read.
-        teacher: what the teacher's forward left, without gradients.
-        student: what the student's forward left.
+        layers: the loss of every tap of the plan, as `LayerLosses` makes them.
         teacher_output: the teacher's ModelOutput.
         student_output: the student's ModelOutput.
         with_predictions: whether `logits` and `task` are among the losses. False where the models withheld their
             logits: see `prediction_losses`.
-
-    Raises:
-        NumericsError: the teacher's captured tensors hold NaN or infinity on real tokens.
     """
     losses: dict[str, Tensor] = {}
     for active in plan.terms:
@@ -74,9 +67,7 @@ def aspect_losses(
         elif aspect in ("embedding", "similarity"):
             losses[active.name] = _embedding(active, anatomy, inputs, teacher_output[0], student_output[0])
         else:
-            compare = _attention if aspect == "attention" else _states
-            parts = [compare(tap, anatomy, inputs, teacher, student) for tap in active.taps]
-            losses[active.name] = torch.stack(parts).mean()
+            losses[active.name] = torch.stack([layers[tap] for tap in active.taps]).mean()
     return losses
 
 
@@ -158,50 +149,6 @@ def weighted_sum(
             "(float16 teachers overflow often; bfloat16 does not), and lower the learning rate."
         )
     return total
-
-
-def _states(tap: Tap, anatomy: Anatomy, inputs: Inputs, teacher: Recording, student: Recording) -> Float[Tensor, ""]:
-    """A linear's output or a layer's hidden states."""
-    layer = anatomy.layers[tap.layer]
-    role = tap.role
-    mask = layer_tokens(anatomy, layer, inputs) if role is None else role_tokens(anatomy, layer, role, inputs)
-    # OPT joins rows before its feed-forward: every tensor is given its (batch, tokens) back
-    ours, theirs = (side.tensors[tap].reshape(*mask.shape, -1) for side in (student, teacher))
-    return normalised_mse(ours, theirs, mask)
-
-
-def _attention(tap: Tap, anatomy: Anatomy, inputs: Inputs, teacher: Recording, student: Recording) -> Float[Tensor, ""]:
-    theirs, ours = teacher.attention[tap], student.attention[tap]
-    mask = _score_mask(theirs)
-    biased = theirs.position_bias is not None
-    divergence = attention_kl(
-        theirs.query,
-        theirs.key,
-        ours.query,
-        ours.key,
-        mask,
-        theirs.is_causal,
-        theirs.scale,
-        attention_mask_student=_score_mask(ours) if biased else None,
-        softcap=theirs.softcap,
-    )
-    real = layer_tokens(anatomy, anatomy.layers[tap.layer], inputs)[:, None, :]
-    return torch.where(real, divergence, 0.0).sum() / (real.sum() * divergence.shape[1])
-
-
-def _score_mask(call: AttentionCall) -> Tensor | None:
-    """One additive or boolean mask for the scores: padding (batch, keys) given room for heads and queries, and bias."""
-    mask = call.mask
-    if mask is not None and mask.dim() == 2:
-        mask = mask.bool()[:, None, None, :]
-    if call.position_bias is None:
-        return mask
-    if mask is None:
-        return call.position_bias
-    lowest = torch.finfo(call.position_bias.dtype).min
-    if mask.dtype == torch.bool:
-        return torch.where(mask, call.position_bias, lowest)
-    return (call.position_bias + mask).clamp(min=lowest)
 
 
 def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Any) -> Float[Tensor, ""]:

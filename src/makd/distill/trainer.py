@@ -5,6 +5,7 @@ parallelism, evaluation during training, loggers. The teacher is a frozen guest:
 state, and it is not part of what is saved.
 """
 
+import logging
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,9 +18,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from makd.anatomy import Anatomy, resolve
 from makd.aspects import ActivePlan, Plan, activate
 from makd.capture import HeadCall, Recording, capture, withhold_logits
+from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
+from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
 from makd.distill.withholding import withheld_shift, without_labels
 from makd.errors import SettingError
+
+_logger = logging.getLogger(__name__)
 
 
 class DistillTrainer(Trainer):
@@ -38,6 +43,8 @@ class DistillTrainer(Trainer):
         teacher: PreTrainedModel,
         plan: Plan | str = "full",
         student_dropout: bool = False,
+        tokens_per_batch: int | None = None,
+        teacher_dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -48,6 +55,9 @@ class DistillTrainer(Trainer):
             plan: a `Plan`, or a preset's name.
             student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
                 which the student is fitted to, have none.
+            tokens_per_batch: tokens of a training batch on each device, padding counted, in the place of a number of
+                rows: see `makd.data.token_batches`. None leaves batches to the Trainer.
+            teacher_dtype: of the teacher's products in training and evaluation, by autocast; None: as the student's.
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
@@ -60,6 +70,8 @@ class DistillTrainer(Trainer):
         _check_pair(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy)
         self.student_dropout = student_dropout
+        self.tokens_per_batch = tokens_per_batch
+        self.teacher_dtype = teacher_dtype
         self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
         self._counts: dict[bool, dict[str, int]] = {True: defaultdict(int), False: defaultdict(int)}
         super().__init__(model=model, **kwargs)
@@ -69,6 +81,25 @@ class DistillTrainer(Trainer):
         self.shift: int | None = withheld_shift(model, teacher, self.plan)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.tokens_per_batch is None:
+            return super()._get_train_sampler(rows)
+        lengths = row_lengths(rows)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        share = padding_share(lengths, token_batches(lengths, self.tokens_per_batch))
+        sampler = TokenBatchSampler(
+            lengths, self.tokens_per_batch, seed, self.args.process_index, max(1, self.args.world_size)
+        )
+        _logger.info(
+            "%d rows in batches of at most %d tokens: %d an epoch, %.1f %% of the tokens padding",
+            len(lengths),
+            self.tokens_per_batch,
+            sampler.count,
+            100 * share,
+        )
+        return sampler
 
     def compute_loss(
         self,
@@ -83,9 +114,10 @@ class DistillTrainer(Trainer):
             self._switch_dropout_off(model)
         student = self.accelerator.unwrap_model(model)
         theirs, teacher_output, teacher_head = self._teach(inputs)
-        with capture(student, self.anatomy, self.plan.taps) as ours, self._withhold(student) as head:
+        layers = LayerLosses(self.anatomy, inputs, theirs)
+        with capture(student, self.anatomy, self.plan.taps, layers.receive), self._withhold(student) as head:
             output = model(**(inputs if head is None else self._questions(student, inputs)))
-        losses = aspect_losses(self.plan, self.anatomy, inputs, theirs, ours, teacher_output, output, head is None)
+        losses = aspect_losses(self.plan, self.anatomy, inputs, layers, teacher_output, output, head is None)
         predicted = None
         if head is not None:
             predicted, alone = prediction_losses(
@@ -98,16 +130,23 @@ class DistillTrainer(Trainer):
         self._note(training, losses)
         return (total, output) if return_outputs else total
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _teach(self, inputs: dict[str, Any]) -> tuple[Recording, Any, HeadCall | None]:
         """The teacher's forward on the batch, without labels: its own loss is of no use."""
         with (
-            self.accelerator.autocast(),
+            self._teacher_precision(),
             capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording,
             self._withhold(self.teacher) as head,
         ):
             output = self.teacher(**self._questions(self.teacher, inputs))
         return recording, output, head
+
+    def _teacher_precision(self) -> AbstractContextManager[Any]:
+        if self.teacher_dtype is None:
+            own: AbstractContextManager[Any] = self.accelerator.autocast()
+            return own
+        reduced = self.teacher_dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.args.device.type, self.teacher_dtype if reduced else None, enabled=reduced)
 
     def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:
         """A forward inside makes no logits of a whole batch, if it need not."""

@@ -1,5 +1,6 @@
 """Station 6: the settings of a training run, and the Trainer's arguments that they stand for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,10 @@ class TrainingConfig:
     epochs: float = 3.0
     """Passes over the training rows, where `steps` is not given."""
     batch_size: int = 16
-    """Rows of a forward, on each device."""
+    """Rows of a forward, on each device; where rows differ in length, on average."""
+    tokens_per_batch: int | None = None
+    """Tokens of a forward, on each device, padding counted: many short rows or few long ones, of like length. None
+    takes as many as `batch_size` rows of average length have."""
     accumulate: int = 1
     """Forwards of an optimizer step."""
     learning_rate: float = 1e-4
@@ -32,6 +36,8 @@ class TrainingConfig:
     """Gradients longer than this are shortened to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: forwards under autocast; parameters and optimizer stay as they are."""
+    teacher_dtype: Literal["float32", "bfloat16"] | None = None
+    """dtype of the teacher's products while the student learns; None: as `precision` says."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward instead of keeping their activations: slower, smaller."""
     student_dropout: bool = False
@@ -52,6 +58,7 @@ class TrainingConfig:
             "steps": (self.steps is None or self.steps >= 0, "at least 0, or null to train for `epochs`"),
             "epochs": (self.epochs > 0, "above 0"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
+            "tokens_per_batch": (self.tokens_per_batch is None or self.tokens_per_batch >= 1, "at least 1, or null"),
             "accumulate": (self.accumulate >= 1, "at least 1"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "warmup": (0 <= self.warmup < 1, "a share of the steps, in [0, 1)"),
@@ -64,6 +71,11 @@ class TrainingConfig:
         for name, (fine, allowed) in checks.items():
             if not fine:
                 raise SettingError(f"training.{name} is {allowed}; got {getattr(self, name)}.")
+
+    def find_tokens(self, lengths: Sequence[int]) -> int:
+        """`tokens_per_batch`, for rows of these lengths; no fewer than the longest row has."""
+        mean = self.batch_size * sum(lengths) / max(1, len(lengths))
+        return max(round(mean) if self.tokens_per_batch is None else self.tokens_per_batch, *lengths, 1)
 
     def to_arguments(self, output: Path, seed: int, use_cpu: bool) -> TrainingArguments:
         """The Trainer's arguments; checkpoints go to `output`."""
