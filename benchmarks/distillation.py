@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from distilling.attention import compare_attention
 from distilling.decode import compare_decoding
 from distilling.page import write_page
@@ -204,7 +203,8 @@ def read(results: Path | None) -> list[dict[str, Any]]:
 def write(results: Path | None, row: dict[str, Any]) -> None:
     """One more line, with where and when it was found."""
     name = torch.cuda.get_device_name() if row["device"] == "cuda" else processor()
-    where = {"device_name": name, "cores": os.cpu_count(), "torch": torch.__version__, "date": date.today().isoformat()}
+    where = {"device_name": name, "cores": os.cpu_count(), "torch": torch.__version__, "date": date.today().isoformat(),
+             "load": round(os.getloadavg()[0], 1)}  # fmt: skip
     line = json.dumps({**row, **where})
     print(line, flush=True)
     if results is not None:

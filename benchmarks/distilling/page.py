@@ -26,11 +26,11 @@ def write_page(page: Path, rows: Sequence[Row], chunked: Path) -> None:
     parts = [
         "# Distillation: what a step costs",
         "",
-        "Written by `python benchmarks/distillation.py table` from `benchmarks/results/distillation.jsonl`; the docstring",
-        "of the script says what a step is, how memory is counted and which students are trained. Rows of one table took",
-        "turns, a step each, in one run; ratios are medians over those turns, against makd's plan `full`. `eager` is the",
-        "same losses written plainly (`benchmarks/distilling/reference.py`), equal to makd's to 1e-3 at the first step.",
-        "Other tools are torchdistill, TextBrewer and TRL's GKD trainer, with what their losses can say of the plan. A",
+        "Written by `python benchmarks/distillation.py table` from `benchmarks/results/distillation.jsonl`; the",
+        "script's docstring says what a step is, how memory is counted and which students are trained. Rows of one",
+        "table took turns, a step each, in one run; ratios are medians over those turns, against makd's plan `full`. `eager`",
+        "is the same losses written plainly (`benchmarks/distilling/reference.py`), equal to makd's to 1e-3 at the",
+        "first step. Other tools are torchdistill, TextBrewer and TRL's GKD trainer, with what they can say of the plan. A",
         "row that is missing has not been run.",
         "",
     ]
@@ -63,7 +63,7 @@ def _steps(group: Sequence[Row]) -> list[str]:
     first = group[0]
     lines = [
         f"## {first['model']}, {first['batch']} x {first['tokens']} tokens", "", f"{_where(first)}.", "",
-        "| plan | tool | seconds | tokens/s | time, of full | of makd, same plan | peak MB | memory, of full | losses |",
+        "| plan | tool | seconds | tokens/s | time, of full | of makd's plan | peak MB | memory, of full | losses |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]  # fmt: skip
     by_cell = {(row["tool"], row["plan"]): row for row in group}
@@ -115,7 +115,7 @@ def _attention(rows: Sequence[Row]) -> list[str]:
         (row["device_name"], row["dtype"], row["threads"], row["tokens"], row["causal"], row["method"]): row
         for row in rows
     }
-    lines = ["## Attention KL alone", "", "12 heads of 64, forward and backward, against log-softmax of whole matrices.",
+    lines = ["## Attention KL alone", "", "12 heads of 64, forward and backward, against log-softmax of whole scores.",
              f"{_where(rows[-1])}.", "",
              "| batch x tokens | causal | way | seconds | time, of eager | extra MB | memory, of eager |",
              "| --- | --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
@@ -143,4 +143,5 @@ def _decode(rows: Sequence[Row]) -> list[str]:
 
 def _where(row: Row) -> str:
     threads = f", {row['threads']} threads" if row["device"] == "cpu" else ""
-    return f"{row['device_name']}{threads}, {row['dtype']}, torch {row['torch']}, seed {row['seed']}, {row['date']}"
+    busy = f"load average {row['load']}"
+    return f"{row['device_name']}{threads}, {row['dtype']}, torch {row['torch']}, seed {row['seed']}, {row['date']}, {busy}"

@@ -4,12 +4,13 @@ Nothing here is a peer's code. Where a tool takes losses of one's own (torchdist
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, default_data_collator
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, default_data_collator
 
 import makd
 from distilling import reference
@@ -32,7 +33,7 @@ def torchdistill_loop(cell: Cell) -> Loop:
 
     @register_func2extract_model_output
     def own_loss(output: Any, *_: Any, **__: Any) -> dict[str, Tensor]:
-        return {"loss": output.loss}
+        return {} if output.get("loss") is None else {"loss": output.loss}
 
     class TokenKD(KDLoss):  # type: ignore[misc,valid-type]
         """KDLoss for one prediction a token: its softmax is over axis 1."""
@@ -44,31 +45,10 @@ def torchdistill_loop(cell: Cell) -> Loop:
 
     def run(turns: Turns) -> None:
         student, teacher = pair(cell, "eager" if cell["plan"] == "full" else "sdpa")
-        anatomy = makd.resolve(student)
-        outputs, terms = [], {}
-        for active in activate(makd.Plan(preset=cell["plan"]), anatomy).terms:
-            aspect, weight = active.term.aspect, active.term.weight
-            if aspect == "logits":
-                outputs.append("lm_head")
-                same = {"temperature": 1.0, "alpha": None, "beta": 1.0}
-                loss = TokenKD("lm_head", "output", "lm_head", "output", **same)
-                terms[aspect] = {"criterion": loss, "weight": weight}
-            elif aspect == "embedding":
-                terms[aspect] = {"criterion": _Pooled(), "weight": weight}
-            for tap in active.taps:
-                layer = anatomy.layers[tap.layer]
-                if tap.kind == "attention":
-                    path, loss = layer.attention, _AttentionKL(layer.attention)
-                else:
-                    path = layer.module if tap.role is None else layer.roles[tap.role].module
-                    side = {"module_path": path, "io": "output"}
-                    ends = {"input": {"is_from_teacher": False, **side}, "target": {"is_from_teacher": True, **side}}
-                    loss = SimpleLossWrapper(nn.MSELoss(), **ends)
-                outputs.append(path)
-                terms[f"{aspect}.{path}"] = {"criterion": loss, "weight": weight / len(active.taps)}
+        outputs, terms = _torchdistill_terms(student, cell["plan"], TokenKD, SimpleLossWrapper)
         hooks = {"forward_hook": {"input": [], "output": outputs}}
         has_labels = student.get_output_embeddings() is not None
-        criterion = {"key": "WeightedSumLoss", "func2extract_model_loss": "own_loss" if has_labels else None,
+        criterion = {"key": "WeightedSumLoss", "func2extract_model_loss": "own_loss",
                      "kwargs": {"sub_terms": terms, "model_term": {"weight": 1.0 if has_labels else 0.0}}}  # fmt: skip
         config = {
             "num_epochs": 1,
@@ -87,6 +67,34 @@ def torchdistill_loop(cell: Cell) -> Loop:
             box.post_forward_process(loss=loss(batch, None))
 
     return run
+
+
+def _torchdistill_terms(
+    student: PreTrainedModel, plan: str, token_kd: type, loss_wrapper: type
+) -> tuple[list[str], dict[str, Any]]:
+    """Modules whose outputs torchdistill hooks, and its `sub_terms`."""
+    anatomy = makd.resolve(student)
+    outputs, terms = [], {}
+    for active in activate(makd.Plan(preset=plan), anatomy).terms:
+        aspect, weight = active.term.aspect, active.term.weight
+        if aspect == "logits":
+            outputs.append("lm_head")
+            loss = token_kd("lm_head", "output", "lm_head", "output", temperature=1.0, alpha=None, beta=1.0)
+            terms[aspect] = {"criterion": loss, "weight": weight}
+        elif aspect == "embedding":
+            terms[aspect] = {"criterion": _Pooled(), "weight": weight}
+        for tap in active.taps:
+            layer = anatomy.layers[tap.layer]
+            if tap.kind == "attention":
+                path, loss = layer.attention, _AttentionKL(layer.attention)
+            else:
+                path = layer.module if tap.role is None else layer.roles[tap.role].module
+                side = {"module_path": path, "io": "output"}
+                ends = {"input": {"is_from_teacher": False, **side}, "target": {"is_from_teacher": True, **side}}
+                loss = loss_wrapper(nn.MSELoss(), **ends)
+            outputs.append(path)
+            terms[f"{aspect}.{path}"] = {"criterion": loss, "weight": weight / len(active.taps)}
+    return outputs, terms
 
 
 class _AttentionKL(nn.Module):
@@ -109,17 +117,21 @@ class _Pooled(nn.Module):
         return reference.embedding(ours, theirs, torch.ones_like(ours[..., 0], dtype=torch.bool))
 
 
+_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
+
+
 @contextlib.contextmanager
 def _torchvision_without_its_operators() -> Iterator[None]:
     """torchdistill imports torchvision, whose build for another torch (with CUDA) finds no operators, and then fails.
 
     None of them is called here: their names are enough.
     """
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if importlib.util.find_spec("torchvision") is not None:
+        try:
+            import torchvision.extension  # its own check of the build; the whole package fails at these names
+        except (ImportError, RuntimeError):
+            for name in ("nms", "qnms"):
+                _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield
 
 

@@ -21,7 +21,7 @@ class Worker:
         self.cell = cell
         self.answers: list[dict[str, Any]] = []
         self.error: str | None = None
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by stop
         places = [str(SOURCE), str(BENCHMARKS)]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": str(cell["threads"]), "HF_HUB_OFFLINE": "1",
@@ -51,7 +51,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
