@@ -28,9 +28,10 @@ def write_page(page: Path, rows: Sequence[Row], chunked: Path) -> None:
         "",
         "Written by `python benchmarks/distillation.py table` from `benchmarks/results/distillation.jsonl`; the",
         "script's docstring says what a step is, how memory is counted and which students are trained. Rows of one",
-        "table took turns, a step each, in one run; ratios are medians over those turns, against makd's plan `full`. `eager`",
-        "is the same losses written plainly (`benchmarks/distilling/reference.py`), equal to makd's to 1e-3 at the",
-        "first step. Other tools are torchdistill, TextBrewer and TRL's GKD trainer, with what they can say of the plan. A",
+        "table took turns, a step each, in one run; ratios are medians over those turns, against makd's plan",
+        "`full`. `eager` is the same losses written plainly (`benchmarks/distilling/reference.py`), equal to makd's",
+        "to 1e-3 at the first step. Other tools are torchdistill, TextBrewer and TRL's GKD trainer, with what they",
+        "can say of the plan. A",
         "row that is missing has not been run.",
         "",
     ]
@@ -143,5 +144,5 @@ def _decode(rows: Sequence[Row]) -> list[str]:
 
 def _where(row: Row) -> str:
     threads = f", {row['threads']} threads" if row["device"] == "cpu" else ""
-    busy = f"load average {row['load']}"
-    return f"{row['device_name']}{threads}, {row['dtype']}, torch {row['torch']}, seed {row['seed']}, {row['date']}, {busy}"
+    when = f"{row['date']}, load average {row['load']}"
+    return f"{row['device_name']}{threads}, {row['dtype']}, torch {row['torch']}, seed {row['seed']}, {when}"

@@ -128,7 +128,7 @@ def _torchvision_without_its_operators() -> Iterator[None]:
     """
     if importlib.util.find_spec("torchvision") is not None:
         try:
-            import torchvision.extension  # its own check of the build; the whole package fails at these names
+            importlib.import_module("torchvision")
         except (ImportError, RuntimeError):
             for name in ("nms", "qnms"):
                 _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
