@@ -3,9 +3,6 @@
 Nothing here is a peer's code. Where a tool takes losses of one's own (torchdistill), it gets those of `reference`.
 """
 
-import contextlib
-import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,11 +18,10 @@ from makd.aspects import activate
 
 def torchdistill_loop(cell: Cell) -> Loop:
     """torchdistill.core.distillation, as in its text classification example."""
-    with _torchvision_without_its_operators():
-        from torchdistill.core.distillation import get_distillation_box
-        from torchdistill.core.interfaces.registry import register_forward_proc_func
-        from torchdistill.losses.mid_level import KDLoss, SimpleLossWrapper
-        from torchdistill.losses.registry import register_func2extract_model_output
+    from torchdistill.core.distillation import get_distillation_box
+    from torchdistill.core.interfaces.registry import register_forward_proc_func
+    from torchdistill.losses.mid_level import KDLoss, SimpleLossWrapper
+    from torchdistill.losses.registry import register_func2extract_model_output
 
     @register_forward_proc_func
     def forward_without_labels(model: Any, batch: Any, *_: Any) -> Any:
@@ -115,24 +111,6 @@ class _Pooled(nn.Module):
     def forward(self, student: Any, teacher: Any, *_: Any, **__: Any) -> Tensor:
         ours, theirs = student["."]["output"][0], teacher["."]["output"][0]
         return reference.embedding(ours, theirs, torch.ones_like(ours[..., 0], dtype=torch.bool))
-
-
-_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
-
-
-@contextlib.contextmanager
-def _torchvision_without_its_operators() -> Iterator[None]:
-    """torchdistill imports torchvision, whose build for another torch (with CUDA) finds no operators, and then fails.
-
-    None of them is called here: their names are enough.
-    """
-    if importlib.util.find_spec("torchvision") is not None:
-        try:
-            importlib.import_module("torchvision")
-        except (ImportError, RuntimeError):
-            for name in ("nms", "qnms"):
-                _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
 
 
 def textbrewer_loop(cell: Cell) -> Loop:

@@ -8,6 +8,8 @@ of JSON on what was stdout; all that a tool prints goes to stderr.
 """
 
 import ctypes
+import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -19,6 +21,8 @@ from typing import Any, NoReturn, TextIO
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
 
 
 class Turns:
@@ -92,12 +96,28 @@ def resident(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
+def _name_torchvisions_operators() -> None:
+    """Let torchvision be imported where its build is for another torch and finds no operators.
+
+    torchdistill imports it, and transformers where Pillow is there too. No operator of it is called: names are enough.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        for name in ("nms", "qnms"):
+            _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+
+
 def main() -> NoReturn:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     cell = json.loads(sys.argv[1])
     torch.set_num_threads(cell["threads"])
     torch.manual_seed(cell["seed"])
+    _name_torchvisions_operators()
     from distilling.tools import TOOLS
 
     prepare = TOOLS[cell["tool"]](cell)  # imports: what a library takes by itself is not the step's memory
