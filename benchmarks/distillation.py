@@ -13,8 +13,9 @@ the peak of one more step, above what the process held once its libraries were i
 and activations. `--together` bounds how many processes live at once; more cells are compared to the same anchor, makd's
 plan `full`, in further rounds. Students keep half of the linears' parameters (plain SVD), texts are random tokens.
 
-`run` adds JSON lines to benchmarks/results/distillation.jsonl and skips comparisons that are whole. Other tools need an
-environment of their own: torch, torchdistill, textbrewer, trl, and what makd needs (it is imported from here).
+`run` adds JSON lines to benchmarks/results/distillation.jsonl; `steps` and `growth` skip cells that are there. Other
+tools need an environment of their own: makd's dependencies (it is imported from here), torchdistill, textbrewer,
+tensorboardX and trl. torchdistill 1.1.5, TextBrewer 0.2.1.post1 and TRL 1.16.0 ran with transformers 5.24 and torch 2.13.
 With `--device cuda` the same code measures by CUDA events and torch's own count of memory.
 """
 

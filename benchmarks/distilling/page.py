@@ -31,8 +31,7 @@ def write_page(page: Path, rows: Sequence[Row], chunked: Path) -> None:
         "table took turns, a step each, in one run; ratios are medians over those turns, against makd's plan",
         "`full`. `eager` is the same losses written plainly (`benchmarks/distilling/reference.py`), equal to makd's",
         "to 1e-3 at the first step. Other tools are torchdistill, TextBrewer and TRL's GKD trainer, with what they",
-        "can say of the plan. A",
-        "row that is missing has not been run.",
+        "can say of the plan. A row that is missing has not been run.",
         "",
     ]
     for group in _groups(row for row in rows if row["mode"] == "steps"):
