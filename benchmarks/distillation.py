@@ -15,7 +15,7 @@ plan `full`, in further rounds. Students keep half of the linears' parameters (p
 
 `run` adds JSON lines to benchmarks/results/distillation.jsonl; `steps` and `growth` skip cells that are there. Other
 tools need an environment of their own: makd's dependencies (it is imported from here), torchdistill, textbrewer,
-tensorboardX and trl. torchdistill 1.1.5, TextBrewer 0.2.1.post1 and TRL 1.16.0 ran with transformers 5.24 and torch 2.13.
+tensorboardX and trl. torchdistill 1.1.5, TextBrewer 0.2.1.post1 and TRL 1.16.0 ran with transformers 5.24, torch 2.13.
 With `--device cuda` the same code measures by CUDA events and torch's own count of memory.
 """
 
