@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -59,6 +59,13 @@ bench-latency: $(READY) ## where a student's latency goes, and what compiling an
 	  $(BIN)/python benchmarks/latency.py compiled --batch $$batch --freezing || exit 1; \
 	done
 	$(BIN)/python benchmarks/latency.py table
+
+bench-distillation: $(READY) ## a training step's time and memory, beside other tools: hours; PEERS=python that has them
+	$(BIN)/python benchmarks/distillation.py run steps $(if $(PEERS),--peers-python $(PEERS))
+	$(BIN)/python benchmarks/distillation.py run growth
+	$(BIN)/python benchmarks/distillation.py run attention
+	$(BIN)/python benchmarks/distillation.py run decode
+	$(BIN)/python benchmarks/distillation.py table
 
 bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of address space: hours, and 15 GB in WORK
 	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream)

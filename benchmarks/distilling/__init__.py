@@ -1,0 +1,1 @@
+"""Parts of benchmarks/distillation.py, importable by the interpreter of other tools as well."""
