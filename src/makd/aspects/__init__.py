@@ -1,9 +1,17 @@
 """Station 5: what the student mimics. Losses are pure functions of tensors; they know no model and no trainer."""
 
 from makd.aspects.attention import attention_kl
-from makd.aspects.divergences import DIVERGENCES, Divergence, divergence
-from makd.aspects.embedding import Pooling, embedding_distance, pool, similarity_mse
+from makd.aspects.divergences import DIVERGENCES, Divergence, divergence, forward_kl
+from makd.aspects.embedding import (
+    PooledTexts,
+    Pooling,
+    embedding_distance,
+    pool,
+    similarity_mse,
+    vector_distance,
+)
 from makd.aspects.hidden import hidden_mse, normalised_mse
+from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.logits import logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
 from makd.aspects.plan import ASPECTS, PRESETS, ActivePlan, ActiveTerm, Plan, Term, activate
@@ -16,7 +24,9 @@ __all__ = [
     "ActivePlan",
     "ActiveTerm",
     "Divergence",
+    "KeptPredictions",
     "Plan",
+    "PooledTexts",
     "Pooling",
     "PredictionLosses",
     "SoftLoss",
@@ -26,7 +36,10 @@ __all__ = [
     "chunked_logits_loss",
     "divergence",
     "embedding_distance",
+    "forward_kl",
     "hidden_mse",
+    "keep_predictions",
+    "kept_divergence",
     "logits_divergence",
     "logits_kl",
     "matrix_mse",
@@ -35,4 +48,5 @@ __all__ = [
     "pool",
     "regression_mse",
     "similarity_mse",
+    "vector_distance",
 ]
