@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from makd import aspects
     from makd.anatomy import Anatomy, Role, inspect, resolve
     from makd.aspects import Plan, Term
+    from makd.cache import CacheConfig, TeacherCache
+    from makd.caching import CacheReport, build_cache
     from makd.config import CalibrationConfig, EvaluationConfig, Recipe
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, TrainingConfig
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Anatomy": "makd.anatomy",
     "Budget": "makd.lowrank.budget",
+    "CacheConfig": "makd.cache",
+    "CacheReport": "makd.caching",
     "CalibrationConfig": "makd.config",
     "DataConfig": "makd.data",
     "DistillTrainer": "makd.distill",
@@ -44,9 +48,11 @@ _HOME = {
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "TeacherCache": "makd.cache",
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "aspects": "makd",
+    "build_cache": "makd.caching",
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
     "factorize": "makd.lowrank.factorize",
@@ -62,6 +68,8 @@ _HOME = {
 __all__ = [
     "Anatomy",
     "Budget",
+    "CacheConfig",
+    "CacheReport",
     "CalibrationConfig",
     "DataConfig",
     "DistillTrainer",
@@ -74,9 +82,11 @@ __all__ = [
     "Recipe",
     "Report",
     "Role",
+    "TeacherCache",
     "Term",
     "TrainingConfig",
     "aspects",
+    "build_cache",
     "compress",
     "evaluate",
     "factorize",

@@ -92,7 +92,9 @@ def chunked_logits_loss(
             student's.
     """
     if kept_teacher is not None and kept_teacher.vocabulary > len(head_student.weight):
-        raise ValueError(f"Predictions were kept of {kept_teacher.vocabulary} tokens; {len(head_student.weight)} exist.")
+        raise ValueError(
+            f"Predictions were kept of {kept_teacher.vocabulary} tokens; {len(head_student.weight)} exist."
+        )
     if soft and kept_teacher is None and (hidden_teacher is None or head_teacher is None):
         raise ValueError("A comparison needs the teacher's hidden states and head; give them, or soft=().")
     teacher = None

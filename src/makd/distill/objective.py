@@ -1,4 +1,4 @@
-"""Station 6: one teacher's forward and one student's, reduced to a loss for each aspect of a plan.
+"""Station 7: one teacher's forward and one student's, reduced to a loss for each aspect of a plan.
 
 This is where tensors from `capture` meet the losses of `aspects`. It knows no trainer.
 """
@@ -98,8 +98,8 @@ def prediction_losses(
         plan: aspects.
         anatomy: of the student.
         inputs: the batch, with labels if it has some.
-        teacher: the call of the teacher's head, or what was kept of its predictions; not looked at where the plan has no
-            `logits`.
+        teacher: the call of the teacher's head, or what was kept of its predictions; not looked at where the plan has
+            no `logits`.
         student: the call of the student's head.
         shift: 1 where a token's prediction is of the next one's label, 0 where of its own.
 

@@ -1,4 +1,4 @@
-"""Station 6: transformers' Trainer, with the loss of a plan.
+"""Station 7: transformers' Trainer, with the loss of a plan.
 
 Everything that is not the loss is the Trainer's own: accumulation, mixed precision, checkpoints and resuming, data
 parallelism, evaluation during training, loggers. The teacher is a frozen guest: eval mode, no gradients, no optimizer
@@ -15,11 +15,12 @@ from transformers import PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from makd.anatomy import Anatomy, resolve
-from makd.aspects import ActivePlan, Plan, activate
-from makd.capture import HeadCall, Recording, capture, withhold_logits
+from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
+from makd.cache import ROW, RowCollator, TeacherCache, number_rows
+from makd.capture import HeadCall, Recording, capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
-from makd.distill.withholding import withheld_shift, without_labels
-from makd.errors import SettingError
+from makd.distill.withholding import withheld_shift
+from makd.errors import CacheError, SettingError
 
 
 class DistillTrainer(Trainer):
@@ -38,6 +39,7 @@ class DistillTrainer(Trainer):
         teacher: PreTrainedModel,
         plan: Plan | str = "full",
         student_dropout: bool = False,
+        cache: TeacherCache | None = None,
         **kwargs: Any,
     ) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -48,10 +50,13 @@ class DistillTrainer(Trainer):
             plan: a `Plan`, or a preset's name.
             student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
                 which the student is fitted to, have none.
+            cache: what the teacher says about the rows of `train_dataset`, so that training steps do not ask it.
+                Evaluation does, on rows that are not in there.
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
             SettingError: teacher and student have other layers, or the plan does not fit the model.
+            CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
@@ -62,11 +67,21 @@ class DistillTrainer(Trainer):
         self.student_dropout = student_dropout
         self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
         self._counts: dict[bool, dict[str, int]] = {True: defaultdict(int), False: defaultdict(int)}
+        self.cache = cache
+        if cache is not None:
+            _check_cache(cache, self.plan, model, kwargs.get("train_dataset"))
+            kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         super().__init__(model=model, **kwargs)
+        if cache is not None:
+            self.data_collator = RowCollator(self.data_collator)
+            self._set_signature_columns_if_needed()
+            self._signature_columns = [*(self._signature_columns or ()), ROW]
         _check_checkpointing(self.args)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
         self.shift: int | None = withheld_shift(model, teacher, self.plan)
+        if cache is not None:
+            _check_predictions(model, self.plan, self.shift)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
@@ -82,7 +97,8 @@ class DistillTrainer(Trainer):
         if training and not self.student_dropout:
             self._switch_dropout_off(model)
         student = self.accelerator.unwrap_model(model)
-        theirs, teacher_output, teacher_head = self._teach(inputs)
+        rows, inputs = inputs.get(ROW), {name: value for name, value in inputs.items() if name != ROW}
+        theirs, teacher_output, teacher_head = self._teach(inputs, rows)
         with capture(student, self.anatomy, self.plan.taps) as ours, self._withhold(student) as head:
             output = model(**(inputs if head is None else self._questions(student, inputs)))
         losses = aspect_losses(self.plan, self.anatomy, inputs, theirs, ours, teacher_output, output, head is None)
@@ -99,8 +115,12 @@ class DistillTrainer(Trainer):
         return (total, output) if return_outputs else total
 
     @torch.no_grad()
-    def _teach(self, inputs: dict[str, Any]) -> tuple[Recording, Any, HeadCall | None]:
-        """The teacher's forward on the batch, without labels: its own loss is of no use."""
+    def _teach(
+        self, inputs: dict[str, Any], rows: Tensor | None
+    ) -> tuple[Recording, Any, HeadCall | KeptPredictions | None]:
+        """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
+        if self.cache is not None and rows is not None:
+            return self.cache.recall(rows.tolist(), self.plan, self.anatomy, inputs)
         with (
             self.accelerator.autocast(),
             capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording,
@@ -181,4 +201,21 @@ def _check_checkpointing(args: Any) -> None:
         raise SettingError(
             "activation_checkpointing_kwargs has use_reentrant=True: captured tensors carry no gradient there, and "
             "every aspect but logits would be lost. Set it to False."
+        )
+
+
+def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel, rows: Any) -> None:
+    cache.check_plan(plan, student)
+    if hasattr(rows, "__len__") and len(rows) != len(cache):
+        raise CacheError(
+            f"The cache {cache.folder} is of {len(cache)} rows, the training data has {len(rows)}. Make the cache anew "
+            "with `makd cache`."
+        )
+
+
+def _check_predictions(student: PreTrainedModel, plan: ActivePlan, shift: int | None) -> None:
+    if shift is None and has_vocabulary_head(student) and any(term.term.aspect == "logits" for term in plan.terms):
+        raise SettingError(
+            f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
+            "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."
         )
