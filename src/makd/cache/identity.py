@@ -97,6 +97,6 @@ def _each(rows: Sequence[Mapping[str, Any]] | Dataset) -> Iterable[Mapping[str, 
     return rows if isinstance(rows, Dataset) else (rows[index] for index in range(len(rows)))
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> Any:
+    """A buffer, not a copy."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

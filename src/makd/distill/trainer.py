@@ -75,7 +75,8 @@ class DistillTrainer(Trainer):
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
             self._set_signature_columns_if_needed()
-            self._signature_columns = [*(self._signature_columns or ()), ROW]
+            columns: Any = self._signature_columns
+            columns.append(ROW)  # where unused columns are removed, this one stays
         _check_checkpointing(self.args)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
