@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -39,7 +40,7 @@ _SHARD = re.compile(r"(\d{8})-(\d{8})\.safetensors")
 @torch.no_grad()
 def write_cache(
     teacher: PreTrainedModel,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]] | Dataset,
     collate: Callable[[list[Any]], Mapping[str, Tensor]],
     plan: ActivePlan,
     folder: Path,
@@ -128,7 +129,7 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> int:
 
 def _read(
     teacher: PreTrainedModel,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]] | Dataset,
     order: Sequence[int],
     collate: Callable[[list[Any]], Mapping[str, Tensor]],
     plan: ActivePlan,
