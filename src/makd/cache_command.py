@@ -15,7 +15,7 @@ def cache_command(
 ) -> Callable[..., None]:
     """The function behind the command, which shows its progress by `progress_bars` and its result by `say`."""
 
-    def cache(
+    def build(
         teacher: str,
         output: str,
         data: DataConfig = DataConfig(),  # noqa: B008 - frozen
@@ -48,4 +48,4 @@ def cache_command(
         say(f"parts: {', '.join(report.content['parts'])}")
         say(f"use it with --recipe.cache {report.folder}, the same data, seed and plan (or a part of the plan)")
 
-    return cache
+    return build
