@@ -409,7 +409,9 @@ class TestAKilledBuild:
         assert told[-1] == ("cache", 8, 8)
         one, other = shards_of(tmp_path / "whole"), shards_of(tmp_path / "cut")
         assert [path.name for path in one] == [path.name for path in other]
-        assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, other, strict=True))
+        for a, b in zip(map(load_file, one), map(load_file, other), strict=True):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in a)
 
     def test_is_not_continued_by_another(self, tmp_path):
         teacher, rows = tiny("bert"), make_rows()
@@ -433,7 +435,7 @@ def write(folder, teacher, rows, plan="fast", on_progress=None):
 
 @pytest.mark.parametrize(
     ("settings", "hint"),
-    [({"dtype": "float8"}, "float16, bfloat16 or int8"), ({"top_k": 0}, "top_k is at least 1"),
+    [({"top_k": 0}, "top_k is at least 1"),
      ({"batch_size": 0}, "batch_size"), ({"shard_megabytes": 0}, "shard_megabytes")],
 )  # fmt: skip
 def test_settings_that_are_not_allowed(settings, hint):
