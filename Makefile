@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -69,6 +69,10 @@ bench-distillation: $(READY) ## a training step's time and memory, beside other 
 
 bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of address space: hours, and 15 GB in WORK
 	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream)
+
+bench-cache: $(READY) ## training steps from a teacher cache against steps with the teacher: 5 minutes
+	set -e; for run in 'minilm logits' 'minilm feature' 'minilm balanced' 'smollm2 logits'; do \
+		$(BIN)/python benchmarks/cache.py $$run | tail -1 >> benchmarks/results/cache.jsonl; done
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .

@@ -28,6 +28,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "d
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 CONFIGS = {
     "budget": makd.Budget,
+    "cache": makd.CacheConfig,
     "data": makd.DataConfig,
     "recipe": makd.Recipe,
     "recipe.calibration": makd.CalibrationConfig,
@@ -48,7 +49,7 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import loading, pipeline, speed, streaming
+    from makd import cache_command, loading, pipeline, speed, streaming
 
     def stop(*_arguments, **_named):
         raise Parsed
@@ -57,6 +58,7 @@ def parse(monkeypatch):
         monkeypatch.setattr(pipeline, name, stop)
     monkeypatch.setattr(streaming, "factorize_streamed", stop)
     monkeypatch.setattr(speed, "bench", stop)
+    monkeypatch.setattr(cache_command, "build_cache", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
     monkeypatch.setattr("makd.cli._set_up_logging", lambda: None)
@@ -162,7 +164,7 @@ def test_every_place_of_settings_is_tested():
     found = {
         f"recipe.{field.name}" for field in dataclasses.fields(makd.Recipe) if dataclasses.is_dataclass(field.type)
     }
-    assert nested == {"budget", "data", "recipe"} | found
+    assert nested == {"budget", "cache", "data", "recipe"} | found
 
 
 @pytest.mark.parametrize(

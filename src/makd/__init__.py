@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from makd import aspects
     from makd.anatomy import Anatomy, Role, inspect, resolve
     from makd.aspects import Plan, Term
+    from makd.cache import CacheConfig, TeacherCache
+    from makd.caching import CacheReport, build_cache
     from makd.config import CalibrationConfig, EvaluationConfig, Recipe
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, TrainingConfig
@@ -37,6 +39,8 @@ _HOME = {
     "BenchConfig": "makd.evaluation.speed",
     "BenchReport": "makd.speed",
     "Budget": "makd.lowrank.budget",
+    "CacheConfig": "makd.cache",
+    "CacheReport": "makd.caching",
     "CalibrationConfig": "makd.config",
     "DataConfig": "makd.data",
     "DistillTrainer": "makd.distill",
@@ -49,10 +53,12 @@ _HOME = {
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "TeacherCache": "makd.cache",
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "aspects": "makd",
     "bench": "makd.speed",
+    "build_cache": "makd.caching",
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
     "factorize": "makd.lowrank.factorize",
@@ -71,6 +77,8 @@ __all__ = [
     "BenchConfig",
     "BenchReport",
     "Budget",
+    "CacheConfig",
+    "CacheReport",
     "CalibrationConfig",
     "DataConfig",
     "DistillTrainer",
@@ -83,10 +91,12 @@ __all__ = [
     "Recipe",
     "Report",
     "Role",
+    "TeacherCache",
     "Term",
     "TrainingConfig",
     "aspects",
     "bench",
+    "build_cache",
     "compress",
     "evaluate",
     "factorize",

@@ -244,6 +244,12 @@ def _load_evaluate() -> Callable[..., None]:
     return evaluate
 
 
+def _load_cache() -> Callable[..., None]:
+    from makd.cache_command import cache_command
+
+    return cache_command(_progress_bars, print)
+
+
 def _load_demo() -> Callable[..., None]:
     from makd.demo import DEMOS, reload_in_new_process
 
@@ -290,6 +296,11 @@ COMMANDS = {
         _load_compress,
         "The whole path: factorize, distill, evaluate, save.",
         "makd compress --config examples/minilm.yaml",
+    ),
+    "cache": Command(
+        _load_cache,
+        "Keep what a teacher says about the training rows, for training without it.",
+        "makd cache --teacher MODEL --output caches/MODEL",
     ),
     "evaluate": Command(
         _load_evaluate,

@@ -55,6 +55,9 @@ class Recipe:
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    cache: str | None = None
+    """Folder that `makd cache` made of this teacher, data, seed and plan: training steps then read it instead of asking
+    the teacher. None asks the teacher."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     dtype: str = "float32"
     """dtype of teacher and student: float32, bfloat16 or float16."""
@@ -67,6 +70,8 @@ class Recipe:
         check_dtype(self.dtype)
         if self.head != "auto":
             HEADS[self.head]
+        if self.cache == "":
+            raise SettingError("cache is a folder that `makd cache` made, or null; got an empty name.")
         if self.seed < 0:
             raise SettingError(f"seed is at least 0; got {self.seed}.")
 

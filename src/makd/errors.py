@@ -42,3 +42,7 @@ class ModelLoadError(MakdError, OSError):
 
 class OutputError(MakdError, OSError):
     """An output folder that may not be written to."""
+
+
+class CacheError(MakdError, ValueError):
+    """A teacher cache that is not there, not finished, of something else, or without what a plan asks for."""

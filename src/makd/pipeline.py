@@ -12,10 +12,11 @@ import torch
 import yaml
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from makd.anatomy import resolve
 from makd.aspects import activate
+from makd.cache import TeacherCache
 from makd.config import Recipe
 from makd.data import (
     Batch,
@@ -29,7 +30,7 @@ from makd.data import (
     row_lengths,
     tokenize,
 )
-from makd.distill import DistillTrainer
+from makd.distill import DistillTrainer, ReportSteps
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_model, load_tokenizer, locate
@@ -95,6 +96,7 @@ def compress(
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
     run = _start(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress)
+    run.open_cache()
     student = _factorize(run, budget)
     run.scores["before"] = run.score(student)
     with run.folder.work() as result:
@@ -136,6 +138,7 @@ def distill(
 ) -> Report:
     """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
     run = _start(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress)
+    run.open_cache()
     model = _model(student, run.recipe, run.teacher.device)
     run.scores["before"] = run.score(model)
     with run.folder.work() as result:
@@ -196,9 +199,18 @@ class _Run:
     held_out_batches: list[Batch]
     resume: bool
     started: float
+    max_length: int
+    cache: TeacherCache | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     training_tokens: int = 0
+
+    def open_cache(self) -> None:
+        """Open the recipe's teacher cache, before any work that a stale one would make useless."""
+        if self.recipe.cache is not None and self.recipe.training.steps != 0:
+            where, rows = self.recipe.cache, self.train
+            self.cache = TeacherCache.open(where, self.teacher, rows, self.tokenizer, self.max_length)
+            self.cache.check_plan(activate(self.recipe.plan, resolve(self.teacher)), self.teacher)
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -295,6 +307,7 @@ def _start(
         held_out_batches=make_batches(held_out, words, model, recipe.evaluation.batch_size, by_length=True),
         resume=resume,
         started=started,
+        max_length=settings.max_length,
     )
 
 
@@ -346,11 +359,12 @@ def _distill(run: _Run, student: PreTrainedModel) -> None:
         training.student_dropout,
         tokens_per_batch=training.find_tokens(row_lengths(run.train)),
         teacher_dtype=None if training.teacher_dtype is None else check_dtype(training.teacher_dtype),
+        cache=run.cache,
         args=arguments,
         train_dataset=run.train,
         eval_dataset=run.held_out,
         data_collator=collator(run.tokenizer, run.teacher),
-        callbacks=[_ReportSteps(run.progress)],
+        callbacks=[ReportSteps(run.progress)],
     )
     trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
     for aspect, reason in trainer.plan.off.items():
@@ -377,18 +391,3 @@ def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[st
     write_card(result, run.folder.path.name, *card)
     run.progress("save", 1, 1)
     return Report(run.folder.path, metrics)
-
-
-class _ReportSteps(TrainerCallback):
-    """Tells the progress bar of every step, and the log of every log line."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress("distil", state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        shown = {name: value for name, value in (logs or {}).items() if isinstance(value, float) and name != "epoch"}
-        line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)

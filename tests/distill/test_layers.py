@@ -115,8 +115,8 @@ def test_the_teachers_tensors_die_while_the_students_forward_runs(checkpointing,
     alive, seen = {}, []
     teach = trainer._teach
 
-    def noting(inputs):
-        theirs, *rest = teach(inputs)
+    def noting(inputs, rows):
+        theirs, *rest = teach(inputs, rows)
         alive.update({tap: weakref.ref(tensor) for tap, tensor in theirs.tensors.items() if tap.kind == "linear"})
         return theirs, *rest
 
@@ -157,7 +157,7 @@ def test_gradient_checkpointing_goes_on_saving(tmp_path):
 def test_a_plan_s_tap_that_two_terms_share_is_compared_once(tmp_path):
     trainer = make_trainer(tmp_path)
     inputs = batch(trainer.model)
-    theirs, *_ = trainer._teach(inputs)
+    theirs, *_ = trainer._teach(inputs, None)
     layers = LayerLosses(trainer.anatomy, inputs, theirs)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps, layers.receive) as empty:
         trainer.model(**inputs)

@@ -2,9 +2,17 @@
 
 from makd.aspects.attention import attention_kl
 from makd.aspects.attention_mean import attention_loss
-from makd.aspects.divergences import DIVERGENCES, Divergence, divergence
-from makd.aspects.embedding import Pooling, embedding_distance, pool, similarity_mse
+from makd.aspects.divergences import DIVERGENCES, Divergence, divergence, forward_kl
+from makd.aspects.embedding import (
+    PooledTexts,
+    Pooling,
+    embedding_distance,
+    pool,
+    similarity_mse,
+    vector_distance,
+)
 from makd.aspects.hidden import hidden_mse, normalised_mse
+from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.logits import logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
 from makd.aspects.plan import ASPECTS, PRESETS, ActivePlan, ActiveTerm, Plan, Term, activate
@@ -17,7 +25,9 @@ __all__ = [
     "ActivePlan",
     "ActiveTerm",
     "Divergence",
+    "KeptPredictions",
     "Plan",
+    "PooledTexts",
     "Pooling",
     "PredictionLosses",
     "SoftLoss",
@@ -28,7 +38,10 @@ __all__ = [
     "chunked_logits_loss",
     "divergence",
     "embedding_distance",
+    "forward_kl",
     "hidden_mse",
+    "keep_predictions",
+    "kept_divergence",
     "logits_divergence",
     "logits_kl",
     "matrix_mse",
@@ -37,4 +50,5 @@ __all__ = [
     "pool",
     "regression_mse",
     "similarity_mse",
+    "vector_distance",
 ]

@@ -1,5 +1,7 @@
 """The embedding aspect of station 5: what a sentence encoder is used for, one vector per text and their cosines."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,6 +13,13 @@ Pooling = Literal["mean", "cls", "last"]
 
 _LEAST_NORM = 1e-6
 """Vectors shorter than this have no direction; a smaller bound would let their gradients overflow."""
+
+
+@dataclass(frozen=True)
+class PooledTexts:
+    """A teacher's embeddings of the texts of a batch, in the place of the hidden states that they are pooled from."""
+
+    by_pooling: Mapping[str, Float[Tensor, "batch hidden"]]
 
 
 def pool(
@@ -48,9 +57,15 @@ def embedding_distance(
     Computed as half the squared distance of the unit vectors: the same number, but near 0 (where training ends) without
     the cancellation of 1 - cosine, and exactly 0 for equal vectors.
     """
-    student = _unit(pool(student_hidden, mask, pooling))
-    teacher = _unit(pool(teacher_hidden.detach(), mask, pooling))
-    return (student - teacher).square().sum(-1).mean() / 2
+    return vector_distance(pool(student_hidden, mask, pooling), pool(teacher_hidden, mask, pooling))
+
+
+def vector_distance(
+    student_embeddings: Float[Tensor, "batch hidden"], teacher_embeddings: Float[Tensor, "batch hidden"]
+) -> Float[Tensor, ""]:
+    """`embedding_distance` of vectors that are pooled already."""
+    difference = _unit(student_embeddings) - _unit(teacher_embeddings.detach())
+    return difference.square().sum(-1).mean() / 2
 
 
 def similarity_mse(

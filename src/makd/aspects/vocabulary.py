@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from makd.aspects.divergences import Divergence, forward_kl, log_probabilities
+from makd.aspects.kept import KeptPredictions, kept_divergence
 from makd.aspects.logits import common_vocabulary
 from makd.capture import VocabularyHead
 
@@ -37,6 +38,8 @@ class SoftLoss:
     temperature: float = 1.0
     weight: float = 1.0
     """Its factor in the total."""
+    k: int | None = None
+    """Of kept predictions, how many tokens are told apart; None takes all that were kept."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -64,6 +67,7 @@ def chunked_logits_loss(
     soft: Sequence[SoftLoss] = (SoftLoss(),),
     labels: Int[Tensor, "*rows"] | None = None,
     hard_weight: float = 1.0,
+    kept_teacher: KeptPredictions | None = None,
 ) -> PredictionLosses:
     """Divergences from the teacher's predictions, and the hard loss of the labels, in one pass over chunks of tokens.
 
@@ -81,21 +85,28 @@ def chunked_logits_loss(
         labels: of each row's prediction, `IGNORED` where there is none: `next_labels` for causal models. The hard loss
             is a mean over the labelled rows, over the student's whole vocabulary. With no label it is 0.
         hard_weight: factor of the hard loss in the total.
+        kept_teacher: predictions of the rows that were kept, in the place of `hidden_teacher` and `head_teacher`.
 
     Raises:
-        ValueError: there is something to compare, but no teacher.
+        ValueError: there is something to compare, but no teacher; or kept predictions are of more tokens than the
+            student's.
     """
-    if soft and (hidden_teacher is None or head_teacher is None):
+    if kept_teacher is not None and kept_teacher.vocabulary > len(head_student.weight):
+        raise ValueError(
+            f"Predictions were kept of {kept_teacher.vocabulary} tokens; {len(head_student.weight)} exist."
+        )
+    if soft and kept_teacher is None and (hidden_teacher is None or head_teacher is None):
         raise ValueError("A comparison needs the teacher's hidden states and head; give them, or soft=().")
     teacher = None
     if soft and hidden_teacher is not None and head_teacher is not None:
         common_vocabulary(len(head_student.weight), len(head_teacher.weight))
         teacher = _Side(hidden_teacher.detach().flatten(0, -2), head_teacher, _product_dtype(hidden_teacher))
+    kept = kept_teacher.flatten() if soft and kept_teacher is not None else None
     flat = hidden_student.flatten(0, -2)
     compared = torch.ones(len(flat), dtype=torch.bool, device=flat.device) if mask is None else mask.flatten()
     compared = compared if soft else torch.zeros_like(compared)
     targets = torch.full_like(compared, IGNORED, dtype=torch.long) if labels is None else labels.flatten()
-    job = _Job(head_student, _product_dtype(hidden_student), teacher, tuple(soft), compared, targets, hard_weight)
+    job = _Job(head_student, _product_dtype(hidden_student), teacher, kept, tuple(soft), compared, targets, hard_weight)
     with torch.autocast(flat.device.type, enabled=False):
         total, parts = _ChunkedLosses.apply(flat, head_student.weight, head_student.bias, job)
     return PredictionLosses(total, tuple(parts[:-1]), None if labels is None else parts[-1])
@@ -120,6 +131,7 @@ class _Job:
     head: VocabularyHead
     dtype: torch.dtype
     teacher: _Side | None
+    kept: KeptPredictions | None  # in its place
     soft: tuple[SoftLoss, ...]
     compared: Tensor  # (rows,), bool
     targets: Tensor  # (rows,), IGNORED where there is no label
@@ -182,6 +194,8 @@ class _Pass:
         self.weight = weight.to(job.dtype)
         self.bias = None if bias is None else bias.to(job.dtype)
         self.common = len(weight)
+        if job.kept is not None:
+            self.common = min(self.common, job.kept.vocabulary)
         if job.teacher is not None:
             self.common = min(self.common, len(job.teacher.head.weight))
             self.teacher_weight = job.teacher.head.weight.detach()[: self.common].to(job.teacher.dtype)
@@ -225,6 +239,7 @@ class _Pass:
         inputs = self.hidden[rows].to(job.dtype)
         logits, theirs = _product(inputs, self.weight, self.bias, self.room), None
         compared, targets = job.compared[rows], job.targets[rows]
+        kept = None if job.kept is None else job.kept.take(rows)
         if job.teacher is not None:
             hidden = job.teacher.hidden[rows].to(job.teacher.dtype)
             theirs = _product(hidden, self.teacher_weight, self.teacher_bias, self.teacher_room)
@@ -233,7 +248,8 @@ class _Pass:
             piece = slice(start, start + step)
             raw = logits[piece].to(self.wide)
             ours = job.head.finish(raw)
-            slope = self._losses(ours, None if theirs is None else theirs[piece], compared[piece], targets[piece])
+            told = kept.take(piece) if kept is not None else None if theirs is None else theirs[piece]
+            slope = self._losses(ours, told, compared[piece], targets[piece])
             if job.head.softcap is not None:
                 slope *= 1 - (ours / job.head.softcap).square()
             logits[piece] = slope if job.head.scale == 1 else slope * job.head.scale
@@ -254,11 +270,17 @@ class _Pass:
         if self.bias_slope is not None:
             self.bias_slope += slope.sum(0, dtype=self.wide)
 
-    def _losses(self, ours: Tensor, theirs: Tensor | None, compared: Tensor, targets: Tensor) -> Tensor:
+    def _losses(
+        self, ours: Tensor, theirs: Tensor | KeptPredictions | None, compared: Tensor, targets: Tensor
+    ) -> Tensor:
         """Add the losses of a piece; returns the gradient of the student's logits."""
-        student, teacher = _Softmaxes(ours[:, : self.common], self.wide), None
+        student = _Softmaxes(ours[:, : self.common], self.wide)
         slopes: list[Tensor] = []
-        if theirs is not None and self.job.teacher is not None:
+        if isinstance(theirs, KeptPredictions):
+            for index, loss in enumerate(self.job.soft):
+                values, slope = _compare_kept(loss, student.at(loss.temperature), theirs)
+                slopes.append(self._count(index, values, slope, compared))
+        elif theirs is not None and self.job.teacher is not None:
             teacher = _Softmaxes(self.job.teacher.head.finish(theirs.to(self.wide)), self.wide)
             for index, loss in enumerate(self.job.soft):
                 values, slope = loss.divergence(student.at(loss.temperature), teacher.at(loss.temperature))
@@ -279,6 +301,12 @@ class _Pass:
             values, slope = torch.where(counted, values, 0), torch.where(counted[:, None], slope, 0)
         self.sums[index] += values.sum()
         return slope if self.shares[index] == 1 else slope * self.shares[index]
+
+
+def _compare_kept(loss: SoftLoss, student: Tensor, kept: KeptPredictions) -> tuple[Tensor, Tensor]:
+    k = kept.tokens.shape[-1] if loss.k is None else min(loss.k, kept.tokens.shape[-1])
+    joined = kept.joined(loss.temperature, k).to(student.dtype)
+    return kept_divergence(student, kept.tokens[:, :k], joined, loss.divergence)
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:

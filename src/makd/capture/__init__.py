@@ -1,6 +1,7 @@
 """Station 4: one forward each of teacher and student, and the tensors that plans ask for."""
 
 from makd.capture.attention import AttentionCall
+from makd.capture.questions import without_labels
 from makd.capture.recording import Receiver, Recording, Tap, capture
 from makd.capture.vocabulary import (
     HeadCall,
@@ -23,4 +24,5 @@ __all__ = [
     "has_vocabulary_head",
     "read_predictions",
     "withhold_logits",
+    "without_labels",
 ]

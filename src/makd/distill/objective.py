@@ -1,4 +1,4 @@
-"""Station 6: one teacher's forward and one student's, reduced to a loss for each aspect of a plan.
+"""Station 7: one teacher's forward and one student's, reduced to a loss for each aspect of a plan.
 
 This is where tensors from `capture` meet the losses of `aspects`. It knows no trainer.
 """
@@ -15,15 +15,19 @@ from makd.anatomy.tokens import layer_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
+    KeptPredictions,
+    PooledTexts,
     PredictionLosses,
     SoftLoss,
+    Term,
     chunked_logits_loss,
-    embedding_distance,
+    forward_kl,
     logits_divergence,
     next_labels,
     pool,
     regression_mse,
     similarity_mse,
+    vector_distance,
 )
 from makd.capture import HeadCall, Tap
 from makd.errors import DataError, NumericsError
@@ -65,14 +69,19 @@ def aspect_losses(
         elif aspect == "logits":
             losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
         elif aspect in ("embedding", "similarity"):
-            losses[active.name] = _embedding(active, anatomy, inputs, teacher_output[0], student_output[0])
+            losses[active.name] = _embedding(active, anatomy, inputs, teacher_output, student_output[0])
         else:
             losses[active.name] = torch.stack([layers[tap] for tap in active.taps]).mean()
     return losses
 
 
 def prediction_losses(
-    plan: ActivePlan, anatomy: Anatomy, inputs: Inputs, teacher: HeadCall | None, student: HeadCall, shift: int
+    plan: ActivePlan,
+    anatomy: Anatomy,
+    inputs: Inputs,
+    teacher: HeadCall | KeptPredictions | None,
+    student: HeadCall,
+    shift: int,
 ) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
     """`logits` and `task` of a vocabulary, from what the heads were handed, without the logits.
 
@@ -80,7 +89,8 @@ def prediction_losses(
         plan: aspects.
         anatomy: of the student.
         inputs: the batch, with labels if it has some.
-        teacher: the call of the teacher's head; not looked at where the plan has no `logits`.
+        teacher: the call of the teacher's head, or what was kept of its predictions; not looked at where the plan has
+            no `logits`.
         student: the call of the student's head.
         shift: 1 where a token's prediction is of the next one's label, 0 where of its own.
 
@@ -102,23 +112,29 @@ def prediction_losses(
             f"The labels have shape {tuple(labels.shape)}, but the model predicts one token each of "
             f"{tuple(student.inputs.shape[:-1])}. Give one label a token, or none."
         )
+    kept, call = (teacher, None) if isinstance(teacher, KeptPredictions) else (None, teacher)
     found: PredictionLosses = chunked_logits_loss(
         student.inputs,
         student.head,
-        None if teacher is None else teacher.inputs,
-        None if teacher is None else teacher.head,
+        None if call is None else call.inputs,
+        None if call is None else call.head,
         layer_tokens(anatomy, anatomy.layers[-1], inputs) if soft else None,
-        [
-            SoftLoss(divergence=term.compare(), temperature=term.temperature, weight=term.weight)
-            for term in (active.term for active in soft)
-        ],
+        [_soft_loss(active.term, kept is not None) for active in soft],
         next_labels(labels) if labels is not None and shift else labels,
         sum((active.term.weight for active in hard), start=0.0),
+        kept,
     )
     alone = {active.name: loss for active, loss in zip(soft, found.soft, strict=True)}
     if found.hard is not None:
         alone |= {active.name: found.hard for active in hard}
     return found.total, alone
+
+
+def _soft_loss(term: Term, kept: bool) -> SoftLoss:
+    settings: dict[str, Any] = {"temperature": term.temperature, "weight": term.weight}
+    if kept and term.divergence == "top_k":  # the rest is joined already
+        return SoftLoss(divergence=forward_kl, k=term.k, **settings)
+    return SoftLoss(divergence=term.compare(), **settings)
 
 
 def weighted_sum(
@@ -172,8 +188,8 @@ def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, o
     return logits_divergence(ours.logits, theirs.logits, mask, active.term.temperature, active.term.compare())
 
 
-def _embedding(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Tensor, ours: Tensor) -> Float[Tensor, ""]:
+def _embedding(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Tensor) -> Float[Tensor, ""]:
     mask, pooling = layer_tokens(anatomy, anatomy.layers[-1], inputs), active.term.pooling
-    if active.term.aspect == "embedding":
-        return embedding_distance(ours, theirs, mask, pooling)
-    return similarity_mse(pool(ours, mask, pooling), pool(theirs, mask, pooling))
+    vectors = theirs.by_pooling[pooling] if isinstance(theirs, PooledTexts) else pool(theirs[0], mask, pooling)
+    compare = vector_distance if active.term.aspect == "embedding" else similarity_mse
+    return compare(pool(ours, mask, pooling), vectors)

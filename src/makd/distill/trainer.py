@@ -1,4 +1,4 @@
-"""Station 6: transformers' Trainer, with the loss of a plan.
+"""Station 7: transformers' Trainer, with the loss of a plan.
 
 Everything that is not the loss is the Trainer's own: accumulation, mixed precision, checkpoints and resuming, data
 parallelism, evaluation during training, loggers. The teacher is a frozen guest: eval mode, no gradients, no optimizer
@@ -16,13 +16,14 @@ from transformers import PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from makd.anatomy import Anatomy, resolve
-from makd.aspects import ActivePlan, Plan, activate
-from makd.capture import HeadCall, Recording, capture, withhold_logits
+from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
+from makd.cache import ROW, RowCollator, TeacherCache, number_rows
+from makd.capture import HeadCall, Recording, capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
-from makd.distill.withholding import withheld_shift, without_labels
-from makd.errors import SettingError
+from makd.distill.withholding import withheld_shift
+from makd.errors import CacheError, SettingError
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class DistillTrainer(Trainer):
         student_dropout: bool = False,
         tokens_per_batch: int | None = None,
         teacher_dtype: torch.dtype | None = None,
+        cache: TeacherCache | None = None,
         **kwargs: Any,
     ) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -58,10 +60,13 @@ class DistillTrainer(Trainer):
             tokens_per_batch: tokens of a training batch on each device, padding counted, in the place of a number of
                 rows: see `makd.data.token_batches`. None leaves batches to the Trainer.
             teacher_dtype: of the teacher's products in training and evaluation, by autocast; None: as the student's.
+            cache: what the teacher says about the rows of `train_dataset`, so that training steps do not ask it.
+                Evaluation does, on rows that are not in there.
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
             SettingError: teacher and student have other layers, or the plan does not fit the model.
+            CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
@@ -74,11 +79,22 @@ class DistillTrainer(Trainer):
         self.teacher_dtype = teacher_dtype
         self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
         self._counts: dict[bool, dict[str, int]] = {True: defaultdict(int), False: defaultdict(int)}
+        self.cache = cache
+        if cache is not None:
+            _check_cache(cache, self.plan, model, kwargs.get("train_dataset"))
+            kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         super().__init__(model=model, **kwargs)
+        if cache is not None:
+            self.data_collator = RowCollator(self.data_collator)
+            self._set_signature_columns_if_needed()
+            columns: Any = self._signature_columns
+            columns.append(ROW)  # where unused columns are removed, this one stays
         _check_checkpointing(self.args)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
         self.shift: int | None = withheld_shift(model, teacher, self.plan)
+        if cache is not None:
+            _check_predictions(model, self.plan, self.shift)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
@@ -113,7 +129,8 @@ class DistillTrainer(Trainer):
         if training and not self.student_dropout:
             self._switch_dropout_off(model)
         student = self.accelerator.unwrap_model(model)
-        theirs, teacher_output, teacher_head = self._teach(inputs)
+        rows, inputs = inputs.get(ROW), {name: value for name, value in inputs.items() if name != ROW}
+        theirs, teacher_output, teacher_head = self._teach(inputs, rows)
         layers = LayerLosses(self.anatomy, inputs, theirs)
         with capture(student, self.anatomy, self.plan.taps, layers.receive), self._withhold(student) as head:
             output = model(**(inputs if head is None else self._questions(student, inputs)))
@@ -131,8 +148,12 @@ class DistillTrainer(Trainer):
         return (total, output) if return_outputs else total
 
     @torch.inference_mode()
-    def _teach(self, inputs: dict[str, Any]) -> tuple[Recording, Any, HeadCall | None]:
-        """The teacher's forward on the batch, without labels: its own loss is of no use."""
+    def _teach(
+        self, inputs: dict[str, Any], rows: Tensor | None
+    ) -> tuple[Recording, Any, HeadCall | KeptPredictions | None]:
+        """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
+        if self.cache is not None and rows is not None:
+            return self.cache.recall(rows.tolist(), self.plan, self.anatomy, inputs)
         with (
             self._teacher_precision(),
             capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording,
@@ -220,4 +241,21 @@ def _check_checkpointing(args: Any) -> None:
         raise SettingError(
             "activation_checkpointing_kwargs has use_reentrant=True: captured tensors carry no gradient there, and "
             "every aspect but logits would be lost. Set it to False."
+        )
+
+
+def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel, rows: Any) -> None:
+    cache.check_plan(plan, student)
+    if hasattr(rows, "__len__") and len(rows) != len(cache):
+        raise CacheError(
+            f"The cache {cache.folder} is of {len(cache)} rows, the training data has {len(rows)}. Make the cache anew "
+            "with `makd cache`."
+        )
+
+
+def _check_predictions(student: PreTrainedModel, plan: ActivePlan, shift: int | None) -> None:
+    if shift is None and has_vocabulary_head(student) and any(term.term.aspect == "logits" for term in plan.terms):
+        raise SettingError(
+            f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
+            "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."
         )

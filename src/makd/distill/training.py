@@ -1,4 +1,4 @@
-"""Station 6: the settings of a training run, and the Trainer's arguments that they stand for."""
+"""Station 7: the settings of a training run, and the Trainer's arguments that they stand for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,10 +1,7 @@
-"""Station 6: whether both models of a pair can stop short of their logits, and what they are then asked."""
+"""Station 7: whether both models of a pair can stop short of their logits."""
 
 import logging
-from collections.abc import Collection, Mapping
-from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.aspects import ActivePlan
@@ -38,12 +35,3 @@ def withheld_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: Act
         )
         return None
     return ours.shift or 0
-
-
-def without_labels(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels: Collection[str]) -> dict[str, Any]:
-    """`inputs` without those that are named in `labels`; of an encoder-decoder, with the decoder's made from them."""
-    questions = {name: value for name, value in inputs.items() if name not in labels}
-    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if prepare is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
-        questions["decoder_input_ids"] = prepare(labels=inputs["labels"])
-    return questions

@@ -1,4 +1,4 @@
-"""Station 7: how good a student is, and what it costs."""
+"""Station 8: how good a student is, and what it costs."""
 
 from makd.evaluation.costs import bytes_on_disk, latency, parameter_counts, stored_bytes
 from makd.evaluation.fidelity import fidelity

@@ -1,4 +1,4 @@
-"""Station 7: what a model costs: parameters, bytes on disk, latency."""
+"""Station 8: what a model costs: parameters, bytes on disk, latency."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Station 7: how close student and teacher are without any label.
+"""Station 8: how close student and teacher are without any label.
 
 Encoders without a head are compared by what they are used for, the similarities between texts; models with a head by
 their predictions.

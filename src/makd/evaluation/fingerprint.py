@@ -1,4 +1,4 @@
-"""Station 7: a short text that says whether two models are the same, bit for bit."""
+"""Station 8: a short text that says whether two models are the same, bit for bit."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Station 7: perplexity of a causal language model."""
+"""Station 8: perplexity of a causal language model."""
 
 import math
 from collections.abc import Iterable, Mapping

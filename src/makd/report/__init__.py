@@ -1,4 +1,4 @@
-"""Station 8: what a person looks at, and what a run leaves on disk."""
+"""Station 9: what a person looks at, and what a run leaves on disk."""
 
 from makd.report.card import write_card
 from makd.report.folder import OutputFolder, copy_sentence_transformers_files

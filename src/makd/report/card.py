@@ -1,4 +1,4 @@
-"""Station 8: the README.md of a student, so that who finds the folder knows what it is and how to load it."""
+"""Station 9: the README.md of a student, so that who finds the folder knows what it is and how to load it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Station 8: where a student is written. The folder appears whole or not at all, and replaces nothing unasked."""
+"""Station 9: where a student is written. The folder appears whole or not at all, and replaces nothing unasked."""
 
 import shutil
 from collections.abc import Iterator

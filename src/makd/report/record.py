@@ -1,4 +1,4 @@
-"""Station 8: what every run leaves beside its student, so that another person can repeat it and trust the numbers."""
+"""Station 9: what every run leaves beside its student, so that another person can repeat it and trust the numbers."""
 
 import dataclasses
 import json

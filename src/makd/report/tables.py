@@ -1,4 +1,4 @@
-"""Station 8: a run's measurements as the table that a person reads."""
+"""Station 9: a run's measurements as the table that a person reads."""
 
 from collections.abc import Mapping
 from typing import Any

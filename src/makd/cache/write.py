@@ -1,0 +1,201 @@
+"""Station 6: building a cache. The teacher reads every row once, shortest rows first, and what it says goes to shards.
+
+    unfinished.json                    what the work is of: only the same may continue it
+    00000000-00000512.safetensors      a shard: rows 0 to 511 in the order of their length
+    cache.json                         when all shards are there: what the cache is of, and what is in it
+
+A shard has `rows` (indices in the data set), for each stack `offsets.encoder` or `offsets.decoder` (where a row's
+tokens begin), and the parts, row after row. It gets its name when it is whole.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from makd.anatomy import resolve
+from makd.aspects import ActivePlan
+from makd.cache.identity import first_difference
+from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
+from makd.cache.settings import CacheConfig
+from makd.capture import capture, has_vocabulary_head, withhold_logits, without_labels
+from makd.errors import CacheError, SettingError
+
+FORMAT = 1
+"""Raised when older caches can no longer be read."""
+UNFINISHED, FINISHED = "unfinished.json", "cache.json"
+_SHARD = re.compile(r"(\d{8})-(\d{8})\.safetensors")
+
+
+@torch.no_grad()
+def write_cache(
+    teacher: PreTrainedModel,
+    rows: Sequence[Mapping[str, Any]] | Dataset,
+    collate: Callable[[list[Any]], Mapping[str, Tensor]],
+    plan: ActivePlan,
+    folder: Path,
+    identity: Mapping[str, Any],
+    settings: CacheConfig | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Keep in `folder` what `plan` needs of `teacher` on `rows`, or go on where an earlier call was stopped.
+
+    Args:
+        teacher: in eval mode, on its device.
+        rows: tokenized, in the order in which a trainer will be given them.
+        collate: from some of them to a padded batch.
+        plan: fitted to the teacher.
+        folder: gets the shards and `cache.json`; made if it is not there.
+        identity: what the cache is of, as `identify` says it.
+        settings: how numbers are stored.
+        on_progress: called as the work goes on.
+
+    Returns:
+        The content of `cache.json`.
+
+    Raises:
+        CacheError: the folder holds something else, or the unfinished cache of something else.
+        SettingError: something that the plan compares with cannot be kept, or the plan needs nothing of the teacher.
+    """
+    settings = settings or CacheConfig()
+    needed = needs(plan, teacher)
+    if not needed:
+        raise SettingError("The plan compares nothing with the teacher, so there is nothing to cache.")
+    content = {
+        "format": FORMAT,
+        **identity,
+        "settings": asdict(settings),
+        "parts": [need.part for need in needed],
+    }
+    done = _begin(folder, content)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    tell = on_progress or (lambda what, so_far, of: None)
+    tell("cache", done, len(rows))
+    shard = _Shard(done)
+    for positions, stored, lengths in _read(teacher, rows, order[done:], collate, plan, settings):
+        shard.add(positions, stored, lengths)
+        done += len(positions)
+        if shard.size >= settings.shard_megabytes * 2**20 or done == len(rows):
+            shard.write(folder)
+            shard = _Shard(done)
+        tell("cache", done, len(rows))
+    content |= _describe(folder, teacher)
+    _write_json(folder / FINISHED, content)
+    (folder / UNFINISHED).unlink()
+    return content
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards that are whole, one row after the other from the first on."""
+    found: list[Path] = []
+    end = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        match = _SHARD.fullmatch(path.name)
+        if match is not None and int(match[1]) == end:
+            found.append(path)
+            end = int(match[2])
+    return found
+
+
+def _begin(folder: Path, content: Mapping[str, Any]) -> int:
+    """How many rows are done."""
+    note = folder / UNFINISHED
+    wanted = json.loads(json.dumps(dict(content)))
+    if note.is_file():
+        other = first_difference(json.loads(note.read_text(encoding="utf-8")), wanted)
+        if other is not None:
+            raise CacheError(
+                f"{folder} holds an unfinished cache of something else: its {other[0]} is {other[1]}, this one's is "
+                f"{other[2]}. Give the settings of that build to continue it, remove the folder to start anew, or name "
+                "another output."
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise CacheError(f"{folder} is not empty and holds no unfinished cache. Name another output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(note, wanted)
+    whole = shards_of(folder)
+    return 0 if not whole else int(whole[-1].stem[9:])
+
+
+def _read(
+    teacher: PreTrainedModel,
+    rows: Sequence[Mapping[str, Any]] | Dataset,
+    order: Sequence[int],
+    collate: Callable[[list[Any]], Mapping[str, Tensor]],
+    plan: ActivePlan,
+    settings: CacheConfig,
+) -> Iterator[tuple[Sequence[int], Stored, dict[Axis, Tensor]]]:
+    """Indices of some rows, what is kept of them, and how many real tokens each has for each stack."""
+    anatomy = resolve(teacher)
+    predicts = has_vocabulary_head(teacher)
+    for start in range(0, len(order), settings.batch_size):
+        chosen = order[start : start + settings.batch_size]
+        inputs = {name: value.to(teacher.device) for name, value in collate([rows[index] for index in chosen]).items()}
+        with (
+            capture(teacher, anatomy, plan.taps) as recording,
+            withhold_logits(teacher) if predicts else nullcontext() as head,
+        ):
+            output = teacher(**without_labels(teacher, inputs, {"labels"}))
+        stored = extract(plan, anatomy, inputs, recording, output, head, settings)
+        used = {axis for axis, _ in stored.values() if axis != "text"}
+        yield chosen, stored, {axis: real_tokens(axis, inputs).sum(1).cpu() for axis in used}
+
+
+@dataclass
+class _Shard:
+    """Rows that will be one file."""
+
+    start: int
+    rows: list[int] = field(default_factory=list)
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+    lengths: dict[Axis, list[Tensor]] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, rows: Sequence[int], stored: Stored, lengths: Mapping[Axis, Tensor]) -> None:
+        self.rows += rows
+        for name, (axis, tensor) in stored.items():
+            self.parts.setdefault(name, []).append(tensor)
+            self.axes[name] = axis
+            self.size += tensor.nbytes
+        for stack, counts in lengths.items():
+            self.lengths.setdefault(stack, []).append(counts)
+
+    def write(self, folder: Path) -> None:
+        tensors = {name: torch.cat(parts) for name, parts in self.parts.items()}
+        tensors["rows"] = torch.tensor(self.rows)
+        for axis, counts in self.lengths.items():
+            tensors[f"offsets.{axis}"] = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(counts).cumsum(0)])
+        path = folder / f"{self.start:08}-{self.start + len(self.rows):08}.safetensors"
+        part = path.with_name(path.name + ".part")
+        save_file(tensors, part, metadata=self.axes)
+        part.replace(path)
+
+
+def _describe(folder: Path, teacher: PreTrainedModel) -> dict[str, Any]:
+    """What a reader has to know besides the shards, and what a person may want to."""
+    shards = shards_of(folder)
+    head = teacher.get_output_embeddings() if has_vocabulary_head(teacher) else None
+    return {
+        "dtype": str(teacher.dtype).removeprefix("torch."),
+        "vocabulary": None if head is None else head.out_features,
+        "shards": [path.name for path in shards],
+        "bytes": sum(path.stat().st_size for path in shards),
+        "versions": {name: version(name) for name in ("makd", "torch", "transformers")},
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    part.replace(path)

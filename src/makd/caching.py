@@ -1,0 +1,91 @@
+"""`makd cache`: what a teacher says about the rows that a recipe trains on, kept on disk for the runs that follow."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from makd.anatomy import resolve
+from makd.aspects import activate
+from makd.cache import CacheConfig, identify, write_cache
+from makd.config import Recipe
+from makd.data import DataConfig, collator, hold_out, load_texts, tokenize
+from makd.loading import check_dtype, load_model, load_tokenizer
+from makd.pipeline import Data, Progress
+from makd.report import OutputFolder
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a build left on disk."""
+
+    folder: Path
+    content: dict[str, Any]
+    """The content of `cache.json`."""
+    rows: int
+    tokens: int
+    """Real tokens of the rows."""
+    seconds: float
+    """Of this call: less than the whole where it went on with an earlier one."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """On disk."""
+        return float(self.content["bytes"]) / self.tokens
+
+
+def build_cache(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe | None = None,
+    output: str | Path = "caches/teacher",
+    *,
+    settings: CacheConfig | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> CacheReport:
+    """Keep what the recipe's plan needs of `teacher` on the rows that `compress` and `distill` train on.
+
+    What is done stands in `<output>.partial`; the same call continues there after a run that was killed.
+
+    Args:
+        teacher: hub id, folder, `.gguf` file, or `package:module/path`; or a model.
+        data: as the runs that use the cache are given it.
+        recipe: likewise; its plan, head, dtype and seed say what is kept.
+        output: folder for the cache, for `recipe.cache`.
+        settings: how numbers are stored.
+        tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
+        overwrite: whether a folder that is not empty may be replaced.
+        on_progress: called as the work goes on, for progress bars.
+
+    Returns:
+        Where the cache is, and how large.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed.
+    """
+    started = time.perf_counter()
+    recipe, settings = recipe or Recipe(), settings or CacheConfig()
+    data = DataConfig(path=data) if isinstance(data, str) else data
+    source = data if isinstance(data, DataConfig) else DataConfig()
+    folder = OutputFolder(Path(output), overwrite=overwrite)
+    device = recipe.find_device()
+    set_seed(recipe.seed)
+    name = teacher if isinstance(teacher, str) else str(teacher.name_or_path)
+    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or name)
+    model = load_model(teacher, recipe.head, check_dtype(recipe.dtype), device) if isinstance(teacher, str) else teacher
+    plan = activate(recipe.plan, resolve(model))
+    texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, source, recipe.seed)
+    rows = tokenize(texts.train, words, model, source.max_length, recipe.seed)
+    identity = identify(model, rows, words, source.max_length)
+    with folder.work(keep=True) as result:
+        content = write_cache(
+            model.eval(), rows, collator(words, model), plan, folder.partial / "cache", identity, settings, on_progress
+        )
+        for path in (folder.partial / "cache").iterdir():
+            path.rename(result / path.name)
+    tokens = sum(len(ids) for ids in rows["input_ids"])
+    return CacheReport(folder.path, content, len(rows), tokens, time.perf_counter() - started)

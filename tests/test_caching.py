@@ -1,0 +1,65 @@
+"""`makd cache`, then `makd compress` from it: the same rows, and a student that is as good as one taught live."""
+
+import json
+
+import pytest
+
+import makd
+from makd.cli import main
+
+DATA = ["--data.rows", "40", "--data.max_length", "16", "--recipe.device", "cpu"]
+TRAIN = [
+    "--budget.keep_linears", "0.5", "--recipe.training.steps", "2", "--recipe.training.batch_size", "4",
+    "--recipe.evaluation.rows", "8", "--recipe.evaluation.latency", "false", "--recipe.calibration.rows", "16",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(capfd):
+    def runner(*words):
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, " ".join(err.split())
+
+    return runner
+
+
+def test_a_student_is_taught_from_a_cache_and_a_stale_one_is_refused(run, encoder_folder, tmp_path):
+    cache = tmp_path / "cache"
+    code, out, err = run("cache", "--teacher", encoder_folder, "--output", cache, "--cache.dtype", "float32", *DATA)
+    assert code == 0, err
+    assert "40 rows" in out
+    assert not (tmp_path / "cache.partial").exists()
+    assert {path.suffix for path in cache.iterdir()} == {".json", ".safetensors"}
+
+    compress = ["compress", "--teacher", encoder_folder, *DATA, *TRAIN]
+    found = {}
+    for name, more in {"live": [], "cached": ["--recipe.cache", cache]}.items():
+        code, _, err = run(*compress, "--output", tmp_path / name, *more)
+        assert code == 0, err
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())["fidelity"]["after"]["cosine"]
+    assert found["cached"] == pytest.approx(found["live"], abs=1e-4)
+
+    code, _, err = run(*compress, "--output", tmp_path / "stale", "--recipe.cache", cache, "--recipe.seed", "1")
+    assert code == 2
+    assert "is stale: its data is" in err
+    code, _, err = run("cache", "--teacher", encoder_folder, "--output", cache, *DATA)
+    assert code == 2
+    assert "not empty" in err
+
+
+def test_the_report_says_what_is_kept(encoder_folder, tmp_path):
+    recipe = makd.Recipe(plan=makd.Plan(preset="logits"), device="cpu")
+    texts = [f"The list number {index} is a sequence." for index in range(20)]
+    data = makd.DataConfig(path=str(tmp_path / "texts.txt"), max_length=16)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    report = makd.build_cache(str(encoder_folder), data, recipe, tmp_path / "cache")
+    assert report.rows == 18
+    assert report.content["parts"] == ["embedding.mean"]
+    assert report.bytes_per_token > 0
+
+
+def test_an_empty_name_is_not_a_cache():
+    with pytest.raises(makd.MakdError, match="empty name"):
+        makd.Recipe(cache="")
