@@ -1,7 +1,7 @@
 """Station 2: texts and tasks, as batches for calibration, training and evaluation."""
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, tokenize
-from makd.data.sources import DataConfig, Texts, hold_out, load_texts
+from makd.data.sources import DataConfig, Texts, hold_out, load_splits, load_texts, validation_split
 
 __all__ = [
     "Batch",
@@ -10,8 +10,10 @@ __all__ = [
     "collator",
     "count_tokens",
     "hold_out",
+    "load_splits",
     "load_texts",
     "make_batches",
     "reads_blocks",
     "tokenize",
+    "validation_split",
 ]

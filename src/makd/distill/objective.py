@@ -68,7 +68,7 @@ def aspect_losses(
             continue
         if aspect == "task":
             if student_output.get("loss") is not None:
-                losses[active.name] = student_output.loss
+                losses[active.name] = task_loss(inputs, student_output)
         elif aspect == "logits":
             losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
         elif aspect in ("embedding", "similarity"):
@@ -78,6 +78,29 @@ def aspect_losses(
             parts = [compare(tap, anatomy, inputs, teacher, student) for tap in active.taps]
             losses[active.name] = torch.stack(parts).mean()
     return losses
+
+
+def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
+    """The model's own loss, over those rows that have a label: 0 where none of the batch has one.
+
+    Rows have none where their label is -100, that of a regression NaN, or an answer's start beyond the row's end.
+    """
+    loss: Tensor = output.loss
+    labels = inputs.get("labels")
+    if labels is not None and labels.is_floating_point():
+        real = ~labels.isnan()
+        if bool(real.all()):
+            return loss
+        difference = output.logits.reshape(labels.shape)[real] - labels[real]
+        return difference.square().mean() if bool(real.any()) else output.logits.sum() * 0.0
+    if bool(torch.isnan(loss)):  # a mean over no rows; else the model's own cross-entropy has left them out
+        starts = inputs.get("start_positions")
+        absent = (
+            labels == -100 if labels is not None else None if starts is None else starts >= inputs["input_ids"].shape[1]
+        )
+        if absent is not None and bool(absent.all()):
+            return output[1].sum() * 0.0
+    return loss
 
 
 def prediction_losses(

@@ -1,0 +1,61 @@
+"""What the command line shows: progress bars on stderr, tables on stdout. Heavy imports wait until they are needed."""
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from makd.pipeline import Progress
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Progress]":
+    """One bar for each kind of work, on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks or done < bars.tasks[tasks[what]].completed:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+def print_table(renderable: Any) -> None:
+    """Print a table of rich's."""
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def print_metrics(metrics: dict[str, Any], title: str) -> None:
+    """Print what `metrics.json` holds."""
+    from makd.report import metrics_table
+
+    print_table(metrics_table(metrics, title))
+    _print_seconds(metrics)
+
+
+def print_scores(metrics: dict[str, Any], title: str) -> None:
+    """Print how well a model does a task."""
+    from makd.report import scores_table
+
+    print_table(scores_table(metrics["task"], title))
+    _print_seconds(metrics)
+
+
+def _print_seconds(metrics: dict[str, Any]) -> None:
+    print("seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items()))
