@@ -94,6 +94,13 @@ class Recipe:
         return find_device(self.device)
 
 
+FINETUNING: TrainingConfig = TrainingConfig(
+    learning_rate=5e-5, schedule="linear", weight_decay=0.01, student_dropout=True
+)
+"""Devlin et al. (2019): the largest of BERT's learning rates, which small encoders want, 3 epochs, dropout as in the
+model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
     """How a model is taught a task from its labels alone."""
@@ -121,11 +128,6 @@ class FinetuneRecipe:
             SettingError: it is not there.
         """
         return find_device(self.device)
-
-
-FINETUNING = TrainingConfig(learning_rate=5e-5, schedule="linear", weight_decay=0.01, student_dropout=True)
-"""Devlin et al. (2019): the largest of BERT's learning rates, which small encoders want, 3 epochs, dropout as in the
-model."""
 
 
 def find_device(name: str) -> torch.device:

@@ -86,20 +86,22 @@ def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
     Rows have none where their label is -100, that of a regression NaN, or an answer's start beyond the row's end.
     """
     loss: Tensor = output.loss
-    labels = inputs.get("labels")
+    nothing: Tensor = output[1].sum() * 0.0
+    labels, starts = inputs.get("labels"), inputs.get("start_positions")
     if labels is not None and labels.is_floating_point():
         real = ~labels.isnan()
         if bool(real.all()):
             return loss
-        difference = output.logits.reshape(labels.shape)[real] - labels[real]
-        return difference.square().mean() if bool(real.any()) else output.logits.sum() * 0.0
-    if bool(torch.isnan(loss)):  # a mean over no rows; else the model's own cross-entropy has left them out
-        starts = inputs.get("start_positions")
-        absent = (
-            labels == -100 if labels is not None else None if starts is None else starts >= inputs["input_ids"].shape[1]
-        )
+        squares: Tensor = (output.logits.reshape(labels.shape)[real] - labels[real]).square()
+        return squares.mean() if bool(real.any()) else nothing
+    if bool(torch.isnan(loss)):  # a mean over no rows: with some, the model's own cross-entropy left the others out
+        absent = None
+        if labels is not None:
+            absent = labels == -100
+        elif starts is not None:
+            absent = starts >= inputs["input_ids"].shape[1]
         if absent is not None and bool(absent.all()):
-            return output[1].sum() * 0.0
+            return nothing
     return loss
 
 

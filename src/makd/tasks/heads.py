@@ -47,7 +47,7 @@ def load_task_model(
         _refuse_decoder(rows.config, config.model_type, name)
     settings = _config(rows)
     has_head = any(kind.classes in cls for cls in getattr(config, "architectures", None) or ())
-    if has_head and settings.get("num_labels", 2) != config.num_labels:
+    if config is not None and has_head and settings.get("num_labels", 2) != config.num_labels:
         logger.info("the head of %s, for %d labels, is replaced", name, config.num_labels)
         settings["ignore_mismatched_sizes"] = True
     set_seed(seed)
@@ -94,7 +94,8 @@ def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]
             f"{name} predicts {model.config.num_labels} labels; the task {config.name} has {wanted}"
             f"{': ' + ', '.join(labels) if labels else ' (a number)'}. Take a model that was fine-tuned on this task."
         )
-    theirs = [str(model.config.id2label[place]) for place in range(wanted)]
+    names = {int(place): str(label) for place, label in (model.config.id2label or {}).items()}
+    theirs = [names.get(place, f"LABEL_{place}") for place in range(wanted)]
     if not labels or [label.lower() for label in theirs] == [label.lower() for label in labels]:
         return
     if theirs == [f"LABEL_{place}" for place in range(wanted)]:
