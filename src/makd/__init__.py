@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from makd import aspects
     from makd.anatomy import Anatomy, Role, inspect, resolve
     from makd.aspects import Plan, Term
-    from makd.config import CalibrationConfig, EvaluationConfig, Recipe
+    from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, TrainingConfig
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
+    from makd.finetuning import finetune
     from makd.lowrank.budget import Budget
     from makd.lowrank.factorize import factorize
     from makd.lowrank.linear import LowRankLinear
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from makd.lowrank.settings import FactorizeConfig
     from makd.pipeline import Report, compress, evaluate
     from makd.streaming import factorize_streamed
+    from makd.tasks import TaskConfig, load_task
 
 _HOME = {
     "Anatomy": "makd.anatomy",
@@ -38,12 +40,15 @@ _HOME = {
     "EvaluationConfig": "makd.config",
     "FactorizeConfig": "makd.lowrank.settings",
     "FactorizeReport": "makd.lowrank.outcome",
+    "FinetuneRecipe": "makd.config",
     "LowRankLinear": "makd.lowrank.linear",
     "MakdError": "makd.errors",
     "Plan": "makd.aspects",
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "Stage": "makd.config",
+    "TaskConfig": "makd.tasks",
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "aspects": "makd",
@@ -52,8 +57,10 @@ _HOME = {
     "factorize": "makd.lowrank.factorize",
     "factorize_streamed": "makd.streaming",
     "fidelity": "makd.evaluation",
+    "finetune": "makd.finetuning",
     "fingerprint": "makd.evaluation",
     "inspect": "makd.anatomy",
+    "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
     "resolve": "makd.anatomy",
 }
@@ -68,12 +75,15 @@ __all__ = [
     "EvaluationConfig",
     "FactorizeConfig",
     "FactorizeReport",
+    "FinetuneRecipe",
     "LowRankLinear",
     "MakdError",
     "Plan",
     "Recipe",
     "Report",
     "Role",
+    "Stage",
+    "TaskConfig",
     "Term",
     "TrainingConfig",
     "aspects",
@@ -82,8 +92,10 @@ __all__ = [
     "factorize",
     "factorize_streamed",
     "fidelity",
+    "finetune",
     "fingerprint",
     "inspect",
+    "load_task",
     "perplexity",
     "resolve",
 ]

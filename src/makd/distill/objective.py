@@ -86,14 +86,13 @@ def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
     Rows have none where their label is -100, that of a regression NaN, or an answer's start beyond the row's end.
     """
     loss: Tensor = output.loss
-    nothing: Tensor = output[1].sum() * 0.0
     labels, starts = inputs.get("labels"), inputs.get("start_positions")
     if labels is not None and labels.is_floating_point():
         real = ~labels.isnan()
         if bool(real.all()):
             return loss
         squares: Tensor = (output.logits.reshape(labels.shape)[real] - labels[real]).square()
-        return squares.mean() if bool(real.any()) else nothing
+        return squares.mean() if bool(real.any()) else _zero(output)
     if bool(torch.isnan(loss)):  # a mean over no rows: with some, the model's own cross-entropy left the others out
         absent = None
         if labels is not None:
@@ -101,8 +100,14 @@ def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
         elif starts is not None:
             absent = starts >= inputs["input_ids"].shape[1]
         if absent is not None and bool(absent.all()):
-            return nothing
+            return _zero(output)
     return loss
+
+
+def _zero(output: Any) -> Tensor:
+    """0, with a gradient of 0 for what was predicted."""
+    zero: Tensor = output[1].sum() * 0.0
+    return zero
 
 
 def prediction_losses(
