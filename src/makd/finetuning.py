@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from makd.config import FinetuneRecipe
 from makd.data import collator
-from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_
+from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.loading import check_dtype, load_tokenizer
 from makd.lowrank.hub import is_student, mark_student
@@ -102,6 +101,10 @@ def _train(
     if training.steps == 0:
         return 0, 0.0
     choose_trainable_(model, training.trainable)
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:  # the head, which may be new, always learns
+            parameter.requires_grad_(True)
     trainer = SupervisedTrainer(
         model,
         training.student_dropout,
@@ -112,11 +115,10 @@ def _train(
         callbacks=[ReportSteps(progress, "fine-tune")],
     )
     trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-    last = get_last_checkpoint(str(folder.checkpoints)) if folder.resume else None
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last)
+    tokens = train(trainer, folder.checkpoints, folder.resume)
     model.requires_grad_(True).eval()
-    return int(trainer.state.num_input_tokens_seen), time.perf_counter() - start
+    return tokens, time.perf_counter() - start
 
 
 def _count(task: Task) -> int:

@@ -12,13 +12,12 @@ import torch
 import yaml
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, count_tokens, reads_blocks
-from makd.distill import DistillTrainer, ReportSteps, choose_trainable_
+from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_model, load_tokenizer, locate
@@ -338,11 +337,8 @@ def _train(run: _Run, student: PreTrainedModel, stage: Stage, checkpoints: Path)
     trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
     for aspect, reason in trainer.plan.off.items():
         logger.info("aspect %s is off: %s", aspect, reason)
-    # a stage that was done has left a checkpoint of its last step, and takes no further ones
-    last = get_last_checkpoint(str(checkpoints)) if run.resume and checkpoints.is_dir() else None
     with run.clock("distill"):
-        trainer.train(resume_from_checkpoint=last)
-    run.training_tokens += int(trainer.state.num_input_tokens_seen)
+        run.training_tokens += train(trainer, checkpoints, run.resume)
     student.requires_grad_(True).eval()
 
 

@@ -2,6 +2,7 @@
 
 from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.reporting import ReportSteps
+from makd.distill.resuming import train
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainer import DistillTrainer
 from makd.distill.training import TrainingConfig, choose_trainable_
@@ -13,5 +14,6 @@ __all__ = [
     "TrainingConfig",
     "aspect_losses",
     "choose_trainable_",
+    "train",
     "weighted_sum",
 ]

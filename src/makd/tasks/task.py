@@ -85,7 +85,7 @@ class Task:
             ]
             return predicted, true
         values = np.stack(outputs)
-        return (values[:, 0] if kind == "regression" else values.argmax(-1)), np.asarray(rows["label"])
+        return (values[:, 0] if kind == "regression" else values.argmax(-1)), np.asarray(list(rows["label"]))
 
     def _answers(self, rows: Dataset, logits: Sequence[Sequence[np.ndarray]], questions: Dataset) -> tuple[Any, Any]:
         windows: dict[int, list[int]] = {}
