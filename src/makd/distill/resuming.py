@@ -7,7 +7,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 
 def train(trainer: Trainer, checkpoints: Path, resume: bool) -> int:
-    """Train to the end, with `resume` from the last checkpoint on, if there is one; gives the real tokens that were read.
+    """Train to the end, with `resume` from the last checkpoint on, if there is one; gives the real tokens read.
 
     A training that had already ended is not begun again: the Trainer would take one more step.
     """
