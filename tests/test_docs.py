@@ -20,7 +20,7 @@ from makd.cli import COMMANDS, main
 from makd.lowrank.ranks import RANK_RULES
 from makd.lowrank.solvers import SOLVERS
 from makd.report import plain
-from makd.report.tables import LABELS
+from makd.report.tables import LABELS, TASK_LABELS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -37,6 +37,9 @@ CONFIGS = {
     "recipe.plan.terms[]": makd.Term,
     "recipe.training": makd.TrainingConfig,
     "recipe.evaluation": makd.EvaluationConfig,
+    "recipe.stages[]": makd.Stage,
+    "task": makd.TaskConfig,
+    "finetune.recipe": makd.FinetuneRecipe,
 }
 """Where a dataclass stands in YAML -> the dataclass."""
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -49,13 +52,14 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import cache_command, loading, pipeline, speed, streaming
+    from makd import cache_command, finetuning, loading, pipeline, speed, streaming
 
     def stop(*_arguments, **_named):
         raise Parsed
 
     for name in ("compress", "factorize_only", "distill", "evaluate"):
         monkeypatch.setattr(pipeline, name, stop)
+    monkeypatch.setattr(finetuning, "finetune", stop)
     monkeypatch.setattr(streaming, "factorize_streamed", stop)
     monkeypatch.setattr(speed, "bench", stop)
     monkeypatch.setattr(cache_command, "build_cache", stop)
@@ -160,11 +164,11 @@ def test_every_setting_is_written_down_with_its_type_and_default_in_the_order_of
 
 
 def test_every_place_of_settings_is_tested():
-    nested = {place for place in CONFIGS if place != "recipe.plan.terms[]"}
+    nested = {place for place in CONFIGS if not place.endswith("[]")}
     found = {
         f"recipe.{field.name}" for field in dataclasses.fields(makd.Recipe) if dataclasses.is_dataclass(field.type)
     }
-    assert nested == {"budget", "cache", "data", "recipe"} | found
+    assert nested == {"budget", "cache", "data", "task", "recipe", "finetune.recipe"} | found
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_every_error_has_a_section():
 
 def test_every_measurement_is_defined():
     text = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
-    for name in {*LABELS, "fingerprint", "latency_ms", "params", "bytes", "seconds", "tokens"}:
+    for name in {*LABELS, *TASK_LABELS, "fingerprint", "latency_ms", "params", "bytes", "seconds", "tokens"}:
         assert re.search(rf"`{name}[.`]", text) or f"`{name}.teacher`" in text, name
 
 

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from makd.aspects import Plan, Term
     from makd.cache import CacheConfig, TeacherCache
     from makd.caching import CacheReport, build_cache
-    from makd.config import CalibrationConfig, EvaluationConfig, Recipe
+    from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, TrainingConfig
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
     from makd.evaluation.speed import BenchConfig
+    from makd.finetuning import finetune
     from makd.lowrank.budget import Budget
     from makd.lowrank.factorize import factorize
     from makd.lowrank.folding import fold
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from makd.pipeline import Report, compress, evaluate
     from makd.speed import BenchReport, bench
     from makd.streaming import factorize_streamed
+    from makd.tasks import TaskConfig, load_task
 
 _HOME = {
     "Anatomy": "makd.anatomy",
@@ -47,12 +49,15 @@ _HOME = {
     "EvaluationConfig": "makd.config",
     "FactorizeConfig": "makd.lowrank.settings",
     "FactorizeReport": "makd.lowrank.outcome",
+    "FinetuneRecipe": "makd.config",
     "LowRankLinear": "makd.lowrank.linear",
     "MakdError": "makd.errors",
     "Plan": "makd.aspects",
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "Stage": "makd.config",
+    "TaskConfig": "makd.tasks",
     "TeacherCache": "makd.cache",
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
@@ -64,9 +69,11 @@ _HOME = {
     "factorize": "makd.lowrank.factorize",
     "factorize_streamed": "makd.streaming",
     "fidelity": "makd.evaluation",
+    "finetune": "makd.finetuning",
     "fingerprint": "makd.evaluation",
     "fold": "makd.lowrank.folding",
     "inspect": "makd.anatomy",
+    "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
     "resolve": "makd.anatomy",
 }
@@ -85,12 +92,15 @@ __all__ = [
     "EvaluationConfig",
     "FactorizeConfig",
     "FactorizeReport",
+    "FinetuneRecipe",
     "LowRankLinear",
     "MakdError",
     "Plan",
     "Recipe",
     "Report",
     "Role",
+    "Stage",
+    "TaskConfig",
     "TeacherCache",
     "Term",
     "TrainingConfig",
@@ -102,9 +112,11 @@ __all__ = [
     "factorize",
     "factorize_streamed",
     "fidelity",
+    "finetune",
     "fingerprint",
     "fold",
     "inspect",
+    "load_task",
     "perplexity",
     "resolve",
 ]

@@ -6,7 +6,7 @@ from makd import speed
 from makd.evaluation.speed import BenchConfig
 from makd.report import write_json
 from makd.report.speed import fold_line, linears_table, speed_table
-from makd.terminal import print_rich, progress_bars
+from makd.terminal import print_table, progress_bars
 
 
 def bench(
@@ -58,8 +58,8 @@ def bench(
         )  # fmt: skip
     batch, length = settings.fold_point
     found = report.speed
-    print_rich(speed_table(found, f"{student} against {teacher}"))
-    print_rich(linears_table(found, f"linears at {batch} x {length} tokens"))
+    print_table(speed_table(found, f"{student} against {teacher}"))
+    print_table(linears_table(found, f"linears at {batch} x {length} tokens"))
     compiling = [row.compile_seconds for row in found.forwards if row.compile_seconds is not None]
     if compiling:
         print(f"compiling: {min(compiling):.1f} to {max(compiling):.1f} s a model and shape, not in the table")

@@ -11,9 +11,10 @@ from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.cache import CacheConfig, identify, write_cache
 from makd.config import Recipe
-from makd.data import DataConfig, collator, hold_out, load_texts, tokenize
+from makd.data import collator
 from makd.loading import check_dtype, load_model, load_tokenizer
-from makd.pipeline import Data, Progress
+from makd.pipeline import Progress
+from makd.preparation import Data, prepare
 from makd.report import OutputFolder
 
 
@@ -69,8 +70,6 @@ def build_cache(
     """
     started = time.perf_counter()
     recipe, settings = recipe or Recipe(), settings or CacheConfig()
-    data = DataConfig(path=data) if isinstance(data, str) else data
-    source = data if isinstance(data, DataConfig) else DataConfig()
     folder = OutputFolder(Path(output), overwrite=overwrite)
     device = recipe.find_device()
     set_seed(recipe.seed)
@@ -78,9 +77,9 @@ def build_cache(
     words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or name)
     model = load_model(teacher, recipe.head, check_dtype(recipe.dtype), device) if isinstance(teacher, str) else teacher
     plan = activate(recipe.plan, resolve(model))
-    texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, source, recipe.seed)
-    rows = tokenize(texts.train, words, model, source.max_length, recipe.seed)
-    identity = identify(model, rows, words, source.max_length)
+    prepared = prepare(data, words, model, recipe)
+    rows = prepared.train
+    identity = identify(model, rows, words, prepared.max_length)
     with folder.work(keep=True) as result:
         content = write_cache(
             model.eval(), rows, collator(words, model), plan, folder.partial / "cache", identity, settings, on_progress

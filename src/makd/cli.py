@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from makd.errors import MakdError
 from makd.registry import unknown_name
-from makd.terminal import print_rich as _print
+from makd.task_commands import expand, load_finetune, task_or_data
+from makd.terminal import print_metrics as _print_metrics
+from makd.terminal import print_table as _print
 from makd.terminal import progress_bars as _progress_bars
 
 USER_ERROR = 2
@@ -71,7 +72,7 @@ def _run(name: str, words: list[str]) -> int:
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
     try:
-        settings = parser.instantiate(parser.parse_args(words))
+        settings = parser.instantiate(parser.parse_args(expand(name, words)))
     except jsonargparse.ArgumentError as error:
         raise MakdError(f"{_plain_text(error)}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
@@ -102,12 +103,14 @@ def _load_compress() -> Callable[..., None]:
     from makd.config import Recipe
     from makd.data import DataConfig
     from makd.lowrank.budget import Budget
+    from makd.tasks import TaskConfig
 
     def compress(
         teacher: str,
         budget: Budget,
         output: str,
         data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        task: TaskConfig | None = None,
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         tokenizer: str | None = None,
         overwrite: bool = False,
@@ -120,6 +123,7 @@ def _load_compress() -> Callable[..., None]:
             budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
             output: folder for the student.
             data: text to calibrate, train and evaluate on.
+            task: a task instead of text; `--task NAME --task_data PATH` for short.
             recipe: how the student is made.
             tokenizer: where the tokenizer is, if not with the teacher.
             overwrite: replace the output folder when all is done.
@@ -127,7 +131,7 @@ def _load_compress() -> Callable[..., None]:
         """
         with _progress_bars() as progress:
             report = pipeline.compress(
-                teacher, data, budget, recipe, output,
+                teacher, task_or_data(data, task), budget, recipe, output,
                 tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
             )  # fmt: skip
         _print_metrics(report.metrics, f"{teacher} -> {report.folder}")
@@ -140,12 +144,14 @@ def _load_factorize() -> Callable[..., None]:
     from makd.config import Recipe
     from makd.data import DataConfig
     from makd.lowrank.budget import Budget
+    from makd.tasks import TaskConfig
 
     def factorize(
         teacher: str,
         budget: Budget,
         output: str,
         data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        task: TaskConfig | None = None,
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         tokenizer: str | None = None,
         overwrite: bool = False,
@@ -158,6 +164,7 @@ def _load_factorize() -> Callable[..., None]:
             budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
             output: folder for the student.
             data: text to calibrate and evaluate on.
+            task: a task instead of text; `--task NAME --task_data PATH` for short.
             recipe: how the student is made.
             tokenizer: where the tokenizer is, if not with the teacher.
             overwrite: replace the output folder when all is done.
@@ -166,8 +173,9 @@ def _load_factorize() -> Callable[..., None]:
         make = streaming.factorize_streamed if stream else pipeline.factorize_only
         with _progress_bars() as progress:
             report = make(
-                teacher, data, budget, recipe, output, tokenizer=tokenizer, overwrite=overwrite, on_progress=progress
-            )
+                teacher, task_or_data(data, task), budget, recipe, output,
+                tokenizer=tokenizer, overwrite=overwrite, on_progress=progress,
+            )  # fmt: skip
         _print_metrics(report.metrics, f"{teacher} -> {report.folder}")
 
     return factorize
@@ -177,12 +185,14 @@ def _load_distill() -> Callable[..., None]:
     from makd import pipeline
     from makd.config import Recipe
     from makd.data import DataConfig
+    from makd.tasks import TaskConfig
 
     def distill(
         student: str,
         teacher: str,
         output: str,
         data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+        task: TaskConfig | None = None,
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         tokenizer: str | None = None,
         overwrite: bool = False,
@@ -195,6 +205,7 @@ def _load_distill() -> Callable[..., None]:
             teacher: hub id, folder, .gguf file, or package:module/path.
             output: folder for the taught student.
             data: text to train and evaluate on.
+            task: a task instead of text; `--task NAME --task_data PATH` for short.
             recipe: how the student is taught.
             tokenizer: where the tokenizer is, if not with the teacher.
             overwrite: replace the output folder when all is done.
@@ -202,7 +213,7 @@ def _load_distill() -> Callable[..., None]:
         """
         with _progress_bars() as progress:
             report = pipeline.distill(
-                student, teacher, data, recipe, output,
+                student, teacher, task_or_data(data, task), recipe, output,
                 tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
             )  # fmt: skip
         _print_metrics(report.metrics, f"{student} -> {report.folder}")
@@ -215,11 +226,13 @@ def _load_evaluate() -> Callable[..., None]:
     from makd.config import Recipe
     from makd.data import DataConfig
     from makd.report import write_json
+    from makd.tasks import TaskConfig
 
     def evaluate(
         student: str,
         teacher: str,
         data: DataConfig | None = None,
+        task: TaskConfig | None = None,
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         tokenizer: str | None = None,
         json: str | None = None,
@@ -230,13 +243,14 @@ def _load_evaluate() -> Callable[..., None]:
             student: folder of a student.
             teacher: hub id, folder, .gguf file, or package:module/path.
             data: text to evaluate on; without it, the text that the student was made with.
+            task: a task instead of text; `--task NAME --task_data PATH` for short.
             recipe: its evaluation part says what is measured.
             tokenizer: where the tokenizer is, if not with the teacher.
             json: file to write the measurements to.
         """
-        data = data or pipeline.data_of(student)
+        chosen = pipeline.data_of(student) if data is None and task is None else task_or_data(data, task)
         with _progress_bars() as progress:
-            metrics = pipeline.evaluate(student, teacher, data, recipe, tokenizer=tokenizer, on_progress=progress)
+            metrics = pipeline.evaluate(student, teacher, chosen, recipe, tokenizer=tokenizer, on_progress=progress)
         _print_metrics(metrics, f"{student} against {teacher}")
         if json is not None:
             write_json(Path(json), metrics)
@@ -302,6 +316,12 @@ COMMANDS = {
         "Keep what a teacher says about the training rows, for training without it.",
         "makd cache --teacher MODEL --output caches/MODEL",
     ),
+    "finetune": Command(
+        load_finetune,
+        "Teach a model a task from its labels: makes the teacher of that task.",
+        "makd finetune MODEL --task glue/mrpc --output runs/teacher",
+        ("model",),
+    ),
     "evaluate": Command(
         _load_evaluate,
         "Measure a student against its teacher.",
@@ -364,14 +384,6 @@ def _set_up_logging() -> None:
     logger.propagate = False
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def _print_metrics(metrics: dict[str, Any], title: str) -> None:
-    from makd.report import metrics_table
-
-    _print(metrics_table(metrics, title))
-    seconds = "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items())
-    print(f"seconds: {seconds}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,14 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of several trainings that follow each other."""
+
+    plan: Plan = field(default_factory=Plan)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a student is made, whatever the teacher, data and budget."""
 
@@ -55,6 +63,8 @@ class Recipe:
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    stages: tuple[Stage, ...] = ()
+    """Trainings that follow each other, each with a plan and a schedule of its own, instead of the one above."""
     cache: str | None = None
     """Folder that `makd cache` made of this teacher, data, seed and plan: training steps then read it instead of asking
     the teacher. None asks the teacher."""
@@ -75,19 +85,69 @@ class Recipe:
         if self.seed < 0:
             raise SettingError(f"seed is at least 0; got {self.seed}.")
 
+    @property
+    def trainings(self) -> tuple[Stage, ...]:
+        """What is trained, in order: the stages, or the one plan with its training."""
+        return self.stages or (Stage(plan=self.plan, training=self.training),)
+
     def find_device(self) -> torch.device:
         """The device that `device` means on this machine.
 
         Raises:
             SettingError: it is not there.
         """
-        if self.device == "auto":
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            return accelerator if accelerator is not None else torch.device("cpu")
-        try:
-            return torch.empty(0, device=self.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise SettingError(f"device {self.device!r} is not there: {str(error).splitlines()[0]}") from error
+        return find_device(self.device)
+
+
+FINETUNING: TrainingConfig = TrainingConfig(
+    learning_rate=5e-5, schedule="linear", weight_decay=0.01, student_dropout=True
+)
+"""Devlin et al. (2019): the largest of BERT's learning rates, which small encoders want, 3 epochs, dropout as in the
+model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe:
+    """How a model is taught a task from its labels alone."""
+
+    training: TrainingConfig = field(default_factory=lambda: FINETUNING)
+    """Its defaults differ from distillation's: see `FINETUNING`."""
+    evaluation_batch_size: int = 32
+    dtype: str = "float32"
+    """dtype of the model: float32, bfloat16 or float16."""
+    device: str = "auto"
+    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
+    seed: int = 0
+    """Of everything random: a new head, order of the rows, held-out rows, dropout."""
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        _at_least_one("evaluation_batch_size", self.evaluation_batch_size)
+        if self.seed < 0:
+            raise SettingError(f"seed is at least 0; got {self.seed}.")
+
+    def find_device(self) -> torch.device:
+        """The device that `device` means on this machine.
+
+        Raises:
+            SettingError: it is not there.
+        """
+        return find_device(self.device)
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name` on this machine; `auto` is an accelerator if there is one.
+
+    Raises:
+        SettingError: it is not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
 
 
 def _at_least_one(name: str, value: int) -> None:

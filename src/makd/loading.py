@@ -81,16 +81,22 @@ def locate(name: str) -> Location:
 
 
 def load_model(
-    name: str, head: str = "auto", dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name: str,
+    head: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **config: Any,
 ) -> PreTrainedModel:
     """The model called `name`, in eval mode, with plain weights in `dtype` on `device`.
+
+    What is in `config` replaces what its config says (`num_labels`, ...), as `from_pretrained` takes it.
 
     Raises:
         ModelLoadError: it does not exist, holds no weights, is quantized, or its files do not fit together.
         UnknownNameError: `head` is not in `HEADS` (nor "auto").
     """
     where = locate(name)
-    arguments: dict[str, Any] = {"dtype": dtype}
+    arguments: dict[str, Any] = {"dtype": dtype, **config}
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
     try:

@@ -10,33 +10,22 @@ from typing import Any
 
 import torch
 import yaml
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.cache import TeacherCache
-from makd.config import Recipe
-from makd.data import (
-    Batch,
-    DataConfig,
-    collator,
-    count_tokens,
-    hold_out,
-    load_texts,
-    make_batches,
-    reads_blocks,
-    row_lengths,
-    tokenize,
-)
-from makd.distill import DistillTrainer, ReportSteps
+from makd.config import Recipe, Stage
+from makd.data import DataConfig, collator, count_tokens, reads_blocks, row_lengths
+from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_model, load_tokenizer, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
+from makd.preparation import Data, RunData, prepare
 from makd.report import (
     OutputFolder,
     copy_sentence_transformers_files,
@@ -45,13 +34,13 @@ from makd.report import (
     write_json,
     write_recipe,
 )
+from makd.tasks import TaskConfig
+from makd.tasks.settings import config_from
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is going on, how much is done, of how much)."""
-
-Data = DataConfig | str | list[str]
 
 
 @dataclass(frozen=True)
@@ -79,7 +68,8 @@ def compress(
 
     Args:
         teacher: hub id, folder, `.gguf` file, or `package:module/path` of a model inside a Python package; or a model.
-        data: text to calibrate, train and evaluate on: a `DataConfig`, its path alone, or a list of texts.
+        data: what to calibrate, train and evaluate on: a `DataConfig`, its path alone, a list of texts; or a
+            `TaskConfig`, whose labels are for the plan's `task` and whose metrics are measured too.
         budget: how many parameters the student may have.
         recipe: how it is made; None takes the defaults.
         output: folder for the student, its tokenizer, `recipe.yaml`, `metrics.json` and `environment.json`. It appears
@@ -163,8 +153,8 @@ def evaluate(
     return run.measure(model, stored_bytes(model))
 
 
-def data_of(student: str) -> DataConfig:
-    """The data that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none.
+def data_of(student: str) -> DataConfig | TaskConfig:
+    """The data or task that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none.
 
     Raises:
         DataError: it was made with a list of texts, which the recipe does not hold.
@@ -172,7 +162,10 @@ def data_of(student: str) -> DataConfig:
     recipe = Path(locate(student).folder) / "recipe.yaml"
     if not recipe.is_file():
         return DataConfig()
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if written.get("task") is not None:
+        return config_from(written["task"])
+    settings = written["data"]
     if settings is None:
         raise DataError(f"{student} was made with texts in hand, not kept in its recipe.yaml. Give --data.path.")
     if settings["text_columns"] is not None:
@@ -185,7 +178,6 @@ class _Run:
     """What the stages of one run share."""
 
     teacher_name: str
-    data: DataConfig | None
     recipe: Recipe
     folder: OutputFolder
     progress: Progress
@@ -193,24 +185,22 @@ class _Run:
     """None when it came with the teacher."""
     teacher: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    calibration: list[Batch]
-    held_out: Dataset
-    held_out_batches: list[Batch]
+    data: RunData
     resume: bool
     started: float
-    max_length: int
     cache: TeacherCache | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_tokens: int = 0
 
     def open_cache(self) -> None:
         """Open the recipe's teacher cache, before any work that a stale one would make useless."""
-        if self.recipe.cache is not None and self.recipe.training.steps != 0:
-            where, rows = self.recipe.cache, self.train
-            self.cache = TeacherCache.open(where, self.teacher, rows, self.tokenizer, self.max_length)
-            self.cache.check_plan(activate(self.recipe.plan, resolve(self.teacher)), self.teacher)
+        plans = [stage.plan for stage in self.recipe.trainings if stage.training.steps != 0]
+        if self.recipe.cache is not None and plans:
+            where, data = self.recipe.cache, self.data
+            self.cache = TeacherCache.open(where, self.teacher, data.train, self.tokenizer, data.max_length)
+            for plan in plans:
+                self.cache.check_plan(activate(plan, resolve(self.teacher)), self.teacher)
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -219,13 +209,15 @@ class _Run:
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
-    def score(self, student: PreTrainedModel) -> dict[str, float]:
-        """Fidelity on the held-out rows, and the perplexity of a causal language model."""
+    def score(self, student: PreTrainedModel) -> dict[str, Any]:
+        """Fidelity on the held-out rows, the perplexity of a causal language model, and the metrics of a task."""
         self.progress("evaluate", 0, 1)
         with self.clock("evaluate"):
-            scores = fidelity(student, self.teacher, self.held_out_batches)
+            scores: dict[str, Any] = {"fidelity": fidelity(student, self.teacher, self.data.held_out_batches)}
             if reads_blocks(student):
-                scores["perplexity"] = perplexity(student, self.held_out_batches)
+                scores["perplexity"] = perplexity(student, self.data.held_out_batches)
+            if self.data.task is not None:
+                scores["task"] = self.data.task.evaluate(student)
         self.progress("evaluate", 1, 1)
         return scores
 
@@ -236,22 +228,23 @@ class _Run:
         metrics: dict[str, Any] = {
             "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
             "bytes": {"teacher": stored_bytes(self.teacher), "student": student_bytes},
-            "fidelity": {
-                when: {name: value for name, value in scores.items() if name != "perplexity"}
-                for when, scores in self.scores.items()
-            },
+            "fidelity": {when: scores["fidelity"] for when, scores in self.scores.items()},
         }
         with self.clock("evaluate"):
             if reads_blocks(student):
                 found = {when: scores["perplexity"] for when, scores in self.scores.items()}
-                metrics["perplexity"] = {"teacher": perplexity(self.teacher, self.held_out_batches), **found}
+                metrics["perplexity"] = {"teacher": perplexity(self.teacher, self.data.held_out_batches), **found}
+            if self.data.task is not None:
+                found = {when: scores["task"] for when, scores in self.scores.items()}
+                names = {"name": self.data.task.config.name, "teacher": self.data.task.evaluate(self.teacher)}
+                metrics["task"] = {**names, **found}
             if self.recipe.evaluation.latency:
                 metrics["latency_ms"] = self._latency(pair)
         metrics["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
         metrics["tokens"] = {
-            "calibration": count_tokens(self.calibration),
+            "calibration": count_tokens(self.data.calibration),
             "training": self.training_tokens,
-            "evaluation": count_tokens(self.held_out_batches),
+            "evaluation": count_tokens(self.data.held_out_batches),
         }
         return metrics
 
@@ -279,35 +272,24 @@ def _start(
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here."""
     started = time.perf_counter()
     recipe = recipe or Recipe()
-    data = DataConfig(path=data) if isinstance(data, str) else data
-    settings = data if isinstance(data, DataConfig) else DataConfig()
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite or output is None, resume=resume)
     device = recipe.find_device()
     set_seed(recipe.seed)
     words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or _name(teacher))
     model = _model(teacher, recipe, device)
-    activate(recipe.plan, resolve(model))
-    texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
-    train = tokenize(texts.train, words, model, settings.max_length, recipe.seed)
-    held_out = tokenize(texts.evaluation, words, model, settings.max_length, recipe.seed)
-    held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
-    calibration = recipe.calibration
+    for stage in recipe.trainings:
+        activate(stage.plan, resolve(model))
     return _Run(
         teacher_name=_name(teacher),
-        data=data if isinstance(data, DataConfig) else None,
         recipe=recipe,
         folder=folder,
         progress=on_progress or (lambda what, done, of: None),
         tokenizer_name=None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
         teacher=model,
         tokenizer=words,
-        train=train,
-        calibration=make_batches(train, words, model, calibration.batch_size, calibration.rows, by_length=True),
-        held_out=held_out,
-        held_out_batches=make_batches(held_out, words, model, recipe.evaluation.batch_size, by_length=True),
+        data=prepare(data, words, model, recipe),
         resume=resume,
         started=started,
-        max_length=settings.max_length,
     )
 
 
@@ -331,7 +313,7 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
         budget,
         solver=settings.solver,
         ranks=settings.ranks,
-        calibration=run.calibration,
+        calibration=run.data.calibration,
         rank_multiple=settings.rank_multiple,
         vocabulary=settings.vocabulary,
         depth=settings.depth,
@@ -343,26 +325,28 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
 
 
 def _distill(run: _Run, student: PreTrainedModel) -> None:
-    """Train `student` in place."""
-    training = run.recipe.training
-    if training.steps == 0:
-        return
-    arguments = training.to_arguments(run.folder.checkpoints, run.recipe.seed, run.teacher.device.type == "cpu")
-    if training.trainable == "linears":
-        student.requires_grad_(False)
-        for name in resolve(student).linears:
-            student.get_submodule(name).requires_grad_(True)
+    """Train `student` in place, one stage after the other."""
+    stages = run.recipe.trainings
+    for number, stage in enumerate(stages, start=1):
+        if stage.training.steps != 0:
+            checkpoints = run.folder.checkpoints
+            _train(run, student, stage, checkpoints if len(stages) == 1 else checkpoints / f"stage_{number}")
+
+
+def _train(run: _Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
+    training = stage.training
+    choose_trainable_(student, training.trainable)
     trainer = DistillTrainer(
         student,
         run.teacher,
-        run.recipe.plan,
+        stage.plan,
         training.student_dropout,
-        tokens_per_batch=training.find_tokens(row_lengths(run.train)),
+        tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
         teacher_dtype=None if training.teacher_dtype is None else check_dtype(training.teacher_dtype),
         cache=run.cache,
-        args=arguments,
-        train_dataset=run.train,
-        eval_dataset=run.held_out,
+        args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
+        train_dataset=run.data.train,
+        eval_dataset=run.data.held_out,
         data_collator=collator(run.tokenizer, run.teacher),
         callbacks=[ReportSteps(run.progress)],
     )
@@ -370,8 +354,7 @@ def _distill(run: _Run, student: PreTrainedModel) -> None:
     for aspect, reason in trainer.plan.off.items():
         logger.info("aspect %s is off: %s", aspect, reason)
     with run.clock("distill"):
-        trainer.train(resume_from_checkpoint=True if run.resume else None)
-    run.training_tokens = int(trainer.state.num_input_tokens_seen)
+        run.training_tokens += train(trainer, checkpoints, run.resume)
     student.requires_grad_(True).eval()
 
 
@@ -383,8 +366,9 @@ def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[st
     copy_sentence_transformers_files(Path(run.teacher.name_or_path or ""), result)
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     environment = describe_environment(student.device, run.recipe.seed)
-    names = {"teacher": run.teacher_name, "data": run.data, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
-    write_recipe(result, {**names, **settings, "output": run.folder.path})
+    names = {"teacher": run.teacher_name, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
+    data = {"data" if run.data.task is None else "task": run.data.config}
+    write_recipe(result, {**names, **data, **settings, "output": run.folder.path})
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", environment)
     card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens)

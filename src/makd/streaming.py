@@ -17,14 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, count_tokens, hold_out, load_texts, make_batches, tokenize
+from makd.data import Batch, DataConfig, count_tokens
 from makd.errors import ModelLoadError, OutputError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.loading import check_dtype, load_empty_model, load_tokenizer
 from makd.lowrank.budget import Budget
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
-from makd.pipeline import Data, Progress, Report
+from makd.pipeline import Progress, Report
+from makd.preparation import Data, prepare
 from makd.report import (
     OutputFolder,
     copy_sentence_transformers_files,
@@ -34,6 +35,7 @@ from makd.report import (
     write_json,
     write_recipe,
 )
+from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def factorize_streamed(
     model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
     needs_text = SOLVERS[recipe.factorize.solver].needs_text
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
-    batches = _calibration(data, words, model, recipe) if needs_text and words is not None else []
+    batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     identity = _identity(teacher, files, budget, recipe, batches)
     before, anatomy = _measure(model), resolve(model)
     with folder.work(keep=True) as result:
@@ -102,7 +104,7 @@ def factorize_streamed(
         environment = describe_environment(device, recipe.seed)
         settings = {
             "teacher": teacher,
-            "data": data if isinstance(data, DataConfig) else DataConfig(path=data) if isinstance(data, str) else None,
+            "task" if isinstance(data, TaskConfig) else "data": _named(data),
             "recipe": recipe,
             "tokenizer": None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
             "budget": budget,
@@ -134,14 +136,9 @@ def _tokenizer(
         return None
 
 
-def _calibration(data: Data, words: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> list[Batch]:
-    """The batches that `factorize_only` calibrates on."""
-    data = DataConfig(path=data) if isinstance(data, str) else data
-    settings = data if isinstance(data, DataConfig) else DataConfig()
-    texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
-    train = tokenize(texts.train, words, model, settings.max_length, recipe.seed)
-    calibration = recipe.calibration
-    return make_batches(train, words, model, calibration.batch_size, calibration.rows, by_length=True)
+def _named(data: Data) -> DataConfig | TaskConfig | None:
+    """What a file can say of the data; None for texts in hand."""
+    return None if isinstance(data, list) else DataConfig(path=data) if isinstance(data, str) else data
 
 
 def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches: list[Batch]) -> dict[str, Any]:

@@ -30,8 +30,28 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def print_rich(renderable: Any) -> None:
-    """A table or text, as wide as the terminal."""
+def print_table(renderable: Any) -> None:
+    """Print a table of rich's."""
     from rich.console import Console
 
     Console().print(renderable)
+
+
+def print_metrics(metrics: dict[str, Any], title: str) -> None:
+    """Print what `metrics.json` holds."""
+    from makd.report import metrics_table
+
+    print_table(metrics_table(metrics, title))
+    _print_seconds(metrics)
+
+
+def print_scores(metrics: dict[str, Any], title: str) -> None:
+    """Print how well a model does a task."""
+    from makd.report import scores_table
+
+    print_table(scores_table(metrics["task"], title))
+    _print_seconds(metrics)
+
+
+def _print_seconds(metrics: dict[str, Any]) -> None:
+    print("seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items()))

@@ -2,7 +2,7 @@
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
-from makd.data.sources import DataConfig, Texts, hold_out, load_texts
+from makd.data.sources import DataConfig, Texts, hold_out, load_splits, load_texts, validation_split
 
 __all__ = [
     "Batch",
@@ -12,6 +12,7 @@ __all__ = [
     "collator",
     "count_tokens",
     "hold_out",
+    "load_splits",
     "load_texts",
     "make_batches",
     "padding_share",
@@ -19,4 +20,5 @@ __all__ = [
     "row_lengths",
     "token_batches",
     "tokenize",
+    "validation_split",
 ]

@@ -67,8 +67,9 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
                 return_tensors="pt",
             )
         )
-        if "label" in rows[0]:
-            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        targets = _targets(rows, batch["input_ids"].shape[1], tokenizer.padding_side)
+        if targets:
+            batch |= targets
         elif blocks:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         if two_stacks:
@@ -77,6 +78,21 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
         return batch
 
     return collate
+
+
+def _targets(rows: list[Mapping[str, Any]], width: int, padding_side: str) -> Batch:
+    """What is to be predicted, as transformers' heads take it: one label a row, one a token, or two places in a row."""
+    if "label" in rows[0]:
+        return {"labels": torch.tensor([row["label"] for row in rows])}
+    if "labels" in rows[0]:
+        labels = torch.full((len(rows), width), -100)
+        for line, row in zip(labels, rows, strict=True):
+            place = line[width - len(row["labels"]) :] if padding_side == "left" else line[: len(row["labels"])]
+            place.copy_(torch.tensor(row["labels"]))
+        return {"labels": labels}
+    if "start_positions" in rows[0]:
+        return {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
+    return {}
 
 
 def make_batches(

@@ -5,7 +5,7 @@ and `label`.
 """
 
 import pydoc_data.topics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,19 +76,45 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
         train = [text for index, text in enumerate(passages) if index % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
         train_rows, evaluation = Dataset.from_dict({"text": train}), Dataset.from_dict({"text": held_out})
         return Texts(_limit(train_rows, config.rows), evaluation)
-    splits = _load(config)
+    splits = load_splits(config.path, config.name, config.train_split)
     if config.train_split not in splits:
         raise DataError(f"{config.path} has no split {config.train_split!r}; it has {', '.join(splits)}.")
     train = _limit(_plain_columns(splits[config.train_split], config), config.rows)
-    name = config.evaluation_split
-    if name is None:
-        name = next((split for split in splits if split.startswith(("validation", "dev"))), None)
-        name = name or ("test" if "test" in splits else None)
+    name = config.evaluation_split or validation_split(splits) or ("test" if "test" in splits else None)
     if name is not None:
         if name not in splits:
             raise DataError(f"{config.path} has no split {name!r}; it has {', '.join(splits)}.")
         return Texts(train, _plain_columns(splits[name], config))
     return _split(train, config, seed)
+
+
+def load_splits(name: str, configuration: str | None = None, file_split: str = "train") -> DatasetDict:
+    """All splits of the data set `name`: a hub id, a folder, or a file, which is one split called `file_split`.
+
+    Raises:
+        DataError: there is nothing, or nothing that `datasets` can read.
+    """
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            if path.suffix not in FILE_FORMATS:
+                raise DataError(f"{name}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
+            return load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)})
+        if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+            raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
+        return load_dataset(str(path) if path.is_dir() else name, configuration)
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises many types for what is not there; the cause is kept
+        text = " ".join(str(error).split())[:400]
+        raise DataError(
+            f"No data could be loaded from {name!r}: {text} (give {BUILT_IN!r}, a hub id, a folder or a file)"
+        ) from error
+
+
+def validation_split(splits: Iterable[str]) -> str | None:
+    """The first split that is called `validation…` or `dev…`."""
+    return next((split for split in splits if split.startswith(("validation", "dev"))), None)
 
 
 def hold_out(texts: list[str], config: DataConfig, seed: int = 0) -> Texts:
@@ -118,25 +144,6 @@ def _passages() -> Iterator[str]:
                 words = []
         if words:
             yield " ".join(words)
-
-
-def _load(config: DataConfig) -> DatasetDict:
-    path = Path(config.path).expanduser()
-    try:
-        if path.is_file():
-            if path.suffix not in FILE_FORMATS:
-                raise DataError(f"{config.path}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
-            return load_dataset(FILE_FORMATS[path.suffix], data_files={config.train_split: str(path)})
-        if not path.exists() and (path.is_absolute() or config.path.startswith((".", "~"))):
-            raise DataError(f"{config.path} does not exist. Give a folder, a file or a hub id.")
-        return load_dataset(str(path) if path.is_dir() else config.path, config.name)
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises many types for what is not there; the cause is kept
-        text = " ".join(str(error).split())[:400]
-        raise DataError(
-            f"No data could be loaded from {config.path!r}: {text} (give {BUILT_IN!r}, a hub id, a folder or a file)"
-        ) from error
 
 
 def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:

@@ -2,7 +2,18 @@
 
 from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.reporting import ReportSteps
+from makd.distill.resuming import train
+from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainer import DistillTrainer
-from makd.distill.training import TrainingConfig
+from makd.distill.training import TrainingConfig, choose_trainable_
 
-__all__ = ["DistillTrainer", "ReportSteps", "TrainingConfig", "aspect_losses", "weighted_sum"]
+__all__ = [
+    "DistillTrainer",
+    "ReportSteps",
+    "SupervisedTrainer",
+    "TrainingConfig",
+    "aspect_losses",
+    "choose_trainable_",
+    "train",
+    "weighted_sum",
+]

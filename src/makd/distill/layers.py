@@ -1,4 +1,4 @@
-"""Station 6: the losses inside the layers, each made as soon as both sides are there.
+"""Station 7: the losses inside the layers, each made as soon as both sides are there.
 
 The teacher's forward comes first and is recorded. Then, while the student's runs, every tensor that it hands over is
 compared with the teacher's on the spot, and the teacher's is let go: after the student's forward nothing is left of a

@@ -65,7 +65,7 @@ def aspect_losses(
             continue
         if aspect == "task":
             if student_output.get("loss") is not None:
-                losses[active.name] = student_output.loss
+                losses[active.name] = task_loss(inputs, student_output)
         elif aspect == "logits":
             losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
         elif aspect in ("embedding", "similarity"):
@@ -73,6 +73,36 @@ def aspect_losses(
         else:
             losses[active.name] = torch.stack([layers[tap] for tap in active.taps]).mean()
     return losses
+
+
+def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
+    """The model's own loss, over those rows that have a label: 0 where none of the batch has one.
+
+    Rows have none where their label is -100, that of a regression NaN, or an answer's start beyond the row's end.
+    """
+    loss: Tensor = output.loss
+    labels, starts = inputs.get("labels"), inputs.get("start_positions")
+    if labels is not None and labels.is_floating_point():
+        real = ~labels.isnan()
+        if bool(real.all()):
+            return loss
+        squares: Tensor = (output.logits.reshape(labels.shape)[real] - labels[real]).square()
+        return squares.mean() if bool(real.any()) else _zero(output)
+    if bool(torch.isnan(loss)):  # a mean over no rows: with some, the model's own cross-entropy left the others out
+        absent = None
+        if labels is not None:
+            absent = labels == -100
+        elif starts is not None:
+            absent = starts >= inputs["input_ids"].shape[1]
+        if absent is not None and bool(absent.all()):
+            return _zero(output)
+    return loss
+
+
+def _zero(output: Any) -> Tensor:
+    """0, with a gradient of 0 for what was predicted."""
+    zero: Tensor = output[1].sum() * 0.0
+    return zero
 
 
 def prediction_losses(

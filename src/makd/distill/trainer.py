@@ -127,7 +127,7 @@ class DistillTrainer(Trainer):
         """The plan's weighted sum on one batch. The Trainer calls it, in training and in evaluation."""
         training = model.training
         if training and not self.student_dropout:
-            self._switch_dropout_off(model)
+            switch_dropout_off_(model)
         student = self.accelerator.unwrap_model(model)
         rows, inputs = inputs.get(ROW), {name: value for name, value in inputs.items() if name != ROW}
         theirs, teacher_output, teacher_head = self._teach(inputs, rows)
@@ -214,14 +214,14 @@ class DistillTrainer(Trainer):
         counts.clear()
         return means
 
-    @staticmethod
-    def _switch_dropout_off(model: nn.Module) -> None:
-        """Eval mode, but for the layers that checkpoint only while training. The Trainer's next step undoes it.
 
-        It must outlast the loss: gradient checkpointing computes the layers again in the backward, and the same way.
-        """
-        for module in model.modules():
-            module.training = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+def switch_dropout_off_(model: nn.Module) -> None:
+    """Eval mode, but for the layers that checkpoint only while training. The Trainer's next step undoes it.
+
+    It must outlast the loss: gradient checkpointing computes the layers again in the backward, and the same way.
+    """
+    for module in model.modules():
+        module.training = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
 def _check_pair(student: Anatomy, teacher: Anatomy) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
+from makd.anatomy import resolve
 from makd.errors import SettingError
 
 
@@ -110,3 +111,11 @@ class TrainingConfig:
             disable_tqdm=True,
             dataloader_pin_memory=not use_cpu,
         )
+
+
+def choose_trainable_(model: PreTrainedModel, trainable: str) -> None:
+    """Let only the chosen parameters of `model` learn: those of `TrainingConfig.trainable`."""
+    if trainable == "linears":
+        model.requires_grad_(False)
+        for name in resolve(model).linears:
+            model.get_submodule(name).requires_grad_(True)

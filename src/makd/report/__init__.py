@@ -3,7 +3,7 @@
 from makd.report.card import write_card
 from makd.report.folder import OutputFolder, copy_sentence_transformers_files
 from makd.report.record import describe_environment, plain, write_json, write_recipe
-from makd.report.tables import metrics_table
+from makd.report.tables import metrics_table, scores_table
 
 __all__ = [
     "OutputFolder",
@@ -11,6 +11,7 @@ __all__ = [
     "describe_environment",
     "metrics_table",
     "plain",
+    "scores_table",
     "write_card",
     "write_json",
     "write_recipe",

@@ -12,7 +12,17 @@ from typing import Any
 import torch
 import yaml
 
-RECORDED_PACKAGES = ("makd", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "scipy")
+RECORDED_PACKAGES = (
+    "makd",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,25 @@ LABELS = {
 """Measurement -> its name for a person, and its format."""
 
 
+TASK_LABELS = {
+    "score": "score",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "entity_f1": "entity F1",
+    "entity_precision": "entity precision",
+    "entity_recall": "entity recall",
+    "token_accuracy": "token accuracy",
+    "exact_match": "exact match",
+    "answerable_f1": "F1, answerable",
+    "unanswerable_f1": "F1, unanswerable",
+}
+"""Metric of a task -> its name for a person. A suffix names the split, as in `accuracy_matched`."""
+
+
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """(what, teacher, before training, student) of a run's `metrics.json`, as texts; empty where none applies."""
     table = []
@@ -35,11 +54,32 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         found = metrics["perplexity"]
         before = f"{found['before']:.2f}" if "before" in found else ""
         table.append(("perplexity", f"{found['teacher']:.2f}", before, f"{found['after']:.2f}"))
+    task = metrics.get("task", {})
+    for name, value in task.get("after", {}).items():
+        before = f"{task['before'][name]:.4f}" if "before" in task else ""
+        table.append((f"{task['name']} {_task_label(name)}", f"{task['teacher'][name]:.4f}", before, f"{value:.4f}"))
     fidelity = metrics.get("fidelity", {})  # a student that was never in memory was not compared
     before, after = fidelity.get("before", {}), fidelity.get("after", {})
     for name, value in after.items():
         label, form = LABELS[name]
         table.append((label, "", form.format(before[name]) if name in before else "", form.format(value)))
+    return table
+
+
+def _task_label(name: str) -> str:
+    """A task's metric, perhaps of one of several splits."""
+    known = next((key for key in sorted(TASK_LABELS, key=len, reverse=True) if f"{name}_".startswith(f"{key}_")), "")
+    rest = name.removeprefix(known).strip("_")
+    return TASK_LABELS.get(known, "") + (f" ({rest})" if rest and known else rest)
+
+
+def scores_table(task: Mapping[str, Any], title: str) -> Table:
+    """The metrics of a model on a task, for the terminal."""
+    table = Table(title=title, title_style="bold", title_justify="left")
+    table.add_column("")
+    table.add_column(task["name"], justify="right")
+    for name, value in task["after"].items():
+        table.add_row(_task_label(name), f"{value:.4f}")
     return table
 
 

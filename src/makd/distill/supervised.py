@@ -1,0 +1,39 @@
+"""Station 7, without a teacher: plain fine-tuning on labels, with the same settings as distillation."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from makd.distill.objective import task_loss
+from makd.distill.trainer import switch_dropout_off_
+
+
+class SupervisedTrainer(Trainer):
+    """Transformers' Trainer with the model's own loss, a batch's mean over the rows that have a label."""
+
+    def __init__(self, model: PreTrainedModel, dropout: bool = True, **kwargs: Any) -> None:
+        """Arguments besides these are `transformers.Trainer`'s.
+
+        Args:
+            model: with the head of a task.
+            dropout: whether the model's dropout is on in training.
+            kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
+        """
+        self.dropout = dropout
+        super().__init__(model=model, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss on the labels. The Trainer calls it."""
+        if model.training and not self.dropout:
+            switch_dropout_off_(model)
+        output = model(**inputs)
+        loss = task_loss(inputs, output)
+        return (loss, output) if return_outputs else loss

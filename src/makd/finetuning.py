@@ -1,0 +1,126 @@
+"""`makd finetune`: a model is taught a task from its labels, without a teacher.
+
+So the teachers of tasks are made, and students of models that knew no task are taught one; a student stays factored.
+"""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+
+from makd.config import FinetuneRecipe
+from makd.data import collator
+from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
+from makd.evaluation import bytes_on_disk, fingerprint
+from makd.loading import check_dtype, load_tokenizer
+from makd.lowrank.hub import is_student, mark_student
+from makd.pipeline import Progress, Report
+from makd.report import OutputFolder, describe_environment, write_json, write_recipe
+from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    model: str,
+    task: TaskConfig,
+    recipe: FinetuneRecipe | None = None,
+    output: str | Path = "runs/teacher",
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Teach `model` a task, measure it on the task's validation rows and save it.
+
+    Args:
+        model: hub id, folder, or `package:module/path`; a student's folder, too. Without the task's head it gets a new,
+            seeded one.
+        task: what it is taught.
+        recipe: how long and how fast; None takes the defaults.
+        output: folder for the model, its tokenizer, `recipe.yaml`, `metrics.json` and `environment.json`. It appears
+            when all is done; until then the work stands beside it.
+        tokenizer: where the tokenizer is, if not with the model; or a tokenizer.
+        overwrite: whether a folder that is not empty may be replaced.
+        resume: go on from the last checkpoint of a run that was stopped (`training.save_every` keeps them).
+        on_progress: called as the work goes on, for progress bars.
+
+    Returns:
+        The measurements, and where the model is.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed.
+    """
+    started = time.perf_counter()
+    recipe, progress = recipe or FinetuneRecipe(), on_progress or (lambda what, done, of: None)
+    folder = OutputFolder(Path(output), overwrite=overwrite, resume=resume)
+    device = recipe.find_device()
+    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
+    rows = read_task(task, recipe.seed)
+    learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
+    data = tokenize_task(
+        replace(rows, extra=None), words, learner, recipe.seed
+    )  # what has no labels teaches nothing here
+    seconds: dict[str, float] = {}
+    with folder.work() as result:
+        tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
+        progress("evaluate", 0, 1)
+        start = time.perf_counter()
+        found = data.evaluate(learner, recipe.evaluation_batch_size)
+        seconds["evaluate"] = time.perf_counter() - start
+        progress("evaluate", 1, 1)
+        if is_student(learner):
+            mark_student(learner)  # a new head changed what its config counts
+        learner.save_pretrained(result)
+        words.save_pretrained(result)
+        metrics = {
+            "task": {"name": task.name, "after": found},
+            "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
+            "bytes": bytes_on_disk(result),
+            "seconds": {**seconds, "total": time.perf_counter() - started},
+            "tokens": {"training": tokens, "evaluation": _count(data)},
+            "fingerprint": fingerprint(learner),
+        }
+        settings: dict[str, Any] = {"model": model, "task": task, "recipe": recipe, "output": folder.path}
+        settings["tokenizer"] = None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer))
+        write_recipe(result, settings)
+        write_json(result / "metrics.json", metrics)
+        write_json(result / "environment.json", describe_environment(device, recipe.seed))
+    return Report(folder.path, metrics)
+
+
+def _train(
+    model: PreTrainedModel, task: Task, recipe: FinetuneRecipe, folder: OutputFolder, progress: Progress
+) -> tuple[int, float]:
+    """Train in place; gives the real tokens that were read, and the seconds that it took."""
+    training = recipe.training
+    if training.steps == 0:
+        return 0, 0.0
+    choose_trainable_(model, training.trainable)
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:  # the head, which may be new, always learns
+            parameter.requires_grad_(True)
+    trainer = SupervisedTrainer(
+        model,
+        training.student_dropout,
+        args=training.to_arguments(folder.checkpoints, recipe.seed, model.device.type == "cpu"),
+        train_dataset=task.train,
+        eval_dataset=task.held_out,
+        data_collator=collator(task.tokenizer, model),
+        callbacks=[ReportSteps(progress, "fine-tune")],
+    )
+    trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
+    start = time.perf_counter()
+    tokens = train(trainer, folder.checkpoints, folder.resume)
+    model.requires_grad_(True).eval()
+    return tokens, time.perf_counter() - start
+
+
+def _count(task: Task) -> int:
+    """Real tokens of all that is measured on."""
+    return sum(len(ids) for rows in task.evaluation.values() for ids in rows["input_ids"])

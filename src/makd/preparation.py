@@ -1,0 +1,65 @@
+"""Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from makd.config import Recipe
+from makd.data import Batch, DataConfig, hold_out, load_texts, make_batches, tokenize
+from makd.tasks import Task, TaskConfig, load_task
+from makd.tasks.features import without_targets
+
+Data = DataConfig | TaskConfig | str | list[str]
+"""What a run calibrates, trains and evaluates on: text, a task, a path, or texts in hand."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run calibrates, trains and evaluates on."""
+
+    config: DataConfig | TaskConfig | None
+    """None for texts in hand, which no file can name."""
+    train: Dataset
+    calibration: list[Batch]
+    held_out: Dataset
+    held_out_batches: list[Batch]
+    task: Task | None
+    """With labels and official metrics, if the data are a task's."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a row, at most; None is the task's own."""
+        return (self.config or DataConfig()).max_length
+
+
+def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> RunData:
+    """Load and tokenize `data` as `model` reads it.
+
+    Raises:
+        DataError: the data are not there, not readable, or too long for the model.
+        SettingError: they are a task's, and the model has not its head.
+    """
+    data = DataConfig(path=data) if isinstance(data, str) else data
+    task = None
+    if isinstance(data, TaskConfig):
+        task = load_task(data, tokenizer, model, recipe.seed)
+        train, held_out = task.distillation.shuffle(seed=recipe.seed), task.held_out.shuffle(seed=recipe.seed)
+        seen = without_targets(task.train)
+    else:
+        settings = data if isinstance(data, DataConfig) else DataConfig()
+        texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
+        train = tokenize(texts.train, tokenizer, model, settings.max_length, recipe.seed)
+        held_out = tokenize(texts.evaluation, tokenizer, model, settings.max_length, recipe.seed)
+        seen = train
+    held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
+    compared = held_out if task is None else without_targets(held_out)
+    few = recipe.calibration
+    return RunData(
+        config=None if isinstance(data, list) else data,
+        train=train,
+        calibration=make_batches(seen, tokenizer, model, few.batch_size, few.rows, by_length=True),
+        held_out=held_out,
+        held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
+        task=task,
+    )

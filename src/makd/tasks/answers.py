@@ -1,0 +1,75 @@
+"""Answers in texts: SQuAD's official comparison of two, and from a model's logits to one.
+
+Normalisation and scores are those of the evaluation scripts of SQuAD 1.1 and 2.0 (Rajpurkar et al., 2016 and 2018).
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+CANDIDATES = 20
+"""Starts and ends of each window that are paired: transformers' `run_qa.py`."""
+LONGEST_ANSWER = 30
+"""Tokens: the same source."""
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and superfluous white space, in this order."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def exact_match(predicted: str, true: Sequence[str]) -> float:
+    """1 where `predicted` is, normalised, one of the true answers; those of a question without any are `[""]`."""
+    return max(float(normalise_answer(predicted) == normalise_answer(answer)) for answer in true or [""])
+
+
+def answer_f1(predicted: str, true: Sequence[str]) -> float:
+    """The best F1 of words with one of the true answers. Where either has no words: 1 if both have none, else 0."""
+    return max(
+        _words_f1(normalise_answer(predicted).split(), normalise_answer(answer).split()) for answer in true or [""]
+    )
+
+
+def _words_f1(ours: list[str], theirs: list[str]) -> float:
+    if not ours or not theirs:
+        return float(ours == theirs)
+    same = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * same / (len(ours) + len(theirs))
+
+
+def best_answer(
+    context: str, windows: Sequence[Mapping[str, Any]], starts: Sequence[np.ndarray], ends: Sequence[np.ndarray],
+    may_be_none: bool,
+) -> str:  # fmt: skip
+    """The likeliest stretch of `context`; "" where none is likelier and `may_be_none`, or none is possible.
+
+    Args:
+        context: of one question.
+        windows: its tokenized windows; `offsets` are each token's [first, last + 1] letter in the context, [-1, -1] for
+            tokens that are not of it; `first` is the place of the token that stands for "no answer".
+        starts: logits of each window's tokens.
+        ends: the same.
+        may_be_none: whether the question may have no answer. "No answer" is as likely as in the window where it is
+            least so (`run_qa.py`).
+    """
+    best, answer, none = -np.inf, "", np.inf
+    for window, start, end in zip(windows, starts, ends, strict=True):
+        offsets = np.asarray(window["offsets"])
+        none = min(none, float(start[window["first"]] + end[window["first"]]))
+        places = np.flatnonzero(offsets[:, 0] >= 0)
+        firsts = places[np.argsort(-start[places], kind="stable")[:CANDIDATES]]
+        lasts = places[np.argsort(-end[places], kind="stable")[:CANDIDATES]]
+        length = lasts[None, :] - firsts[:, None] + 1
+        scores = np.where(
+            (length >= 1) & (length <= LONGEST_ANSWER), start[firsts][:, None] + end[lasts][None, :], -np.inf
+        )
+        if scores.size and scores.max() > best:
+            row, column = np.unravel_index(int(scores.argmax()), scores.shape)
+            best = float(scores[row, column])
+            answer = context[offsets[firsts[row], 0] : offsets[lasts[column], 1]]
+    return "" if may_be_none and none > best else answer

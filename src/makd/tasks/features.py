@@ -1,0 +1,133 @@
+"""From a task's rows to token ids with targets. Padding waits for the batch: rows are as long as they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, List, Value
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from makd.data import tokenize
+from makd.errors import DataError
+from makd.tasks.settings import TaskConfig
+
+IGNORED = -100
+"""Label of a token, or a row, that no loss looks at."""
+NOWHERE = 1_000_000
+"""The same for a place in a row: transformers takes places beyond the row's end out of the loss."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TARGETS = ("label", "labels", "start_positions", "end_positions")
+
+
+def encode(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Dataset:
+    """Token ids of `rows`, with targets; rows without a label get one that is ignored (a number: NaN)."""
+    kind = config.known.kind
+    if kind == "token_classification":
+        return plain_inputs(_encode_words(config, rows, tokenizer))
+    if kind == "question_answering":
+        return plain_inputs(_encode_places(config, rows, tokenizer))
+    encoded = tokenize(_without_nulls(rows), tokenizer, model, config.length)
+    if "label" not in encoded.column_names:
+        absent = float("nan") if kind == "regression" else IGNORED
+        encoded = encoded.add_column("label", [absent] * len(encoded))
+    return plain_inputs(encoded.cast_column("label", Value("float32" if kind == "regression" else "int64")))
+
+
+def encode_windows(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """All windows of all questions, with what `answers.best_answer` and the plan's loss need."""
+    return _encode_places(config, rows, tokenizer)
+
+
+def plain_inputs(rows: Dataset) -> Dataset:
+    """Only what a model reads, and targets."""
+    return rows.select_columns([name for name in (*INPUTS, *TARGETS) if name in rows.column_names])
+
+
+def without_targets(rows: Dataset) -> Dataset:
+    """Only what a model reads."""
+    return rows.select_columns([name for name in INPUTS if name in rows.column_names])
+
+
+def _without_nulls(rows: Dataset) -> Dataset:
+    """Empty texts, which csv files hold as null, as texts."""
+    texts = [name for name in ("text", "text_pair") if name in rows.column_names]
+    if not any(None in rows[name] for name in texts):
+        return rows
+    return rows.map(lambda row: {name: row[name] or "" for name in texts})
+
+
+def _encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """A word's first piece has its tag; its other pieces are not predicted."""
+    length = config.length
+
+    def pieces(batch: Mapping[str, Any]) -> dict[str, Any]:
+        encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
+        tags = batch["tags"] if "tags" in batch else [[IGNORED] * len(words) for words in batch["tokens"]]
+        labels = []
+        for row, own in enumerate(tags):
+            words = encoded.word_ids(row)
+            labels.append(
+                [
+                    IGNORED if word is None or (place and word == words[place - 1]) else own[word]
+                    for place, word in enumerate(words)
+                ]
+            )
+        return {**encoded, "labels": labels}
+
+    encoded = rows.map(pieces, batched=True, remove_columns=rows.column_names)
+    return encoded.cast_column("labels", List(Value("int64")))
+
+
+def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Windows over each context, with the first and last token of the answer; 0, or [CLS]'s place, without one."""
+    length, stride = config.length, config.stride
+    if not tokenizer.is_fast:
+        raise DataError(f"{config.name} needs a fast tokenizer, which says where in the text each token stands.")
+    if stride >= length:
+        raise DataError(
+            f"task.stride is {stride} tokens, and windows are only task.max_length = {length} long; lower it."
+        )
+
+    def windows(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
+        questions = [question.strip() for question in batch["question"]]
+        encoded = tokenizer(
+            questions, batch["context"], truncation="only_second", max_length=length, stride=stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True,
+        )  # fmt: skip
+        made: dict[str, list[Any]] = {"offsets": [], "first": [], "question": []}
+        made |= {"start_positions": [], "end_positions": []}
+        for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
+            parts = encoded.sequence_ids(window)
+            offsets = [
+                list(place) if part == 1 else [-1, -1]
+                for place, part in zip(encoded["offset_mapping"][window], parts, strict=True)
+            ]
+            ids = encoded["input_ids"][window]
+            first = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+            answers = batch["answers"][row] if "answers" in batch else None
+            start, end = (NOWHERE, NOWHERE) if answers is None else _span(answers, offsets, first)
+            for name, value in zip(made, (offsets, first, numbers[row], start, end), strict=True):
+                made[name].append(value)
+        return {name: encoded[name] for name in INPUTS if name in encoded} | made
+
+    try:
+        return rows.map(windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    except Exception as error:  # tokenizers raises plain ones for questions longer than a window
+        if "truncat" in str(error).lower() or "stride" in str(error).lower():
+            raise DataError(
+                f"A question fills a window of task.max_length = {length} tokens, or leaves fewer than task.stride = "
+                f"{stride} to its context; raise max_length, or lower stride."
+            ) from error
+        raise
+
+
+def _span(answers: Mapping[str, Any], offsets: list[list[int]], first: int) -> tuple[int, int]:
+    """First and last token of the first answer in a window that holds all of it, else twice `first`."""
+    if not answers["text"]:
+        return first, first
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    inside = [place for place, (left, right) in enumerate(offsets) if left >= 0 and right > begin and left < end]
+    real = [place for place, (left, _) in enumerate(offsets) if left >= 0]
+    if not inside or offsets[real[0]][0] > begin or offsets[real[-1]][1] < end:
+        return first, first
+    return inside[0], inside[-1]

@@ -1,0 +1,114 @@
+"""Official metrics, by kind of task. All are shares or correlations: 1 is perfect (leaderboards write 100).
+
+A metric takes what was predicted and what is true, in the same order: classes or numbers (arrays), lists of tags, or an
+answer and the list of true answers of each question.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from makd.errors import DataError
+from makd.registry import Registry
+from makd.tasks.answers import answer_f1, exact_match
+from makd.tasks.entities import entities, precision_recall_f1
+
+Metric = Callable[[Any, Any], float]
+
+
+def _accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
+    return float(accuracy_score(true, predicted))
+
+
+def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Of class 1, as GLUE has it."""
+    if max(*true, *predicted) > 1:
+        raise DataError("The metric f1 is of two classes, 0 and 1; these have more. Take task.metrics [macro_f1].")
+    return float(f1_score(true, predicted, zero_division=0))
+
+
+def _macro_f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    return float(f1_score(true, predicted, average="macro", zero_division=0))
+
+
+def _matthews(predicted: np.ndarray, true: np.ndarray) -> float:
+    return float(matthews_corrcoef(true, predicted))
+
+
+def _pearson(predicted: np.ndarray, true: np.ndarray) -> float:
+    return 0.0 if _is_constant(predicted, true) else float(pearsonr(predicted, true).statistic)
+
+
+def _spearman(predicted: np.ndarray, true: np.ndarray) -> float:
+    return 0.0 if _is_constant(predicted, true) else float(spearmanr(predicted, true).statistic)
+
+
+def _is_constant(*sides: np.ndarray) -> bool:
+    """Whether there is no correlation to speak of: scipy would warn and give NaN."""
+    return any(len(side) < 2 or bool(np.all(side == side[0])) for side in sides)
+
+
+def _entity(which: int) -> Metric:
+    def metric(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> float:
+        return precision_recall_f1(entities(predicted), entities(true))[which]
+
+    return metric
+
+
+def _token_accuracy(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> float:
+    pairs = [pair for ours, theirs in zip(predicted, true, strict=True) for pair in zip(ours, theirs, strict=True)]
+    return sum(ours == theirs for ours, theirs in pairs) / len(pairs)
+
+
+def _answers(score: Callable[[str, Sequence[str]], float], answerable: bool | None = None) -> Metric:
+    """The mean of a score over questions: all, or those that have an answer, or have none."""
+
+    def metric(predicted: Sequence[str], true: Sequence[Sequence[str]]) -> float:
+        chosen = [
+            score(ours, theirs)
+            for ours, theirs in zip(predicted, true, strict=True)
+            if answerable is None or answerable == bool(theirs)
+        ]
+        return sum(chosen) / len(chosen) if chosen else 0.0
+
+    return metric
+
+
+METRICS: dict[str, Registry[Metric]] = {
+    "classification": Registry(
+        "metric of a classification",
+        {"accuracy": _accuracy, "f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews},
+    ),
+    "regression": Registry("metric of a regression", {"pearson": _pearson, "spearman": _spearman}),
+    "token_classification": Registry(
+        "metric of a token classification",
+        {
+            "entity_f1": _entity(2),
+            "entity_precision": _entity(0),
+            "entity_recall": _entity(1),
+            "token_accuracy": _token_accuracy,
+        },
+    ),
+    "question_answering": Registry(
+        "metric of question answering",
+        {
+            "f1": _answers(answer_f1),
+            "exact_match": _answers(exact_match),
+            "answerable_f1": _answers(answer_f1, answerable=True),
+            "unanswerable_f1": _answers(answer_f1, answerable=False),
+        },
+    ),
+}
+"""Kind of task -> its metrics by name."""
+
+SCORES: dict[str, tuple[str, ...]] = {"token_classification": ("entity_f1",), "question_answering": ("f1",)}
+"""Kinds whose score is not the mean of all that is measured, but of these, where they are measured."""
+
+
+def score(kind: str, found: dict[str, float]) -> float:
+    """One number for a task: the mean of its metrics, as GLUE averages them, or of those in `SCORES`."""
+    counted = [name for name in SCORES.get(kind, ()) if name in found] or list(found)
+    return sum(found[name] for name in counted) / len(counted)

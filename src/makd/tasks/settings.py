@@ -1,0 +1,119 @@
+"""The settings of a task: its name, and whatever differs from what that name stands for."""
+
+from dataclasses import dataclass
+
+from makd.errors import SettingError
+from makd.registry import unknown_name
+from makd.tasks.known import KINDS, TASKS, Kind, KnownTask
+from makd.tasks.metrics import METRICS
+
+PAIRS_AND_SINGLES = (1, 2)
+COLUMNS = {
+    "classification": PAIRS_AND_SINGLES,
+    "regression": PAIRS_AND_SINGLES,
+    "token_classification": (1,),
+    "question_answering": (2,),
+}
+"""Kind -> how many text columns it may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is to be predicted, from which data. None takes what the task's name stands for."""
+
+    name: str
+    """`glue/cola`, … `squad`, `squad_v2`; or `classification`, `regression`, `token_classification` or
+    `question_answering`, for data of one's own."""
+    path: str | None = None
+    """A hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv or .parquet file."""
+    configuration: str | None = None
+    """Configuration of a hub data set; not taken from the name when `path` is given."""
+    train_split: str = "train"
+    evaluation_splits: tuple[str, ...] | None = None
+    """Splits to measure on; the first one is also the held-out text. None: the official ones; else the first split
+    called `validation…` or `dev…`; else `held_out` of the training rows."""
+    text_columns: tuple[str, ...] | None = None
+    """One column, or two for pairs. Token classification: a column of lists of words. Question answering: the
+    question's and the context's."""
+    label_column: str | None = None
+    """Classes, numbers, lists of tags, or answers as SQuAD has them."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes in their order, which the model's config keeps. None: the official ones, or the data's."""
+    metrics: tuple[str, ...] | None = None
+    """Names in `makd.tasks.METRICS` of the task's kind; the mean of those that count is its score."""
+    max_length: int | None = None
+    """Tokens of a row, at most; of question answering, of a window of the context with its question."""
+    stride: int = 128
+    """Question answering: tokens by which two windows of a long context overlap."""
+    held_out: float = 0.1
+    """Share of the training rows to measure on where the data has no split for it, in (0, 1)."""
+    rows: int | None = None
+    """At most so many training rows, the first ones; None takes all."""
+    evaluation_rows: int | None = None
+    """At most so many rows of each split to measure on; None takes all, which alone is official."""
+    extra_text: str | None = None
+    """Unlabelled text to distil on besides, wherever `path` may be: with the task's text columns, or `text`."""
+
+    def __post_init__(self) -> None:
+        TASKS[self.name]
+        if self.metrics is not None:
+            for name in self.metrics:
+                METRICS[self.known.kind][name]
+        allowed = COLUMNS[self.known.kind]
+        checks = {
+            "metrics": (self.metrics != (), "at least one name, or null"),
+            "evaluation_splits": (self.evaluation_splits != (), "at least one name, or null"),
+            "labels": (self.labels is None or len(set(self.labels)) == len(self.labels) > 1, "two or more names"),
+            "text_columns": (
+                self.text_columns is None or len(self.text_columns) in allowed,
+                f"{' or '.join(map(str, allowed))} of {self.known.kind}",
+            ),
+            "max_length": (self.max_length is None or self.max_length >= 4, "at least 4 tokens, or null"),
+            "stride": (self.stride >= 0, "at least 0"),
+            "held_out": (0 < self.held_out < 1, "a share of the rows, in (0, 1)"),
+            "rows": (self.rows is None or self.rows >= 1, "at least 1, or null for all rows"),
+            "evaluation_rows": (self.evaluation_rows is None or self.evaluation_rows >= 1, "at least 1, or null"),
+        }  # fmt: skip
+        for name, (fine, meaning) in checks.items():
+            if not fine:
+                raise SettingError(f"task.{name} is {meaning}; got {getattr(self, name)}.")
+        if self.labels is not None and self.known.kind not in ("classification", "token_classification"):
+            raise SettingError(
+                f"task.labels are the names of classes; a {self.known.kind} task has none. Leave them out."
+            )
+        if self.path is None and self.known.path is None:
+            raise SettingError(f"task.path says where the data of a {self.name} task is: a hub id, a folder or a file.")
+
+    @property
+    def known(self) -> KnownTask:
+        """What the name stands for."""
+        return TASKS[self.name]
+
+    @property
+    def kind(self) -> Kind:
+        """What tasks of this kind have in common."""
+        return KINDS[self.known.kind]
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the metrics, as they will be reported."""
+        return self.metrics or self.known.metrics or self.kind.metrics
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row, at most."""
+        return self.max_length or self.kind.max_length
+
+
+def config_from(settings: dict[str, object]) -> TaskConfig:
+    """A config from what YAML holds of one.
+
+    Raises:
+        UnknownNameError: there is no such setting.
+    """
+    known = TaskConfig.__dataclass_fields__
+    for name in settings:
+        if name not in known:
+            raise unknown_name("setting of a task", name, known)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return TaskConfig(**values)  # type: ignore[arg-type]

@@ -1,0 +1,310 @@
+"""Tasks from files: what a user may name, what comes out, and a clear early error for every wrong input."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from makd.data import collator
+from makd.errors import DataError, SettingError, UnknownNameError
+from makd.tasks import TASKS, TaskConfig, check_head, load_task, load_task_model, read_task, tokenize_task
+from makd.tasks.settings import config_from
+from tests.models import tiny
+
+SIZES = {"vocab_size": 300, "max_position_embeddings": 64}
+PAIRS = [
+    {"sentence1": f"The list {place} is", "sentence2": f"a list of {place} names", "label": place % 2}
+    for place in range(12)
+]
+
+
+def write(folder, **splits):
+    folder.mkdir(exist_ok=True)
+    for name, rows in splits.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+@pytest.fixture
+def mrpc(tmp_path):
+    return write(tmp_path / "mrpc", train=PAIRS, validation=PAIRS[:5])
+
+
+def classifier(labels=("not_equivalent", "equivalent"), **changes):
+    names = dict(enumerate(labels))
+    return tiny("bert", "sequence_classification", **SIZES, id2label=names, label2id={}, **changes)
+
+
+def config(path, name="glue/mrpc", **settings):
+    return TaskConfig(name=name, path=path, max_length=32, **settings)
+
+
+class TestClassification:
+    def test_a_pair_task_is_tokenized_with_both_texts_and_measured_officially(self, mrpc, tokenizer):
+        task = load_task(config(mrpc), tokenizer, classifier())
+        assert (len(task.train), len(task.held_out)) == (12, 5)
+        assert task.labels == ("not_equivalent", "equivalent")
+        assert task.train[0]["input_ids"].count(tokenizer.sep_token_id) == 2
+        assert task.evaluate(classifier()).keys() == {"accuracy", "f1", "score"}
+
+    def test_the_metrics_are_those_of_forwards_one_row_at_a_time(self, mrpc, tokenizer):
+        model = classifier()
+        task = load_task(config(mrpc), tokenizer, model)
+        right = 0
+        for row in PAIRS[:5]:
+            inputs = tokenizer(row["sentence1"], row["sentence2"], return_tensors="pt")
+            right += int(model(**inputs).logits.argmax()) == row["label"]
+        assert task.evaluate(model, batch_size=4)["accuracy"] == pytest.approx(right / 5)
+
+    def test_rows_are_as_long_as_they_are_until_they_are_in_a_batch(self, mrpc, tokenizer):
+        task = load_task(config(mrpc), tokenizer, classifier())
+        lengths = [len(ids) for ids in task.train["input_ids"]]
+        batch = collator(tokenizer, classifier())([task.train[place] for place in range(3)])
+        assert batch["input_ids"].shape == (3, max(lengths[:3]))
+        assert max(lengths) < 32
+
+    def test_mnli_is_measured_on_matched_and_mismatched_rows(self, tmp_path, tokenizer):
+        rows = [{"premise": "The list", "hypothesis": f"a name {place}", "label": place % 3} for place in range(6)]
+        for name in ("train", "validation_matched", "validation_mismatched"):
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        import datasets
+
+        names = ("train", "validation_matched", "validation_mismatched")
+        splits = datasets.DatasetDict({name: Dataset.from_list(rows) for name in names})
+        folder = tmp_path / "mnli"
+        for name, split in splits.items():
+            (folder / "data").mkdir(parents=True, exist_ok=True)
+            split.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+        model = classifier(TASKS["glue/mnli"].labels)
+        found = load_task(config(str(folder), "glue/mnli"), tokenizer, model).evaluate(model)
+        assert found.keys() == {"accuracy_matched", "accuracy_mismatched", "score"}
+
+    def test_labels_may_be_words_whose_order_is_kept_in_the_model(self, tmp_path, tokenizer, encoder_folder):
+        rows = [{"text": f"name {place}", "kind": "spam" if place % 2 else "ham"} for place in range(12)]
+        task = config(write(tmp_path / "own", train=rows), "classification", label_column="kind")
+        found = read_task(task)
+        assert found.labels == ("ham", "spam")
+        assert len(found.evaluation["held_out"]) == 1  # 0.1 of 12
+        model = load_task_model(str(encoder_folder), found, tokenizer)
+        assert model.config.id2label == {0: "ham", 1: "spam"}
+        check_head(model, task, found.labels)
+
+    def test_csv_with_columns_of_ones_own(self, tmp_path):
+        (tmp_path / "own.csv").write_text("question,answer,right\n" + "one,two,1\none,,0\n" * 6)
+        task = config(
+            str(tmp_path / "own.csv"), "classification", text_columns=("question", "answer"), label_column="right"
+        )
+        rows = read_task(task)
+        assert rows.train.column_names == ["text", "text_pair", "label"]
+        assert rows.labels == ("0", "1")
+
+    def test_rows_without_a_label_are_left_out_of_training(self, tmp_path):
+        train = [*PAIRS, {**PAIRS[0], "label": -1}]
+        assert len(read_task(config(write(tmp_path / "some", train=train, validation=PAIRS))).train) == 12
+
+
+class TestHeads:
+    def test_a_base_model_gets_a_head_that_its_seed_decides(self, mrpc, tokenizer, encoder_folder):
+        rows = read_task(config(mrpc))
+        one, same, other = (load_task_model(str(encoder_folder), rows, tokenizer, seed) for seed in (0, 0, 1))
+        assert torch.equal(one.classifier.weight, same.classifier.weight)
+        assert not torch.equal(one.classifier.weight, other.classifier.weight)
+
+    def test_a_head_for_another_number_of_labels_is_replaced(self, mrpc, tokenizer, tmp_path):
+        classifier(("a", "b", "c")).save_pretrained(tmp_path / "three")
+        model = load_task_model(str(tmp_path / "three"), read_task(config(mrpc)), tokenizer)
+        assert model.classifier.out_features == 2
+
+    def test_a_teacher_has_to_have_the_tasks_labels_in_their_order(self, mrpc):
+        task, labels = config(mrpc), ("not_equivalent", "equivalent")
+        check_head(classifier(), task, labels)
+        with pytest.raises(SettingError, match="equivalent, not_equivalent, in this order"):
+            check_head(classifier(labels[::-1]), task, labels)
+        with pytest.raises(SettingError, match="predicts 3 labels; the task glue/mrpc has 2"):
+            check_head(classifier(("a", "b", "c")), task, labels)
+        with pytest.raises(SettingError, match="makd finetune"):
+            check_head(tiny("bert", **SIZES), task, labels)
+
+    def test_a_decoder_cannot_mark_places(self, tmp_path, tokenizer, decoder_folder):
+        task = TaskConfig(name="squad", path=squad(tmp_path), max_length=32, stride=8)
+        with pytest.raises(SettingError, match="decoder"):
+            load_task_model(str(decoder_folder), read_task(task), tokenizer)
+        with pytest.raises(SettingError, match="decoder"):
+            check_head(tiny("llama", "causal_lm", **SIZES), task, ())
+
+
+def squad(tmp_path):
+    context = "The list of names is long . " * 8 + "A class has names ."
+    rows = [
+        {"id": "0", "question": "What has names?", "context": context,
+         "answers": {"text": ["A class"], "answer_start": [context.index("A class")]}},
+        {"id": "1", "question": "Who?", "context": "Nobody is a name.", "answers": {"text": [], "answer_start": []}},
+    ]  # fmt: skip
+    features = Features(
+        id=Value("string"), question=Value("string"), context=Value("string"),
+        answers={"text": List(Value("string")), "answer_start": List(Value("int32"))},
+    )  # fmt: skip
+    (tmp_path / "squad").mkdir()
+    for split in ("train", "validation"):
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / "squad" / f"{split}.parquet")
+    return str(tmp_path / "squad")
+
+
+class TestQuestionAnswering:
+    def test_answers_are_found_again_in_the_window_that_holds_them(self, tmp_path, tokenizer):
+        model = tiny("bert", "question_answering", **SIZES)
+        task = load_task(TaskConfig(name="squad_v2", path=squad(tmp_path), max_length=40, stride=8), tokenizer, model)
+        windows = task.evaluation["validation"]
+        assert len(windows) > 3  # the long context takes several
+        context = task.references["validation"]["context"][0]
+        marked = [row for row in windows if row["end_positions"] > 0]
+        assert marked
+        for row in marked:
+            first, last = row["offsets"][row["start_positions"]][0], row["offsets"][row["end_positions"]][1]
+            assert context[first:last] == "A class"
+        assert {row["question"] for row in marked} == {0}
+        assert task.evaluate(model).keys() == {"f1", "exact_match", "answerable_f1", "unanswerable_f1", "score"}
+
+    def test_a_model_that_knows_the_places_scores_one(self, tmp_path, tokenizer):
+        model = tiny("bert", "question_answering", **SIZES)
+        task = load_task(TaskConfig(name="squad_v2", path=squad(tmp_path), max_length=40, stride=8), tokenizer, model)
+        rows = task.evaluation["validation"]
+        known = {tuple(row["input_ids"]): (row["start_positions"], row["end_positions"]) for row in rows}
+
+        def answer(_model, _arguments, inputs, output):
+            for line, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
+                start, end = known[tuple(ids[mask.bool()].tolist())]
+                output.start_logits[line], output.end_logits[line] = 0.0, 0.0
+                output.start_logits[line, start], output.end_logits[line, end] = 9.0, 9.0
+            return output
+
+        model.register_forward_hook(answer, with_kwargs=True)
+        assert task.evaluate(model) == dict.fromkeys(
+            ("f1", "exact_match", "answerable_f1", "unanswerable_f1", "score"), 1.0
+        )
+
+
+class TestTokenClassification:
+    NAMES = ("O", "B-PER", "I-PER")
+
+    def tagged(self, tmp_path, names=NAMES):
+        features = Features(tokens=List(Value("string")), ner_tags=List(ClassLabel(names=list(names))))
+        rows = [{"tokens": ["The", "documentation", "of", "Guido"], "ner_tags": [0, 0, 0, 1]}] * 4
+        (tmp_path / "ner").mkdir()
+        for split in ("train", "validation"):
+            Dataset.from_list(rows, features=features).to_parquet(tmp_path / "ner" / f"{split}.parquet")
+        return TaskConfig(name="token_classification", path=str(tmp_path / "ner"), max_length=32)
+
+    def test_a_words_first_piece_has_its_tag_and_padding_has_none(self, tmp_path, tokenizer):
+        names = dict(enumerate(self.NAMES))
+        model = tiny("bert", "token_classification", **SIZES, id2label=names, label2id={})
+        task = load_task(self.tagged(tmp_path), tokenizer, model)
+        row = task.train[0]
+        assert [tag for tag in row["labels"] if tag != -100] == [0, 0, 0, 1]
+        assert len(row["labels"]) == len(row["input_ids"]) > 6
+        batch = collator(tokenizer, model)([row, {name: values[:5] for name, values in row.items()}])
+        assert batch["labels"].shape == batch["input_ids"].shape
+        assert batch["labels"][1, 5:].eq(-100).all()
+        assert task.evaluate(model).keys() == {"entity_f1", "entity_precision", "entity_recall", "score"}
+
+    def test_tags_that_are_no_entities_say_which_metric_to_take(self, tmp_path):
+        with pytest.raises(DataError, match="token_accuracy"):
+            read_task(self.tagged(tmp_path, ("NOUN", "VERB", "X")))
+
+
+def test_a_regression_is_measured_by_correlations(tmp_path, tokenizer):
+    rows = [{**row, "label": place / 3} for place, row in enumerate(PAIRS)]
+    model = tiny("bert", "sequence_classification", **SIZES, num_labels=1)
+    task = load_task(config(write(tmp_path / "stsb", train=rows, validation=rows), "glue/stsb"), tokenizer, model)
+    assert collator(tokenizer, model)([task.train[0]])["labels"].dtype == torch.float32
+    assert task.evaluate(model).keys() == {"pearson", "spearman", "score"}
+
+
+def test_extra_text_has_labels_that_no_loss_looks_at(mrpc, tmp_path, tokenizer):
+    extra = write(tmp_path / "extra", train=[{"text": "The names of a class"}] * 3)
+    task = load_task(config(mrpc, extra_text=extra), tokenizer, classifier())
+    assert len(task.distillation) == 15
+    assert set(task.extra["label"]) == {-100}
+    assert task.train.column_names == task.extra.column_names
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize(
+        ("settings", "error", "text"),
+        [
+            ({"name": "glue/colla"}, UnknownNameError, "Did you mean 'glue/cola'"),
+            ({"name": "glue/cola", "metrics": ("mathews",)}, UnknownNameError, "'matthews'"),
+            ({"name": "squad", "metrics": ("accuracy",)}, UnknownNameError, "exact_match"),
+            ({"name": "classification"}, SettingError, "task.path"),
+            ({"name": "glue/stsb", "labels": ("a", "b")}, SettingError, "regression"),
+            ({"name": "glue/cola", "labels": ("a",)}, SettingError, "two or more"),
+            ({"name": "glue/cola", "text_columns": ("a", "b", "c")}, SettingError, "1 or 2"),
+            ({"name": "squad", "text_columns": ("a",)}, SettingError, "task.text_columns"),
+            ({"name": "glue/cola", "rows": 0}, SettingError, "task.rows"),
+        ],
+    )
+    def test_settings_are_checked_when_they_are_made(self, settings, error, text):
+        with pytest.raises(error, match=text):
+            TaskConfig(**settings)
+
+    def test_a_setting_that_a_recipe_misspells_is_named(self):
+        with pytest.raises(UnknownNameError, match="'path'"):
+            config_from({"name": "squad", "pth": "x"})
+
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            ({"name": "glue/qqp"}, "no column 'question1', 'question2'; it has sentence1, sentence2, label"),
+            ({"label_column": "target"}, "no column 'target'; it has"),
+            ({"train_split": "training"}, "no split 'training'; it has train, validation"),
+            ({"evaluation_splits": ("dev",)}, "no split 'dev'; it has train, validation"),
+            ({"name": "classification"}, "task.text_columns"),
+        ],
+    )
+    def test_what_is_not_in_the_data_is_named_with_what_is(self, mrpc, settings, text):
+        with pytest.raises(DataError, match=text):
+            read_task(config(mrpc, **settings))
+
+    def test_labels_beyond_the_tasks_are_refused(self, tmp_path):
+        path = write(tmp_path / "bad", train=[*PAIRS, {**PAIRS[0], "label": 2}], validation=PAIRS)
+        with pytest.raises(DataError, match="label 2; the task's 2 labels are not_equivalent, equivalent"):
+            read_task(config(path))
+
+    def test_a_split_whose_labels_are_secret_is_refused(self, tmp_path):
+        path = write(tmp_path / "glue", train=PAIRS, test=[{**row, "label": -1} for row in PAIRS])
+        with pytest.raises(DataError, match="kept secret"):
+            read_task(config(path, evaluation_splits=("test",)))
+
+    def test_another_order_of_labels_in_the_data_is_refused(self, tmp_path):
+        features = Features(
+            sentence1=Value("string"),
+            sentence2=Value("string"),
+            label=ClassLabel(names=["equivalent", "not_equivalent"]),
+        )
+        (tmp_path / "turned").mkdir()
+        Dataset.from_list(PAIRS, features=features).to_parquet(tmp_path / "turned" / "train.parquet")
+        with pytest.raises(DataError, match="equivalent, not_equivalent, in this order; glue/mrpc has not_equiv"):
+            read_task(config(str(tmp_path / "turned")))
+
+    def test_rows_longer_than_the_model_can_read(self, mrpc, tokenizer):
+        with pytest.raises(DataError, match="positions for 64"):
+            tokenize_task(read_task(TaskConfig(name="glue/mrpc", path=mrpc)), tokenizer, classifier())
+
+
+DATA = os.environ.get("MAKD_DATA")
+REAL = {
+    "glue/cola": "glue_cola", "glue/sst2": "glue_sst2", "glue/mrpc": "glue_mrpc", "glue/stsb": "glue_stsb",
+    "glue/mnli": "glue_mnli", "glue/qqp": "qqp_subset", "squad": "squad",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL if DATA else [])
+def test_real_data_has_the_columns_and_labels_of_its_task(name):
+    task = TaskConfig(name=name, path=str(Path(DATA) / REAL[name]), rows=20, evaluation_rows=20)
+    rows = read_task(task)
+    assert rows.labels == (TASKS[name].labels or ())
+    assert len(rows.train) == 20
+    assert len(rows.evaluation) == (2 if name == "glue/mnli" else 1)

@@ -1,0 +1,171 @@
+"""From a base model to a task's teacher, and on to a student of that task."""
+
+import json
+
+import pytest
+import yaml
+from transformers import AutoModelForSequenceClassification
+
+import makd
+from makd import pipeline
+from makd.cli import main
+from makd.lowrank.hub import is_student
+from tests.models import tiny
+from tests.tasks.test_tasks import PAIRS, write
+
+STEPS = makd.TrainingConfig(steps=2, batch_size=4)
+RECIPE = makd.FinetuneRecipe(training=STEPS, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("task") / "mrpc", train=PAIRS, validation=PAIRS[:6])
+    return makd.TaskConfig(name="glue/mrpc", path=path, max_length=32)
+
+
+@pytest.fixture(scope="module")
+def teacher(task, encoder_folder, tmp_path_factory):
+    """The report of a teacher that was made from a base model."""
+    return makd.finetune(str(encoder_folder), task, RECIPE, tmp_path_factory.mktemp("runs") / "teacher")
+
+
+def recipe(**settings):
+    return makd.Recipe(
+        **{"training": STEPS, **settings},
+        calibration=makd.CalibrationConfig(rows=8),
+        evaluation=makd.EvaluationConfig(rows=4, latency=False),
+        device="cpu",
+    )
+
+
+def test_a_teacher_knows_its_labels_and_has_the_official_metrics(teacher):
+    model = AutoModelForSequenceClassification.from_pretrained(teacher.folder)
+    assert model.config.id2label == {0: "not_equivalent", 1: "equivalent"}
+    metrics = json.loads((teacher.folder / "metrics.json").read_text())
+    assert metrics["task"].keys() == {"name", "after"}
+    assert metrics["task"]["after"].keys() == {"accuracy", "f1", "score"}
+    assert metrics["fingerprint"] == makd.fingerprint(model)
+    assert metrics["tokens"]["training"] > 0
+    assert {"recipe.yaml", "environment.json", "tokenizer.json"} <= {path.name for path in teacher.folder.iterdir()}
+
+
+def test_the_same_seed_gives_the_same_teacher(teacher, task, encoder_folder, tmp_path):
+    again = makd.finetune(str(encoder_folder), task, RECIPE, tmp_path / "again")
+    assert again.metrics["fingerprint"] == teacher.metrics["fingerprint"]
+
+
+def test_a_run_that_was_stopped_resumes_to_the_same_teacher(task, encoder_folder, tmp_path, monkeypatch):
+    from makd.distill import SupervisedTrainer
+
+    long = makd.FinetuneRecipe(training=makd.TrainingConfig(steps=3, batch_size=4, save_every=1), device="cpu")
+    whole = makd.finetune(str(encoder_folder), task, long, tmp_path / "whole")
+    step = SupervisedTrainer.training_step
+
+    def stop_at_the_third(self, *arguments, **named):
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "training_step", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            makd.finetune(str(encoder_folder), task, long, tmp_path / "stopped")
+    assert not (tmp_path / "stopped").exists()
+    resumed = makd.finetune(str(encoder_folder), task, long, tmp_path / "stopped", resume=True)
+    assert resumed.metrics["fingerprint"] == whole.metrics["fingerprint"]
+
+
+@pytest.fixture(scope="module")
+def student(teacher, task, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "student"
+    return makd.compress(str(teacher.folder), task, makd.Budget(keep_linears=0.5), recipe(), output)
+
+
+def test_a_student_of_a_task_is_measured_beside_its_teacher(student, teacher):
+    found = student.metrics["task"]
+    assert found.keys() == {"name", "teacher", "before", "after"}
+    assert found["teacher"] == teacher.metrics["task"]["after"]
+    assert found["after"].keys() == {"accuracy", "f1", "score"}
+    assert "glue/mrpc accuracy" in (student.folder / "README.md").read_text()
+
+
+def test_its_recipe_says_the_task_which_evaluation_takes(student, teacher, task):
+    written = yaml.safe_load((student.folder / "recipe.yaml").read_text())
+    assert written["task"]["name"] == "glue/mrpc"
+    assert "data" not in written
+    assert pipeline.data_of(str(student.folder)) == task
+    found = makd.evaluate(str(student.folder), str(teacher.folder), task, recipe())
+    assert found["task"]["after"] == pytest.approx(student.metrics["task"]["after"])
+
+
+def test_a_student_is_fine_tuned_in_factored_form(encoder_folder, task, tmp_path):
+    base = makd.factorize(tiny("bert", vocab_size=300), makd.Budget(keep_linears=0.5), solver="svd")
+    base.save_pretrained(tmp_path / "base")
+    report = makd.finetune(str(tmp_path / "base"), task, RECIPE, tmp_path / "tuned", tokenizer=str(encoder_folder))
+    tuned = AutoModelForSequenceClassification.from_pretrained(report.folder)
+    assert is_student(tuned)
+    assert makd.fingerprint(tuned) == report.metrics["fingerprint"]
+
+
+def test_extra_text_is_distilled_on_besides(teacher, task, tmp_path):
+    from dataclasses import replace
+
+    extra = write(tmp_path / "extra", train=[{"text": "The names of a class"}] * 12)
+    more = replace(task, extra_text=extra)
+    every_row = recipe(training=makd.TrainingConfig(epochs=1.0, batch_size=2))
+    report = makd.compress(str(teacher.folder), more, makd.Budget(keep_linears=0.5), every_row, tmp_path / "student")
+    assert report.metrics["tokens"]["training"] > 12 * 5
+
+
+def test_one_stage_is_what_plan_and_training_are(student, teacher, task, tmp_path):
+    staged = recipe(training=makd.TrainingConfig(), stages=(makd.Stage(training=STEPS),))
+    report = makd.compress(str(teacher.folder), task, makd.Budget(keep_linears=0.5), staged, tmp_path / "student")
+    assert report.metrics["fingerprint"] == student.metrics["fingerprint"]
+
+
+def test_stages_follow_each_other_and_resume_where_they_were(teacher, task, tmp_path, monkeypatch):
+    from makd.distill import DistillTrainer
+
+    saved = makd.TrainingConfig(steps=2, batch_size=4, save_every=1)
+    inside = makd.Plan(terms=(makd.Term(aspect="matrix"), makd.Term(aspect="hidden")))
+    staged = recipe(stages=(makd.Stage(plan=inside, training=saved), makd.Stage(training=saved)))
+    budget, plans, train = makd.Budget(keep_linears=0.5), [], DistillTrainer.train
+
+    def note(self, *arguments, **named):
+        plans.append([active.name for active in self.plan.terms])
+        return train(self, *arguments, **named)
+
+    monkeypatch.setattr(DistillTrainer, "train", note)
+    whole = makd.compress(str(teacher.folder), task, budget, staged, tmp_path / "whole")
+    assert plans == [["matrix", "hidden"], ["matrix", "hidden", "attention", "logits", "task"]]
+    step = DistillTrainer.training_step
+
+    def stop_in_the_second(self, *arguments, **named):
+        if len(self.plan.terms) > 2 and self.state.global_step == 1:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillTrainer, "training_step", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            makd.compress(str(teacher.folder), task, budget, staged, tmp_path / "stopped")
+    resumed = makd.compress(str(teacher.folder), task, budget, staged, tmp_path / "stopped", resume=True)
+    assert resumed.metrics["fingerprint"] == whole.metrics["fingerprint"]
+
+
+@pytest.mark.parametrize("model", [["MODEL"], ["--teacher", "MODEL"]])
+def test_the_command_line_has_short_flags(model, task, encoder_folder, tmp_path, capsys):
+    words = [str(encoder_folder) if word == "MODEL" else word for word in model]
+    code = main(
+        ["finetune", *words, "--task", "glue/mrpc", "--task_data", task.path, "--task.max_length=32",
+         "--recipe.training.steps", "1", "--recipe.device", "cpu", "--output", str(tmp_path / "teacher")]
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "accuracy" in out
+
+
+def test_a_task_and_data_at_once_are_refused(capsys, task):
+    words = ["compress", "--teacher", "x", "--output", "y", "--budget.keep", "0.5", "--data.path", "z.txt"]
+    assert main([*words, "--task", "glue/mrpc", "--task_data", task.path]) == 2
+    assert "not both" in capsys.readouterr().err
