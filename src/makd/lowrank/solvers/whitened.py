@@ -9,8 +9,9 @@ from makd.lowrank.factors import Decomposition
 from makd.lowrank.solvers.svd import principal_outputs, widened
 
 RIDGE = 1e-6
-"""What is added to the diagonal of a Gram matrix that is not positive definite, relative to its mean eigenvalue. Small
-enough to leave the seen directions alone, large enough that unseen ones are ordered by the weight."""
+"""What is added to the diagonal of a Gram matrix that is not positive definite, relative to its mean eigenvalue, and ten
+times as much until it is. Small enough to leave the seen directions alone, large enough that unseen ones are ordered
+by the weight."""
 FLOOR = 1e-10
 """A Gram matrix whose smallest eigenvalue is below this share of the mean one counts as not positive definite."""
 
@@ -66,15 +67,25 @@ def condition(
         ), f"{what} were zero in all of the calibration text; all directions of them count alike"
     shifted = gram.clone()  # no more copies than this: the matrix may be the largest thing in memory
     shifted.diagonal().sub_(FLOOR * mean)
-    _, failed_at = torch.linalg.cholesky_ex(shifted)
-    if int(failed_at) == 0:
+    if _is_positive(shifted):
         return gram, None
-    shifted.diagonal().add_((FLOOR + RIDGE) * mean)
+    ridge, added = RIDGE, -FLOOR
+    while True:
+        shifted.diagonal().add_((ridge - added) * mean)
+        if ridge >= 1 or _is_positive(shifted):
+            break
+        # moments of low precision have negative eigenvalues, as large as what was rounded off the largest ones
+        ridge, added = 10 * ridge, ridge
     return shifted, (
         f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
-        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {RIDGE:g} of their mean "
+        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {ridge:g} of their mean "
         "was added to the diagonal"
     )
+
+
+def _is_positive(gram: Float[Tensor, "size size"]) -> bool:
+    _, failed_at = torch.linalg.cholesky_ex(gram)
+    return int(failed_at) == 0
 
 
 def square_root(gram: Float[Tensor, "size size"]) -> Float[Tensor, "size size"]:
