@@ -9,7 +9,7 @@ import makd
 from makd.anatomy import resolve
 from makd.lowrank.layerwise import GROUPS, HELD_OUT_EVERY, TEXT_DEPTH_GAIN, depth_sensitivities, fit_layers_, fit_linear
 from makd.lowrank.linear import LowRankLinear
-from makd.lowrank.solvers import whitened
+from makd.lowrank.solvers import svd, whitened
 from makd.lowrank.solvers.regression import RIDGE
 from tests.anatomy.recording import watch
 from tests.models import batch, tiny
@@ -82,6 +82,7 @@ def fit_slowly(teacher, batches, ranks, sums):
 def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, monkeypatch):
     # inputs behind a LayerNorm sum to zero: what the solver then adds to their moments would hide the comparison
     monkeypatch.setattr(whitened, "RIDGE", 1e-13)
+    monkeypatch.setattr(svd, "WORTHWHILE", 0.0)  # whole decompositions, not just to a hundredth of the error
     teacher = tiny(name).double()
     batches = make_batches(teacher, HELD_OUT_EVERY - 1)  # none is held out, so the ridge is the fixed one
     ranks = dict.fromkeys(resolve(teacher).linears, 8)

@@ -9,9 +9,9 @@ from makd.lowrank.factors import Decomposition
 from makd.lowrank.solvers.svd import principal_outputs, widened
 
 RIDGE = 1e-6
-"""What is added to the diagonal of a Gram matrix that is not positive definite, relative to its mean eigenvalue, and ten
-times as much until it is. Small enough to leave the seen directions alone, large enough that unseen ones are ordered
-by the weight."""
+"""What is added to the diagonal of a Gram matrix that is not positive definite, relative to its mean eigenvalue;
+ten times as much until it is. Small enough to leave the seen directions alone, large enough that unseen ones are
+ordered by the weight."""
 FLOOR = 1e-10
 """A Gram matrix whose smallest eigenvalue is below this share of the mean one counts as not positive definite."""
 
