@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     training_tokens: int = 0
+    shared_inputs: list[dict[str, Any]] = field(default_factory=list)
 
     def open_cache(self) -> None:
         """Open the recipe's teacher cache, before any work that a stale one would make useless."""
@@ -241,6 +242,8 @@ class _Run:
                 for when, scores in self.scores.items()
             },
         }
+        if self.shared_inputs:
+            metrics["shared_inputs"] = self.shared_inputs
         with self.clock("evaluate"):
             if reads_blocks(student):
                 found = {when: scores["perplexity"] for when, scores in self.scores.items()}
@@ -333,12 +336,14 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
         ranks=settings.ranks,
         calibration=run.calibration,
         rank_multiple=settings.rank_multiple,
+        share_input=settings.share_input,
         vocabulary=settings.vocabulary,
         depth=settings.depth,
         on_progress=run.progress,
     )
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.seconds.update(report.seconds)
+    run.shared_inputs = [asdict(group) for group in report.shared_inputs]
     return student
 
 
