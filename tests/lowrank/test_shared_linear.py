@@ -1,4 +1,4 @@
-"""Linears that share one A: they compute what they would apart, whatever they are called with, and A is one parameter."""
+"""Linears that share one A compute what they would apart, whatever they are called with; A is one parameter."""
 
 import copy
 from collections import Counter

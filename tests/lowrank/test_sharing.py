@@ -9,8 +9,8 @@ import makd
 from makd.anatomy import resolve
 from makd.lowrank.linear import dense_weight
 from makd.lowrank.ranks import LinearSize, allocate, smallest_parameters
-from makd.lowrank.sharing import InputGroup, by_linear, compare_at_one_price, plan_error, with_groups
 from makd.lowrank.shared_linear import FollowingLinear, stacked_linear
+from makd.lowrank.sharing import InputGroup, by_linear, compare_at_one_price, plan_error, with_groups
 from makd.lowrank.solvers import decompose_fisher, decompose_two_sided, decompose_whitened
 from makd.lowrank.solvers.fisher import FLOOR
 from tests.models import batch, tiny

@@ -87,7 +87,7 @@ def plan_ranks(question: Question, groups: Sequence[InputGroup], decompose: Deco
     winners = tuple(group for group, one in zip(groups, found, strict=True) if one.shared)
     if winners:
         shared = _plan(question, with_groups(question.sizes, winners), decompose, known)
-        if question.rule != "global" or _error(question, shared) < _error(question, apart):
+        if question.rule != "global" or plan_error_of(question, shared) < plan_error_of(question, apart):
             return replace(shared, groups=winners, found=tuple(found))
     return replace(apart, found=tuple(replace(one, shared=False) for one in found))
 
@@ -146,6 +146,7 @@ def _compare_at_equal_weights(
     return known if whole else {}, compare_at_equal_weights(groups, ranks, known)
 
 
-def _error(question: Question, planned: Planned) -> float:
+def plan_error_of(question: Question, planned: Planned) -> float:
+    """Predicted squared error of what was planned, for rules that need spectra."""
     spectra = {name: one.singular_values for name, one in {**planned.decompositions, **question.tables}.items()}
     return plan_error(planned.items, spectra, question.sensitivities)

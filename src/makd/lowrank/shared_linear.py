@@ -1,8 +1,8 @@
 """Linears that read the same input and share one A: y_q = B_q (A x), y_k = B_k (A x), y_v = B_v (A x).
 
 The first of them holds A, as any factored linear does; the others (`FollowingLinear`) have a B alone and look A up in
-the first. So A is one parameter of the model, under one name, in one place of a checkpoint, and whatever replaces, moves
-or trains it does so for all. The product A x is computed by whichever of them is called first, and handed to the others.
+the first. So A is one parameter of the model, under one name, in one place of a checkpoint, and whatever replaces,
+moves or trains it does so for all. The product A x is computed by whichever of them is called first, and handed on.
 """
 
 from collections.abc import Sequence
