@@ -171,7 +171,7 @@ def test_never_has_no_group_and_auto_is_the_same_where_linears_apart_win():
     assert all(group.separate is not None for group in auto.factorization.shared_inputs)
 
 
-@pytest.mark.parametrize("solver", ["svd", "two_sided"])
+@pytest.mark.parametrize("solver", ["svd", "whitened"])
 def test_auto_shares_a_group_whose_linears_read_the_same_directions(solver):
     teacher = tiny("bert")
     common = torch.randn(6, 32)
