@@ -64,7 +64,7 @@ def assemble(
     started = time.perf_counter()
     with skipping(teacher, outline.dropped, outline.outputs):
         anatomy, sizes = resolve(teacher), plot.parts.sizes(outline)
-        groups = () if settings.share_input == "never" else find_groups(anatomy, sizes)
+        groups: tuple[InputGroup, ...] = () if settings.share_input == "never" else find_groups(anatomy, sizes)
         compares = bool(groups) and settings.share_input == "auto"
         spectra_wanted = rule.needs_spectra or not kind.in_forward_order or compares
         statistics = _collect(teacher, anatomy, outline.tables, kind, spectra_wanted, batches, progress)

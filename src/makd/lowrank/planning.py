@@ -5,6 +5,7 @@ sizes -> (decompositions ->) ranks, each linear apart -> groups that lose less a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from makd.lowrank.factors import Decomposition
 from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate
@@ -96,19 +97,22 @@ def _plan(
     question: Question, items: Sequence[LinearSize], decompose: Decompose, known: Mapping[str, Decomposition]
 ) -> Planned:
     """Ranks of these items."""
-    share_out = {
-        "rule": question.rule,
-        "rank_multiple": question.rank_multiple,
-        "sensitivities": _worth(question, items),
-    }
+    share_out = partial(
+        allocate,
+        items,
+        question.allowance,
+        question.rule,
+        rank_multiple=question.rank_multiple,
+        sensitivities=_worth(question, items),
+    )
     names = [item.name for item in items if item.name not in question.tables]
     if RANK_RULES[question.rule].needs_spectra:
         found = {**known, **decompose({name: None for name in names if name not in known})}
         found = {name: found[name] for name in names}
         spectra = {name: one.singular_values for name, one in {**found, **question.tables}.items()}
-        return Planned(allocate(items, question.allowance, spectra=spectra, **share_out), found)  # type: ignore[arg-type]
+        return Planned(share_out(spectra=spectra), found)
     # ranks that do not follow from spectra are known before anything is decomposed, and so is how much of it
-    plan = allocate(items, question.allowance, **share_out)  # type: ignore[arg-type]
+    plan = share_out()
     wanted = [name for name in names if plan.ranks[name]] if question.keeps_decompositions else []
     return Planned(plan, decompose({name: plan.ranks[name] for name in wanted}))
 

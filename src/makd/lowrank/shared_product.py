@@ -4,10 +4,22 @@ The architecture's code calls the linears one by one and knows nothing of this. 
 """
 
 import weakref
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A product that some of the linears may still ask for."""
+
+    inputs: TensorWeakRef
+    state: tuple[object, ...]
+    """Of all that the product depends on, when it was computed."""
+    product: Tensor
+    served: set[nn.Module] = field(default_factory=set)
 
 
 class SharedProduct:
@@ -17,16 +29,13 @@ class SharedProduct:
     since (torch counts), with the same A, in the same mode of autograd and autocast. Anything else is computed anew: a
     linear that is called with another input, or twice, or alone, gives what it would give without sharing. A backward
     through the product ends its use, since its graph may be gone. Inference tensors do not count writes, and are not
-    shared.
+    shared. Threads that call one model with inputs of their own disturb each other's sharing, not their results.
     """
 
     def __init__(self, members: int) -> None:
         """For a group of so many linears."""
         self.members = members
-        self._inputs: TensorWeakRef | None = None
-        self._state: tuple[object, ...] = ()
-        self._served: set[nn.Module] = set()
-        self._product: Tensor | None = None
+        self._waiting: _Waiting | None = None  # replaced as a whole: other threads see one or the other
 
     def __reduce__(self) -> tuple[type["SharedProduct"], tuple[int]]:
         """Copies and pickles of a model begin without a product."""
@@ -34,26 +43,25 @@ class SharedProduct:
 
     def of(self, reduce: nn.Module, inputs: Tensor, member: nn.Module) -> Tensor:
         """A x for one of the linears, `member`."""
-        weight = reduce.weight if type(reduce) is nn.Linear else None
-        if weight is None or torch.compiler.is_compiling() or inputs.is_inference() or weight.is_inference():
-            # a compiler finds the common product by itself; an adapter in the place of A may change in unseen ways
+        # a compiler finds the common product by itself; an adapter in the place of A may change in unseen ways
+        plain = torch.compiler.is_compiling() or type(reduce) is not nn.Linear
+        state = None if plain else _state(reduce.weight, inputs)  # type: ignore[arg-type]
+        if state is None:
             product: Tensor = reduce(inputs)
             return product
-        state = (inputs._version, id(weight), weight._version, weight.data_ptr(), *_modes(inputs.device.type))
-        found = self._product
+        waiting = self._waiting
         if (
-            found is not None
-            and self._inputs is not None
-            and self._inputs() is inputs
-            and self._state == state
-            and member not in self._served
+            waiting is not None
+            and waiting.inputs() is inputs
+            and waiting.state == state
+            and member not in waiting.served
         ):
-            self._served.add(member)
-            if len(self._served) == self.members:
+            waiting.served.add(member)
+            if len(waiting.served) == self.members:
                 self.forget()
-            return found
+            return waiting.product
         product = reduce(inputs)
-        self._inputs, self._state, self._served, self._product = TensorWeakRef(inputs), state, {member}, product
+        self._waiting = _Waiting(TensorWeakRef(inputs), state, product, {member})
         if product.requires_grad:
             mine = weakref.ref(self)  # else the product would keep itself
 
@@ -67,9 +75,17 @@ class SharedProduct:
 
     def forget(self) -> None:
         """Let go of the product."""
-        self._product = self._inputs = None
+        self._waiting = None
 
 
-def _modes(device: str) -> tuple[bool, torch.dtype | None]:
-    """What decides how a product is computed and recorded, besides its factors."""
-    return torch.is_grad_enabled(), torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+def _state(weight: Tensor, inputs: Tensor) -> tuple[object, ...] | None:
+    """What the product of these depends on besides the objects; None where torch cannot tell."""
+    if inputs.is_inference() or weight.is_inference():
+        return None
+    device = inputs.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    try:
+        versions = (inputs._version, weight._version, weight.data_ptr())
+    except RuntimeError:  # tensors without memory: fake ones, those of a vmap, parts that other processes hold
+        return None
+    return (id(weight), *versions, torch.is_grad_enabled(), autocast)
