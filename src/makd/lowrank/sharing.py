@@ -105,6 +105,7 @@ def compare_at_one_price(
         for size in (*sizes, *with_groups(sizes, groups))
     }
     grouped = {name for group in groups for name in group.linears}
+    ways: list[tuple[list[Ladder], Ladder | None]]
     ways = [([ladders[size.name]], None) for size in sizes if size.name not in grouped]
     ways += [([ladders[name] for name in group.linears], ladders[group.name]) for group in groups]
     low, high = 1e-40, 1e20
