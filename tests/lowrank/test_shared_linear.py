@@ -15,6 +15,7 @@ import makd
 from makd.anatomy import Role, resolve
 from makd.capture import Tap, capture
 from makd.lowrank.factors import Factors
+from makd.lowrank.folding import added_parameters
 from makd.lowrank.hub import mark_student
 from makd.lowrank.linear import LowRankLinear
 from makd.lowrank.shared_linear import FollowingLinear, settle_groups_, share_linears_
@@ -252,3 +253,15 @@ def test_captured_outputs_are_those_of_each_linear():
 def test_data_parallel_copies_are_refused_with_the_way_out():
     with pytest.raises(RuntimeError, match="torchrun"):
         group().k._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_folding_some_of_a_group_adds_the_parameters_that_are_foretold(count):
+    student = makd.factorize(tiny("bert"), BUDGET, solver="svd", share_input="always")
+    names = [f"encoder.layer.0.attention.self.{name}" for name in ("query", "key", "value")][:count]
+    folded = makd.fold(student, names)
+    before, after = (sum(p.numel() for p in model.parameters()) for model in (student, folded))
+    assert after - before == added_parameters(student, names)
+    inputs = batch(student)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(**inputs)[0], student(**inputs)[0], rtol=1e-4, atol=1e-4)

@@ -43,7 +43,7 @@ class SharedProduct:
 
     def of(self, reduce: nn.Module, inputs: Tensor, member: nn.Module) -> Tensor:
         """A x for one of the linears, `member`."""
-        # a compiler gets the plain products, to find the common one itself; an adapter in the place of A may change in unseen ways
+        # a compiler gets plain products; an adapter in the place of A may change in unseen ways
         plain = torch.compiler.is_compiling() or type(reduce) is not nn.Linear
         state = None if plain else _state(reduce.weight, inputs)  # type: ignore[arg-type]
         if state is None:
