@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_tokens: int = 0
+    shared_inputs: list[dict[str, Any]] = field(default_factory=list)
 
     def open_cache(self) -> None:
         """Open the recipe's teacher cache, before any work that a stale one would make useless."""
@@ -230,6 +231,8 @@ class _Run:
             "bytes": {"teacher": stored_bytes(self.teacher), "student": student_bytes},
             "fidelity": {when: scores["fidelity"] for when, scores in self.scores.items()},
         }
+        if self.shared_inputs:
+            metrics["shared_inputs"] = self.shared_inputs
         with self.clock("evaluate"):
             if reads_blocks(student):
                 found = {when: scores["perplexity"] for when, scores in self.scores.items()}
@@ -315,12 +318,14 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
         ranks=settings.ranks,
         calibration=run.data.calibration,
         rank_multiple=settings.rank_multiple,
+        share_input=settings.share_input,
         vocabulary=settings.vocabulary,
         depth=settings.depth,
         on_progress=run.progress,
     )
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.seconds.update(report.seconds)
+    run.shared_inputs = [asdict(group) for group in report.shared_inputs]
     return student
 
 

@@ -70,7 +70,15 @@ def test_the_student_is_that_of_the_path_in_memory(name, head, changes, solver, 
     assert (tmp_path / "teacher" / "model.safetensors.index.json").is_file()
     teacher = type(model).from_pretrained(tmp_path / "teacher", dtype=dtype)
     calibration = batches_of(model)
-    expected = makd.factorize(teacher, BUDGET, solver=solver, ranks=ranks, calibration=calibration, rank_multiple=4)
+    expected = makd.factorize(
+        teacher,
+        BUDGET,
+        solver=solver,
+        ranks=ranks,
+        calibration=calibration,
+        rank_multiple=4,
+        share_input="never",
+    )
     expected.save_pretrained(tmp_path / "expected")
     report = stream(tmp_path / "teacher", tmp_path, solver, ranks, dtype, calibration)
     assert report.ranks == expected.factorization.ranks

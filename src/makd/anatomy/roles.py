@@ -34,6 +34,14 @@ class Role(str, Enum):
         return Role(self.value.removeprefix("cross_"))
 
 
+SAME_INPUT = (
+    (Role.QUERY, Role.KEY, Role.VALUE),
+    (Role.CROSS_KEY, Role.CROSS_VALUE),
+    (Role.GATE, Role.UP),
+)
+"""Roles of a layer that read the same tensor."""
+
+
 @dataclass(frozen=True)
 class OutputSlice:
     """Where one role's output stands in the output of a fused linear.
@@ -111,3 +119,16 @@ class Anatomy:
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
+
+    @property
+    def input_groups(self) -> tuple[tuple[str, ...], ...]:
+        """Linears that read the same input, in forward order: two or more, and each linear in one group at most.
+
+        A fused linear, which plays several of the roles itself, makes no group.
+        """
+        groups = (
+            tuple(dict.fromkeys(layer.roles[role].module for role in roles if role in layer.roles))
+            for layer in self.layers
+            for roles in SAME_INPUT
+        )
+        return tuple(dict.fromkeys(group for group in groups if len(group) > 1))

@@ -5,7 +5,7 @@ moments of inputs and gradients -> decompositions -> ranks under the budget -> f
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,8 +22,11 @@ from makd.lowrank.moments import InputMoments
 from makd.lowrank.outcome import FactorizeReport, make_report
 from makd.lowrank.outline import Outline, Plot
 from makd.lowrank.parallel import map_on_cores
-from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate
+from makd.lowrank.planning import Planned, Question, plan_ranks
+from makd.lowrank.ranks import RANK_RULES, LinearSize
 from makd.lowrank.settings import FactorizeConfig
+from makd.lowrank.shared_linear import share_linears_
+from makd.lowrank.sharing import InputGroup, find_groups
 from makd.lowrank.solvers import (
     SOLVERS,
     Solver,
@@ -32,6 +35,7 @@ from makd.lowrank.solvers import (
     decompose_two_sided,
     decompose_whitened,
 )
+from makd.lowrank.solvers.svd import stack
 from makd.lowrank.statistics import collect_input_moments
 from makd.lowrank.vocabulary import Table, decompose_tables, replace_tables_, table_size
 
@@ -59,38 +63,40 @@ def assemble(
     kind, rule = SOLVERS[settings.solver], RANK_RULES[settings.rank_rule]
     started = time.perf_counter()
     with skipping(teacher, outline.dropped, outline.outputs):
-        anatomy = resolve(teacher)
-        share_out = partial(
-            allocate,
-            plot.parts.sizes(outline),
-            plot.allowance(outline),
-            settings.rank_rule,
-            rank_multiple=settings.rank_multiple,
-            sensitivities=depth_sensitivities(anatomy) if kind.in_forward_order else None,
-        )
-        # ranks that do not follow from spectra are known before anything is decomposed, and so is how much of it
-        plan: RankPlan | None = None if rule.needs_spectra else share_out()
-        spectra_wanted = plan is None or not kind.in_forward_order
+        anatomy, sizes = resolve(teacher), plot.parts.sizes(outline)
+        groups: tuple[InputGroup, ...] = () if settings.share_input == "never" else find_groups(anatomy, sizes)
+        compares = bool(groups) and settings.share_input == "auto"
+        spectra_wanted = rule.needs_spectra or not kind.in_forward_order or compares
         statistics = _collect(teacher, anatomy, outline.tables, kind, spectra_wanted, batches, progress)
         calibrated = time.perf_counter()
-        linears = [name for name in anatomy.linears if spectra_wanted and (plan is None or plan.ranks[name])]
-        decompositions = _decompose(teacher, linears, kind, statistics, {} if plan is None else plan.ranks, progress)
+        groups = tuple(group for group in groups if statistics.is_one_input(group))
+        question = Question(
+            sizes,
+            plot.allowance(outline),
+            settings.rank_rule,
+            settings.rank_multiple,
+            depth_sensitivities(anatomy) if kind.in_forward_order else {},
+            settings.share_input,
+            not kind.in_forward_order,
+            decompose_tables(teacher, outline.tables, kind, statistics.inputs, statistics.gradients, batches),
+        )
+        planned = plan_ranks(question, groups, partial(_decompose, teacher, groups, kind, statistics, progress))
         student: PreTrainedModel = copy.deepcopy(teacher)
     student.eval()
-    tables = decompose_tables(teacher, outline.tables, kind, statistics.inputs, statistics.gradients, batches)
-    if plan is None:
-        plan = share_out(spectra={name: found.singular_values for name, found in (decompositions | tables).items()})
-    fitted = replace_tables_(student, outline.tables, plan.ranks, tables)
+    plan = planned.plan
+    fitted = replace_tables_(student, outline.tables, plan.ranks, question.tables)
     if kind.in_forward_order:
         of = len(anatomy.layers)
         grams = {name: moments.gram for name, moments in statistics.gradients.items()}
+        shared = [group.linears for group in planned.groups]
         fitted |= fit_layers_(
-            student, teacher, anatomy, plan.ranks, batches, grams, lambda done: progress("fit layers", done, of)
-        )
+            student, teacher, anatomy, plan.ranks, batches, grams, lambda done: progress("fit layers", done, of),
+            shared=shared,
+        )  # fmt: skip
     else:
-        fitted |= _replace_linears_(student, plan, decompositions)
+        fitted |= _replace_linears_(student, planned)
     seconds = {"calibrate": calibrated - started, "factorize": time.perf_counter() - calibrated}
-    student.factorization = _report(student, plan, fitted, seconds, outline, plot.left)  # type: ignore[assignment]
+    student.factorization = _report(student, planned, fitted, seconds, outline, plot.left)  # type: ignore[assignment]
     return student
 
 
@@ -100,6 +106,10 @@ class _Statistics:
 
     inputs: Mapping[str, InputMoments]
     gradients: Mapping[str, InputMoments]
+
+    def is_one_input(self, group: InputGroup) -> bool:
+        """Whether the linears of a group read the same tensor in calibration; taken for granted without it."""
+        return not self.inputs or len({id(self.inputs[name]) for name in group.linears}) == 1
 
 
 def _collect(
@@ -132,47 +142,54 @@ def _counted(what: str, batches: Iterable[Mapping[str, Tensor]], progress: Progr
 
 def _decompose(
     teacher: PreTrainedModel,
-    linears: Sequence[str],
+    groups: Iterable[InputGroup],
     kind: Solver,
     statistics: _Statistics,
-    ranks: Mapping[str, int | None],
     progress: Progress,
+    wanted: Mapping[str, int | None],
 ) -> dict[str, Decomposition]:
-    """Decompositions of `linears`: of the terms up to their rank where `ranks` has one, else of all terms."""
+    """Decompositions of linears, and of groups as one: of the terms up to the rank in `wanted`, or of all (None)."""
+    members = {group.name: group.linears for group in groups}
 
     def decompose(name: str) -> Decomposition:
-        weight, rank = dense_weight(teacher.get_submodule(name)), ranks.get(name)
+        linears, rank = members.get(name, (name,)), wanted[name]
+        weight = stack([dense_weight(teacher.get_submodule(linear)) for linear in linears])
         if not kind.needs_text:
             return decompose_svd(weight, rank)
+        grams = [statistics.gradients[linear].gram for linear in linears] if kind.gradients else []
         if not kind.inputs:
-            return decompose_fisher(weight, statistics.gradients[name].gram, rank)
+            return decompose_fisher(weight, grams, rank)
         if not kind.gradients:
-            return decompose_whitened(weight, statistics.inputs[name].gram, rank)
-        return decompose_two_sided(weight, statistics.inputs[name].gram, statistics.gradients[name].gram, rank)
+            return decompose_whitened(weight, statistics.inputs[linears[0]].gram, rank)
+        return decompose_two_sided(weight, statistics.inputs[linears[0]].gram, grams, rank)
 
     decompositions = {}
-    for name, found in zip(linears, map_on_cores(decompose, linears, teacher.device), strict=True):
+    for name, found in zip(wanted, map_on_cores(decompose, wanted, teacher.device), strict=True):
         decompositions[name] = found
-        progress("decompose", len(decompositions), len(linears))
+        progress("decompose", len(decompositions), len(wanted))
     return decompositions
 
 
-def _replace_linears_(
-    student: PreTrainedModel, plan: RankPlan, decompositions: Mapping[str, Decomposition]
-) -> dict[str, Factors]:
-    fitted = {}
-    for name, rank in plan.ranks.items():
-        if rank is not None and name in decompositions:
-            fitted[name] = decompositions[name].factors(rank)
-            bias = getattr(student.get_submodule(name), "bias", None)
-            layer = LowRankLinear.from_factors(fitted[name], None if bias is None else bias.detach())
-            student.set_submodule(name, layer.eval())
+def _replace_linears_(student: PreTrainedModel, planned: Planned) -> dict[str, Factors]:
+    fitted: dict[str, Factors] = {}
+    members = {group.name: group.linears for group in planned.groups}
+    for name, rank in planned.items.ranks.items():
+        if rank is None or name not in planned.decompositions:
+            continue
+        factors = planned.decompositions[name].factors(rank)
+        if name in members:
+            fitted |= share_linears_(student, members[name], factors)
+            continue
+        fitted[name] = factors
+        bias = getattr(student.get_submodule(name), "bias", None)
+        layer = LowRankLinear.from_factors(factors, None if bias is None else bias.detach())
+        student.set_submodule(name, layer.eval())
     return fitted
 
 
 def _report(
     student: PreTrainedModel,
-    plan: RankPlan,
+    planned: Planned,
     fitted: Mapping[str, Factors],
     seconds: Mapping[str, float],
     outline: Outline,
@@ -180,7 +197,7 @@ def _report(
 ) -> FactorizeReport:
     fallbacks = {name: factors.fallback for name, factors in fitted.items() if factors.fallback is not None}
     errors = {name: factors.error for name, factors in fitted.items()}
-    return make_report(student, plan, errors, fallbacks, seconds, outline, left)
+    return make_report(student, planned.plan, errors, fallbacks, seconds, outline, left, planned.found)
 
 
 def linear_sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:

@@ -39,6 +39,7 @@ def factorize(
     ranks: str = "auto",
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
     rank_multiple: int = 8,
+    share_input: str = "auto",
     vocabulary: str = "auto",
     depth: int | str = "auto",
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -55,6 +56,7 @@ def factorize(
         ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
         calibration: model inputs as a DataLoader gives them. Seen once.
         rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
+        share_input: whether linears that read the same input share one A: `auto`, `never` or `always`.
         vocabulary: whether embeddings and LM head get factors: see `FactorizeConfig`.
         depth: how many layers stay: see `FactorizeConfig`.
         on_progress: called with (what, done, of) as the work goes on.
@@ -70,7 +72,12 @@ def factorize(
         SettingError, UnknownNameError: a setting is not allowed.
     """
     settings = FactorizeConfig(
-        solver=solver, ranks=ranks, rank_multiple=rank_multiple, vocabulary=vocabulary, depth=depth
+        solver=solver,
+        ranks=ranks,
+        rank_multiple=rank_multiple,
+        share_input=share_input,
+        vocabulary=vocabulary,
+        depth=depth,
     )
     progress = on_progress or (lambda what, done, of: None)
     if is_student(teacher):

@@ -67,12 +67,15 @@ def fold_(student: PreTrainedModel, linears: Iterable[str] | None = None) -> Non
 
 def added_parameters(student: PreTrainedModel, linears: Iterable[str]) -> int:
     """How many parameters more the student has with `linears` folded."""
-    layers = (student.get_submodule(name) for name in linears)
-    return sum(
-        layer.in_features * layer.out_features - layer.rank * (layer.in_features + layer.out_features)
-        for layer in layers
-        if isinstance(layer, LowRankLinear)
-    )
+    names = set(linears)
+    factored = {name: module for name, module in student.named_modules() if isinstance(module, LowRankLinear)}
+    users: dict[nn.Module, set[str]] = {}
+    for name, module in factored.items():
+        users.setdefault(module.reduce, set()).add(name)
+    layers = [factored[name] for name in names if name in factored]
+    added = sum(layer.in_features * layer.out_features - layer.rank * layer.out_features for layer in layers)
+    # an A that others share goes with the last of them
+    return added - sum(reduce.get_parameter("weight").numel() for reduce, who in users.items() if who <= names)
 
 
 def _dense(layer: LowRankLinear, transposed: bool) -> nn.Module:

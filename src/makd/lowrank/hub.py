@@ -8,7 +8,7 @@ work as on any other model.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
@@ -24,9 +24,10 @@ from makd.anatomy import SkippedLayer, linear_shape
 from makd.errors import ModelLoadError
 from makd.lowrank.embedding import LowRankEmbedding, is_tied_head, rename_ties_, tied_head_names
 from makd.lowrank.linear import LowRankLinear
+from makd.lowrank.shared_linear import lead_, settle_groups_
 
 METHOD = "makd"
-FORMAT = 2
+FORMAT = 3
 """Version of what is stored; a reader refuses a higher one."""
 FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", ".directions.weight")
 """How the names of factors end in a file."""
@@ -45,6 +46,8 @@ class StudentConfig(QuantizationConfigMixin):
         architecture: class of the model that was counted.
         embeddings: name of factored token embeddings in the saved model -> their rank. An LM head that transformers
             ties to them has their factors, under any model class.
+        shared: name of a linear in the saved model that holds the A of others too -> the names of those. Each has its
+            rank in `ranks`.
         dropped: name of a layer that the student does without -> what it returned: 0 for its hidden states alone,
             else the length of a tuple.
         format: version of this layout.
@@ -58,6 +61,7 @@ class StudentConfig(QuantizationConfigMixin):
         architecture: str,
         embeddings: Mapping[str, int] | None = None,
         dropped: Mapping[str, int] | None = None,
+        shared: Mapping[str, Sequence[str]] | None = None,
         format: int = FORMAT,
         quant_method: str = METHOD,
     ) -> None:
@@ -71,6 +75,7 @@ class StudentConfig(QuantizationConfigMixin):
         self.architecture = architecture
         self.embeddings = dict(embeddings or {})
         self.dropped = dict(dropped or {})
+        self.shared = {name: list(others) for name, others in (shared or {}).items()}
         self.format = format
 
 
@@ -91,10 +96,11 @@ class StudentLoader(HfQuantizer):
             found = find_module_name(model, name, nn.Module)
             if found is not None:
                 model.set_submodule(found, SkippedLayer.in_place_of(model.get_submodule(found), outputs))
+        following = {other for others in self.quantization_config.shared.values() for other in others}
         for name, rank in self.quantization_config.ranks.items():
-            found = find_module_name(model, name)
+            found = None if name in following else find_module_name(model, name)
             if found is not None:
-                _factor_linear_(model, found, rank)
+                _factor_linear_(model, found, rank, self.quantization_config.shared.get(name, ()))
         for name, rank in self.quantization_config.embeddings.items():
             found = find_module_name(model, name, nn.Embedding)
             if found is not None:
@@ -129,13 +135,14 @@ class StudentLoader(HfQuantizer):
 
 def mark_student(student: PreTrainedModel) -> None:
     """Write into `student.config` what a load needs to build it again. Call after its modules were replaced."""
+    shared = settle_groups_(student)
     modules = dict(student.named_modules())
     ranks = {name: module.rank for name, module in modules.items() if _is_own_linear(student, module)}
     embeddings = {name: module.rank for name, module in modules.items() if isinstance(module, LowRankEmbedding)}
     dropped = {name: module.outputs for name, module in modules.items() if isinstance(module, SkippedLayer)}
     if ranks or embeddings or dropped:
         counts, architecture = count_parameters(student), type(student).__name__
-        student.config.quantization_config = StudentConfig(ranks, counts, architecture, embeddings, dropped)
+        student.config.quantization_config = StudentConfig(ranks, counts, architecture, embeddings, dropped, shared)
     else:
         student.config.__dict__.pop("quantization_config", None)  # all of it was folded: a plain model again
 
@@ -174,11 +181,20 @@ def _is_own_linear(model: nn.Module, module: nn.Module) -> bool:
     return isinstance(module, LowRankLinear) and not is_tied_head(model, module)
 
 
-def _factor_linear_(model: PreTrainedModel, name: str, rank: int) -> None:
+def _factor_linear_(model: PreTrainedModel, name: str, rank: int, others: Sequence[str] = ()) -> None:
+    """Put an empty factored linear in the place of a dense one, and of others (saved names) that share its A."""
     linear = model.get_submodule(name)
     out_features, in_features = linear_shape(linear)
     has_bias = getattr(linear, "bias", None) is not None
-    model.set_submodule(name, LowRankLinear(in_features, out_features, rank, has_bias))
+    leader = LowRankLinear(in_features, out_features, rank, has_bias, shared=bool(others))
+    model.set_submodule(name, leader)
+    if others:
+        found = [find_module_name(model, other) or other for other in others]
+        dense = [model.get_submodule(other) for other in found]
+        biases = [getattr(other, "bias", None) is not None for other in dense]
+        followers = lead_(leader, [linear_shape(other)[0] for other in dense], biases)
+        for other, follower in zip(found, followers, strict=True):
+            model.set_submodule(other, follower)
 
 
 def _factor_embeddings_(model: PreTrainedModel, name: str, rank: int) -> None:

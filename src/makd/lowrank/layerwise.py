@@ -7,7 +7,7 @@ The linears that add to the residual stream (o and down) are fitted to the teach
 output: what earlier factors did to the stream is an error that they can still take back.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from makd.errors import DataError, NumericsError, SettingError
 from makd.lowrank.embedding import LowRankEmbedding
 from makd.lowrank.factors import Factors
 from makd.lowrank.linear import LowRankLinear, dense_weight
-from makd.lowrank.moments import CrossMoments
+from makd.lowrank.moments import CrossMoments, update_group
 from makd.lowrank.replay import Calls, note_calls, run_layer, watch_layer
 from makd.lowrank.residual import Sum, find_sum
+from makd.lowrank.shared_linear import share_linears_, stacked_linear
 from makd.lowrank.solvers.regression import RIDGE, choose_ridge, fit_regression
 
 GROUPS = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.OUTPUT,), (Role.GATE, Role.UP), (Role.DOWN,))
@@ -35,7 +36,9 @@ HELD_OUT_EVERY = 4
 """Of so many batches one is kept from the fit, to choose the ridge by; then all are fitted."""
 
 
-Fit = Callable[[nn.Module, CrossMoments, CrossMoments, int, Tensor | None], Factors]
+Gram = Tensor | Sequence[Tensor] | None
+"""Moments of output gradients; one matrix for each linear, where several are fitted as one."""
+Fit = Callable[[nn.Module, CrossMoments, CrossMoments, int, Gram], Factors]
 """The teacher's linear, moments to fit, held-out moments, rank, output-gradient moments -> factors."""
 
 
@@ -57,6 +60,7 @@ def fit_layers_(
     on_layer: Callable[[int], None] = lambda done: None,
     *,
     fit: Fit | None = None,
+    shared: Iterable[tuple[str, ...]] = (),
 ) -> dict[str, Factors]:
     """Replace the linears of `student`, a copy of `teacher`, by factors fitted in forward order.
 
@@ -73,6 +77,8 @@ def fit_layers_(
         gradient_grams: linear -> second moments of its output gradients, to weigh errors by; may be empty.
         on_layer: called with the number of layers that are done.
         fit: makes the factors of one linear; by default `fit_linear`, regression with a chosen ridge.
+        shared: linears of one layer that read the same input and get one A; `ranks` has the same for each. They are
+            fitted as one linear, with their outputs one after the other.
 
     Returns:
         The factors of each replaced linear.
@@ -90,7 +96,9 @@ def fit_layers_(
     was_training = teacher.training
     teacher.eval()  # dropout would be in the targets
     try:
-        return _fit_layers_(student, teacher, anatomy, ranks, batches, gradient_grams, on_layer, fit or fit_linear)
+        return _fit_layers_(
+            student, teacher, anatomy, ranks, batches, gradient_grams, on_layer, fit or fit_linear, set(shared)
+        )
     finally:
         teacher.train(was_training)
 
@@ -104,6 +112,7 @@ def _fit_layers_(
     gradient_grams: Mapping[str, Tensor],
     on_layer: Callable[[int], None],
     fit: Fit,
+    shared: set[tuple[str, ...]],
 ) -> dict[str, Factors]:
     batches = list(batches)
     calls = [note_calls(teacher, anatomy, batch) for batch in batches]
@@ -117,22 +126,42 @@ def _fit_layers_(
         sums = _find_sums(teacher, layer, calls[0])
         targets = [_teacher_targets_(teacher, layer, call, sums) for call in calls]
         for group in GROUPS:
-            names = list(dict.fromkeys(layer.roles[role].module for role in group if role in layer.roles))
-            fits, held_out = _group_moments(student, teacher, layer, names, calls, targets, sums)
-            for name in names:
-                rank = ranks[name]
+            names = tuple(dict.fromkeys(layer.roles[role].module for role in group if role in layer.roles))
+            units = [names] if names in shared else [(name,) for name in names]
+            moments = _group_moments(student, teacher, layer, units, calls, targets, sums)
+            for unit, (fits, held_out) in moments.items():
+                rank = ranks[unit[0]]
                 if rank is not None:
-                    gram = gradient_grams.get(name)
-                    fitted[name] = fit(teacher.get_submodule(name), fits[name], held_out[name], rank, gram)
-                    student.set_submodule(name, LowRankLinear.from_factors(fitted[name], None).eval())
+                    gram = _grams(gradient_grams, unit)
+                    fitted |= _put_(student, unit, fit(_dense(teacher, unit), fits, held_out, rank, gram))
         for call in calls:
             call.student = run_layer(student, layer, call, call.student)
         on_layer(layer.index + 1)
     return fitted
 
 
+def _grams(gradient_grams: Mapping[str, Tensor], unit: tuple[str, ...]) -> Gram:
+    if len(unit) == 1:
+        return gradient_grams.get(unit[0])
+    return [gradient_grams[name] for name in unit] if gradient_grams else None
+
+
+def _dense(teacher: nn.Module, unit: tuple[str, ...]) -> nn.Module:
+    """The teacher's linear, or several of them as one."""
+    linears = [teacher.get_submodule(name) for name in unit]
+    return linears[0] if len(unit) == 1 else stacked_linear(linears)
+
+
+def _put_(student: PreTrainedModel, unit: tuple[str, ...], factors: Factors) -> dict[str, Factors]:
+    """Factors in the place of one linear, or of several that share A; each linear's own."""
+    if len(unit) > 1:
+        return share_linears_(student, unit, factors)
+    student.set_submodule(unit[0], LowRankLinear.from_factors(factors, None).eval())
+    return {unit[0]: factors}
+
+
 def fit_linear(
-    linear: nn.Module, moments: CrossMoments, held_out: CrossMoments, rank: int, gradient_gram: Tensor | None
+    linear: nn.Module, moments: CrossMoments, held_out: CrossMoments, rank: int, gradient_gram: Gram
 ) -> Factors:
     """Factors of one linear, with the ridge that did best on the tokens kept from it, fitted to all of them.
 
@@ -180,38 +209,54 @@ def _group_moments(
     student: nn.Module,
     teacher: nn.Module,
     layer: Layer,
-    names: list[str],
+    units: Sequence[tuple[str, ...]],
     calls: list[Calls],
     targets: list[dict[str, Tensor]],
     sums: Mapping[str, Sum],
-) -> tuple[dict[str, CrossMoments], dict[str, CrossMoments]]:
+) -> dict[tuple[str, ...], tuple[CrossMoments, CrossMoments]]:
     """Moments of the group's input in the student with what its outputs should be: most batches', and the held-out.
 
-    Where the output joins a sum, that is the teacher's sum less the rest of the student's.
+    A unit is one linear, or several that are fitted as one. Where an output joins a sum, what it should be is the
+    teacher's sum less the rest of the student's.
     """
+    names = [name for unit in units for name in unit]
+    if not names:
+        return {}
     sizes = {name: linear_shape(teacher.get_submodule(name)) for name in names}
     fits, held_out = (
-        {
-            name: CrossMoments(in_features, out_features, calls[0].student.device)
-            for name, (out_features, in_features) in sizes.items()
-        }
+        [
+            CrossMoments(sizes[unit[0]][1], sum(sizes[name][0] for name in unit), calls[0].student.device)
+            for unit in units
+        ]
         for _ in range(2)
     )
-    if not names:
-        return fits, held_out
     readers = {sums[name].module for name in names if name in sums}
     for number, (call, wanted) in enumerate(zip(calls, targets, strict=True), start=1):
         moments = held_out if number % HELD_OUT_EVERY == 0 else fits
         seen, rows = watch_layer(student, layer, call, call.student, names, readers), call.real.flatten()
-        for name in names:
-            target = wanted[name]
-            if name in sums:
-                target = target - (seen.read_by[sums[name].module] - seen.outputs[name])[rows]
-            try:
-                moments[name].update_pairs(seen.inputs[name][rows], target)
-            except NumericsError as error:
-                raise NumericsError(
-                    f"The input of {name} holds NaN or infinity during calibration. Use bfloat16 or float32 instead of "
-                    "float16, and check the teacher's outputs."
-                ) from error
-    return fits, held_out
+        outputs = []
+        for unit in units:
+            parts = []
+            for name in unit:
+                target = wanted[name]
+                if name in sums:
+                    target = target - (seen.read_by[sums[name].module] - seen.outputs[name])[rows]
+                parts.append(target)
+            outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        try:
+            if all(_same(seen.inputs[name], seen.inputs[names[0]]) for name in names):
+                update_group(moments, seen.inputs[names[0]][rows], outputs)
+            else:
+                for unit, one, output in zip(units, moments, outputs, strict=True):
+                    one.update_pairs(seen.inputs[unit[0]][rows], output)
+        except NumericsError as error:
+            raise NumericsError(
+                f"The input of {names[0]} holds NaN or infinity during calibration. Use bfloat16 or float32 instead of "
+                "float16, and check the teacher's outputs."
+            ) from error
+    return dict(zip(units, zip(fits, held_out, strict=True), strict=True))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in memory."""
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from makd.lowrank.factors import Factors
+from makd.lowrank.shared_product import SharedProduct
 
 
 class LowRankLinear(nn.Module):
@@ -26,34 +27,43 @@ class LowRankLinear(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        shared: bool = False,
     ) -> None:
         """Factors with nn.Linear's random start; `from_factors` makes a layer with solved ones.
+
+        Args:
+            in_features: width of x.
+            out_features: width of y.
+            rank: rows of A.
+            bias: whether there is one.
+            device: of the factors.
+            dtype: of the factors.
+            shared: whether other linears will use the same A; `rank` may then be above `out_features`.
 
         Raises:
             ValueError: `rank` is not in 1..min(in_features, out_features).
         """
         super().__init__()
-        if not 1 <= rank <= min(in_features, out_features):
-            raise ValueError(
-                f"rank is in 1..{min(in_features, out_features)} for {out_features} x {in_features}; got {rank}."
-            )
+        highest = in_features if shared else min(in_features, out_features)
+        if not 1 <= rank <= highest:
+            raise ValueError(f"rank is in 1..{highest} for {out_features} x {in_features}; got {rank}.")
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
         self.reduce = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.expand = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.shared: SharedProduct | None = None
 
     @staticmethod
-    def from_factors(factors: Factors, bias: Float[Tensor, " out"] | None) -> "LowRankLinear":
+    def from_factors(factors: Factors, bias: Float[Tensor, " out"] | None, shared: bool = False) -> "LowRankLinear":
         """The layer with these factors, in their dtype and on their device; `bias` is the teacher's own.
 
         A bias that the solver refitted (`factors.bias`) goes before `bias`.
         """
         bias = factors.bias if factors.bias is not None else bias
-        out_features, rank = factors.expand.shape
-        layer = LowRankLinear(
-            factors.reduce.shape[1], out_features, rank, bias is not None, factors.expand.device, factors.expand.dtype
-        )
+        (out_features, rank), in_features = factors.expand.shape, factors.reduce.shape[1]
+        device, dtype = factors.expand.device, factors.expand.dtype
+        layer = LowRankLinear(in_features, out_features, rank, bias is not None, device, dtype, shared)
         with torch.no_grad():
             layer.reduce.weight.copy_(factors.reduce)
             layer.expand.weight.copy_(factors.expand)
@@ -77,7 +87,8 @@ class LowRankLinear(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
         """B (A x) + b."""
-        output: Tensor = self.expand(self.reduce(inputs))
+        product = self.reduce(inputs) if self.shared is None else self.shared.of(self.reduce, inputs, self)
+        output: Tensor = self.expand(product)
         return output
 
     def extra_repr(self) -> str:

@@ -4,7 +4,7 @@
 rows of some width, and only their second moments are asked for. `CrossMoments` adds the targets that regression needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -43,10 +43,12 @@ class InputMoments:
             ValueError: they have another number of features.
         """
         rows = self._widened(inputs, self.features)
-        products, total = _products(rows, rows)
+        self._add(len(rows), *_products(rows, rows))
+
+    def _add(self, rows: int, products: Tensor, total: Tensor) -> None:
         self._products += products
         self._sum += total
-        self.rows += len(rows)
+        self.rows += rows
 
     @property
     def gram(self) -> Float[Tensor, "features features"]:
@@ -155,7 +157,11 @@ class CrossMoments(InputMoments):
             NumericsError: they hold NaN or infinity, or so large values that their products do.
             ValueError: they have another number of features, or are not as many.
         """
-        rows, wanted = self._widened(inputs, self.features), self._widened(targets, self.targets)
+        update_group([self], inputs, [targets])
+
+    def _add_pairs(self, rows: Tensor, products: tuple[Tensor, Tensor], targets: Tensor) -> None:
+        """Add rows whose own products are known."""
+        wanted = self._widened(targets, self.targets)
         if len(rows) != len(wanted):
             raise ValueError(f"{len(rows)} rows of inputs cannot belong to {len(wanted)} of targets.")
         dtype = torch.promote_types(rows.dtype, wanted.dtype)
@@ -163,7 +169,7 @@ class CrossMoments(InputMoments):
         if not bool(torch.isfinite(squares).all()):
             raise _not_finite(len(wanted))
         cross, target_sum = _products(wanted.to(dtype), rows.to(dtype))
-        super().update(inputs)
+        self._add(len(rows), *products)
         self._cross += cross
         self._target_sum += target_sum
         self._target_squares += squares
@@ -210,6 +216,20 @@ class CrossMoments(InputMoments):
             "target_sum": self._target_sum,
             "target_squares": self._target_squares,
         }
+
+
+def update_group(
+    moments: Sequence[CrossMoments], inputs: Float[Tensor, "rows features"], targets: Sequence[Tensor]
+) -> None:
+    """`update_pairs` of each with its own targets, (rows, targets), and the same inputs, whose products are made once.
+
+    Raises:
+        NumericsError, ValueError: as `update_pairs`. Moments before the one whose targets were at fault have the rows.
+    """
+    rows = moments[0]._widened(inputs, moments[0].features)
+    products = _products(rows, rows)
+    for one, wanted in zip(moments, targets, strict=True):
+        one._add_pairs(rows, products, wanted)
 
 
 def _products(

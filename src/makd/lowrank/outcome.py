@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from makd.lowrank.hub import count_parameters
 from makd.lowrank.outline import Outline
 from makd.lowrank.ranks import RankPlan
+from makd.lowrank.sharing import SharedInput
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class FactorizeReport:
     trials: Mapping[int, float] = field(default_factory=dict)
     """Where several depths were tried: layers -> how far the student's outputs were from the teacher's on calibration
     text, in nats a prediction or as squared distance of unit embeddings. The nearest was taken."""
+    shared_inputs: tuple[SharedInput, ...] = ()
+    """Every group of linears that read the same input: whether they got one A, and what that was decided by."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What `calibrate` (statistics) and `factorize` (decompositions, ranks, factors) took."""
 
@@ -52,6 +55,7 @@ def make_report(
     seconds: Mapping[str, float],
     outline: Outline = WHOLE,
     left: Mapping[str, str] = NOTHING,
+    shared_inputs: tuple[SharedInput, ...] = (),
 ) -> FactorizeReport:
     """What was done to each linear; fallbacks are also logged."""
     _warn(fallbacks, len(errors))
@@ -75,6 +79,7 @@ def make_report(
         errors=errors,
         fallbacks=fallbacks,
         parameters=count_parameters(student),
+        shared_inputs=shared_inputs,
         seconds=seconds,
     )
 

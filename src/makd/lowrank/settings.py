@@ -6,6 +6,7 @@ from makd.anatomy import Anatomy
 from makd.errors import SettingError
 from makd.lowrank.outline import VOCABULARY_CHOICES
 from makd.lowrank.ranks import RANK_RULES
+from makd.lowrank.sharing import SHARE_INPUT_CHOICES
 from makd.lowrank.solvers import SOLVERS
 
 
@@ -21,6 +22,9 @@ class FactorizeConfig:
     solvers that measure all linears in one unit, and `uniform` for others."""
     rank_multiple: int = 8
     """Ranks are multiples of it as far as the budget allows; hardware likes 8 or more."""
+    share_input: str = "auto"
+    """Whether linears that read the same input (Q, K, V; gate and up; K and V of cross-attention) share one A: `never`,
+    `always`, or `auto`, for each group what loses less by the predicted error, at the same budget."""
     vocabulary: str = "auto"
     """Whether token embeddings and LM head get factors: `dense`, `factored`, or `auto`, only where a budget of the
     whole model would leave the linears less than `makd.lowrank.outline.COMFORT` of their parameters."""
@@ -34,6 +38,8 @@ class FactorizeConfig:
         RANK_RULES[self.rank_rule]
         if self.rank_multiple < 1:
             raise SettingError(f"factorize.rank_multiple is at least 1; got {self.rank_multiple}.")
+        if self.share_input not in SHARE_INPUT_CHOICES:
+            raise SettingError(f"factorize.share_input is auto, never or always; got {self.share_input!r}.")
         if self.vocabulary not in VOCABULARY_CHOICES:
             raise SettingError(f"factorize.vocabulary is auto, dense or factored; got {self.vocabulary!r}.")
         words = isinstance(self.depth, str) and self.depth in ("auto", "all")

@@ -10,7 +10,7 @@ from torch import Tensor
 from makd.errors import NumericsError
 from makd.lowrank.factors import Centre, Decomposition, Factors
 from makd.lowrank.moments import CrossMoments
-from makd.lowrank.solvers.svd import widened
+from makd.lowrank.solvers.svd import as_blocks, stack, widened
 from makd.lowrank.solvers.two_sided import decompose_two_sided
 from makd.lowrank.solvers.whitened import decompose_whitened
 
@@ -28,7 +28,7 @@ def decompose_regression(
     rank: int | None = None,
     *,
     fit_bias: bool = True,
-    gradient_gram: Float[Tensor, "out out"] | None = None,
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor] | None = None,
     ridge: float = RIDGE,
 ) -> Decomposition:
     """Terms of the reduced-rank regression of the teacher's outputs y on the student's inputs x, bias included.
@@ -50,7 +50,8 @@ def decompose_regression(
         rank: how many terms are asked for; None is all.
         fit_bias: False for a linear without one, which shall not gain parameters: b is 0, and the moments are taken
             about the origin.
-        gradient_gram: second moments of the output gradients, which then weigh the outputs' errors (`two_sided`).
+        gradient_gram: second moments of the output gradients, which then weigh the outputs' errors (`two_sided`);
+            several, if `weight` and the targets are those of as many linears, one after the other.
         ridge: at least 0.
 
     Raises:
@@ -60,7 +61,8 @@ def decompose_regression(
     solved = _solve(widened(weight), second, cross, ridge * _spread(moments, second), ridge)
     centre = Centre(moments.mean.to(weight.device), moments.target_mean.to(weight.device)) if fit_bias else None
     if gradient_gram is not None:
-        terms = decompose_two_sided(solved, second, gradient_gram.to(weight.device), rank)
+        grams = [gram.to(weight.device) for gram in as_blocks(gradient_gram)]
+        terms = decompose_two_sided(solved, second, grams, rank)
         return replace(terms, dtype=weight.dtype, centre=centre)
     terms = decompose_whitened(solved, second, rank)
     # E‖y - P W' x‖² = E‖y‖² - 2 tr(P W' Dᵀ) + tr(P W' C W'ᵀ), for each term's projection P = u uᵀ; D without the ridge
@@ -78,7 +80,7 @@ def choose_ridge(
     held_out: CrossMoments,
     *,
     fit_bias: bool = True,
-    gradient_gram: Float[Tensor, "out out"] | None = None,
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor] | None = None,
     ridges: Sequence[float] = RIDGES,
 ) -> float:
     """The ridge whose solution, fitted to `moments`, has the smallest error on tokens that it was not fitted to.
@@ -111,7 +113,11 @@ def choose_ridge(
     for ridge in ridges:
         solved = _solve(matrix, second, cross, ridge * penalty, ridge)
         residual = solved @ unseen - 2 * unseen_cross  # E‖y‖² is the same for all
-        weighted = solved if gradient_gram is None else gradient_gram.to(solved) @ solved
+        weighted = solved
+        if gradient_gram is not None:
+            grams = [gram.to(solved) for gram in as_blocks(gradient_gram)]
+            parts = solved.split([len(gram) for gram in grams])
+            weighted = stack([gram @ part for gram, part in zip(grams, parts, strict=True)])
         errors.append(float((residual * weighted).sum()))
     return ridges[errors.index(min(errors))]
 
@@ -156,7 +162,7 @@ def fit_regression(
     rank: int,
     *,
     fit_bias: bool = True,
-    gradient_gram: Float[Tensor, "out out"] | None = None,
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor] | None = None,
     ridge: float = RIDGE,
 ) -> Factors:
     """Factors of one rank from `decompose_regression`, with a bias if it was fitted."""

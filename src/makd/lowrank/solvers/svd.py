@@ -1,5 +1,6 @@
 """Solver `svd`: the best factors where nothing is known of the inputs. The paper's start."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,16 @@ def decompose_svd(weight: Float[Tensor, "out inp"], rank: int | None = None) -> 
         found = principal_outputs(matrix, matrix, rank)
     right = found.left.T @ matrix if found.right is None else found.right
     return found.terms(found.left, right, weight.dtype)
+
+
+def as_blocks(gradient_grams: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Moments of output gradients, one matrix for each of the linears whose weights are stacked; often that is one."""
+    return [gradient_grams] if isinstance(gradient_grams, Tensor) else list(gradient_grams)
+
+
+def stack(blocks: Sequence[Tensor]) -> Tensor:
+    """The blocks one below the other; a single one as it is."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))
 
 
 def widened(weight: Float[Tensor, "out inp"], dtype: torch.dtype = torch.float64) -> Float[Tensor, "out inp"]:

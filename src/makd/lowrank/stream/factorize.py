@@ -2,8 +2,8 @@
 
     layer by layer: moments -> matrix by matrix: decomposition, kept on disk -> ranks under the budget -> shards
 
-The student is that of `makd.factorize` for the same settings. At no time is more than one layer of the teacher in
-memory (with solver `svd`, more than one matrix), and nothing that was kept on disk is computed again.
+The student is that of `makd.factorize` for the same settings and share_input `never`. At no time is more than one layer
+of the teacher in memory (with solver `svd`, more than one matrix), and nothing that was kept on disk is computed again.
 """
 
 import time
@@ -64,6 +64,11 @@ def check_streamable(settings: FactorizeConfig) -> None:
         raise SettingError(
             f"Factored vocabularies and dropped layers cannot be streamed (vocabulary is {settings.vocabulary!r}, "
             f"depth {settings.depth!r}). Leave both at auto, with a budget that the linears can meet."
+        )
+    if settings.share_input == "always":
+        raise SettingError(
+            "factorize.share_input always cannot be streamed: every matrix is factored by itself. Leave it at auto, "
+            "which is never here."
         )
     if solver not in STREAMABLE:
         raise SettingError(
