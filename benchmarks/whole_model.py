@@ -58,7 +58,7 @@ def measure(run: Any, keep: float, solver: str, settings: dict[str, Any]) -> dic
     start = time.perf_counter()
     try:
         student = makd.factorize(
-            run.teacher, makd.Budget(keep=keep), solver=solver, calibration=run.calibration, **settings
+            run.teacher, makd.Budget(keep=keep), solver=solver, calibration=run.data.calibration, **settings
         )
     except makd.MakdError as error:
         return {"error": str(error)}

@@ -1,6 +1,9 @@
 """Station 3, the heart of it: one student.
 
-moments of inputs and gradients -> decompositions -> ranks under the budget -> factors -> a copy with them in it
+    `calibrate`: moments of inputs and gradients
+    `assemble`: decompositions -> ranks under the budget -> factors -> a copy with them in it
+
+Students that differ in their ranks alone are assembled from the same moments.
 """
 
 import copy
@@ -37,9 +40,49 @@ from makd.lowrank.solvers import (
 )
 from makd.lowrank.solvers.svd import stack
 from makd.lowrank.statistics import collect_input_moments
-from makd.lowrank.vocabulary import Table, decompose_tables, replace_tables_, table_size
+from makd.lowrank.vocabulary import decompose_tables, replace_tables_, table_size
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration found, by linear; empty where the solver does not look at it."""
+
+    inputs: Mapping[str, InputMoments]
+    gradients: Mapping[str, InputMoments]
+    seconds: float
+
+    def is_one_input(self, group: InputGroup) -> bool:
+        """Whether the linears of a group read the same tensor in calibration; taken for granted without it."""
+        return not self.inputs or len({id(self.inputs[name]) for name in group.linears}) == 1
+
+
+def calibrate(
+    teacher: PreTrainedModel,
+    outline: Outline,
+    plot: Plot,
+    settings: FactorizeConfig,
+    batches: Iterable[Mapping[str, Tensor]],
+    progress: Progress,
+) -> Calibrated:
+    """The moments that a student of `outline` is made from. Arguments are those of `assemble`."""
+    kind, started = SOLVERS[settings.solver], time.perf_counter()
+    inputs, gradients = {}, {}
+    with skipping(teacher, outline.dropped, outline.outputs):
+        anatomy = resolve(teacher)
+        compares = settings.share_input == "auto" and bool(find_groups(anatomy, plot.parts.sizes(outline)))
+        spectra_wanted = RANK_RULES[settings.rank_rule].needs_spectra or not kind.in_forward_order or compares
+        head = next((table.head for table in outline.tables if table.head is not None), None)
+        if kind.inputs and (spectra_wanted or head is not None):
+            inputs = collect_input_moments(teacher, anatomy, _counted("calibrate", batches, progress), head)
+        if kind.gradients:
+            embeddings = {
+                table.module: table_size(teacher, table).in_features for table in outline.tables if table.embeds
+            }
+            counted = _counted("gradients", batches, progress)
+            gradients = collect_gradient_moments(teacher, anatomy, counted, embeddings=embeddings)
+    return Calibrated(inputs, gradients, time.perf_counter() - started)
 
 
 def assemble(
@@ -47,6 +90,7 @@ def assemble(
     outline: Outline,
     plot: Plot,
     settings: FactorizeConfig,
+    calibrated: Calibrated,
     batches: Iterable[Mapping[str, Tensor]],
     progress: Progress,
 ) -> PreTrainedModel:
@@ -57,37 +101,34 @@ def assemble(
         outline: what gets factors, and which layers go.
         plot: the budget, and the sizes of everything.
         settings: solver and ranks.
+        calibrated: moments of the teacher without the layers that go.
         batches: calibration; seen once, or as often as the solver needs if they are a list.
         progress: called with (what, done, of).
     """
-    kind, rule = SOLVERS[settings.solver], RANK_RULES[settings.rank_rule]
-    started = time.perf_counter()
+    kind, started = SOLVERS[settings.solver], time.perf_counter()
     with skipping(teacher, outline.dropped, outline.outputs):
         anatomy, sizes = resolve(teacher), plot.parts.sizes(outline)
         groups: tuple[InputGroup, ...] = () if settings.share_input == "never" else find_groups(anatomy, sizes)
-        compares = bool(groups) and settings.share_input == "auto"
-        spectra_wanted = rule.needs_spectra or not kind.in_forward_order or compares
-        statistics = _collect(teacher, anatomy, outline.tables, kind, spectra_wanted, batches, progress)
-        calibrated = time.perf_counter()
-        groups = tuple(group for group in groups if statistics.is_one_input(group))
+        groups = tuple(group for group in groups if calibrated.is_one_input(group))
         question = Question(
             sizes,
             plot.allowance(outline),
             settings.rank_rule,
             settings.rank_multiple,
-            depth_sensitivities(anatomy) if kind.in_forward_order else {},
+            (depth_sensitivities(anatomy) if kind.in_forward_order else {})
+            | {table.module: outline.emphasis for table in outline.tables},
             settings.share_input,
             not kind.in_forward_order,
-            decompose_tables(teacher, outline.tables, kind, statistics.inputs, statistics.gradients, batches),
+            decompose_tables(teacher, outline.tables, kind, calibrated.inputs, calibrated.gradients, batches),
         )
-        planned = plan_ranks(question, groups, partial(_decompose, teacher, groups, kind, statistics, progress))
+        planned = plan_ranks(question, groups, partial(_decompose, teacher, groups, kind, calibrated, progress))
         student: PreTrainedModel = copy.deepcopy(teacher)
     student.eval()
     plan = planned.plan
     fitted = replace_tables_(student, outline.tables, plan.ranks, question.tables)
     if kind.in_forward_order:
         of = len(anatomy.layers)
-        grams = {name: moments.gram for name, moments in statistics.gradients.items()}
+        grams = {name: moments.gram for name, moments in calibrated.gradients.items()}
         shared = [group.linears for group in planned.groups]
         fitted |= fit_layers_(
             student, teacher, anatomy, plan.ranks, batches, grams, lambda done: progress("fit layers", done, of),
@@ -95,41 +136,9 @@ def assemble(
         )  # fmt: skip
     else:
         fitted |= _replace_linears_(student, planned)
-    seconds = {"calibrate": calibrated - started, "factorize": time.perf_counter() - calibrated}
+    seconds = {"calibrate": calibrated.seconds, "factorize": time.perf_counter() - started}
     student.factorization = _report(student, planned, fitted, seconds, outline, plot.left)  # type: ignore[assignment]
     return student
-
-
-@dataclass(frozen=True)
-class _Statistics:
-    """What calibration found, by linear; empty where the solver does not look at it."""
-
-    inputs: Mapping[str, InputMoments]
-    gradients: Mapping[str, InputMoments]
-
-    def is_one_input(self, group: InputGroup) -> bool:
-        """Whether the linears of a group read the same tensor in calibration; taken for granted without it."""
-        return not self.inputs or len({id(self.inputs[name]) for name in group.linears}) == 1
-
-
-def _collect(
-    teacher: PreTrainedModel,
-    anatomy: Anatomy,
-    tables: Iterable[Table],
-    kind: Solver,
-    spectra_wanted: bool,
-    batches: Iterable[Mapping[str, Tensor]],
-    progress: Progress,
-) -> _Statistics:
-    inputs, gradients = {}, {}
-    head = next((table.head for table in tables if table.head is not None), None)
-    if kind.inputs and (spectra_wanted or head is not None):
-        inputs = collect_input_moments(teacher, anatomy, _counted("calibrate", batches, progress), head)
-    if kind.gradients:
-        embeddings = {table.module: table_size(teacher, table).in_features for table in tables if table.embeds}
-        counted = _counted("gradients", batches, progress)
-        gradients = collect_gradient_moments(teacher, anatomy, counted, embeddings=embeddings)
-    return _Statistics(inputs, gradients)
 
 
 def _counted(what: str, batches: Iterable[Mapping[str, Tensor]], progress: Progress) -> Iterator[Mapping[str, Tensor]]:
@@ -144,7 +153,7 @@ def _decompose(
     teacher: PreTrainedModel,
     groups: Iterable[InputGroup],
     kind: Solver,
-    statistics: _Statistics,
+    calibrated: Calibrated,
     progress: Progress,
     wanted: Mapping[str, int | None],
 ) -> dict[str, Decomposition]:
@@ -156,12 +165,12 @@ def _decompose(
         weight = stack([dense_weight(teacher.get_submodule(linear)) for linear in linears])
         if not kind.needs_text:
             return decompose_svd(weight, rank)
-        grams = [statistics.gradients[linear].gram for linear in linears] if kind.gradients else []
+        grams = [calibrated.gradients[linear].gram for linear in linears] if kind.gradients else []
         if not kind.inputs:
             return decompose_fisher(weight, grams, rank)
         if not kind.gradients:
-            return decompose_whitened(weight, statistics.inputs[linears[0]].gram, rank)
-        return decompose_two_sided(weight, statistics.inputs[linears[0]].gram, grams, rank)
+            return decompose_whitened(weight, calibrated.inputs[linears[0]].gram, rank)
+        return decompose_two_sided(weight, calibrated.inputs[linears[0]].gram, grams, rank)
 
     decompositions = {}
     for name, found in zip(wanted, map_on_cores(decompose, wanted, teacher.device), strict=True):

@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, resolve
 from makd.errors import BudgetError, DataError, NumericsError, SettingError
-from makd.lowrank.assemble import assemble, linear_sizes
+from makd.lowrank.assemble import assemble, calibrate, linear_sizes
 from makd.lowrank.budget import Budget
 from makd.lowrank.drift import choose_probes, drift
 from makd.lowrank.hub import is_student, mark_student
 from makd.lowrank.outcome import FactorizeReport
-from makd.lowrank.outline import Plot, draw_plot
+from makd.lowrank.outline import EMPHASES, Plot, draw_plot
+from makd.lowrank.ranks import RANK_RULES
 from makd.lowrank.settings import FactorizeConfig
 from makd.lowrank.solvers import SOLVERS
 
@@ -112,22 +113,32 @@ def _nearest(
     batches: Iterable[Mapping[str, Tensor]],
     progress: Callable[[str, int, int], None],
 ) -> PreTrainedModel:
-    """The student of the outline that keeps outputs nearest to the teacher's; fewer layers until it gets worse."""
+    """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse."""
     probes = choose_probes(batches) if isinstance(batches, list) else []
     if plot.layers and not probes:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+    by_spectra = RANK_RULES[settings.rank_rule].needs_spectra
+    emphases = EMPHASES if plot.tables and probes and by_spectra else (1.0,)
     best: PreTrainedModel | None = None
     trials: dict[int, float] = {}
     for outline in plot.outlines(teacher, anatomy, probes):
-        student = assemble(teacher, outline, plot, settings, batches, progress)
-        if not plot.is_search:
-            return student
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
-        trials[depth] = drift(student, teacher, anatomy, probes)
-        logger.info("%d layers: %.4g from the teacher's outputs", depth, trials[depth])
+        calibrated = calibrate(teacher, outline, plot, settings, batches, progress)
+        found: dict[float, tuple[float, PreTrainedModel]] = {}
+        for emphasis in emphases:
+            emphasized = replace(outline, emphasis=emphasis)
+            student = assemble(teacher, emphasized, plot, settings, calibrated, batches, progress)
+            if not plot.is_search and len(emphases) == 1:
+                return student
+            found[emphasis] = drift(student, teacher, anatomy, probes), student
+            logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, found[emphasis][0])
+        emphases = (min(found, key=lambda emphasis: found[emphasis][0]),)
+        trials[depth], student = found[emphases[0]]
         if trials[depth] >= nearest:
             break
         best = student
+        if not plot.is_search:
+            return student
     if best is None:  # layers of several sizes: `draw_plot` looked at the largest, and others were the ones to go
         raise BudgetError(
             f"A budget of {plot.limit:,} parameters is below the smallest student without the {plot.drops} layers that "
