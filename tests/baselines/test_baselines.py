@@ -92,9 +92,9 @@ class TestEveryBaseline:
         assert "learning_rate" in baseline.search
 
 
-def test_steps_are_shared_out_with_at_least_one_for_each_stage():
+def test_steps_are_shared_out_with_at_least_one_for_each_stage(teacher):
     stages = tuple(PlannedStage(plan=makd.Plan(), share=share) for share in (0.01, 0.98, 0.01))
-    made = Prepared(student=None, stages=stages)
+    made = Prepared(student=teacher, stages=stages)
     assert made.steps(10) == (1, 8, 1)
     with pytest.raises(makd.MakdError, match="3 stages need as many steps"):
         made.steps(2)

@@ -98,9 +98,6 @@ class Term:
             raise SettingError(f"A relation term needs at least one role of q, k and v; got {', '.join(self.roles)}.")
         if self.relation_heads < 1:
             raise SettingError(f"A term's relation_heads is at least 1; got {self.relation_heads}.")
-        for name, allowed in (("distance", ("mse", "cosine")), ("tokens", ("all", "first"))):
-            if getattr(self, name) not in allowed:
-                raise unknown_name(f"choice of {name}", getattr(self, name), allowed)
 
     def compare(self) -> Divergence:
         """The term's divergence, with its setting."""

@@ -105,10 +105,11 @@ class _Cut:
         for role in names:
             size = size * self._weight(layer, role).norm(dim=1).unflatten(0, (-1, self.head[0])).square().mean(0).cpu()
         kept = _largest(size, self.head[1])
-        return (torch.arange(heads)[:, None] * self.head[0] + kept).flatten()
+        rows: Tensor = torch.arange(heads)[:, None] * self.head[0] + kept
+        return rows.flatten()
 
     def _of_feed_forward(self, layer: Layer) -> Tensor:
-        size = self._weight(layer, Role.UP).norm(dim=1) * self._weight(layer, Role.DOWN).norm(dim=0)
+        size: Tensor = self._weight(layer, Role.UP).norm(dim=1) * self._weight(layer, Role.DOWN).norm(dim=0)
         return _largest(size, self.neurons[1])
 
     def _weight(self, layer: Layer, role: Role) -> Tensor:
@@ -123,4 +124,5 @@ class _Cut:
 
 def _largest(size: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest, ascending."""
-    return size.topk(count).indices.cpu().sort()[0]
+    indices: Tensor = size.topk(count).indices.cpu()
+    return indices.sort().values

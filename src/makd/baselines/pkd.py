@@ -1,9 +1,9 @@
 """Baseline: patient knowledge distillation.
 
 Paper: Sun et al. (arXiv 1908.09355), PKD-Skip. Kept: the student begins with the teacher's first layers; the normalised
-states of the first token ([CLS]) of every layer but the last mimic the teacher's at evenly spread layers; (1 - alpha) hard
-loss + alpha soft loss at a temperature. Different: the patient loss is 1 - cosine, half of the paper's squared distance of
-unit vectors, and a mean over the layers where the paper has a sum, which its searched weight takes up.
+states of the first token ([CLS]) of every layer but the last mimic the teacher's at evenly spread layers; (1 - alpha)
+hard loss + alpha soft loss at a temperature. Different: the patient loss is 1 - cosine, half of the paper's squared
+distance of unit vectors, and a mean over the layers where the paper has a sum, which its searched weight takes up.
 """
 
 from dataclasses import dataclass, field

@@ -19,7 +19,7 @@ Start = Literal["spread", "first"]
 
 
 def fewer_layers(teacher: PreTrainedModel, budget: Budget, start: Start = "spread") -> PreTrainedModel:
-    """A student with some of the teacher's layers, within `budget` and at most 1 % below it (more only where a neuron is more).
+    """A student with some of the teacher's layers, within `budget` and at most 1 % (or a neuron a layer) below it.
 
     It has the fewest layers that can fill the budget: what they have above it is taken from the feed-forward.
 

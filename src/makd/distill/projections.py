@@ -4,12 +4,13 @@ A student of `makd.factorize` has the teacher's sizes, and needs none of this.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from makd.anatomy import Anatomy, linear_shape
 from makd.aspects import ActivePlan
@@ -63,6 +64,17 @@ class Projections(nn.Module):
         if not file.is_file():
             raise SettingError(f"{folder} has no {FILE}: it was made with another plan. Start again without resuming.")
         self.load_state_dict(load_file(file))
+
+
+class ForgetGradients(TrainerCallback):
+    """Forgets the projections' gradients after each step, as the Trainer does the student's."""
+
+    def __init__(self, projections: Projections) -> None:
+        self.projections = projections
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The Trainer calls it, also where a scaler skipped the step."""
+        self.projections.zero_grad()
 
 
 def name_of(tap: Tap) -> str:

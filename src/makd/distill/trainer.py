@@ -21,7 +21,7 @@ from makd.capture import HeadCall, Recording, capture, withhold_logits
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
-from makd.distill.projections import Projections, check_pair, make_projections
+from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
 from makd.distill.withholding import withheld_shift, without_labels
 from makd.errors import SettingError
 
@@ -86,6 +86,7 @@ class DistillTrainer(Trainer):
         if self.projections is not None:
             _check_processes(self.args)
             nn.Module.to(self.projections, self.args.device)
+            self.add_callback(ForgetGradients(self.projections))
         self.shift: int | None = withheld_shift(model, teacher, self.plan)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
