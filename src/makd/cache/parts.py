@@ -55,7 +55,9 @@ def needs(plan: ActivePlan, model: PreTrainedModel) -> list[Need]:
     """
     found: dict[str, Need] = {}
     for active in plan.terms:
-        for part in _parts_of(active.term.aspect, active.taps, active.term.pooling, active.term.temperature, model):
+        for part in _parts_of(
+            active.term.aspect, active.teacher_taps, active.term.pooling, active.term.temperature, model
+        ):
             found.setdefault(part, Need(part, active.term.aspect))
     return list(found.values())
 
@@ -129,7 +131,7 @@ def extract(
         NumericsError: the teacher gives NaN or infinity on real tokens.
     """
     stored: Stored = {}
-    for tap in plan.taps:
+    for tap in plan.teacher_taps:
         tensors = _states(tap, recording)
         for name, axis, tensor in zip(names(tap), axes(anatomy, tap), tensors, strict=True):
             mask = real_tokens(axis, inputs)

@@ -144,7 +144,7 @@ class TeacherCache:
         Args:
             rows: index in the data set of each row of the batch, in the batch's order.
             plan: what is compared: `check_plan` was fine with it.
-            anatomy: of the student.
+            anatomy: of the teacher.
             inputs: the batch. A row's tokens follow each other in it, row after row, padded on either side or not.
 
         Raises:
@@ -153,15 +153,14 @@ class TeacherCache:
         batch = _Batch(self, rows, inputs)
         recording, predictions = Recording(), None
         output: Any = None
-        for tap in plan.taps:
+        for tap in plan.teacher_taps:
             tensors = [batch.read(name, self.dtype) for name in names(tap)]
             if len(tensors) == 1:
                 recording.tensors[tap] = tensors[0]
             else:
                 query, key = (tensor.transpose(1, 2) for tensor in tensors)
                 # masks, scale and bounds are the student's: both read the same batch
-                scale = query.shape[-1] ** -0.5
-                recording.attention[tap] = AttentionCall(query, key, None, False, scale, None, None)
+                recording.attention[tap] = AttentionCall(query, key, None, False, None, None, None)
         aspects = {active.term.aspect for active in plan.terms}
         if aspects & {"embedding", "similarity"}:
             poolings = {

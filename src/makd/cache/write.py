@@ -142,7 +142,7 @@ def _read(
         chosen = order[start : start + settings.batch_size]
         inputs = {name: value.to(teacher.device) for name, value in collate([rows[index] for index in chosen]).items()}
         with (
-            capture(teacher, anatomy, plan.taps) as recording,
+            capture(teacher, anatomy, plan.teacher_taps) as recording,
             withhold_logits(teacher) if predicts else nullcontext() as head,
         ):
             output = teacher(**without_labels(teacher, inputs, {"labels"}))
