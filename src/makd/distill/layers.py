@@ -103,7 +103,7 @@ def _attention(
     if theirs.scale is None and query.shape[-1] != ours.query.shape[-1]:
         raise SettingError(
             f"The cached teacher's attention has heads of {query.shape[-1]} channels, the student's of "
-            f"{ours.query.shape[-1]}: the scale of its scores is not kept. Train without a cache, or without the aspect "
+            f"{ours.query.shape[-1]}: its scale is not kept. Train without a cache, or without the aspect "
             "'attention'."
         )
     if theirs.scale is not None and call.scale is not None and theirs.scale != call.scale:
