@@ -10,6 +10,7 @@ from makd.anatomy import Role, resolve
 from makd.aspects import activate
 from makd.capture import Tap, capture
 from makd.distill import aspect_losses
+from makd.distill.layers import LayerLosses
 from makd.lowrank.linear import LowRankLinear
 from tests.models import TINY, batch, tiny
 
@@ -19,11 +20,12 @@ FULL = makd.Plan(preset="full")
 def losses_between(teacher, student, inputs, plan=FULL):
     anatomy = resolve(student)
     active = activate(plan, anatomy)
-    with torch.no_grad(), capture(teacher, resolve(teacher), active.taps) as theirs:
+    with torch.no_grad(), capture(teacher, resolve(teacher), active.teacher_taps) as theirs:
         teacher_output = teacher(**inputs)
-    with capture(student, anatomy, active.taps) as ours:
+    layers = LayerLosses(anatomy, inputs, theirs, active)
+    with capture(student, anatomy, active.taps, layers.receive):
         student_output = student(**inputs)
-    return active, aspect_losses(active, anatomy, inputs, theirs, ours, teacher_output, student_output)
+    return active, aspect_losses(active, anatomy, inputs, layers, teacher_output, student_output)
 
 
 @pytest.mark.parametrize("name", TINY)

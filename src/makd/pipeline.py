@@ -325,7 +325,7 @@ def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:
     )
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.seconds.update(report.seconds)
-    run.shared_inputs = [asdict(group) for group in report.shared_inputs]
+    run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
     return student
 
 
