@@ -52,7 +52,7 @@ def report(teacher_folder, tmp_path_factory):
 def test_the_report_has_the_measurements_and_the_folder(report):
     metrics = report.metrics
     assert metrics == json.loads((report.folder / "metrics.json").read_text())
-    assert metrics.keys() == {"params", "bytes", "fidelity", "seconds", "tokens", "fingerprint"}
+    assert metrics.keys() == {"params", "bytes", "fidelity", "shared_inputs", "seconds", "tokens", "fingerprint"}
     assert metrics["bytes"]["student"] == (report.folder / "model.safetensors").stat().st_size
     assert metrics["fidelity"].keys() == {"before", "after"}
     student = AutoModel.from_pretrained(report.folder)
