@@ -16,6 +16,7 @@ import makd
 from makd import errors
 from makd.anatomy.families import FAMILIES, Fused
 from makd.aspects import ASPECTS, PRESETS
+from makd.baselines import BASELINES
 from makd.cli import COMMANDS, main
 from makd.lowrank.ranks import RANK_RULES
 from makd.lowrank.solvers import SOLVERS
@@ -187,6 +188,11 @@ def test_every_name_has_a_row_in_its_reference(page, names):
 )
 def test_every_solver_and_aspect_has_a_section(page, names):
     assert set(names) <= set(headings(page))
+
+
+def test_every_baseline_has_a_row_in_the_order_of_the_code():
+    text = (ROOT / "docs" / "explanation" / "baselines.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(BASELINES)
 
 
 def test_the_table_of_presets_is_that_of_the_code():

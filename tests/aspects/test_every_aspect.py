@@ -11,11 +11,13 @@ from torch import Tensor
 from makd.aspects import (
     attention_kl,
     attention_loss,
+    cosine_distance,
     embedding_distance,
     hidden_mse,
     logits_kl,
     matrix_mse,
     regression_mse,
+    relation_kl,
     similarity_mse,
 )
 
@@ -50,6 +52,8 @@ def _attention(student: Tensor, teacher: Tensor, method: str, **settings) -> Ten
 
 CASES = {
     "hidden": Case(lambda s, t: hidden_mse(s, t, MASK)),
+    "hidden, cosine": Case(lambda s, t: cosine_distance(s, t, MASK)),
+    "relation": Case(lambda s, t: relation_kl(s, t, MASK, HEADS)),
     "matrix": Case(lambda s, t: matrix_mse(s, t, MASK)),
     "logits": Case(lambda s, t: logits_kl(s, t, MASK)),
     "logits, temperature 3": Case(lambda s, t: logits_kl(s, t, MASK, temperature=3.0)),

@@ -49,7 +49,7 @@ def unreduced(trainer, inputs):
         trainer.teacher(**inputs)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps) as ours:
         trainer.model(**inputs)
-    tokens = LayerLosses(trainer.anatomy, inputs, theirs)._tokens
+    tokens = LayerLosses(trainer.anatomy, inputs, theirs, trainer.plan)._tokens
     total = 0.0
     for active in trainer.plan.terms:
         parts = []
@@ -158,10 +158,10 @@ def test_a_plan_s_tap_that_two_terms_share_is_compared_once(tmp_path):
     trainer = make_trainer(tmp_path)
     inputs = batch(trainer.model)
     theirs, *_ = trainer._teach(inputs, None)
-    layers = LayerLosses(trainer.anatomy, inputs, theirs)
+    layers = LayerLosses(trainer.anatomy, inputs, theirs, trainer.plan)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps, layers.receive) as empty:
         trainer.model(**inputs)
-    assert layers.keys() == set(trainer.plan.taps)
+    assert layers.keys() == set(trainer.plan.comparisons)
     assert all(not found for found in (empty.tensors, empty.attention, theirs.tensors, theirs.attention))
 
 

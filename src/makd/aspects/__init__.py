@@ -1,5 +1,6 @@
 """Station 5: what the student mimics. Losses are pure functions of tensors; they know no model and no trainer."""
 
+from makd.aspects.activation import ActivePlan, ActiveTerm, Comparison, activate
 from makd.aspects.attention import attention_kl
 from makd.aspects.attention_mean import attention_loss
 from makd.aspects.divergences import DIVERGENCES, Divergence, divergence, forward_kl
@@ -11,11 +12,13 @@ from makd.aspects.embedding import (
     similarity_mse,
     vector_distance,
 )
-from makd.aspects.hidden import hidden_mse, normalised_mse
+from makd.aspects.hidden import cosine_distance, hidden_mse, normalised_mse
 from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
+from makd.aspects.layers import spread_layers
 from makd.aspects.logits import logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
-from makd.aspects.plan import ASPECTS, PRESETS, ActivePlan, ActiveTerm, Plan, Term, activate
+from makd.aspects.plan import ASPECTS, PRESETS, Plan, Term
+from makd.aspects.relation import relation_kl
 from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "PRESETS",
     "ActivePlan",
     "ActiveTerm",
+    "Comparison",
     "Divergence",
     "KeptPredictions",
     "Plan",
@@ -36,6 +40,7 @@ __all__ = [
     "attention_kl",
     "attention_loss",
     "chunked_logits_loss",
+    "cosine_distance",
     "divergence",
     "embedding_distance",
     "forward_kl",
@@ -49,6 +54,8 @@ __all__ = [
     "normalised_mse",
     "pool",
     "regression_mse",
+    "relation_kl",
     "similarity_mse",
+    "spread_layers",
     "vector_distance",
 ]

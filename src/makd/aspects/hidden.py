@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 _LEAST_VARIANCE = 1e-6
 """Share of the mean square below which float32 cannot tell a variance from rounding."""
 
+_LEAST_NORM = 1e-6
+"""Vectors shorter than this have no direction; a smaller bound would let their gradients overflow."""
+
 
 def hidden_mse(
     student: Float[Tensor, "batch tokens hidden"],
@@ -51,6 +54,29 @@ def normalised_mse(
     with torch.autocast(student.device.type, enabled=False):
         loss: Tensor = _NormalisedMse.apply(student, teacher, mask)
     return loss
+
+
+def cosine_distance(
+    student: Float[Tensor, "batch tokens channels"],
+    teacher: Float[Tensor, "batch tokens channels"],
+    mask: Bool[Tensor, "batch tokens"] | None,
+) -> Float[Tensor, ""]:
+    """Mean of 1 - cosine over real tokens; in [0, 2]. Only directions are compared.
+
+    Computed as half the squared distance of the unit vectors, which is exact near 0. So PKD's patient loss (arXiv
+    1908.09355, the squared distance itself) is twice this. Source: DistilBERT, arXiv 1910.01108.
+
+    Arguments and result are as in `normalised_mse`; a token of zeros has no direction, and counts 1/2.
+    """
+    wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+
+    def directions(states: Tensor) -> Tensor:
+        known = states if mask is None else torch.where(mask.unsqueeze(-1), states, 0)
+        return torch.nn.functional.normalize(known.to(wide), dim=-1, eps=_LEAST_NORM)
+
+    with torch.autocast(student.device.type, enabled=False):
+        distances = (directions(student) - directions(teacher.detach())).square().sum(-1) / 2
+    return distances.mean() if mask is None else distances.sum() / mask.sum().clamp_min(1)
 
 
 class _NormalisedMse(torch.autograd.Function):

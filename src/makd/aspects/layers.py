@@ -25,3 +25,15 @@ def select_layers(layers: str | Iterable[int], count: int) -> list[int]:
         step = int(number)
         return list(range(max(0, count - step), count)) if word == "last" else list(range(count - 1, -1, -step))[::-1]
     raise unknown_name("choice of layers", layers, ("all", "last", "last:N", "every:N", "a list of indices"))
+
+
+def spread_layers(student: int, teacher: int) -> list[int]:
+    """The teacher's layer that each of the student's stands for: the last of as many equal parts as there are.
+
+    Of equal counts the same, of half the layers every second one. Source: TinyBERT's uniform map, arXiv 1909.10351.
+
+    Args:
+        student: how many layers it has.
+        teacher: how many it has.
+    """
+    return [-(-(index + 1) * teacher // student) - 1 for index in range(student)]

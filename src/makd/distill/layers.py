@@ -5,6 +5,7 @@ compared with the teacher's on the spot, and the teacher's is let go: after the 
 recording but the losses, and what their backward needs.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -13,35 +14,69 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy, Role
 from makd.anatomy.tokens import layer_tokens, role_tokens
-from makd.aspects import attention_loss, normalised_mse
+from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
+from makd.distill.projections import Projections
 
 
-class LayerLosses(dict[Tap, Float[Tensor, ""]]):
-    """Loss of every tap that the student has reached so far: of an aspect, at one layer, for one role."""
+class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
+    """Loss of every comparison that the student has reached so far: of an aspect, at one layer, for one role."""
 
-    def __init__(self, anatomy: Anatomy, inputs: Mapping[str, Tensor], teacher: Recording) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        inputs: Mapping[str, Tensor],
+        teacher: Recording,
+        plan: ActivePlan,
+        projections: Projections | None = None,
+    ) -> None:
         """Nothing is compared yet.
 
         Args:
-            anatomy: of the student; the teacher's has the same layers and roles.
+            anatomy: of the student.
             inputs: the batch that both models read.
             teacher: what the teacher's forward left, without gradients. It is emptied on the way.
+            plan: what is compared with what.
+            projections: take the student's states to the teacher's width, where that differs.
         """
         super().__init__()
-        self.anatomy, self.inputs, self.teacher = anatomy, inputs, teacher
+        self.anatomy, self.inputs, self.teacher, self.projections = anatomy, inputs, teacher, projections
+        self._wanted: dict[Tap, list[Comparison]] = {}
+        for comparison in plan.comparisons:
+            self._wanted.setdefault(comparison.tap, []).append(comparison)
+        self._due = Counter(comparison.teacher for comparison in plan.comparisons)
         self._known: dict[tuple[str, bool], tuple[Tensor, bool]] = {}
 
     def receive(self, tap: Tap, ours: Tensor | AttentionCall) -> None:
         """Compare what the student has at a tap, which is a `capture` receiver."""
         real, everywhere = self._tokens(tap)
-        counted = None if everywhere else real
-        if isinstance(ours, AttentionCall):
-            self[tap] = _attention(self.teacher.attention.pop(tap), ours, counted)
-            return
+        for comparison in self._wanted[tap]:
+            self._due[comparison.teacher] -= 1
+            is_last = self._due[comparison.teacher] == 0
+            if isinstance(ours, AttentionCall):
+                calls = self.teacher.attention
+                call = calls.pop(comparison.teacher) if is_last else calls[comparison.teacher]
+                self[comparison] = _attention(call, ours, None if everywhere else real)
+                continue
+            tensors = self.teacher.tensors
+            theirs = tensors.pop(comparison.teacher) if is_last else tensors[comparison.teacher]
+            counted = real
+            if comparison.first_token:
+                counted = real & (real.cumsum(1) == 1)
+            self[comparison] = self._states(comparison, ours, theirs, counted, everywhere)
+
+    def _states(
+        self, comparison: Comparison, ours: Tensor, theirs: Tensor, real: Tensor, everywhere: bool
+    ) -> Float[Tensor, ""]:
         # OPT joins rows before its feed-forward: every tensor is given its (batch, tokens) back
-        student, teacher = (side.reshape(*real.shape, -1) for side in (ours, self.teacher.tensors.pop(tap)))
-        self[tap] = normalised_mse(student, teacher, counted)
+        student, teacher = (side.reshape(*real.shape, -1) for side in (ours, theirs))
+        counted = None if everywhere and not comparison.first_token else real
+        if comparison.measure == "relation":
+            return relation_kl(student, teacher, counted, comparison.heads)
+        if self.projections is not None:
+            student = self.projections.apply_to(comparison.tap, student)
+        measure = cosine_distance if comparison.measure == "cosine" else normalised_mse
+        return measure(student, teacher, counted)
 
     def _tokens(self, tap: Tap) -> tuple[Bool[Tensor, "batch tokens"], bool]:
         """Real tokens at a tap, and whether that is all of them, which a device is asked once for each stack."""
@@ -63,8 +98,10 @@ def _attention(
     biased = theirs.position_bias is not None
     # both read the same batch, so that masks are equal but for a learned bias
     call = theirs if biased else ours
+    # one scale for both: heads of another width have another
+    query = theirs.query if theirs.scale == call.scale else theirs.query * (theirs.scale / call.scale)
     return attention_loss(
-        theirs.query,
+        query,
         theirs.key,
         ours.query,
         ours.key,

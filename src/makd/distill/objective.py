@@ -15,6 +15,7 @@ from makd.anatomy.tokens import layer_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
+    Comparison,
     KeptPredictions,
     PooledTexts,
     PredictionLosses,
@@ -29,7 +30,7 @@ from makd.aspects import (
     similarity_mse,
     vector_distance,
 )
-from makd.capture import HeadCall, Tap
+from makd.capture import HeadCall
 from makd.errors import DataError, NumericsError
 
 Inputs = Mapping[str, Tensor]
@@ -41,7 +42,7 @@ def aspect_losses(
     plan: ActivePlan,
     anatomy: Anatomy,
     inputs: Inputs,
-    layers: Mapping[Tap, Float[Tensor, ""]],
+    layers: Mapping[Comparison, Float[Tensor, ""]],
     teacher_output: Any,
     student_output: Any,
     with_predictions: bool = True,
@@ -52,7 +53,7 @@ def aspect_losses(
         plan: aspects.
         anatomy: of the student; the teacher's has the same layers and roles.
         inputs: the batch that both models read.
-        layers: the loss of every tap of the plan, as `LayerLosses` makes them.
+        layers: the loss of every comparison of the plan, as `LayerLosses` makes them.
         teacher_output: the teacher's ModelOutput.
         student_output: the student's ModelOutput.
         with_predictions: whether `logits` and `task` are among the losses. False where the models withheld their
@@ -71,7 +72,7 @@ def aspect_losses(
         elif aspect in ("embedding", "similarity"):
             losses[active.name] = _embedding(active, anatomy, inputs, teacher_output, student_output[0])
         else:
-            losses[active.name] = torch.stack([layers[tap] for tap in active.taps]).mean()
+            losses[active.name] = torch.stack([layers[comparison] for comparison in active.comparisons]).mean()
     return losses
 
 
@@ -179,7 +180,10 @@ def weighted_sum(
 
     Raises:
         NumericsError: an aspect's loss is NaN or infinite, which training would never recover from.
+        DataError: there is no loss: the plan is the task alone, and the batch has no labels.
     """
+    if not losses and predicted is None:
+        raise DataError("The plan learns the task alone, and a batch has no labels. Give labels, or add an aspect.")
     total = sum(
         (
             active.term.weight * losses[active.name]

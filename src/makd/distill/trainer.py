@@ -22,6 +22,7 @@ from makd.capture import HeadCall, Recording, capture, has_vocabulary_head, with
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
+from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
 
@@ -52,8 +53,9 @@ class DistillTrainer(Trainer):
         """Arguments besides these are `transformers.Trainer`'s.
 
         Args:
-            model: the student, as `makd.factorize` makes it.
-            teacher: the model to mimic: same architecture, same layers.
+            model: the student, as `makd.factorize` makes it; or one with fewer layers or of another width: see
+                `Term.teacher_layers` and `Projections`.
+            teacher: the model to mimic.
             plan: a `Plan`, or a preset's name.
             student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
                 which the student is fitted to, have none.
@@ -65,15 +67,15 @@ class DistillTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: teacher and student have other layers, or the plan does not fit the model.
+            SettingError: teacher and student do not line up, or the plan does not fit the model.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
         self.anatomy: Anatomy = resolve(model)
         self.teacher_anatomy: Anatomy = resolve(teacher)
-        _check_pair(self.anatomy, self.teacher_anatomy)
-        self.plan: ActivePlan = activate(plan, self.anatomy)
+        check_pair(self.anatomy, self.teacher_anatomy)
+        self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         self.student_dropout = student_dropout
         self.tokens_per_batch = tokens_per_batch
         self.teacher_dtype = teacher_dtype
@@ -92,6 +94,13 @@ class DistillTrainer(Trainer):
         _check_checkpointing(self.args)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
+        self.projections: Projections | None = make_projections(
+            self.plan, model, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
+        )
+        if self.projections is not None:
+            _check_processes(self.args)
+            nn.Module.to(self.projections, self.args.device)
+            self.add_callback(ForgetGradients(self.projections))
         self.shift: int | None = withheld_shift(model, teacher, self.plan)
         if cache is not None:
             _check_predictions(model, self.plan, self.shift)
@@ -131,7 +140,7 @@ class DistillTrainer(Trainer):
         student = self.accelerator.unwrap_model(model)
         rows, inputs = inputs.get(ROW), {name: value for name, value in inputs.items() if name != ROW}
         theirs, teacher_output, teacher_head = self._teach(inputs, rows)
-        layers = LayerLosses(self.anatomy, inputs, theirs)
+        layers = LayerLosses(self.anatomy, inputs, theirs, self.plan, self.projections)
         with capture(student, self.anatomy, self.plan.taps, layers.receive), self._withhold(student) as head:
             output = model(**(inputs if head is None else self._questions(student, inputs)))
         losses = aspect_losses(self.plan, self.anatomy, inputs, layers, teacher_output, output, head is None)
@@ -154,9 +163,11 @@ class DistillTrainer(Trainer):
         """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
         if self.cache is not None and rows is not None:
             return self.cache.recall(rows.tolist(), self.plan, self.anatomy, inputs)
+        if not self.plan.needs_teacher:
+            return Recording(), None, None
         with (
             self._teacher_precision(),
-            capture(self.teacher, self.teacher_anatomy, self.plan.taps) as recording,
+            capture(self.teacher, self.teacher_anatomy, self.plan.teacher_taps) as recording,
             self._withhold(self.teacher) as head,
         ):
             output = self.teacher(**self._questions(self.teacher, inputs))
@@ -175,6 +186,24 @@ class DistillTrainer(Trainer):
 
     def _questions(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         return without_labels(model, inputs, {"labels", *self.label_names})
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, which learns the projections too."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self.projections is not None:
+            optimizer.add_param_group({"params": list(self.projections.parameters()), "weight_decay": 0.0})
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.projections is not None and self.args.should_save:
+            self.projections.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.projections is not None and checkpoint is not None:
+            self.projections.load(checkpoint)
 
     def prediction_step(
         self,
@@ -224,14 +253,11 @@ def switch_dropout_off_(model: nn.Module) -> None:
         module.training = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
-def _check_pair(student: Anatomy, teacher: Anatomy) -> None:
-    if len(student.layers) != len(teacher.layers) or any(
-        not ours.is_skipped and ours.roles.keys() != theirs.roles.keys()
-        for ours, theirs in zip(student.layers, teacher.layers, strict=True)
-    ):
+def _check_processes(args: Any) -> None:
+    if args.world_size > 1:
         raise SettingError(
-            f"Teacher ({teacher.family}, {len(teacher.layers)} layers) and student ({student.family}, "
-            f"{len(student.layers)} layers) do not line up. Make the student with makd.factorize from this teacher."
+            f"The plan needs projections, since widths differ, and they learn in one process; this run has "
+            f"{args.world_size}. Compare by the aspect 'relation', which needs none, or run in one process."
         )
 
 

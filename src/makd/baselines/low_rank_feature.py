@@ -1,0 +1,48 @@
+"""Baseline: a low-rank student that mimics hidden states and attention, besides predictions.
+
+Paper: figure 1b of arXiv 2604.03110 (feature-based distillation). Kept: hidden states and attention of every layer,
+predictions, labels. Different: losses of hidden states are in units of the teacher's variance; ranks are uniform, from
+truncated SVD.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from makd.aspects import Term
+from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span, prepared
+from makd.lowrank.budget import Budget
+from makd.lowrank.factorize import factorize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankFeature:
+    """Factors by truncated SVD; hidden states, attention, predictions and labels."""
+
+    start: str = "svd"
+    """The solver."""
+    layer_weight: float = 1.0
+    """Of hidden states and attention, each."""
+    task_weight: float = 1.0
+    learning_rate: float = 1e-4
+    search: SearchSpace = field(
+        default_factory=lambda: {
+            "learning_rate": LEARNING_RATES,
+            "layer_weight": Span(0.1, 10.0),
+            "task_weight": Span(0.1, 10.0),
+        },
+        repr=False,
+    )
+
+    def prepare(
+        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+    ) -> Prepared:
+        """See `Baseline`."""
+        student = factorize(teacher, budget, solver=self.start, ranks="uniform", calibration=calibration)
+        terms = (
+            Term(aspect="hidden", weight=self.layer_weight),
+            Term(aspect="attention", weight=self.layer_weight),
+            Term(aspect="logits"),
+            Term(aspect="task", weight=self.task_weight),
+        )
+        return prepared(teacher, student, (terms, 1.0))

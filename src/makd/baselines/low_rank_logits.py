@@ -1,0 +1,44 @@
+"""Baseline: a low-rank student that mimics predictions only.
+
+Paper: Hinton, Vinyals & Dean (arXiv 1503.02531), as in figure 1a of arXiv 2604.03110. Kept: KL of predictions with a
+temperature, and the labels. Different: the paper does not say its ranks; here they are uniform, from truncated SVD.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from makd.aspects import Term
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.lowrank.budget import Budget
+from makd.lowrank.factorize import factorize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankLogits:
+    """Factors by truncated SVD; predictions and labels."""
+
+    start: str = "svd"
+    """The solver."""
+    temperature: float = 2.0
+    task_weight: float = 1.0
+    learning_rate: float = 1e-4
+    search: SearchSpace = field(
+        default_factory=lambda: {
+            "learning_rate": LEARNING_RATES,
+            "temperature": Choice((1.0, 2.0, 4.0, 8.0)),
+            "task_weight": Span(0.1, 10.0),
+        },
+        repr=False,
+    )
+
+    def prepare(
+        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+    ) -> Prepared:
+        """See `Baseline`."""
+        student = factorize(teacher, budget, solver=self.start, ranks="uniform", calibration=calibration)
+        terms = (
+            Term(aspect="logits", temperature=self.temperature),
+            Term(aspect="task", weight=self.task_weight),
+        )
+        return prepared(teacher, student, (terms, 1.0))

@@ -1,0 +1,51 @@
+"""The method of this package at its best: what the baselines are compared with.
+
+The solver and ranks that `makd compress` takes by default, and the preset `balanced`: every layer's hidden states, each
+second layer's matrices and attention, predictions and labels. What else is tried is in the search space.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedModel
+
+from makd.aspects import PRESETS
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.lowrank.budget import Budget
+from makd.lowrank.factorize import factorize
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestMakd:
+    """Factors by the default solver, and a preset with one weight for all that is inside the layers."""
+
+    start: str = "auto"
+    """The solver."""
+    preset: str = "balanced"
+    """One of `PRESETS`."""
+    layer_weight: float = 1.0
+    """Factor of matrices, hidden states and attention."""
+    task_weight: float = 1.0
+    learning_rate: float = 1e-4
+    search: SearchSpace = field(
+        default_factory=lambda: {
+            "learning_rate": LEARNING_RATES,
+            "preset": Choice(("full", "balanced", "fast")),
+            "layer_weight": Span(0.1, 10.0),
+            "task_weight": Span(0.1, 10.0),
+        },
+        repr=False,
+    )
+
+    def prepare(
+        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+    ) -> Prepared:
+        """See `Baseline`."""
+        student = factorize(teacher, budget, solver=self.start, calibration=calibration)
+        factors = {aspect: self.layer_weight for aspect in ("matrix", "hidden", "attention")}
+        factors |= {"task": self.task_weight}
+        terms = tuple(
+            replace(term, weight=term.weight * factors.get(term.aspect, 1.0))
+            for term in PRESETS[self.preset]
+            if term.aspect != "embedding"  # the teachers have heads
+        )
+        return prepared(teacher, student, (terms, 1.0))

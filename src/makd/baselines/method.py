@@ -1,0 +1,113 @@
+"""Baselines: what each of them is: a way from teacher, budget and text to a student and the stages of its training.
+
+A comparison then gives all of them the same trainer, data and steps, so that they differ in the method alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from makd.anatomy import resolve
+from makd.aspects import Plan, Term, activate
+from makd.errors import SettingError
+from makd.lowrank.budget import Budget
+
+Batches = Iterable[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One of the trainings that follow each other."""
+
+    plan: Plan
+    share: float = 1.0
+    """Of all steps, in (0, 1]; the shares of a method's stages add up to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise SettingError(f"A stage's share of the steps is in (0, 1]; got {self.share}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A student before its training, and how it is trained."""
+
+    student: PreTrainedModel
+    stages: tuple[PlannedStage, ...]
+
+    def steps(self, total: int) -> tuple[int, ...]:
+        """Steps of each stage, which add up to `total`; at least 1 each.
+
+        Raises:
+            SettingError: there are more stages than steps.
+        """
+        if total < len(self.stages):
+            raise SettingError(f"{len(self.stages)} stages need as many steps; got {total}.")
+        left, counts = total, []
+        for index, stage in enumerate(self.stages):
+            after = len(self.stages) - index - 1
+            counts.append(left if after == 0 else min(max(1, round(stage.share * total)), left - after))
+            left -= counts[-1]
+        return tuple(counts)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Numbers that a search may try: all between two, on a logarithmic scale or not."""
+
+    low: float
+    high: float
+    is_logarithmic: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values that a search may try."""
+
+    values: tuple[float | int | str, ...]
+
+
+SearchSpace = Mapping[str, Span | Choice]
+"""Field of a baseline -> what a search may try for it."""
+
+LEARNING_RATES = Span(1e-5, 1e-3)
+"""Of every baseline: wide enough for copied weights, which want a small one, and for random ones."""
+
+
+class Baseline(Protocol):
+    """A method with its hyper-parameters: a frozen dataclass, so that `dataclasses.replace` changes them."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of all stages."""
+
+    @property
+    def search(self) -> SearchSpace:
+        """Which hyper-parameters are searched, and where."""
+
+    def prepare(
+        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+    ) -> Prepared:
+        """Make the student, within `budget`, and say how it is trained.
+
+        Args:
+            teacher: fine-tuned, with its head; it is not changed.
+            budget: what the student may have.
+            calibration: batches without labels, for those solvers that look at text.
+            seed: of whatever is random.
+        """
+
+
+def prepared(teacher: PreTrainedModel, student: PreTrainedModel, *stages: tuple[tuple[Term, ...], float]) -> Prepared:
+    """A student with its stages (terms, share of the steps), which are checked against both models.
+
+    Raises:
+        SettingError: a term does not fit the models.
+    """
+    made = tuple(PlannedStage(plan=Plan(terms=terms), share=share) for terms, share in stages)
+    for stage in made:
+        activate(stage.plan, resolve(student), resolve(teacher))
+    return Prepared(student=student, stages=made)

@@ -1,0 +1,176 @@
+"""Station 6: what a pair of models of different sizes needs: checks, and learned maps to the teacher's width.
+
+A student of `makd.factorize` has the teacher's sizes, and needs none of this.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from makd.anatomy import Anatomy, linear_shape
+from makd.aspects import ActivePlan
+from makd.capture import Tap
+from makd.errors import SettingError
+
+FILE = "projections.safetensors"
+"""Where a checkpoint keeps them."""
+
+
+class Projections(nn.Module):
+    """Linear maps from the student's width to the teacher's, one for hidden states and one for each role's outputs.
+
+    One map serves all layers, and all lie outside the student: they are trained with it, kept in the trainer's
+    checkpoints and thrown away in the end. Source: TinyBERT (arXiv 1909.10351), whose W_h is shared by the layers too.
+    """
+
+    def __init__(self, widths: dict[str, tuple[int, int]], seed: int) -> None:
+        """Random maps, the same for the same seed.
+
+        Args:
+            widths: what is mapped, as `name_of` calls it -> the student's width and the teacher's.
+            seed: of the first values.
+        """
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.maps = nn.ModuleDict(
+                {name: nn.Linear(ours, theirs, bias=False) for name, (ours, theirs) in sorted(widths.items())}
+            )
+
+    def apply_to(self, tap: Tap, states: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens wide"]:
+        """`states` of the student at a tap, in the teacher's width; as they are where the widths are the same."""
+        name = name_of(tap)
+        if name not in self.maps:
+            return states
+        projected: Tensor = self.maps[name](states)
+        return projected
+
+    def save(self, folder: str | Path) -> None:
+        """Write them into a checkpoint."""
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, Path(folder) / FILE)
+
+    def load(self, folder: str | Path) -> None:
+        """Take those of a checkpoint.
+
+        Raises:
+            SettingError: it has none.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise SettingError(f"{folder} has no {FILE}: it was made with another plan. Start again without resuming.")
+        self.load_state_dict(load_file(file))
+
+
+class ForgetGradients(TrainerCallback):
+    """Forgets the projections' gradients after each step, as the Trainer does the student's."""
+
+    def __init__(self, projections: Projections) -> None:
+        self.projections = projections
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The Trainer calls it, also where a scaler skipped the step."""
+        self.projections.zero_grad()
+
+
+def name_of(tap: Tap) -> str:
+    """What a tap's projection is called: `hidden`, or its role."""
+    return tap.kind if tap.role is None else tap.role.value
+
+
+def make_projections(
+    plan: ActivePlan,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    anatomy: Anatomy,
+    teacher_anatomy: Anatomy,
+    seed: int,
+) -> Projections | None:
+    """The projections that `plan` needs; None where all widths are the same.
+
+    Raises:
+        SettingError: the sizes of the two models do not allow an aspect of the plan.
+    """
+    widths: dict[str, tuple[int, int]] = {}
+    for active in plan.terms:
+        if active.term.aspect == "embedding":
+            _check_embedding(student, teacher)
+        for comparison in active.comparisons:
+            if comparison.measure == "attention":
+                _check_heads(student, teacher)
+                continue
+            ours = _width(comparison.tap, student, anatomy)
+            theirs = _width(comparison.teacher, teacher, teacher_anatomy)
+            if comparison.measure == "relation":
+                _check_relation(comparison.heads, (ours, theirs), name_of(comparison.tap))
+            elif ours != theirs:
+                known = widths.setdefault(name_of(comparison.tap), (ours, theirs))
+                if known != (ours, theirs):
+                    raise SettingError(
+                        f"The layers' {name_of(comparison.tap)!r} differ in width ({known} and {(ours, theirs)}), and "
+                        "one projection serves them all. Choose layers of one width."
+                    )
+    return Projections(widths, seed) if widths else None
+
+
+def check_pair(student: Anatomy, teacher: Anatomy) -> None:
+    """Refuse models that no layer map can bring together.
+
+    Raises:
+        SettingError: one is an encoder-decoder and the other is not, or both are and have other numbers of layers; or
+            layers of the same place play other roles.
+    """
+    depths = len(student.layers), len(teacher.layers)
+    if student.is_encoder_decoder != teacher.is_encoder_decoder or (
+        student.is_encoder_decoder and [x.stack for x in student.layers] != [x.stack for x in teacher.layers]
+    ):
+        fits = False
+    else:
+        fits = depths[0] != depths[1] or all(
+            ours.is_skipped or ours.roles.keys() == theirs.roles.keys()
+            for ours, theirs in zip(student.layers, teacher.layers, strict=True)
+        )
+    if not fits:
+        raise SettingError(
+            f"Teacher ({teacher.family}, {depths[1]} layers) and student ({student.family}, {depths[0]} layers) do not "
+            "line up. Make the student with makd.factorize or makd.baselines from this teacher."
+        )
+
+
+def _width(tap: Tap, model: PreTrainedModel, anatomy: Anatomy) -> int:
+    if tap.role is None:
+        return int(model.config.hidden_size)
+    linear = anatomy.layers[tap.layer].roles[tap.role]
+    if linear.part is not None:
+        return linear.part.features
+    return linear_shape(model.get_submodule(linear.module))[0]
+
+
+def _check_embedding(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    ours, theirs = (model.config.hidden_size for model in (student, teacher))
+    if ours != theirs:
+        raise SettingError(
+            f"Embeddings of {ours} (student) and {theirs} (teacher) numbers have no cosine. "
+            "Take the aspect 'similarity', which compares texts with each other, in a plan of one's own."
+        )
+
+
+def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    ours, theirs = (model.config.num_attention_heads for model in (student, teacher))
+    if ours != theirs:
+        raise SettingError(
+            f"Attention is compared head by head, but the student has {ours} heads and the teacher {theirs}. "
+            "Take the aspect 'relation', which has heads of its own."
+        )
+
+
+def _check_relation(heads: int, widths: tuple[int, int], role: str) -> None:
+    if any(width % heads for width in widths):
+        raise SettingError(
+            f"{heads} relation_heads do not divide the widths of {role!r}: {widths[0]} (student) and {widths[1]} "
+            "(teacher). Give a common divisor."
+        )
