@@ -36,7 +36,9 @@ def compare(
     loaded = load_experiment(experiment, data=data, output=output)
     if table is not None:
         if dry_run or only is not None or limit is not None:
-            raise SettingError("--table writes what is known and runs nothing: leave out --only, --limit and --dry_run.")
+            raise SettingError(
+                "--table writes what is known and runs nothing: leave out --only, --limit and --dry_run."
+            )
         print(f"written: {comparison.write_page(loaded, table, experiment)}")
         return
     chosen = comparison.select(comparison.all_cells(loaded), only)

@@ -61,7 +61,9 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
     for part in [] if only is None else only.split(","):
         key, equals, value = part.strip().partition("=")
         if not equals:
-            raise SettingError(f"--only is key=value, more of them after commas, with keys {', '.join(KEYS)}; got {part!r}.")
+            raise SettingError(
+                f"--only is key=value, more of them after commas, with keys {', '.join(KEYS)}; got {part!r}."
+            )
         if key not in KEYS:
             raise unknown_name("key of --only", key, KEYS)
         known = dict.fromkeys(str(cell.names[key]) for cell in chosen)
@@ -87,7 +89,9 @@ def cell_hash(experiment: Experiment, cell: Cell) -> str:
             "budget": cell.budget,
             "training": experiment.training,
             "calibration": experiment.calibration,
-            "search": [experiment.search, experiment.seeds[0], experiment.budgets[0]] if experiment.search.trials else None,
+            "search": [experiment.search, experiment.seeds[0], experiment.budgets[0]]
+            if experiment.search.trials
+            else None,
         }
     )
 

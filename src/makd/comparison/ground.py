@@ -87,7 +87,9 @@ def place_data(task: TaskConfig, data: str | None) -> TaskConfig:
     """
     root = data or os.environ.get(DATA_VARIABLE)
     if data is not None and not Path(data).expanduser().is_dir():
-        raise DataError(f"{data} is no folder. Give --data (or {DATA_VARIABLE}) the folder that the tasks' paths are in.")
+        raise DataError(
+            f"{data} is no folder. Give --data (or {DATA_VARIABLE}) the folder that the tasks' paths are in."
+        )
     if root is None or task.path is None:
         return task
     there = Path(root).expanduser() / task.path

@@ -24,7 +24,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise OutputError(f"{path}, line {number} is not JSON. Take that line out; its cell is run again.") from error
+            raise OutputError(
+                f"{path}, line {number} is not JSON. Take that line out; its cell is run again."
+            ) from error
     return found
 
 

@@ -116,7 +116,9 @@ class Experiment:
         for name, values in names.items():
             twice = sorted({str(value) for value in values if values.count(value) > 1})
             if twice:
-                raise SettingError(f"{name} of an experiment differ from each other; {', '.join(twice)} is there twice.")
+                raise SettingError(
+                    f"{name} of an experiment differ from each other; {', '.join(twice)} is there twice."
+                )
         if min(self.seeds) < 0:
             raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
         if self.training.steps == 0:
