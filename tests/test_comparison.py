@@ -184,11 +184,20 @@ class TestSettings:
             ({"methods": (makd.MethodConfig(name="makd"),) * 2}, "makd is there twice"),
             ({"training": makd.TrainingConfig(steps=0)}, "training.steps"),
             ({"latency_tokens": 0}, "latency_tokens"),
+            ({"methods": (makd.MethodConfig(name="makd", budgets=(makd.Budget(keep=0.1),)),)}, "keep_linears=0.6"),
         ],
     )
     def test_what_makes_no_grid_is_refused(self, changes, told, data, encoder_folder, tmp_path):
         with pytest.raises(SettingError, match=told):
             make(data, encoder_folder, tmp_path, **changes)
+
+    def test_a_method_may_have_some_of_the_budgets(self, data, encoder_folder, tmp_path):
+        small, large = makd.Budget(keep_linears=0.3), makd.Budget(keep_linears=0.6)
+        methods = (makd.MethodConfig(name="makd"), makd.MethodConfig(name="pkd", budgets=(large,)))
+        cells = all_cells(make(data, encoder_folder, tmp_path, budgets=(small, large), methods=methods, seeds=(1,)))
+        assert [(cell.method.name, cell.budget) for cell in cells if cell.task.name == "glue/mrpc"] == [
+            ("makd", small), ("makd", large), ("pkd", large)
+        ]  # fmt: skip
 
     @pytest.mark.parametrize("wrong", [{"trials": -1}, {"held_out": 1.0}, {"steps": 0}])
     def test_what_makes_no_search_is_refused(self, wrong):

@@ -1,4 +1,4 @@
-"""Station 10: the comparison: one cell after the other, a line of results for each, and on from where it was stopped."""
+"""Station 10: the comparison: one cell after the other, a line for each, and on from where it was stopped."""
 
 import logging
 import time
@@ -12,9 +12,10 @@ from makd.comparison.cells import Cell, all_cells, cell_hash, select
 from makd.comparison.ground import Ground, prepare_ground
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.search import Found, find_settings
-from makd.comparison.settings import Experiment
+from makd.comparison.settings import Experiment, MethodConfig
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, latency, parameter_counts
+from makd.lowrank.budget import Budget
 from makd.pipeline import Progress
 from makd.report import describe_environment
 
@@ -84,10 +85,15 @@ class _Grounds:
         return self._last[1]
 
 
+def first_budget(experiment: Experiment, method: MethodConfig) -> Budget:
+    """The first budget that a method is compared at: where its settings are searched."""
+    return next(budget for budget in experiment.budgets if method.budgets is None or budget in method.budgets)
+
+
 def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progress) -> dict[str, Any]:
     found: Found = {}
     if experiment.search.trials:
-        first = replace(cell, seed=experiment.seeds[0], budget=experiment.budgets[0])
+        first = replace(cell, seed=experiment.seeds[0], budget=first_budget(experiment, cell.method))
         found = find_settings(experiment, first, grounds.of(first), progress)
     ground = grounds.of(cell)
     start = time.perf_counter()

@@ -26,10 +26,14 @@ class MethodConfig:
     """One of `BASELINES`, where one method has several rows. None: `name`."""
     settings: dict[str, float | int | str | bool | None] = field(default_factory=dict)
     """Hyper-parameters, `learning_rate` among them; what is not here is the method's own."""
+    budgets: tuple[Budget, ...] | None = None
+    """Those of the experiment's budgets that it is compared at; None: all of them."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set(",="):
             raise SettingError(f"methods[].name is a word without , and =; got {self.name!r}.")
+        if self.budgets == ():
+            raise SettingError(f"methods[].budgets is at least one, or null for all; {self.name} has an empty list.")
         known = [item.name for item in dataclasses.fields(self._own) if item.name != "search"]  # type: ignore[arg-type]
         for name in self.settings:
             if name not in known:
@@ -119,6 +123,10 @@ class Experiment:
                 raise SettingError(
                     f"{name} of an experiment differ from each other; {', '.join(twice)} is there twice."
                 )
+        for method in self.methods:
+            for budget in method.budgets or ():
+                if budget not in self.budgets:
+                    raise unknown_name(f"budget of {method.name}", budget_name(budget), names["budgets"])
         if min(self.seeds) < 0:
             raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
         if self.training.steps == 0:
