@@ -188,7 +188,7 @@ class TestSettings:
         ],
     )
     def test_what_makes_no_grid_is_refused(self, changes, told, data, encoder_folder, tmp_path):
-        with pytest.raises(SettingError, match=told):
+        with pytest.raises(makd.MakdError, match=told):
             make(data, encoder_folder, tmp_path, **changes)
 
     def test_a_method_may_have_some_of_the_budgets(self, data, encoder_folder, tmp_path):

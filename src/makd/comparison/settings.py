@@ -108,6 +108,17 @@ class Experiment:
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
 
     def __post_init__(self) -> None:
+        self._check_lists()
+        if min(self.seeds) < 0:
+            raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
+        if self.training.steps == 0:
+            raise SettingError("training.steps of an experiment is at least 1, or null to train for `epochs`; got 0.")
+        if self.latency_tokens < 1:
+            raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
+        if self.device != "auto":
+            find_device(self.device)
+
+    def _check_lists(self) -> None:
         for name in ("tasks", "methods", "budgets", "seeds"):
             if not getattr(self, name):
                 raise SettingError(f"{name} of an experiment is a list of at least one; got an empty one.")
@@ -127,14 +138,6 @@ class Experiment:
             for budget in method.budgets or ():
                 if budget not in self.budgets:
                     raise unknown_name(f"budget of {method.name}", budget_name(budget), names["budgets"])
-        if min(self.seeds) < 0:
-            raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
-        if self.training.steps == 0:
-            raise SettingError("training.steps of an experiment is at least 1, or null to train for `epochs`; got 0.")
-        if self.latency_tokens < 1:
-            raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
-        if self.device != "auto":
-            find_device(self.device)
 
 
 def short_name(task: TaskConfig) -> str:
