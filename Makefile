@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-encoder bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -73,6 +73,10 @@ bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of 
 bench-cache: $(READY) ## training steps from a teacher cache against steps with the teacher: 5 minutes
 	set -e; for run in 'minilm logits' 'minilm feature' 'minilm balanced' 'smollm2 logits'; do \
 		$(BIN)/python benchmarks/cache.py $$run | tail -1 >> benchmarks/results/cache.jsonl; done
+
+bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hours, resumable; needs MAKD_DATA
+	$(BIN)/makd compare examples/encoder/experiment.yaml
+	$(BIN)/makd compare examples/encoder/experiment.yaml --table docs/results/encoder.md
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .

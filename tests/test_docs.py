@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+GRIDS = sorted((ROOT / "examples").glob("*/*.yaml"))
 CONFIGS = {
     "budget": makd.Budget,
     "cache": makd.CacheConfig,
@@ -53,7 +54,7 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import cache_command, finetuning, loading, pipeline, speed, streaming
+    from makd import cache_command, comparison, finetuning, loading, pipeline, speed, streaming
 
     def stop(*_arguments, **_named):
         raise Parsed
@@ -63,6 +64,8 @@ def parse(monkeypatch):
     monkeypatch.setattr(finetuning, "finetune", stop)
     monkeypatch.setattr(streaming, "factorize_streamed", stop)
     monkeypatch.setattr(speed, "bench", stop)
+    for name in ("compare", "write_page", "done_lines"):
+        monkeypatch.setattr(comparison, name, stop)
     monkeypatch.setattr(cache_command, "build_cache", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
@@ -279,6 +282,14 @@ def test_yaml_blocks_are_recipes_or_parts_of_one(code, parse, tmp_path):
 def test_examples_parse_and_are_described(example, parse):
     parse("compress", "--config", example)
     assert f"({example.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("example", GRIDS, ids=lambda path: path.name)
+def test_grids_parse_and_are_described(example, parse):
+    parse("compare", example, "--dry_run")
+    assert f"({example.relative_to(ROOT / 'examples')})" in (ROOT / "examples" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("line", commands())

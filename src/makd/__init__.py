@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from makd.aspects import Plan, Term
     from makd.cache import CacheConfig, TeacherCache
     from makd.caching import CacheReport, build_cache
+    from makd.comparison import Experiment, MethodConfig, SearchConfig, compare
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, TrainingConfig
@@ -47,15 +48,18 @@ _HOME = {
     "DataConfig": "makd.data",
     "DistillTrainer": "makd.distill",
     "EvaluationConfig": "makd.config",
+    "Experiment": "makd.comparison",
     "FactorizeConfig": "makd.lowrank.settings",
     "FactorizeReport": "makd.lowrank.outcome",
     "FinetuneRecipe": "makd.config",
     "LowRankLinear": "makd.lowrank.linear",
     "MakdError": "makd.errors",
+    "MethodConfig": "makd.comparison",
     "Plan": "makd.aspects",
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "SearchConfig": "makd.comparison",
     "Stage": "makd.config",
     "TaskConfig": "makd.tasks",
     "TeacherCache": "makd.cache",
@@ -64,6 +68,7 @@ _HOME = {
     "aspects": "makd",
     "bench": "makd.speed",
     "build_cache": "makd.caching",
+    "compare": "makd.comparison",
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
     "factorize": "makd.lowrank.factorize",
@@ -90,15 +95,18 @@ __all__ = [
     "DataConfig",
     "DistillTrainer",
     "EvaluationConfig",
+    "Experiment",
     "FactorizeConfig",
     "FactorizeReport",
     "FinetuneRecipe",
     "LowRankLinear",
     "MakdError",
+    "MethodConfig",
     "Plan",
     "Recipe",
     "Report",
     "Role",
+    "SearchConfig",
     "Stage",
     "TaskConfig",
     "TeacherCache",
@@ -107,6 +115,7 @@ __all__ = [
     "aspects",
     "bench",
     "build_cache",
+    "compare",
     "compress",
     "evaluate",
     "factorize",

@@ -13,6 +13,7 @@ from pathlib import Path
 from makd.errors import MakdError
 from makd.registry import unknown_name
 from makd.task_commands import expand, load_finetune, task_or_data
+from makd.terminal import plain_text
 from makd.terminal import print_metrics as _print_metrics
 from makd.terminal import print_table as _print
 from makd.terminal import progress_bars as _progress_bars
@@ -74,7 +75,7 @@ def _run(name: str, words: list[str]) -> int:
     try:
         settings = parser.instantiate(parser.parse_args(expand(name, words)))
     except jsonargparse.ArgumentError as error:
-        raise MakdError(f"{_plain_text(error)}\nSee `makd {name} --help`.") from error
+        raise MakdError(f"{plain_text(error)}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
     _set_up_logging()
     function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
@@ -288,6 +289,12 @@ def _load_bench() -> Callable[..., None]:
     return bench
 
 
+def _load_compare() -> Callable[..., None]:
+    from makd.compare_command import compare
+
+    return compare
+
+
 COMMANDS = {
     "inspect": Command(
         _load_inspect,
@@ -334,6 +341,12 @@ COMMANDS = {
         "makd bench runs/student --teacher MODEL",
         ("student",),
     ),
+    "compare": Command(
+        _load_compare,
+        "Methods side by side at an equal budget, over tasks and seeds.",
+        "makd compare examples/encoder/experiment.yaml --only task=mrpc,seed=1",
+        ("experiment",),
+    ),
     "demo": Command(
         _load_demo,
         "Compress a real model that a Python package carries, on this machine, without data.",
@@ -343,6 +356,7 @@ COMMANDS = {
 }
 
 _SWITCHES = {
+    "dry_run": "print the cells, and which are done; run nothing",
     "compile": "time torch.compiled forwards too",
     "fold": "save the student with those linears dense where factored is slower, to --output",
     "overwrite": "replace the output folder when all is done",
@@ -358,16 +372,6 @@ def _help() -> str:
         f"once.\n\n{rows}\n\n`makd COMMAND --help` shows its settings; a YAML file (--config) can hold all of them.\n"
         f"example: {COMMANDS['compress'].example}"
     )
-
-
-def _plain_text(error: BaseException) -> str:
-    """What a person needs of a parser's error: our own text, if one of ours is inside."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MakdError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
 
 
 def _set_up_logging() -> None:

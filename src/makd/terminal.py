@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from makd.errors import MakdError
+
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
@@ -55,3 +57,13 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
 
 def _print_seconds(metrics: dict[str, Any]) -> None:
     print("seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items()))
+
+
+def plain_text(error: BaseException) -> str:
+    """What a person needs of a parser's error: our own text, if one of ours is inside."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MakdError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)

@@ -5,7 +5,7 @@ A comparison then gives all of them the same trainer, data and steps, so that th
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -77,6 +77,7 @@ LEARNING_RATES = Span(1e-5, 1e-3)
 """Of every baseline: wide enough for copied weights, which want a small one, and for random ones."""
 
 
+@runtime_checkable
 class Baseline(Protocol):
     """A method with its hyper-parameters: a frozen dataclass, so that `dataclasses.replace` changes them."""
 

@@ -1,0 +1,79 @@
+"""The command `makd compare`: reads `experiment.yaml`, runs its cells or shows them, and writes its page."""
+
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from makd import comparison
+from makd.comparison import Experiment
+from makd.errors import MakdError, SettingError
+from makd.terminal import plain_text, progress_bars
+
+
+def compare(
+    experiment: str,
+    only: str | None = None,
+    limit: int | None = None,
+    table: str | None = None,
+    data: str | None = None,
+    output: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run the cells of an experiment that are not done yet, or write what is known as a page.
+
+    Args:
+        experiment: YAML file with the experiment.
+        only: cells to keep to, as task=mrpc,method=makd,seed=1,budget=keep_linears=0.5; a key twice allows both.
+        limit: at most so many cells are run now.
+        table: markdown file to write the results to, instead of running cells.
+        data: folder that the tasks' relative paths are in, instead of the experiment's or of MAKD_DATA.
+        output: folder of the results, instead of the experiment's.
+        dry_run: print the cells, and which are done; run nothing.
+    """
+    if limit is not None and limit < 1:
+        raise SettingError(f"--limit is at least 1 cell; got {limit}.")
+    loaded = load_experiment(experiment, data=data, output=output)
+    if table is not None:
+        if dry_run or only is not None or limit is not None:
+            raise SettingError(
+                "--table writes what is known and runs nothing: leave out --only, --limit and --dry_run."
+            )
+        print(f"written: {comparison.write_page(loaded, table, experiment)}")
+        return
+    chosen = comparison.select(comparison.all_cells(loaded), only)
+    done = comparison.done_lines(loaded, chosen)
+    if dry_run:
+        for cell in chosen:
+            print(f"{'done' if str(cell) in done else 'open'}  {cell}")
+        print(f"{len(done)} of {len(chosen)} cells are done, in {loaded.output}")
+        return
+    with progress_bars() as progress:
+        lines = comparison.compare(loaded, only=only, limit=limit, on_progress=progress)
+    for line in lines:
+        names = "  ".join(str(value) for value in line["cell"].values())
+        print(f"{names}  score {line['score']:.4f}  teacher {line['teacher']['score']:.4f}")
+    print(f"{len(lines)} of {len(chosen)} cells are done, in {loaded.output}; `--table FILE.md` writes them as a page")
+
+
+def load_experiment(path: str | Path, **changes: Any) -> Experiment:
+    """The experiment in a YAML file, with those of `changes` that are not None.
+
+    Raises:
+        SettingError: there is no such file, or it is not an experiment.
+    """
+    if not Path(path).is_file():
+        raise SettingError(f"{path} is no file. Give a YAML file such as examples/encoder/experiment.yaml.")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Experiment, nested_key=None)
+    try:
+        settings = parser.parse_path(str(path), defaults=True)
+        for name, value in changes.items():
+            if value is not None:
+                settings[name] = value
+        known = parser.instantiate(settings)
+        return Experiment(**{name: known[name] for name in Experiment.__dataclass_fields__})
+    except MakdError:
+        raise
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise SettingError(f"{path}: {plain_text(error)}") from error

@@ -1,0 +1,101 @@
+"""Station 10: the cells of a comparison, their order, and which of them are asked for."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+
+from makd.comparison.settings import Experiment, MethodConfig, budget_name, short_name
+from makd.errors import SettingError
+from makd.lowrank.budget import Budget
+from makd.registry import unknown_name
+from makd.report import plain
+from makd.tasks import TaskConfig
+
+KEYS = ("task", "method", "seed", "budget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of the comparison."""
+
+    task: TaskConfig
+    method: MethodConfig
+    seed: int
+    budget: Budget
+
+    @property
+    def names(self) -> dict[str, str | int]:
+        """What `--only` and a line of the results call it."""
+        return {
+            "task": short_name(self.task),
+            "method": self.method.name,
+            "seed": self.seed,
+            "budget": budget_name(self.budget),
+        }
+
+    def __str__(self) -> str:
+        return "  ".join(str(value) for value in self.names.values())
+
+
+def all_cells(experiment: Experiment) -> list[Cell]:
+    """Every cell: a whole table of one seed at the first budget, then the other seeds, then the other budgets."""
+    return [
+        Cell(task=task, method=method, seed=seed, budget=budget)
+        for budget in experiment.budgets
+        for seed in experiment.seeds
+        for task in experiment.tasks
+        for method in experiment.methods
+        if method.budgets is None or budget in method.budgets
+    ]
+
+
+def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
+    """Those cells that `only` names, such as `task=mrpc,method=makd,seed=1`; a key that is there twice allows both.
+
+    Raises:
+        UnknownNameError: a key or value that no cell has.
+        SettingError: a part is not key=value.
+    """
+    chosen = list(cells)
+    wanted: dict[str, set[str]] = {}
+    for part in [] if only is None else only.split(","):
+        key, equals, value = part.strip().partition("=")
+        if not equals:
+            raise SettingError(
+                f"--only is key=value, more of them after commas, with keys {', '.join(KEYS)}; got {part!r}."
+            )
+        if key not in KEYS:
+            raise unknown_name("key of --only", key, KEYS)
+        known = dict.fromkeys(str(cell.names[key]) for cell in chosen)
+        if value not in known:
+            raise unknown_name(f"{key} of this experiment", value, known)
+        wanted.setdefault(key, set()).add(value)
+    return [cell for cell in chosen if all(str(cell.names[key]) in values for key, values in wanted.items())]
+
+
+def teacher_hash(experiment: Experiment, task: TaskConfig, seed: int) -> str:
+    """Says whether a task's teacher is of these settings: of the base model, the task and the fine-tuning."""
+    recipe = replace(experiment.finetune, seed=seed, device="cpu")
+    return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "recipe": recipe})
+
+
+def cell_hash(experiment: Experiment, cell: Cell) -> str:
+    """Says whether a line of the results is of these settings: of all that its score may depend on but the machine."""
+    built = {name: value for name, value in asdict(cell.method.build()).items() if name != "search"}  # type: ignore[call-overload]
+    return _hash(
+        {
+            "teacher": teacher_hash(experiment, cell.task, cell.seed),
+            "method": [cell.method.kind, cell.method.settings, built],
+            "budget": cell.budget,
+            "training": experiment.training,
+            "calibration": experiment.calibration,
+            "search": [experiment.search, experiment.seeds[0], experiment.budgets[0]]
+            if experiment.search.trials
+            else None,
+        }
+    )
+
+
+def _hash(settings: object) -> str:
+    return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()[:16]

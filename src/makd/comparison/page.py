@@ -1,0 +1,211 @@
+"""Station 10: a comparison as a page of markdown, with a plot of quality against budget."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from makd.comparison.cells import all_cells
+from makd.comparison.plot import figure
+from makd.comparison.run import done_lines
+from makd.comparison.settings import OURS, Experiment, budget_name, short_name
+from makd.comparison.statistics import Mean, Scores, average, difference, mean, scores
+from makd.errors import OutputError
+from makd.report.tables import TASK_LABELS
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def write_page(experiment: Experiment, path: str | Path, name: str = "experiment.yaml") -> Path:
+    """Write what is known of `experiment` to `path`, and beside it, with two budgets or more, a plot as `.svg`.
+
+    Args:
+        experiment: its output folder has the results; cells that were not run are left open.
+        path: of the page; replaced.
+        name: of the experiment's file, for the command that the page tells.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: no cell was run with these settings, or the page cannot be written.
+    """
+    path, cells = Path(path), all_cells(experiment)
+    lines = list(done_lines(experiment, cells).values())
+    if not lines:
+        raise OutputError(
+            f"{experiment.output} has no cell with these settings yet. Run `makd compare {shlex.quote(name)}` first."
+        )
+    parts = [f"# {Path(name).stem}: {experiment.teacher}", _introduction(experiment, lines, len(cells), name)]
+    curves = _curves(experiment, lines)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if curves:
+            plot = path.with_suffix(".svg")
+            plot.write_text(figure(curves, "budget", "share of the teacher's average"), encoding="utf-8")
+            parts.append(f"![Quality against budget]({plot.name})")
+        for budget in experiment.budgets:
+            own = [line for line in lines if line["cell"]["budget"] == budget_name(budget)]
+            if own:
+                parts += [f"## {budget_name(budget)}", quality_table(experiment, own), cost_table(experiment, own)]
+        parts += ["## Settings of the methods", _settings_table(experiment, lines)]
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}. Name another file.") from error
+    return path
+
+
+def quality_table(experiment: Experiment, lines: Lines) -> str:
+    """Scores of one budget: a row for each method, for the teacher and for the majority class."""
+    tasks = [short_name(task) for task in experiment.tasks]
+    by_method = _by_method(experiment, lines)
+    teacher = scores(lines, lambda line: float(line["teacher"]["score"]))
+    majority = scores(lines, lambda line: line["majority"])
+    best = best_baseline(experiment, by_method, tasks)
+    head = ["", *tasks, "average", "of the teacher's", "difference to the best baseline"]
+    rows = [_row("*teacher*", teacher, tasks, teacher), _row("*majority class*", majority, tasks, teacher)]
+    rows = [[*row, ""] for row in rows]
+    for name, found in by_method.items():
+        told = "the best baseline" if name == best else _difference(found, by_method[best]) if best else ""
+        rows.append([*_row(f"`{name}`", found, tasks, teacher), told])
+    note = (
+        "100 x the task's score, mean ± standard error over seeds. The average is over tasks, of seeds that have all. "
+        "Differences are paired over task and seed, in 100 x the score and in standard errors (SE), with p of a "
+        "two-sided t-test."
+    )
+    return f"{_markdown(head, rows)}\n\n{note}"
+
+
+def cost_table(experiment: Experiment, lines: Lines) -> str:
+    """What each method cost at one budget: means over its cells."""
+    rows = []
+    for method in experiment.methods:
+        own = [line for line in lines if line["cell"]["method"] == method.name]
+        if own:
+            rows.append([f"`{method.name}`", *_costs(own)])
+    if lines[0]["latency_ms"]:
+        sides = [f"{_mean(lines, 'latency_ms', batch, 'teacher'):.1f}" for batch in ("batch1", "batch16")]
+    else:
+        sides = ["", ""]
+    total = f"{_mean(lines, 'params', 'teacher', 'total'):,.0f}"
+    linears = f"{_mean(lines, 'params', 'teacher', 'linears'):,.0f}"
+    rows.insert(0, ["*teacher*", total, linears, "", "", "", *sides])
+    head = ["", "parameters", "of the linears", "steps", "tokens", "seconds", "ms, batch 1", "ms, batch 16"]
+    return _markdown(head, rows)
+
+
+def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:
+    """Name of the row with the highest average of those that are no methods of ours; None if none has all tasks."""
+    others = [method.name for method in experiment.methods if method.kind not in OURS]
+    averages = {name: average(by_method[name], tasks) for name in others if name in by_method}
+    known = {name: found.value for name, found in averages.items() if found is not None}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def _by_method(experiment: Experiment, lines: Lines) -> dict[str, Scores]:
+    found: dict[str, Scores] = {}
+    for method in experiment.methods:
+        own = scores((line for line in lines if line["cell"]["method"] == method.name), lambda line: line["score"])
+        if own:
+            found[method.name] = own
+    return found
+
+
+def _row(name: str, found: Scores, tasks: Sequence[str], teacher: Scores) -> list[str]:
+    cells = [_text(mean(value for (task, _), value in found.items() if task == wanted)) for wanted in tasks]
+    share = _share(found, teacher, tasks)
+    return [name, *cells, _text(average(found, tasks)), "" if share is None else f"{100 * share:.1f} %"]
+
+
+def _share(found: Scores, teacher: Scores, tasks: Sequence[str]) -> float | None:
+    """Share of the teacher's average, over the seeds of `found`."""
+    own, theirs = average(found, tasks), average({key: teacher[key] for key in found}, tasks)
+    return None if own is None or theirs is None or theirs.value <= 0 else own.value / theirs.value
+
+
+def _text(found: Mean | None) -> str:
+    if found is None:
+        return ""
+    error = "" if found.error is None else f" ± {100 * found.error:.2f}"
+    return f"{100 * found.value:.2f}{error}"
+
+
+def _difference(ours: Scores, theirs: Scores) -> str:
+    found = difference(ours, theirs)
+    if found is None:
+        return ""
+    text = f"{100 * found.mean:+.2f}"
+    if found.errors is None or found.probability is None:
+        return f"{text} (n {found.count})"
+    return f"{text} = {found.errors:+.1f} SE (p {found.probability:.2g}, n {found.count})"
+
+
+def _costs(lines: Lines) -> list[str]:
+    timed = [f"{_mean(lines, 'latency_ms', batch, 'student'):.1f}" for batch in ("batch1", "batch16")]
+    return [
+        f"{_mean(lines, 'params', 'student', 'total'):,.0f}",
+        f"{_mean(lines, 'params', 'student', 'linears'):,.0f}",
+        f"{_mean(lines, 'steps'):,.0f}",
+        f"{_mean(lines, 'tokens'):,.0f}",
+        f"{_mean(lines, 'seconds', 'total'):,.0f}",
+        *(timed if lines[0]["latency_ms"] else ["", ""]),
+    ]
+
+
+def _mean(lines: Lines, *keys: str) -> float:
+    """Mean of what stands at `keys` in the lines; 0 where it is not there."""
+    found = []
+    for line in lines:
+        value: Any = line
+        for key in keys:
+            value = value.get(key, 0) if isinstance(value, Mapping) else 0
+        found.append(float(value))
+    return sum(found) / len(found)
+
+
+def _introduction(experiment: Experiment, lines: Lines, total: int, name: str) -> str:
+    labels = {
+        short_name(task): " and ".join(TASK_LABELS.get(metric, metric) for metric in task.measured)
+        for task in experiment.tasks
+    }
+    told = "; ".join(f"{task}: {metrics}" for task, metrics in labels.items())
+    machine = lines[-1]["environment"]
+    return (
+        f"{len(lines)} of {total} cells. Score of a task is the mean of its metrics ({told}).\n"
+        f"Seeds {', '.join(map(str, experiment.seeds))}; every method has the same teacher, rows, batches and steps.\n"
+        f"{machine['device_name']}, {machine['threads']} threads, torch {machine['versions']['torch']}, "
+        f"transformers {machine['versions']['transformers']}, makd {machine['versions']['makd']}.\n\n"
+        f"```text\nmakd compare {shlex.quote(name)}\n```"
+    )
+
+
+def _curves(experiment: Experiment, lines: Lines) -> dict[str, list[tuple[str, float]]]:
+    """Method -> (budget, share of the teacher's average); empty with fewer than two budgets."""
+    tasks = [short_name(task) for task in experiment.tasks]
+    found: dict[str, list[tuple[str, float]]] = {}
+    for budget in map(budget_name, experiment.budgets):
+        own = [line for line in lines if line["cell"]["budget"] == budget]
+        teacher = scores(own, lambda line: float(line["teacher"]["score"]))
+        for name, values in _by_method(experiment, own).items():
+            share = _share(values, teacher, tasks)
+            if share is not None:
+                found.setdefault(name, []).append((budget, share))
+    return found if len({budget for line in found.values() for budget, _ in line}) > 1 else {}
+
+
+def _settings_table(experiment: Experiment, lines: Lines) -> str:
+    """Hyper-parameters as they were used; those of tasks and budgets that differ stand beside each other."""
+    rows = []
+    for method in experiment.methods:
+        own = [line for line in lines if line["cell"]["method"] == method.name]
+        told = {
+            key: ", ".join(dict.fromkeys(str(line["settings"][key]) for line in own)) for key in own[0]["settings"]
+        } if own else {}  # fmt: skip
+        if told:
+            rows.append([f"`{method.name}`", "; ".join(f"{key} {value}" for key, value in told.items())])
+    return _markdown(["", "settings"], rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

@@ -1,0 +1,124 @@
+"""Station 10: the comparison: one cell after the other, a line for each, and on from where it was stopped."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from makd.anatomy import resolve
+from makd.comparison.cells import Cell, all_cells, cell_hash, select
+from makd.comparison.ground import Ground, prepare_ground
+from makd.comparison.results import append_line, read_lines
+from makd.comparison.search import Found, find_settings
+from makd.comparison.settings import Experiment, MethodConfig
+from makd.comparison.teach import teach
+from makd.evaluation import fingerprint, latency, parameter_counts
+from makd.lowrank.budget import Budget
+from makd.pipeline import Progress
+from makd.report import describe_environment
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.jsonl"
+"""In the output folder: a line for each cell."""
+
+
+def compare(
+    experiment: Experiment,
+    *,
+    only: str | None = None,
+    limit: int | None = None,
+    on_progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Run those cells of `experiment` that are not in its output folder yet.
+
+    Args:
+        experiment: what is compared.
+        only: cells to keep to, such as `task=mrpc,method=makd,seed=1`.
+        limit: at most so many cells are run now.
+        on_progress: called as the work goes on, for progress bars.
+
+    Returns:
+        The lines of the cells that `only` names, those that were there before included.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed. Lines that were written stay.
+    """
+    progress = on_progress or (lambda what, done, of: None)
+    chosen = select(all_cells(experiment), only)
+    lines = done_lines(experiment, chosen)
+    grounds = _Grounds(experiment, progress)
+    waiting = [cell for cell in chosen if str(cell) not in lines][:limit]
+    for number, cell in enumerate(waiting, start=1):
+        logger.info("cell %d/%d: %s", number, len(waiting), cell)
+        lines[str(cell)] = _run(experiment, cell, grounds, progress)
+        append_line(Path(experiment.output) / RESULTS_FILE, lines[str(cell)])
+        logger.info("%s: score %.4f in %.0f s", cell, lines[str(cell)]["score"], lines[str(cell)]["seconds"]["total"])
+    return [lines[str(cell)] for cell in chosen if str(cell) in lines]
+
+
+def done_lines(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """The lines of those `cells` that were run with the experiment's present settings, by the cells' text."""
+    hashes = {cell_hash(experiment, cell): cell for cell in cells}
+    found = {}
+    for line in read_lines(Path(experiment.output) / RESULTS_FILE):
+        cell = hashes.get(line["hash"])
+        if cell is not None and line["cell"] == cell.names:
+            found[str(cell)] = line
+    return found
+
+
+class _Grounds:
+    """The ground of the last task and seed: the cells of one follow each other, and two teachers would take room."""
+
+    def __init__(self, experiment: Experiment, progress: Progress) -> None:
+        self.experiment, self.progress = experiment, progress
+        self._last: tuple[tuple[str, int], Ground] | None = None
+
+    def of(self, cell: Cell) -> Ground:
+        """The ground of a cell."""
+        key = cell.task.name, cell.seed
+        if self._last is None or self._last[0] != key:
+            self._last = key, prepare_ground(self.experiment, cell.task, cell.seed, self.progress)
+        return self._last[1]
+
+
+def first_budget(experiment: Experiment, method: MethodConfig) -> Budget:
+    """The first budget that a method is compared at: where its settings are searched."""
+    return next(budget for budget in experiment.budgets if method.budgets is None or budget in method.budgets)
+
+
+def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progress) -> dict[str, Any]:
+    found: Found = {}
+    if experiment.search.trials:
+        first = replace(cell, seed=experiment.seeds[0], budget=first_budget(experiment, cell.method))
+        found = find_settings(experiment, first, grounds.of(first), progress)
+    ground = grounds.of(cell)
+    start = time.perf_counter()
+    method: Any = cell.method.build(**found)
+    taught = teach(ground, method, cell.budget, experiment.training, cell.seed, progress)
+    pair = {"teacher": ground.teacher, "student": taught.student}
+    counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
+    total = time.perf_counter() - start
+    timed: dict[str, dict[str, float]] = {}
+    if experiment.latency:
+        for batch, repeats in ((1, 15), (16, 5)):
+            timed[f"batch{batch}"] = latency(pair, batch, experiment.latency_tokens, repeats)
+    return {
+        "cell": cell.names,
+        "score": taught.scores["score"],
+        "metrics": taught.scores,
+        "teacher": ground.teacher_scores,
+        "majority": ground.majority,
+        "params": counts,
+        "steps": taught.steps,
+        "tokens": taught.tokens,
+        "seconds": {**taught.seconds, "total": total},
+        "latency_ms": timed,
+        "settings": {item.name: getattr(method, item.name) for item in fields(method) if item.name != "search"},
+        "fingerprint": fingerprint(taught.student),
+        "hash": cell_hash(experiment, cell),
+        "environment": describe_environment(ground.teacher.device, cell.seed),
+    }

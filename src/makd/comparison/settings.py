@@ -1,0 +1,151 @@
+"""Station 10: what is compared: one frozen dataclass, the same object in Python and in `experiment.yaml`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from makd.baselines import BASELINES, Baseline
+from makd.config import CalibrationConfig, FinetuneRecipe, find_device
+from makd.distill import TrainingConfig
+from makd.errors import SettingError
+from makd.lowrank.budget import Budget
+from makd.registry import unknown_name
+from makd.tasks import TaskConfig
+
+OURS = ("makd", "makd_paper")
+"""Names in `BASELINES` that are no baselines: what is compared with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """A row of the comparison: a method, with whatever differs from its own hyper-parameters."""
+
+    name: str
+    """Name of the row; and of the method in `makd.baselines.BASELINES`, unless `method` is given."""
+    method: str | None = None
+    """One of `BASELINES`, where one method has several rows. None: `name`."""
+    settings: dict[str, float | int | str | bool | None] = field(default_factory=dict)
+    """Hyper-parameters, `learning_rate` among them; what is not here is the method's own."""
+    budgets: tuple[Budget, ...] | None = None
+    """Those of the experiment's budgets that it is compared at; None: all of them."""
+
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set(",="):
+            raise SettingError(f"methods[].name is a word without , and =; got {self.name!r}.")
+        if self.budgets == ():
+            raise SettingError(f"methods[].budgets is at least one, or null for all; {self.name} has an empty list.")
+        known = [item.name for item in dataclasses.fields(self._own) if item.name != "search"]  # type: ignore[arg-type]
+        for name in self.settings:
+            if name not in known:
+                raise unknown_name(f"setting of the method {self.kind}", name, known)
+
+    @property
+    def kind(self) -> str:
+        """The method's name in `BASELINES`."""
+        return self.method or self.name
+
+    @property
+    def _own(self) -> Baseline:
+        return BASELINES[self.kind]
+
+    def build(self, **found: float | int | str | bool | None) -> Baseline:
+        """The method with its settings; `found` are those of a search, which count where `settings` has none."""
+        made: Any = self._own
+        built: Baseline = dataclasses.replace(made, **{**found, **self.settings})
+        return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A random search of every method's hyper-parameters, the same for all, on training rows alone."""
+
+    trials: int = 0
+    """Settings that are tried for each task and method; the first are the method's own. 0 searches nothing."""
+    held_out: float = 0.2
+    """Share of the training rows that a trial is scored on and not taught, in (0, 1)."""
+    steps: int | None = None
+    """Optimizer steps of a trial; None takes as many as a cell has."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 0:
+            raise SettingError(f"search.trials is at least 0; got {self.trials}.")
+        if not 0 < self.held_out < 1:
+            raise SettingError(f"search.held_out is a share of the training rows, in (0, 1); got {self.held_out}.")
+        if self.steps is not None and self.steps < 1:
+            raise SettingError(f"search.steps is at least 1, or null; got {self.steps}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Which methods are compared, on which tasks, at which budgets, with which seeds; and what all of them share."""
+
+    teacher: str
+    """Base model that is fine-tuned once for each task and seed: a hub id, a folder, or `package:module/path`."""
+    tasks: tuple[TaskConfig, ...]
+    """Cheapest first: cells are run in the order of the lists."""
+    methods: tuple[MethodConfig, ...]
+    budgets: tuple[Budget, ...]
+    """The decisive one first."""
+    output: str
+    """Folder for results, teachers and searches. An experiment that was stopped goes on there."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of the teacher, the order of the rows and whatever a method draws."""
+    data: str | None = None
+    """Folder that the tasks' relative paths are looked for in. None: the environment's `MAKD_DATA`, if it is set."""
+    tokenizer: str | None = None
+    """Where the tokenizer is, if not with the teacher."""
+    finetune: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    """How the task teachers are made; its `seed` and `device` are those of the experiment."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How every student learns: steps or epochs, batches, schedule. The learning rate is each method's own."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    latency: bool = True
+    """Whether forwards of teacher and student are timed, at batch 1 and 16."""
+    latency_tokens: int = 128
+    """Tokens of a row in the timed forwards."""
+    device: str = "auto"
+    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
+
+    def __post_init__(self) -> None:
+        self._check_lists()
+        if min(self.seeds) < 0:
+            raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
+        if self.training.steps == 0:
+            raise SettingError("training.steps of an experiment is at least 1, or null to train for `epochs`; got 0.")
+        if self.latency_tokens < 1:
+            raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
+        if self.device != "auto":
+            find_device(self.device)
+
+    def _check_lists(self) -> None:
+        for name in ("tasks", "methods", "budgets", "seeds"):
+            if not getattr(self, name):
+                raise SettingError(f"{name} of an experiment is a list of at least one; got an empty one.")
+        names: dict[str, list[object]] = {
+            "tasks": [short_name(task) for task in self.tasks],
+            "methods": [method.name for method in self.methods],
+            "budgets": [budget_name(budget) for budget in self.budgets],
+            "seeds": list(self.seeds),
+        }
+        for name, values in names.items():
+            twice = sorted({str(value) for value in values if values.count(value) > 1})
+            if twice:
+                raise SettingError(
+                    f"{name} of an experiment differ from each other; {', '.join(twice)} is there twice."
+                )
+        for method in self.methods:
+            for budget in method.budgets or ():
+                if budget not in self.budgets:
+                    raise unknown_name(f"budget of {method.name}", budget_name(budget), names["budgets"])
+
+
+def short_name(task: TaskConfig) -> str:
+    """What a cell calls a task: the last part of its name."""
+    return task.name.rpartition("/")[2]
+
+
+def budget_name(budget: Budget) -> str:
+    """What a cell calls a budget, such as `keep_linears=0.5`."""
+    values = {item.name: getattr(budget, item.name) for item in dataclasses.fields(budget)}
+    return ",".join(f"{name}={value}" for name, value in values.items() if value is not None)

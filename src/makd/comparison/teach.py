@@ -1,0 +1,91 @@
+"""Station 10: one method on one ground: a student within the budget, taught as all others are, and measured."""
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+
+from makd.baselines import Baseline
+from makd.comparison.ground import Ground
+from makd.data import collator, row_lengths, token_batches
+from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, choose_trainable_, train
+from makd.lowrank.budget import Budget
+from makd.pipeline import Progress
+from makd.tasks import Task
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A student, and what teaching it took."""
+
+    student: PreTrainedModel
+    scores: dict[str, float]
+    steps: int
+    tokens: int
+    """Real tokens that were read in training."""
+    seconds: dict[str, float]
+    """`prepare`, `train`, `evaluate`."""
+
+
+def teach(
+    ground: Ground,
+    method: Baseline,
+    budget: Budget,
+    training: TrainingConfig,
+    seed: int,
+    progress: Progress,
+    measured: Task | None = None,
+) -> Taught:
+    """Make a student and teach it on the training rows of `ground`.
+
+    Args:
+        ground: teacher and rows.
+        method: with its hyper-parameters.
+        budget: what the student may have.
+        training: steps, batches and schedule; its learning rate is the method's.
+        seed: of everything random.
+        progress: told of every step.
+        measured: rows to teach and measure on instead of the task's own: a search's.
+    """
+    task, seconds = measured or ground.task, {}
+    set_seed(seed)
+    start = time.perf_counter()
+    made = method.prepare(ground.teacher, budget, ground.calibration, seed)
+    seconds["prepare"] = time.perf_counter() - start
+    total, tokens = count_steps(task, training), 0
+    start = time.perf_counter()
+    for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
+        settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
+        choose_trainable_(made.student, settings.trainable)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = DistillTrainer(
+                made.student,
+                ground.teacher,
+                stage.plan,
+                settings.student_dropout,
+                tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
+                args=settings.to_arguments(Path(folder), seed + 1000 * number, ground.teacher.device.type == "cpu"),
+                train_dataset=task.distillation,
+                data_collator=collator(task.tokenizer, ground.teacher),
+                callbacks=[ReportSteps(progress)],
+            )
+            trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
+            tokens += train(trainer, Path(folder), False)
+        made.student.requires_grad_(True).eval()
+    seconds["train"] = time.perf_counter() - start
+    start = time.perf_counter()
+    scores = task.evaluate(made.student)
+    seconds["evaluate"] = time.perf_counter() - start
+    return Taught(made.student, scores, total, tokens, seconds)
+
+
+def count_steps(task: Task, training: TrainingConfig) -> int:
+    """Optimizer steps of a cell, the same for every method: `training.steps`, or those of its epochs."""
+    if training.steps is not None:
+        return training.steps
+    lengths = row_lengths(task.distillation)
+    batches = len(token_batches(lengths, training.find_tokens(lengths)))
+    return max(1, math.ceil(training.epochs * batches / training.accumulate))

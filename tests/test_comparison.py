@@ -1,0 +1,376 @@
+"""Methods side by side: the same cell gives the same number, a killed run goes on, and the page says what was found."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+import makd
+from makd import comparison
+from makd.cli import main
+from makd.comparison import run as running
+from makd.comparison.cells import all_cells, cell_hash, select
+from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
+from makd.comparison.page import best_baseline
+from makd.comparison.plot import figure
+from makd.comparison.results import append_line, read_lines
+from makd.comparison.search import draw, split_training
+from makd.comparison.statistics import average, difference, mean
+from makd.errors import DataError, OutputError, SettingError, UnknownNameError
+from tests.tasks.test_tasks import PAIRS, write
+
+SIMILAR = [{**row, "label": float(place % 5)} for place, row in enumerate(PAIRS)]
+TRAINING = makd.TrainingConfig(steps=2, batch_size=4)
+
+
+def quiet(what, done, of):
+    """No bars."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write(folder / "mrpc", train=PAIRS, validation=PAIRS[:6])
+    write(folder / "stsb", train=SIMILAR, validation=SIMILAR[:6])
+    return folder
+
+
+def make(data, encoder_folder, output, **settings):
+    return makd.Experiment(
+        **{
+            "teacher": str(encoder_folder),
+            "tasks": tuple(makd.TaskConfig(name=f"glue/{name}", path=name, max_length=32) for name in ("mrpc", "stsb")),
+            "methods": (makd.MethodConfig(name="low_rank_svd"), makd.MethodConfig(name="makd_paper")),
+            "budgets": (makd.Budget(keep_linears=0.6),),
+            "seeds": (1, 2),
+            "training": TRAINING,
+            "finetune": makd.FinetuneRecipe(training=TRAINING),
+            "calibration": makd.CalibrationConfig(rows=8),
+            "data": str(data),
+            "latency": False,
+            "device": "cpu",
+            "output": str(output),
+            **settings,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def done(data, encoder_folder, tmp_path_factory):
+    """Two tasks, two methods and two seeds, all run."""
+    experiment = make(data, encoder_folder, tmp_path_factory.mktemp("runs") / "whole")
+    return experiment, makd.compare(experiment)
+
+
+class TestRuns:
+    def test_a_line_has_all_that_the_page_and_another_person_need(self, done):
+        experiment, lines = done
+        assert len(lines) == len(all_cells(experiment)) == 8
+        for line in lines:
+            assert line["metrics"]["score"] == line["score"]
+            assert line["params"]["student"]["linears"] <= 0.6 * line["params"]["teacher"]["linears"]
+            assert line["steps"] == 2
+            assert line["tokens"] > 0
+            assert {"prepare", "train", "evaluate", "total"} == line["seconds"].keys()
+            assert line["environment"]["versions"]["makd"]
+        assert lines == read_lines(Path(experiment.output) / running.RESULTS_FILE)
+
+    def test_the_methods_see_the_same_tokens_and_teacher(self, done):
+        _, lines = done
+        by_ground = {}
+        for line in lines:
+            key = line["cell"]["task"], line["cell"]["seed"]
+            by_ground.setdefault(key, set()).add((line["tokens"], line["teacher"]["score"]))
+        assert len(by_ground) == 4
+        assert all(len(found) == 1 for found in by_ground.values())
+
+    def test_one_cell_alone_gives_the_same_number_elsewhere(self, done, data, encoder_folder, tmp_path):
+        _, lines = done
+        alone = make(data, encoder_folder, tmp_path / "alone")
+        (line,) = makd.compare(alone, only="task=stsb,method=makd_paper,seed=2")
+        same = next(other for other in lines if other["cell"] == line["cell"])
+        assert line["fingerprint"] == same["fingerprint"]
+        assert line["metrics"] == same["metrics"]
+
+    def test_a_killed_run_goes_on_with_what_is_missing(self, done, data, encoder_folder, tmp_path, monkeypatch):
+        _, lines = done
+        experiment, teach, calls = make(data, encoder_folder, tmp_path / "killed", seeds=(1,)), running.teach, []
+
+        def stop_at_the_third(*arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return teach(*arguments)
+
+        monkeypatch.setattr(running, "teach", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            makd.compare(experiment)
+        results = tmp_path / "killed" / running.RESULTS_FILE
+        assert len(read_lines(results)) == 2
+        with results.open("a") as file:
+            file.write('{"cell": {"task": "cut o')  # killed while it wrote
+        again = makd.compare(experiment)
+        assert len(calls) == 5
+        assert [line["fingerprint"] for line in again] == [line["fingerprint"] for line in lines[:4]]
+        assert len(read_lines(results)) == 4
+
+    def test_nothing_is_run_twice_and_a_teacher_is_made_once(self, done, monkeypatch):
+        experiment, lines = done
+        monkeypatch.setattr(running, "prepare_ground", None)
+        assert makd.compare(experiment) == lines
+        assert len(list((Path(experiment.output) / "teachers").iterdir())) == 4
+
+    def test_other_settings_are_other_cells_and_other_teachers(self, done):
+        experiment, _ = done
+        cell, task = all_cells(experiment)[0], experiment.tasks[0]
+        longer = replace(experiment, training=makd.TrainingConfig(steps=3))
+        assert cell_hash(longer, cell) != cell_hash(experiment, cell)
+        assert teacher_folder(longer, task, 1) == teacher_folder(experiment, task, 1)
+        other = replace(experiment, finetune=makd.FinetuneRecipe())
+        assert teacher_folder(other, task, 1) != teacher_folder(experiment, task, 1)
+        assert not comparison.done_lines(longer, all_cells(longer))
+
+    def test_limit_runs_so_many_cells(self, data, encoder_folder, tmp_path):
+        experiment = make(data, encoder_folder, tmp_path / "some")
+        assert len(makd.compare(experiment, limit=1)) == 1
+
+
+class TestSelection:
+    def test_only_names_cells(self, done):
+        cells = all_cells(done[0])
+        assert [cell.names["seed"] for cell in select(cells, "task=mrpc,method=low_rank_svd")] == [1, 2]
+        assert len(select(cells, "task=mrpc,task=stsb,seed=1")) == 4
+        assert len(select(cells, "budget=keep_linears=0.6")) == 8
+
+    @pytest.mark.parametrize(
+        ("only", "told"),
+        [
+            ("tusk=mrpc", "task, method, seed, budget"),
+            ("task=cola", "mrpc, stsb"),
+            ("method=makd", "low_rank_svd, makd_paper"),
+            ("seed=7", "1, 2"),
+            ("mrpc", "key=value"),
+        ],
+    )
+    def test_what_is_not_there_is_told_with_what_is(self, done, only, told):
+        with pytest.raises(makd.MakdError, match=told):
+            select(all_cells(done[0]), only)
+
+
+class TestSettings:
+    def test_unknown_names_offer_the_known_ones(self):
+        with pytest.raises(UnknownNameError, match="low_rank_svd"):
+            makd.MethodConfig(name="low_rank_svg")
+        with pytest.raises(UnknownNameError, match="learning_rate"):
+            makd.MethodConfig(name="makd", settings={"lerning_rate": 1e-3})
+        with pytest.raises(SettingError, match="without , and ="):
+            makd.MethodConfig(name="a=b", method="makd")
+
+    def test_a_method_has_several_rows_under_other_names(self):
+        row = makd.MethodConfig(name="fast", method="makd", settings={"preset": "fast", "learning_rate": 2e-4})
+        assert row.build().preset == "fast"
+        assert row.build(learning_rate=1.0, layer_weight=3.0).learning_rate == 2e-4
+        assert row.build(layer_weight=3.0).layer_weight == 3.0
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"seeds": ()}, "at least one"),
+            ({"seeds": (1, 1)}, "1 is there twice"),
+            ({"seeds": (-1,)}, "at least 0"),
+            ({"methods": (makd.MethodConfig(name="makd"),) * 2}, "makd is there twice"),
+            ({"training": makd.TrainingConfig(steps=0)}, "training.steps"),
+            ({"latency_tokens": 0}, "latency_tokens"),
+            ({"methods": (makd.MethodConfig(name="makd", budgets=(makd.Budget(keep=0.1),)),)}, "keep_linears=0.6"),
+        ],
+    )
+    def test_what_makes_no_grid_is_refused(self, changes, told, data, encoder_folder, tmp_path):
+        with pytest.raises(makd.MakdError, match=told):
+            make(data, encoder_folder, tmp_path, **changes)
+
+    def test_a_method_may_have_some_of_the_budgets(self, data, encoder_folder, tmp_path):
+        small, large = makd.Budget(keep_linears=0.3), makd.Budget(keep_linears=0.6)
+        methods = (makd.MethodConfig(name="makd"), makd.MethodConfig(name="pkd", budgets=(large,)))
+        cells = all_cells(make(data, encoder_folder, tmp_path, budgets=(small, large), methods=methods, seeds=(1,)))
+        assert [(cell.method.name, cell.budget) for cell in cells if cell.task.name == "glue/mrpc"] == [
+            ("makd", small), ("makd", large), ("pkd", large)
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("wrong", [{"trials": -1}, {"held_out": 1.0}, {"steps": 0}])
+    def test_what_makes_no_search_is_refused(self, wrong):
+        with pytest.raises(SettingError, match="search"):
+            makd.SearchConfig(**wrong)
+
+    def test_relative_paths_are_looked_for_in_the_data_folder(self, data, monkeypatch):
+        task = makd.TaskConfig(name="glue/mrpc", path="mrpc")
+        assert place_data(task, str(data)).path == str(data / "mrpc")
+        monkeypatch.setenv("MAKD_DATA", str(data))
+        assert place_data(task, None).path == str(data / "mrpc")
+        hub = replace(task, path="nyu-mll/glue")
+        assert place_data(hub, str(data)) == hub
+        with pytest.raises(DataError, match="is no folder"):
+            place_data(task, str(data / "nowhere"))
+
+
+class TestSearch:
+    def test_trials_are_of_training_rows_kept_and_used(self, data, encoder_folder, tmp_path):
+        search = makd.SearchConfig(trials=2, steps=1)
+        experiment = make(data, encoder_folder, tmp_path / "searched", search=search, seeds=(1,))
+        (line,) = makd.compare(experiment, only="task=mrpc,method=makd_paper")
+        trials = read_lines(tmp_path / "searched" / "search.jsonl")
+        assert [trial["trial"] for trial in trials] == [0, 1]
+        assert trials[0]["settings"] == {}
+        best = max(trials, key=lambda trial: trial["score"])
+        assert best["settings"].items() <= line["settings"].items()
+        ground = prepare_ground(experiment, experiment.tasks[0], 1, quiet)
+        measured = split_training(ground.task, 0.25, 1)
+        assert (len(measured.train), len(measured.held_out)) == (9, 3)
+
+    def test_draws_are_within_the_space_the_same_again_and_leave_what_is_fixed(self, done):
+        cell = next(cell for cell in all_cells(done[0]) if cell.method.name == "makd_paper")
+        drawn = [draw(cell, trial) for trial in range(1, 6)]
+        assert drawn == [draw(cell, trial) for trial in range(1, 6)]
+        assert all(1e-5 <= found["learning_rate"] <= 1e-3 for found in drawn)
+        assert len({found["learning_rate"] for found in drawn}) == 5
+        fixed = replace(cell, method=makd.MethodConfig(name="makd_paper", settings={"learning_rate": 3e-4}))
+        assert draw(fixed, 1) == {name: value for name, value in drawn[0].items() if name != "learning_rate"}
+
+
+class TestPage:
+    def test_the_page_has_every_method_the_teacher_the_majority_and_what_was_paid(self, done, tmp_path):
+        experiment, lines = done
+        page = comparison.write_page(experiment, tmp_path / "page.md").read_text()
+        assert "8 of 8 cells" in page
+        own = [line["score"] for line in lines if line["cell"]["method"] == "low_rank_svd"]
+        assert f"| `low_rank_svd` | {100 * (own[0] + own[2]) / 2:.2f} ± " in page  # mrpc of both seeds
+        assert "the best baseline" in page
+        row = next(line for line in page.splitlines() if line.startswith("| `makd_paper`"))
+        assert "n 4)" in row
+        assert "| *teacher* |" in page
+        assert f"| {lines[0]['params']['student']['linears']:,} |" in page
+        assert "learning_rate 0.0001" in page
+
+    def test_a_page_of_nothing_says_what_to_run(self, data, encoder_folder, tmp_path):
+        with pytest.raises(OutputError, match="makd compare"):
+            comparison.write_page(make(data, encoder_folder, tmp_path / "none"), tmp_path / "page.md")
+
+    def test_budgets_make_a_plot(self, done, tmp_path):
+        experiment, lines = done
+        two = replace(experiment, output=str(tmp_path), budgets=(*experiment.budgets, makd.Budget(keep_linears=0.8)))
+        for cell in all_cells(two):
+            copied = {**lines[0], "cell": cell.names, "hash": cell_hash(two, cell), "score": 0.5}
+            copied["teacher"] = {"score": 0.5 + 0.1 * cell.budget.keep_linears}
+            append_line(tmp_path / running.RESULTS_FILE, copied)
+        page = comparison.write_page(two, tmp_path / "page.md").read_text()
+        assert "page.svg" in page
+        plot = ElementTree.parse(tmp_path / "page.svg").getroot()
+        texts = {element.text for element in plot.iter() if element.tag.endswith("text")}
+        assert {"low_rank_svd", "makd_paper", "keep_linears=0.6", "keep_linears=0.8"} <= texts
+
+    def test_a_flat_line_can_be_drawn(self):
+        ElementTree.fromstring(figure({"a": [("x", 0.5), ("y", 0.5)]}, "budget", "quality"))
+
+    def test_our_own_methods_are_no_baselines(self, done):
+        assert best_baseline(done[0], {"makd_paper": {("mrpc", 1): 1.0}}, ["mrpc"]) is None
+
+    def test_the_majority_class_is_that_of_the_training_rows(self, done):
+        experiment, lines = done
+        ground = prepare_ground(experiment, experiment.tasks[0], 1, quiet)
+        rows = ground.task.train
+        assert majority_score(ground.task) == lines[0]["majority"]
+        one = replace(ground.task, train=rows.select([i for i, label in enumerate(rows["label"]) if int(label) == 1]))
+        assert majority_score(one) == pytest.approx((0.5 + 2 / 3) / 2)
+
+
+class TestStatistics:
+    def test_means_and_errors_are_those_of_textbooks(self):
+        found = mean([1.0, 2.0, 3.0])
+        assert (found.value, found.count) == (2.0, 3)
+        assert found.error == pytest.approx(1 / 3**0.5)
+        assert mean([1.0]).error is None
+        assert mean([]) is None
+
+    def test_the_average_is_of_seeds_that_have_every_task(self):
+        found = {("a", 1): 0.2, ("b", 1): 0.4, ("a", 2): 0.9}
+        assert average(found, ["a", "b"]).value == pytest.approx(0.3)
+        assert average({("a", 1): 0.2}, ["a", "b"]) is None
+
+    def test_differences_are_paired(self):
+        ours = {("a", 1): 0.5, ("a", 2): 0.9, ("b", 1): 0.4, ("c", 9): 1.0}
+        found = difference(ours, {("a", 1): 0.4, ("a", 2): 0.7, ("b", 1): 0.1})
+        assert found.count == 3
+        assert found.mean == pytest.approx(0.2)
+        assert found.errors == pytest.approx(0.2 / (0.1 / 3**0.5))
+        assert found.probability == pytest.approx(0.0742, abs=1e-3)
+        assert difference(ours, {key: value - 0.1 for key, value in ours.items()}).errors is None
+        assert difference(ours, {}) is None
+
+
+class TestCommand:
+    @pytest.fixture
+    def file(self, done, tmp_path):
+        from makd.report import plain
+
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(plain(done[0])))
+        return str(path)
+
+    def test_the_file_is_the_object(self, done, file):
+        from makd.compare_command import load_experiment
+
+        assert load_experiment(file) == done[0]
+        assert load_experiment(file, output="elsewhere").output == "elsewhere"
+
+    def test_what_is_done_is_shown_without_a_run(self, file, capsys):
+        assert main(["compare", file, "--only", "task=mrpc,seed=1", "--dry_run"]) == 0
+        out = capsys.readouterr().out
+        assert out.count("done  mrpc") == 2
+        assert "2 of 2 cells are done" in out
+
+    def test_cells_that_are_there_are_printed(self, file, capsys):
+        assert main(["compare", file]) == 0
+        assert "8 of 8 cells are done" in capsys.readouterr().out
+
+    def test_the_page_is_written(self, file, capsys, tmp_path):
+        assert main(["compare", file, "--table", str(tmp_path / "page.md")]) == 0
+        assert "standard error" in (tmp_path / "page.md").read_text()
+        assert "page.md" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["--only", "method=makd"], "Known: low_rank_svd, makd_paper"),
+            (["--limit", "0"], "at least 1"),
+            (["--table", "x.md", "--limit", "1"], "leave out"),
+        ],
+    )
+    def test_wrong_flags_are_told(self, file, words, told, capsys):
+        assert main(["compare", file, *words]) == 2
+        assert told in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"methods": [{"name": "mackd"}]}, "Did you mean 'makd'"),
+            ({"tasks": [{"name": "glue/colla"}]}, "glue/cola"),
+            ({"sedes": [1]}, "sedes"),
+        ],
+    )
+    def test_wrong_files_are_told(self, file, changes, told, tmp_path, capsys):
+        content = yaml.safe_load(Path(file).read_text())
+        (tmp_path / "wrong.yaml").write_text(json.dumps({**content, **changes}))
+        assert main(["compare", str(tmp_path / "wrong.yaml")]) == 2
+        assert told in capsys.readouterr().err
+
+    def test_a_file_that_is_not_there_is_told(self, capsys):
+        assert main(["compare", "nowhere.yaml"]) == 2
+        assert "no file" in capsys.readouterr().err
+
+
+def test_a_broken_line_in_the_middle_is_told(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("{}\nbroken\n{}\n")
+    with pytest.raises(OutputError, match="line 2"):
+        read_lines(tmp_path / "lines.jsonl")
