@@ -15,6 +15,20 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
+@pytest.fixture
+def run(capfd):
+    """Run `makd WORDS...` in this process; gives (exit code, stdout, stderr)."""
+    from makd.cli import main
+
+    def runner(*words):
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, " ".join(err.split())
+
+    return runner
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """300 word pieces of the built-in text."""

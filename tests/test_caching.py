@@ -5,24 +5,12 @@ import json
 import pytest
 
 import makd
-from makd.cli import main
 
 DATA = ["--data.rows", "40", "--data.max_length", "16", "--recipe.device", "cpu"]
 TRAIN = [
     "--budget.keep_linears", "0.5", "--recipe.training.steps", "2", "--recipe.training.batch_size", "4",
     "--recipe.evaluation.rows", "8", "--recipe.evaluation.latency", "false", "--recipe.calibration.rows", "16",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run(capfd):
-    def runner(*words):
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, " ".join(err.split())
-
-    return runner
 
 
 def test_a_student_is_taught_from_a_cache_and_a_stale_one_is_refused(run, encoder_folder, tmp_path):

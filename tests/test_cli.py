@@ -19,19 +19,6 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def run(capfd):
-    """Run `makd WORDS...` in this process; gives (exit code, stdout, stderr)."""
-
-    def runner(*words):
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, " ".join(err.split())
-
-    return runner
-
-
 def compress(teacher, output, *more, keep="0.5"):
     return ["compress", "--teacher", teacher, "--budget.keep_linears", keep, "--output", output, *QUICK, *more]
 

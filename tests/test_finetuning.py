@@ -29,6 +29,11 @@ def teacher(task, encoder_folder, tmp_path_factory):
     return makd.finetune(str(encoder_folder), task, RECIPE, tmp_path_factory.mktemp("runs") / "teacher")
 
 
+def test_the_saved_tokenizer_is_the_model_s_without_the_truncation_of_training(teacher, encoder_folder):
+    saved, own = ((folder / "tokenizer.json").read_text() for folder in (teacher.folder, encoder_folder))
+    assert saved == own
+
+
 def recipe(**settings):
     return makd.Recipe(
         **{"training": STEPS, **settings},

@@ -9,7 +9,6 @@ from transformers import AutoModel, AutoTokenizer
 
 import makd
 from makd import pipeline
-from makd.cli import main
 from makd.evaluation import speed as measuring
 from makd.loading import load_model
 from makd.lowrank.folding import factored_linears
@@ -17,19 +16,6 @@ from makd.report.speed import BEGIN, END, with_section
 
 QUICK = ["--batches", "[1, 2]", "--lengths", "[8]", "--repeats", "1"]
 SETTINGS = makd.BenchConfig(batches=(1,), lengths=(8,), repeats=1)
-
-
-@pytest.fixture
-def run(capfd):
-    """Run `makd WORDS...` in this process; gives (exit code, stdout, stderr)."""
-
-    def runner(*words):
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, out, " ".join(err.split())
-
-    return runner
 
 
 @pytest.fixture(scope="module")

@@ -24,25 +24,22 @@ SVD = ["--recipe.factorize.solver", "svd"]
 
 
 @pytest.fixture
-def run(capfd):
+def stream(run):
     """Run `makd factorize ...` in this process; gives (exit code, stdout, stderr)."""
 
     def runner(teacher, output, *more, stream=True):
         words = ["factorize", "--teacher", teacher, "--budget.keep_linears", "0.5", "--output", output, *QUICK, *more]
-        capfd.readouterr()
-        code = main([str(word) for word in (*words, *(["--stream"] if stream else []))])
-        out, err = capfd.readouterr()
-        return code, out, " ".join(err.split())
+        return run(*words, *(["--stream"] if stream else []))
 
     return runner
 
 
 @pytest.mark.parametrize("flags", [[*WHITENED, "--recipe.factorize.ranks", "global"], SVD], ids=["whitened", "svd"])
-def test_the_folder_is_that_of_the_path_in_memory(run, decoder_folder, tmp_path, flags):
+def test_the_folder_is_that_of_the_path_in_memory(stream, decoder_folder, tmp_path, flags):
     apart = ("--recipe.factorize.share_input", "never")  # as streaming always does
-    code, _, err = run(decoder_folder, tmp_path / "memory", *flags, *apart, stream=False)
+    code, _, err = stream(decoder_folder, tmp_path / "memory", *flags, *apart, stream=False)
     assert code == 0, err
-    code, out, err = run(decoder_folder, tmp_path / "stream", *flags)
+    code, out, err = stream(decoder_folder, tmp_path / "stream", *flags)
     assert code == 0, err
     names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("memory", "stream")]
     assert names[0] == names[1]
@@ -65,8 +62,8 @@ def test_the_folder_is_that_of_the_path_in_memory(run, decoder_folder, tmp_path,
     assert not (tmp_path / "stream.partial").exists()
 
 
-def test_the_written_recipe_repeats_the_run(run, decoder_folder, tmp_path):
-    assert run(decoder_folder, tmp_path / "one", *WHITENED)[0] == 0
+def test_the_written_recipe_repeats_the_run(stream, decoder_folder, tmp_path):
+    assert stream(decoder_folder, tmp_path / "one", *WHITENED)[0] == 0
     assert yaml.safe_load((tmp_path / "one" / "recipe.yaml").read_text())["stream"] is True
     words = ["factorize", "--config", tmp_path / "one" / "recipe.yaml", "--output", tmp_path / "two"]
     assert main([str(word) for word in words]) == 0
@@ -75,8 +72,8 @@ def test_the_written_recipe_repeats_the_run(run, decoder_folder, tmp_path):
     assert "memory" in json.loads((tmp_path / "two" / "metrics.json").read_text())
 
 
-def test_python_and_the_command_line_are_the_same(run, encoder_folder, tmp_path):
-    assert run(encoder_folder, tmp_path / "one", *WHITENED)[0] == 0
+def test_python_and_the_command_line_are_the_same(stream, encoder_folder, tmp_path):
+    assert stream(encoder_folder, tmp_path / "one", *WHITENED)[0] == 0
     recipe = makd.Recipe(
         calibration=makd.CalibrationConfig(rows=16), factorize=makd.FactorizeConfig(solver="whitened"), device="cpu"
     )
@@ -102,17 +99,17 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(run, decoder_folder, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_where_it_was(stream, decoder_folder, tmp_path, monkeypatch):
     words = ["factorize", "--stream", "--teacher", decoder_folder, "--budget.keep_linears", "0.5", "--output",
              tmp_path / "cut", *QUICK, *SVD]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "cut").exists()
     assert len(list((tmp_path / "cut.partial" / "stream" / "matrices").glob("*.safetensors"))) == 3
-    code, _, err = run(decoder_folder, tmp_path / "cut", *WHITENED)
+    code, _, err = stream(decoder_folder, tmp_path / "cut", *WHITENED)
     assert code == 2
     assert "its solver is svd, this one's is whitened" in err
-    assert run(decoder_folder, tmp_path / "whole", *SVD)[0] == 0
+    assert stream(decoder_folder, tmp_path / "whole", *SVD)[0] == 0
     from makd.lowrank.stream import factorize
 
     decompose, calls = factorize.decompose_svd, []
@@ -122,18 +119,18 @@ def test_a_killed_run_goes_on_where_it_was(run, decoder_folder, tmp_path, monkey
         return decompose(weight, rank)
 
     monkeypatch.setattr(factorize, "decompose_svd", counted)
-    assert run(decoder_folder, tmp_path / "cut", *SVD)[0] == 0
+    assert stream(decoder_folder, tmp_path / "cut", *SVD)[0] == 0
     assert len(calls) == 14 - 3
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert one == two
 
 
-def test_svd_needs_neither_text_nor_tokenizer(run, decoder_folder, tmp_path):
+def test_svd_needs_neither_text_nor_tokenizer(stream, decoder_folder, tmp_path):
     shutil.copytree(decoder_folder, tmp_path / "teacher", ignore=shutil.ignore_patterns("token*"))
-    code, _, err = run(tmp_path / "teacher", tmp_path / "student", *SVD, "--data.path", "./nowhere")
+    code, _, err = stream(tmp_path / "teacher", tmp_path / "student", *SVD, "--data.path", "./nowhere")
     assert code == 0, err
     assert "The student gets no tokenizer" in err
-    code, _, err = run(tmp_path / "teacher", tmp_path / "other", *WHITENED)
+    code, _, err = stream(tmp_path / "teacher", tmp_path / "other", *WHITENED)
     assert code == 2
     assert "no tokenizer" in err
 
@@ -150,15 +147,15 @@ def test_svd_needs_neither_text_nor_tokenizer(run, decoder_folder, tmp_path):
         ([*SVD, "--recipe.device", "cuda:99"], "cuda:99"),
     ],
 )
-def test_settings_that_are_not_allowed(run, decoder_folder, tmp_path, flags, hint):
-    code, _, err = run(decoder_folder, tmp_path / "student", *flags)
+def test_settings_that_are_not_allowed(stream, decoder_folder, tmp_path, flags, hint):
+    code, _, err = stream(decoder_folder, tmp_path / "student", *flags)
     assert code == 2, err
     assert hint in err
     assert "Traceback" not in err
     assert not (tmp_path / "student").exists()
 
 
-def test_teachers_that_cannot_be_streamed(run, decoder_folder, tmp_path):
+def test_teachers_that_cannot_be_streamed(stream, decoder_folder, tmp_path):
     pickles = tmp_path / "pickles"
     shutil.copytree(decoder_folder, pickles)
     (pickles / "model.safetensors").rename(pickles / "pytorch_model.bin")
@@ -170,22 +167,22 @@ def test_teachers_that_cannot_be_streamed(run, decoder_folder, tmp_path):
         "some-org/no-such-model": "No model could be built",
     }
     for teacher, hint in cases.items():
-        code, _, err = run(teacher, tmp_path / "student", *SVD)
+        code, _, err = stream(teacher, tmp_path / "student", *SVD)
         assert code == 2, (teacher, err)
         assert hint in err
         assert not (tmp_path / "student").exists()
 
 
-def test_an_output_that_is_not_empty_and_checkpoints_of_a_training_are_kept(run, decoder_folder, tmp_path):
+def test_an_output_that_is_not_empty_and_checkpoints_of_a_training_are_kept(stream, decoder_folder, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "thesis.txt").write_text("precious")
-    code, _, err = run(decoder_folder, tmp_path / "student", *SVD)
+    code, _, err = stream(decoder_folder, tmp_path / "student", *SVD)
     assert code == 2
     assert "not empty" in err
-    assert run(decoder_folder, tmp_path / "student", *SVD, "--overwrite")[0] == 0
+    assert stream(decoder_folder, tmp_path / "student", *SVD, "--overwrite")[0] == 0
     assert not (tmp_path / "student" / "thesis.txt").exists()
     (tmp_path / "taught.partial" / "checkpoints").mkdir(parents=True)
-    code, _, err = run(decoder_folder, tmp_path / "taught", *SVD)
+    code, _, err = stream(decoder_folder, tmp_path / "taught", *SVD)
     assert code == 2
     assert "checkpoints of a training run" in err
     assert (tmp_path / "taught.partial" / "checkpoints").is_dir()

@@ -12,7 +12,7 @@ from makd.aspects import activate
 from makd.cache import CacheConfig, identify, write_cache
 from makd.config import Recipe
 from makd.data import collator
-from makd.loading import check_dtype, load_model, load_tokenizer
+from makd.loading import check_dtype, take_model, take_tokenizer
 from makd.pipeline import Progress
 from makd.preparation import Data, prepare
 from makd.report import OutputFolder
@@ -74,15 +74,15 @@ def build_cache(
     device = recipe.find_device()
     set_seed(recipe.seed)
     name = teacher if isinstance(teacher, str) else str(teacher.name_or_path)
-    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or name)
-    model = load_model(teacher, recipe.head, check_dtype(recipe.dtype), device) if isinstance(teacher, str) else teacher
+    words = take_tokenizer(tokenizer, name)
+    model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
     plan = activate(recipe.plan, resolve(model))
     prepared = prepare(data, words, model, recipe)
     rows = prepared.train
     identity = identify(model, rows, words, prepared.max_length)
     with folder.work(keep=True) as result:
         content = write_cache(
-            model.eval(), rows, collator(words, model), plan, folder.partial / "cache", identity, settings, on_progress
+            model, rows, collator(words, model), plan, folder.partial / "cache", identity, settings, on_progress
         )
         for path in (folder.partial / "cache").iterdir():
             path.rename(result / path.name)

@@ -260,9 +260,9 @@ def _load_evaluate() -> Callable[..., None]:
 
 
 def _load_cache() -> Callable[..., None]:
-    from makd.cache_command import cache_command
+    from makd.cache_command import keep
 
-    return cache_command(_progress_bars, print)
+    return keep
 
 
 def _load_demo() -> Callable[..., None]:

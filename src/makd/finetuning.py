@@ -15,7 +15,7 @@ from makd.config import FinetuneRecipe
 from makd.data import collator
 from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
 from makd.evaluation import bytes_on_disk, fingerprint
-from makd.loading import check_dtype, load_tokenizer
+from makd.loading import check_dtype, take_tokenizer
 from makd.lowrank.hub import is_student, mark_student
 from makd.pipeline import Progress, Report
 from makd.report import OutputFolder, describe_environment, write_json, write_recipe
@@ -59,7 +59,7 @@ def finetune(
     recipe, progress = recipe or FinetuneRecipe(), on_progress or (lambda what, done, of: None)
     folder = OutputFolder(Path(output), overwrite=overwrite, resume=resume)
     device = recipe.find_device()
-    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
+    words = take_tokenizer(tokenizer, model)
     rows = read_task(task, recipe.seed)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
     data = tokenize_task(

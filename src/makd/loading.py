@@ -15,6 +15,7 @@ import transformers
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -228,6 +229,20 @@ def _forget_gguf(model: PreTrainedModel) -> None:
 def _first_lines(error: BaseException) -> str:
     """The part of a library's error text that a person needs."""
     return " ".join(str(error).split("\n\n")[0].split())[:400]
+
+
+def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model, loaded if it is a name (see `load_model`); one in hand keeps its head and dtype. In eval mode."""
+    if isinstance(model, str):
+        return load_model(model, head, dtype, device)
+    nn.Module.to(model, device)
+    model.eval()
+    return model
+
+
+def take_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None, model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, loaded if it is a name (see `load_tokenizer`), or that of `model` if it is None."""
+    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
 
 
 def check_dtype(name: str) -> torch.dtype:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from makd.anatomy import resolve
@@ -21,7 +20,7 @@ from makd.data import DataConfig, collator, count_tokens, reads_blocks, row_leng
 from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, perplexity, stored_bytes
-from makd.loading import check_dtype, load_model, load_tokenizer, locate
+from makd.loading import check_dtype, locate, take_model, take_tokenizer
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
@@ -278,7 +277,7 @@ def _start(
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite or output is None, resume=resume)
     device = recipe.find_device()
     set_seed(recipe.seed)
-    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or _name(teacher))
+    words = take_tokenizer(tokenizer, _name(teacher))
     model = _model(teacher, recipe, device)
     for stage in recipe.trainings:
         activate(stage.plan, resolve(model))
@@ -301,12 +300,7 @@ def _name(model: str | PreTrainedModel) -> str:
 
 
 def _model(model: str | PreTrainedModel, recipe: Recipe, device: torch.device) -> PreTrainedModel:
-    """The model, loaded if it is a name; one in hand is taken as it is."""
-    if isinstance(model, str):
-        return load_model(model, recipe.head, check_dtype(recipe.dtype), device)
-    nn.Module.to(model, device)
-    model.eval()
-    return model
+    return take_model(model, recipe.head, check_dtype(recipe.dtype), device)
 
 
 def _factorize(run: _Run, budget: Budget) -> PreTrainedModel:

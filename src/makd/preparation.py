@@ -1,6 +1,5 @@
 """Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
 
-import copy
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -42,7 +41,6 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         SettingError: they are a task's, and the model has not its head.
     """
     data = DataConfig(path=data) if isinstance(data, str) else data
-    tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, which is not the student's
     task = None
     if isinstance(data, TaskConfig):
         task = load_task(data, tokenizer, model, recipe.seed)

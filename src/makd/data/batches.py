@@ -4,6 +4,7 @@ Encoders read one row at a time, cut at `max_length`; causal language models rea
 cut from the joined texts; encoder-decoders read a row on both sides.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
@@ -43,6 +44,7 @@ def tokenize(
     if reads_blocks(model):
         return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
     pairs = "text_pair" in rows.column_names
+    tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
 
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = (batch["text"], batch["text_pair"]) if pairs else (batch["text"],)

@@ -6,6 +6,7 @@ task = tokenize_task(rows, tokenizer, model)        # load_task does both, for a
 task.evaluate(model)                                # {"accuracy": 0.32, "f1": 0.0, "score": 0.16}
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,7 @@ def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: Pre
     Raises:
         DataError: the rows are longer than the model can read, or the tokenizer is not this model's.
     """
+    tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
     limit = getattr(model.config, "max_position_embeddings", None)
     if isinstance(limit, int) and 0 < limit < rows.config.length:
         raise DataError(
