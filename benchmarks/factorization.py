@@ -269,7 +269,7 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
 def write(row: dict[str, Any]) -> None:
     """One more line, with where and when it was found."""
     where = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "threads": torch.get_num_threads(), "torch": torch.__version__,
         "makd": version("makd"), "seed": 0, "date": date.today().isoformat(),
     }  # fmt: skip
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

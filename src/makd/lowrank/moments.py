@@ -235,11 +235,15 @@ def update_group(
 def _products(
     left: Float[Tensor, "rows left"], right: Float[Tensor, "rows right"]
 ) -> tuple[Float[Tensor, "left right"], Float[Tensor, " left"]]:
-    """Sum of left rightᵀ over the rows, and sum of left; float64."""
-    products = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for one, other in zip(left.split(PRODUCT_ROWS), right.split(PRODUCT_ROWS), strict=True):
-        products += one.T @ other
-    if not bool(torch.isfinite(products.sum())):  # one NaN or infinity is enough, and sums are cheap
+    """Sum of left rightᵀ over the rows, in float64 if that is more than one product; and sum of left, in float64."""
+    products = left[:PRODUCT_ROWS].T @ right[:PRODUCT_ROWS]
+    if len(left) > PRODUCT_ROWS:
+        products = products.to(torch.float64)
+        for one, other in zip(
+            left[PRODUCT_ROWS:].split(PRODUCT_ROWS), right[PRODUCT_ROWS:].split(PRODUCT_ROWS), strict=True
+        ):
+            products += one.T @ other
+    if not bool(torch.isfinite(products.sum(dtype=torch.float64))):  # one NaN or infinity is enough, and sums are cheap
         raise _not_finite(len(left))
     return products, left.sum(0, dtype=torch.float64)
 

@@ -65,17 +65,14 @@ def condition(
         return torch.eye(len(gram)).to(
             gram
         ), f"{what} were zero in all of the calibration text; all directions of them count alike"
-    shifted = gram.clone()  # no more copies than this: the matrix may be the largest thing in memory
-    shifted.diagonal().sub_(FLOOR * mean)
-    if _is_positive(shifted):
+    shifted = torch.empty_like(gram)  # no more copies than this: the matrix may be the largest thing in memory
+    if _is_positive(gram, -FLOOR * mean, shifted):
         return gram, None
-    ridge, added = RIDGE, -FLOOR
-    while True:
-        shifted.diagonal().add_((ridge - added) * mean)
-        if ridge >= 1 or _is_positive(shifted):
-            break
-        # moments of low precision have negative eigenvalues, as large as what was rounded off the largest ones
-        ridge, added = 10 * ridge, ridge
+    ridge = RIDGE
+    # moments of low precision have negative eigenvalues, as large as what was rounded off the largest ones
+    while not _is_positive(gram, ridge * mean, shifted) and ridge < 1:
+        ridge *= 10
+    shifted.copy_(gram).diagonal().add_(ridge * mean)
     return shifted, (
         f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
         f"zero, or there were fewer tokens than dimensions: only the last wants more text); {ridge:g} of their mean "
@@ -83,8 +80,12 @@ def condition(
     )
 
 
-def _is_positive(gram: Float[Tensor, "size size"]) -> bool:
-    _, failed_at = torch.linalg.cholesky_ex(gram)
+def _is_positive(gram: Float[Tensor, "size size"], shift: float, room: Float[Tensor, "size size"]) -> bool:
+    """Whether `gram`, with `shift` on its diagonal, is positive definite; `room` is overwritten."""
+    room.copy_(gram).diagonal().add_(shift)
+    failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
+    columns = room.T  # Cholesky's is in place where columns are contiguous; the matrix is its own transpose
+    torch.linalg.cholesky_ex(columns, out=(columns, failed_at))
     return int(failed_at) == 0
 
 
