@@ -60,6 +60,10 @@ TEACHERS = {
 METHODS = (
     "svd", "asvd", "fisher", "whitened", "two_sided", "svd_llm", "regression", "two_sided_regression",
 )  # fmt: skip
+DEFAULT = "two_sided_regression"
+"""What the solver `auto` is for these models."""
+PUBLISHED = ("asvd", "fisher", "whitened", "two_sided", "svd_llm")
+"""Methods of other papers; `two_sided` is K-FAC SVD."""
 BLOCK = 256
 """Tokens of a decoder's block."""
 
@@ -269,8 +273,8 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
 def write(row: dict[str, Any]) -> None:
     """One more line, with where and when it was found."""
     where = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "makd": version("makd"), "seed": 0, "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "makd": version("makd"), "seed": 0, "date": date.today().isoformat(),
     }  # fmt: skip
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
@@ -291,7 +295,8 @@ def table() -> str:
         "",
         "Written by `python benchmarks/factorization.py table` from `benchmarks/results/factorization.jsonl`; its",
         "docstring says what each method is and which texts are read. One row differs from the next in the method",
-        "alone: one calibration set, one budget, one seed. A row that is missing has not been run.",
+        "alone: one calibration set, one budget, one seed. A row that is missing has not been run. Seconds are of a",
+        "machine that did other work besides: they say what is cheap and what is not.",
         "",
     ]
     for model in TEACHERS:
@@ -306,7 +311,32 @@ def table() -> str:
         for keep in sorted({row["keep"] for row in mine if row["method"] != "teacher"}, reverse=True):
             here = [row for row in mine if row["keep"] == keep and row["method"] != "teacher"]
             lines += [f"### {keep:.0%} of the linears' parameters", "", *_rows(here, teacher, texts), ""]
+            lines += _ratios(here, teacher, texts)
     return "\n".join(lines)
+
+
+def _ratios(rows: list[dict[str, Any]], teacher: dict[str, Any], texts: list[str]) -> list[str]:
+    """How a decoder's default student stands to the best of the published methods at either kind of ranks."""
+    ours = next((row for row in rows if (row["method"], row["ranks"]) == (DEFAULT, "global")), None)
+    if ours is None or "perplexity" not in teacher[texts[0]]:
+        return []
+    lines = []
+    for ranks in ("uniform", "global"):
+        others = [row for row in rows if row["method"] in PUBLISHED and row["ranks"] == ranks]
+        found = []
+        for text in texts if others else ():
+            gaps = {row["method"]: _gap(row, teacher, text) for row in others}
+            best = min(gaps, key=gaps.__getitem__)
+            found.append(f"{_gap(ours, teacher, text) / gaps[best]:.2f} of `{best}`'s on {text}")
+        if found:
+            names = ", ".join(f"`{row['method']}`" for row in others)
+            lines.append(f"- against the best of {names} with {ranks} ranks: {', '.join(found)}")
+    return [f"Gap of `{DEFAULT}` with global ranks, makd's default,", "", *lines, ""] if lines else []
+
+
+def _gap(row: dict[str, Any], teacher: dict[str, Any], text: str) -> float:
+    """Nats of log-perplexity above the teacher's."""
+    return math.log(row[text]["perplexity"] / teacher[text]["perplexity"])
 
 
 def _rows(rows: list[dict[str, Any]], teacher: dict[str, Any], texts: list[str]) -> list[str]:
@@ -322,10 +352,7 @@ def _rows(rows: list[dict[str, Any]], teacher: dict[str, Any], texts: list[str])
         (ranks, method) for ranks in ("uniform", "global") for method in METHODS)}  # fmt: skip
     for row in sorted(rows, key=lambda row: order[row["method"], row["ranks"]]):
         if decoder:
-            values = [
-                f"{row[text]['perplexity']:.4g} ({math.log(row[text]['perplexity'] / teacher[text]['perplexity']):.3f})"
-                for text in texts
-            ]
+            values = [f"{row[text]['perplexity']:.4g} ({_gap(row, teacher, text):.3f})" for text in texts]
         else:
             values = [f"{row[text][score]:.4f}" for text in texts for score in ("rank_correlation", "cosine")]
         seconds = row["seconds"]

@@ -11,6 +11,7 @@ import yaml
 import makd
 from makd import comparison
 from makd.cli import main
+from makd.compare_command import load_experiment
 from makd.comparison import run as running
 from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
@@ -22,6 +23,7 @@ from makd.comparison.statistics import average, difference, mean
 from makd.errors import DataError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
 
+ROOT = Path(__file__).parents[1]
 SIMILAR = [{**row, "label": float(place % 5)} for place, row in enumerate(PAIRS)]
 TRAINING = makd.TrainingConfig(steps=2, batch_size=4)
 
@@ -175,6 +177,31 @@ class TestSettings:
         assert row.build(learning_rate=1.0, layer_weight=3.0).learning_rate == 2e-4
         assert row.build(layer_weight=3.0).layer_weight == 3.0
 
+    def test_a_method_may_learn_longer_than_the_others(self):
+        row = makd.MethodConfig(name="logits", method="low_rank_logits", times_steps=1.25)
+        assert row.lengthened(makd.TrainingConfig(steps=100)).steps == 125
+        assert row.lengthened(makd.TrainingConfig(epochs=2.0)).epochs == 2.5
+        with pytest.raises(SettingError, match="times_steps is above 0"):
+            makd.MethodConfig(name="makd", times_steps=0.0)
+
+    def test_an_aspect_left_out_and_more_steps_are_other_cells(self, done):
+        experiment = done[0]
+        cell = replace(all_cells(experiment)[0], method=makd.MethodConfig(name="makd"))
+        given = makd.MethodConfig(name="makd", settings={"without": "matrix"})
+        longer = makd.MethodConfig(name="makd", times_steps=2.0)
+        hashes = {cell_hash(experiment, replace(cell, method=method)) for method in (cell.method, given, longer)}
+        assert len(hashes) == 3
+
+    def test_the_examples_are_experiments_and_share_their_cells(self):
+        table, ablation = (
+            load_experiment(ROOT / "examples" / "encoder" / f"{name}.yaml") for name in ("experiment", "ablation")
+        )
+        load_experiment(ROOT / "examples" / "encoder" / "bert-base.yaml")
+        shared = {cell_hash(table, cell) for cell in all_cells(table)} & {
+            cell_hash(ablation, cell) for cell in all_cells(ablation)
+        }
+        assert len(shared) == len(ablation.tasks) * len(ablation.seeds)
+
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
@@ -319,8 +346,6 @@ class TestCommand:
         return str(path)
 
     def test_the_file_is_the_object(self, done, file):
-        from makd.compare_command import load_experiment
-
         assert load_experiment(file) == done[0]
         assert load_experiment(file, output="elsewhere").output == "elsewhere"
 

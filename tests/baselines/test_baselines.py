@@ -10,6 +10,7 @@ from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.baselines import BASELINES, Choice, PlannedStage, Prepared
 from makd.baselines.sizes import count_linears
+from makd.errors import UnknownNameError
 from tests.distill.test_trainer import make_arguments, make_rows
 from tests.models import batch, tiny
 
@@ -117,3 +118,10 @@ def test_minilm_v2_compares_the_last_layer_with_a_chosen_one(teacher):
 def test_a_teacher_without_a_head_is_refused(teacher):
     with pytest.raises(makd.MakdError, match="no head"):
         BASELINES["distilbert"].prepare(teacher.bert, BUDGET)
+
+
+def test_an_aspect_can_be_left_out_of_makds_preset(teacher):
+    made = dataclasses.replace(BASELINES["makd"], without="matrix").prepare(teacher, BUDGET, [batch(teacher)])
+    assert {term.aspect for term in made.stages[0].plan.terms} == {"hidden", "attention", "logits", "task"}
+    with pytest.raises(UnknownNameError, match="matrix, hidden, attention, logits, embedding, task"):
+        dataclasses.replace(BASELINES["makd"], without="metrics").prepare(teacher, BUDGET, [batch(teacher)])

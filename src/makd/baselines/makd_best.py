@@ -12,6 +12,7 @@ from makd.aspects import PRESETS
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
+from makd.registry import unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class BestMakd:
     layer_weight: float = 1.0
     """Factor of matrices, hidden states and attention."""
     task_weight: float = 1.0
+    without: str | None = None
+    """An aspect of the preset that is left out, for ablations."""
     learning_rate: float = 1e-4
     search: SearchSpace = field(
         default_factory=lambda: {
@@ -39,13 +42,20 @@ class BestMakd:
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
-        """See `Baseline`."""
+        """See `Baseline`.
+
+        Raises:
+            SettingError: `without` is no aspect of the preset.
+        """
+        aspects = tuple(dict.fromkeys(term.aspect for term in PRESETS[self.preset]))
+        if self.without is not None and self.without not in aspects:
+            raise unknown_name(f"aspect of the preset {self.preset}", self.without, aspects)
         student = factorize(teacher, budget, solver=self.start, calibration=calibration)
         factors = {aspect: self.layer_weight for aspect in ("matrix", "hidden", "attention")}
         factors |= {"task": self.task_weight}
         terms = tuple(
             replace(term, weight=term.weight * factors.get(term.aspect, 1.0))
             for term in PRESETS[self.preset]
-            if term.aspect != "embedding"  # the teachers have heads
+            if term.aspect not in ("embedding", self.without)  # the teachers have heads
         )
         return prepared(teacher, student, (terms, 1.0))

@@ -82,13 +82,15 @@ def teacher_hash(experiment: Experiment, task: TaskConfig, seed: int) -> str:
 
 def cell_hash(experiment: Experiment, cell: Cell) -> str:
     """Says whether a line of the results is of these settings: of all that its score may depend on but the machine."""
-    built = {name: value for name, value in asdict(cell.method.build()).items() if name != "search"}  # type: ignore[call-overload]
+    own = asdict(cell.method.build())  # type: ignore[call-overload]
+    # what is None says nothing: a method may get another choice, and lines without it stay
+    built = {name: value for name, value in own.items() if name != "search" and value is not None}
     return _hash(
         {
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
             "method": [cell.method.kind, cell.method.settings, built],
             "budget": cell.budget,
-            "training": experiment.training,
+            "training": cell.method.lengthened(experiment.training),
             "calibration": experiment.calibration,
             "search": [experiment.search, experiment.seeds[0], experiment.budgets[0]]
             if experiment.search.trials

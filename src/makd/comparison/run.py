@@ -98,7 +98,7 @@ def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progre
     ground = grounds.of(cell)
     start = time.perf_counter()
     method: Any = cell.method.build(**found)
-    taught = teach(ground, method, cell.budget, experiment.training, cell.seed, progress)
+    taught = teach(ground, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
     pair = {"teacher": ground.teacher, "student": taught.student}
     counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
     total = time.perf_counter() - start

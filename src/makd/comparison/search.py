@@ -52,7 +52,9 @@ def find_settings(experiment: Experiment, cell: Cell, ground: Ground, progress: 
     path, identity = Path(experiment.output) / SEARCH_FILE, cell_hash(experiment, cell)
     done = {line["trial"]: line for line in read_lines(path) if line["hash"] == identity}
     measured = split_training(ground.task, search.held_out, cell.seed)
-    training = experiment.training if search.steps is None else replace(experiment.training, steps=search.steps)
+    training = cell.method.lengthened(experiment.training)
+    if search.steps is not None:
+        training = replace(training, steps=search.steps)
     for trial in range(search.trials):
         if trial in done:
             continue

@@ -28,10 +28,15 @@ class MethodConfig:
     """Hyper-parameters, `learning_rate` among them; what is not here is the method's own."""
     budgets: tuple[Budget, ...] | None = None
     """Those of the experiment's budgets that it is compared at; None: all of them."""
+    times_steps: float = 1.0
+    """How many times the experiment's steps it learns: 1 compares at equal steps; what one method's step takes, divided
+    by what this one's takes, at equal time."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set(",="):
             raise SettingError(f"methods[].name is a word without , and =; got {self.name!r}.")
+        if self.times_steps <= 0:
+            raise SettingError(f"methods[].times_steps is above 0; {self.name} has {self.times_steps}.")
         if self.budgets == ():
             raise SettingError(f"methods[].budgets is at least one, or null for all; {self.name} has an empty list.")
         known = [item.name for item in dataclasses.fields(self._own) if item.name != "search"]  # type: ignore[arg-type]
@@ -47,6 +52,11 @@ class MethodConfig:
     @property
     def _own(self) -> Baseline:
         return BASELINES[self.kind]
+
+    def lengthened(self, training: TrainingConfig) -> TrainingConfig:
+        """`training` with this method's number of steps."""
+        steps = None if training.steps is None else max(1, round(training.steps * self.times_steps))
+        return dataclasses.replace(training, steps=steps, epochs=training.epochs * self.times_steps)
 
     def build(self, **found: float | int | str | bool | None) -> Baseline:
         """The method with its settings; `found` are those of a search, which count where `settings` has none."""
