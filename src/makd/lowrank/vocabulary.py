@@ -22,7 +22,7 @@ from makd.lowrank.moments import InputMoments
 from makd.lowrank.ranks import LinearSize
 from makd.lowrank.solvers import Solver
 from makd.lowrank.solvers.two_sided import OUTPUT_RIDGE
-from makd.lowrank.solvers.whitened import condition, square_root
+from makd.lowrank.solvers.whitened import square_root
 
 UNSEEN = 0.5
 """Share of the weight that all tokens get alike; the rest goes by how often calibration saw them. A few hundred texts
@@ -155,8 +155,8 @@ def decompose_table(
     Raises:
         NumericsError: `metric` holds NaN or infinity.
     """
-    metric, fallback = condition(metric, "its metric")
-    lower, wide = square_root(metric), table.detach().to(torch.float64)
+    lower, fallback = square_root(metric, "its metric")
+    wide = table.detach().to(torch.float64)
     weighted = wide @ lower
     energies, vectors = torch.linalg.eigh(weighted.T @ (frequencies.to(wide.device)[:, None] * weighted))
     vectors = vectors.flip(1)[:, : min(table.shape)]

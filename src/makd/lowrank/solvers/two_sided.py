@@ -8,7 +8,7 @@ from torch import Tensor
 
 from makd.lowrank.factors import Decomposition
 from makd.lowrank.solvers.svd import as_blocks, principal_outputs, stack, widened
-from makd.lowrank.solvers.whitened import condition, square_root
+from makd.lowrank.solvers.whitened import square_root
 
 OUTPUT_RIDGE = 1e-2
 """What is added to the diagonal of the output gradients' moments, relative to their mean eigenvalue. They come from
@@ -33,8 +33,8 @@ def decompose_two_sided(
     error is the sum of theirs: G_out is block-diagonal then, and is given as its blocks.
 
     The singular values of all linears are in one unit, so ranks may be allocated across them. The error is that under
-    the moments with their ridges (`ridge` for G_out, `condition`'s for those that are not positive definite), and under
-    those the factors are the best.
+    the moments with their ridges (`ridge` for G_out, `square_root`'s for those that are not positive definite), and
+    under those the factors are the best.
 
     Args:
         weight: (out, in).
@@ -47,12 +47,12 @@ def decompose_two_sided(
         NumericsError: an argument holds NaN or infinity.
     """
     matrix = widened(weight)
-    gram, about_inputs = condition(gram)
+    root, about_inputs = square_root(gram)
     blocks = as_blocks(gradient_gram)
     sizes = [len(block) for block in blocks]
     roots = [_output_root(block, ridge) for block in blocks]
     weighted = stack([lower.T @ part for (lower, _), part in zip(roots, matrix.split(sizes), strict=True)])
-    found = principal_outputs(matrix, weighted @ square_root(gram), rank)
+    found = principal_outputs(matrix, weighted @ root, rank)
     parts = found.left.split(sizes)
     left = stack([torch.linalg.solve(lower.T, part) for (lower, _), part in zip(roots, parts, strict=True)])
     told = dict.fromkeys((about_inputs, *(about_outputs for _, about_outputs in roots)))
@@ -64,6 +64,5 @@ def _output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple
     """L with L Lᵀ = G_out, its ridge included, and what was done to make it positive definite."""
     mean = float(gradient_gram.diagonal().mean())
     identity = torch.eye(len(gradient_gram), dtype=torch.float64, device=gradient_gram.device)
-    # without any gradient there is nothing to add to, and `condition` says so
-    scale, told = condition(gradient_gram.to(torch.float64) + ridge * mean * identity, "the gradients of its outputs")
-    return square_root(scale), told
+    # without any gradient there is nothing to add to, and `square_root` says so
+    return square_root(gradient_gram.to(torch.float64) + ridge * mean * identity, "the gradients of its outputs")

@@ -40,18 +40,20 @@ def decompose_whitened(
         NumericsError: `weight` or `gram` holds NaN or infinity.
     """
     matrix = widened(weight)
-    gram, fallback = condition(gram)
-    found = principal_outputs(matrix, matrix @ square_root(gram), rank)
+    root, fallback = square_root(gram)
+    found = principal_outputs(matrix, matrix @ root, rank)
     return found.terms(found.left, found.left.T @ matrix, weight.dtype, fallback)
 
 
-def condition(
+def square_root(
     gram: Float[Tensor, "size size"], what: str = "its inputs"
 ) -> tuple[Float[Tensor, "size size"], str | None]:
-    """`gram` in float64, made positive definite, and what was done to it; None if nothing had to be.
+    """R with R Rᵀ = `gram`, float64, and what was done to make that positive definite; None if nothing had to be.
+
+    R is Cholesky's, in one matrix of memory beside `gram`: the moments may be the largest thing there is.
 
     Args:
-        gram: second moments.
+        gram: second moments; not changed.
         what: whose they are, for the text.
 
     Raises:
@@ -65,35 +67,29 @@ def condition(
         return torch.eye(len(gram)).to(
             gram
         ), f"{what} were zero in all of the calibration text; all directions of them count alike"
-    shifted = torch.empty_like(gram)  # no more copies than this: the matrix may be the largest thing in memory
-    if _is_positive(gram, -FLOOR * mean, shifted):
-        return gram, None
+    # in place where columns are contiguous, and the matrix is its own transpose
+    root = torch.empty_like(gram).T
+    if _factorized(gram, -FLOOR * mean, root):
+        _factorized(gram, 0.0, root)
+        return root, None
     ridge = RIDGE
-    # moments of low precision have negative eigenvalues, as large as what was rounded off the largest ones
-    while not _is_positive(gram, ridge * mean, shifted) and ridge < 1:
-        ridge *= 10
-    shifted.copy_(gram).diagonal().add_(ridge * mean)
-    return shifted, (
+    while not _factorized(gram, ridge * mean, root):
+        if ridge >= 1:
+            root.copy_(gram).diagonal().add_(ridge * mean)
+            energies, vectors = torch.linalg.eigh(root)
+            root = vectors * energies.clamp(min=0).sqrt()
+            break
+        ridge *= 10  # moments of low precision have negative eigenvalues, as large as what the largest were rounded by
+    return root, (
         f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
         f"zero, or there were fewer tokens than dimensions: only the last wants more text); {ridge:g} of their mean "
         "was added to the diagonal"
     )
 
 
-def _is_positive(gram: Float[Tensor, "size size"], shift: float, room: Float[Tensor, "size size"]) -> bool:
-    """Whether `gram`, with `shift` on its diagonal, is positive definite; `room` is overwritten."""
-    room.copy_(gram).diagonal().add_(shift)
+def _factorized(gram: Float[Tensor, "size size"], shift: float, root: Float[Tensor, "size size"]) -> bool:
+    """Whether `gram`, with `shift` on its diagonal, has a Cholesky factor, which is then in `root`."""
+    root.copy_(gram).diagonal().add_(shift)
     failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
-    columns = room.T  # Cholesky's is in place where columns are contiguous; the matrix is its own transpose
-    torch.linalg.cholesky_ex(columns, out=(columns, failed_at))
+    torch.linalg.cholesky_ex(root, out=(root, failed_at))
     return int(failed_at) == 0
-
-
-def square_root(gram: Float[Tensor, "size size"]) -> Float[Tensor, "size size"]:
-    """R with R Rᵀ = gram: Cholesky's, or by eigenvectors where rounding leaves it no positive pivot."""
-    factor: Tensor
-    factor, failed_at = torch.linalg.cholesky_ex(gram)
-    if int(failed_at) != 0:
-        energies, vectors = torch.linalg.eigh(gram)
-        factor = vectors * energies.clamp(min=0).sqrt()
-    return factor
