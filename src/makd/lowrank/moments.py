@@ -243,7 +243,8 @@ def _products(
             left[PRODUCT_ROWS:].split(PRODUCT_ROWS), right[PRODUCT_ROWS:].split(PRODUCT_ROWS), strict=True
         ):
             products += one.T @ other
-    if not bool(torch.isfinite(products.sum(dtype=torch.float64))):  # one NaN or infinity is enough, and sums are cheap
+    # one NaN or infinity is enough, and a sum is cheap; it may also overflow where they are only large
+    if not bool(torch.isfinite(products.sum()) or torch.isfinite(products).all()):
         raise _not_finite(len(left))
     return products, left.sum(0, dtype=torch.float64)
 
