@@ -4,8 +4,9 @@
     python benchmarks/stream.py --work /tmp/stream --shape small      # the same in a minute
     python benchmarks/stream.py --cost                                # seconds of a matrix by its shape, extrapolated
 
-A run that was killed goes on where it was; its line says how many matrices were there before. Each run adds a JSON line, with date and machine, to benchmarks/results/stream.jsonl; the last line of stdout is it.
+Each run adds a JSON line, with date and machine, to benchmarks/results/stream.jsonl; the last line of stdout is it.
 A synthetic checkpoint (random bfloat16 weights, written shard by shard) is made in the folder of --work, and removed.
+A run that was stopped goes on where it was; its line says how many matrices were there before.
 """
 
 import argparse
@@ -146,7 +147,8 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "calibration": [options.rows, options.tokens], "parameters": metrics["params"]["total"],
         "bytes": metrics["bytes"], "address_space_limit": limit, "peak_rss": usage.ru_maxrss * 1024,
         "largest_linear_bytes": {"bfloat16": 2 * largest, "float64": 8 * largest},
-        "matrices": sum(linears(options.shape).values()), "matrices_before": before, "seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "matrices": sum(linears(options.shape).values()), "matrices_before": before,
+        "seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "stages": {name: round(value, 1) for name, value in metrics["seconds"].items()},
     }  # fmt: skip
     shutil.rmtree(student)
