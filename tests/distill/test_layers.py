@@ -31,7 +31,7 @@ MODELS = [
 ]
 CASES = [
     *((*model, checkpointing) for model in MODELS for checkpointing in (False, True)),
-    ("opt", "causal_lm", False),  # joins rows before its feed-forward; checkpointed, its dropout cannot be switched off
+    ("opt", "causal_lm", False),  # joins rows before its feed-forward; checkpointed: the next test
     ("albert", "base", False),  # shares its layers; does not know checkpointing
 ]
 
@@ -91,6 +91,23 @@ def test_value_and_gradient_are_those_of_whole_recordings(name, head, checkpoint
     assert found.keys() == wanted.keys()
     for parameter, slope in found.items():
         torch.testing.assert_close(slope, wanted[parameter], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "head"), [("opt", "causal_lm"), ("bart", "seq2seq_lm")])
+def test_dropout_that_a_checkpointed_layer_draws_itself_is_off_in_a_step(name, head, tmp_path):
+    trainer = make_trainer(tmp_path, name, head)
+    assert trainer.model.config.dropout > 0
+    inputs = batch(trainer.model)
+    trainer.model.eval()
+    expected = unreduced(trainer, inputs)
+    wanted = gradients(expected, trainer.model)
+    trainer.model.activation_checkpointing_enable({"use_reentrant": False})
+    trainer.current_gradient_accumulation_steps = 1  # which `train` sets
+    loss = trainer.training_step(trainer.model, dict(inputs))
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-12)
+    for parameter, slope in wanted.items():
+        torch.testing.assert_close(trainer.model.get_parameter(parameter).grad, slope, rtol=1e-7, atol=1e-10)
+    assert not any(module._forward_pre_hooks for module in trainer.model.modules())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -1,12 +1,13 @@
 """Station 7, without a teacher: plain fine-tuning on labels, with the same settings as distillation."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from makd.distill.dropout import silent_checkpoints, switch_dropout_off_
 from makd.distill.objective import task_loss
-from makd.distill.trainer import switch_dropout_off_
 
 
 class SupervisedTrainer(Trainer):
@@ -23,6 +24,12 @@ class SupervisedTrainer(Trainer):
         self.dropout = dropout
         super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """The Trainer's: loss and backward of one batch."""
+        with nullcontext() if self.dropout else silent_checkpoints(model):
+            loss: Tensor = super().training_step(model, *args, **kwargs)
+        return loss
 
     def compute_loss(
         self,

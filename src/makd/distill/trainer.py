@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from makd.anatomy import Anatomy, resolve
 from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import HeadCall, Recording, capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
+from makd.distill.dropout import silent_checkpoints, switch_dropout_off_
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
@@ -125,6 +125,12 @@ class DistillTrainer(Trainer):
             100 * share,
         )
         return sampler
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """The Trainer's: loss and backward of one batch."""
+        with nullcontext() if self.student_dropout else silent_checkpoints(model):
+            loss: Tensor = super().training_step(model, *args, **kwargs)
+        return loss
 
     def compute_loss(
         self,
@@ -242,15 +248,6 @@ class DistillTrainer(Trainer):
         sums.clear()
         counts.clear()
         return means
-
-
-def switch_dropout_off_(model: nn.Module) -> None:
-    """Eval mode, but for the layers that checkpoint only while training. The Trainer's next step undoes it.
-
-    It must outlast the loss: gradient checkpointing computes the layers again in the backward, and the same way.
-    """
-    for module in model.modules():
-        module.training = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
 def _check_processes(args: Any) -> None:
