@@ -173,7 +173,7 @@ def _introduction(experiment: Experiment, lines: Lines, total: int, name: str) -
     return (
         f"{len(lines)} of {total} cells. Score of a task is the mean of its metrics ({told}).\n"
         f"Seeds {', '.join(map(str, experiment.seeds))}; every method has the same teacher, rows, batches and steps.\n"
-        f"{machine['device_name']}, {machine['threads']} threads, torch {machine['versions']['torch']}, "
+        f"{machine['device_name']}, threads: {machine['threads']}, torch {machine['versions']['torch']}, "
         f"transformers {machine['versions']['transformers']}, makd {machine['versions']['makd']}.\n\n"
         f"```text\nmakd compare {shlex.quote(name)}\n```"
     )
