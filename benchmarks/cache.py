@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -119,7 +120,9 @@ def measure(
     def step(kind: str, index: int) -> tuple[float, float]:
         batch, remembered = batches[index]
         inputs = {name: value for name, value in batch.items() if kind != "live" or name != ROW}
-        trainer._teach = (lambda *_: remembered) if kind == "free" else teach
+        recording, *heads = remembered  # a step empties the recording that it gets
+        copied = replace(recording, tensors=dict(recording.tensors), attention=dict(recording.attention))
+        trainer._teach = (lambda *_: (copied, *heads)) if kind == "free" else teach
         begun, processor_begun = time.perf_counter(), time.process_time()
         trainer.training_step(trainer.model, inputs)
         trainer.optimizer.step()
