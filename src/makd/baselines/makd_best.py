@@ -39,17 +39,15 @@ class BestMakd:
         repr=False,
     )
 
-    def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
-        """See `Baseline`.
-
-        Raises:
-            SettingError: `without` is no aspect of the preset.
-        """
+    def __post_init__(self) -> None:
         aspects = tuple(dict.fromkeys(term.aspect for term in PRESETS[self.preset]))
         if self.without is not None and self.without not in aspects:
             raise unknown_name(f"aspect of the preset {self.preset}", self.without, aspects)
+
+    def prepare(
+        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+    ) -> Prepared:
+        """See `Baseline`."""
         student = factorize(teacher, budget, solver=self.start, calibration=calibration)
         factors = {aspect: self.layer_weight for aspect in ("matrix", "hidden", "attention")}
         factors |= {"task": self.task_weight}

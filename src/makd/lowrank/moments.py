@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.errors import NumericsError
+from makd.lowrank.finite import is_finite
 
 Moments = TypeVar("Moments", bound="InputMoments")
 
@@ -236,15 +237,13 @@ def _products(
     left: Float[Tensor, "rows left"], right: Float[Tensor, "rows right"]
 ) -> tuple[Float[Tensor, "left right"], Float[Tensor, " left"]]:
     """Sum of left rightᵀ over the rows, in float64 if that is more than one product; and sum of left, in float64."""
-    products = left[:PRODUCT_ROWS].T @ right[:PRODUCT_ROWS]
-    if len(left) > PRODUCT_ROWS:
+    (one, other), *more = zip(left.split(PRODUCT_ROWS), right.split(PRODUCT_ROWS), strict=True)
+    products = one.T @ other
+    if more:
         products = products.to(torch.float64)
-        for one, other in zip(
-            left[PRODUCT_ROWS:].split(PRODUCT_ROWS), right[PRODUCT_ROWS:].split(PRODUCT_ROWS), strict=True
-        ):
-            products += one.T @ other
-    # one NaN or infinity is enough, and a sum is cheap; it may also overflow where they are only large
-    if not bool(torch.isfinite(products.sum()) or torch.isfinite(products).all()):
+    for one, other in more:
+        products += one.T @ other
+    if not is_finite(products):
         raise _not_finite(len(left))
     return products, left.sum(0, dtype=torch.float64)
 

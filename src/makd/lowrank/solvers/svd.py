@@ -9,6 +9,7 @@ from torch import Tensor
 
 from makd.errors import NumericsError
 from makd.lowrank.factors import Decomposition
+from makd.lowrank.finite import is_finite
 
 OVERSAMPLING = 8
 """Directions that subspace iteration carries beyond the rank; they converge last."""
@@ -59,8 +60,7 @@ def widened(weight: Float[Tensor, "out inp"], dtype: torch.dtype = torch.float64
     Raises:
         NumericsError: it holds NaN or infinity.
     """
-    # a sum is many times cheaper than a look at each; it may also overflow
-    if not bool(torch.isfinite(weight.sum()) or torch.isfinite(weight).all()):
+    if not is_finite(weight):
         raise NumericsError("The weight holds NaN or infinity. Load a sound checkpoint, in a dtype wide enough for it.")
     return weight.detach().to(dtype)
 

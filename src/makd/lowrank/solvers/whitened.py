@@ -6,6 +6,7 @@ from torch import Tensor
 
 from makd.errors import NumericsError
 from makd.lowrank.factors import Decomposition
+from makd.lowrank.finite import is_finite
 from makd.lowrank.solvers.svd import principal_outputs, widened
 
 RIDGE = 1e-6
@@ -59,7 +60,7 @@ def square_root(
     Raises:
         NumericsError: `gram` holds NaN or infinity.
     """
-    if not bool(torch.isfinite(gram).all()):
+    if not is_finite(gram):
         raise NumericsError(f"The second moments of {what} hold NaN or infinity.")
     gram = gram.to(torch.float64)
     mean = float(gram.diagonal().mean())
