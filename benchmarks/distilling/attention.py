@@ -1,4 +1,7 @@
-"""The attention aspect alone: makd's two ways and eager log-softmax, value and gradients, in turn."""
+"""The attention aspect alone: makd's three ways and eager log-softmax, value and gradients, in turn.
+
+`loss` is what training takes, the mean with its gradient in one pass; `kernel` and `tiles` give every query's KL.
+"""
 
 import statistics
 import time
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distilling.worker import resident
-from makd.aspects import attention_kl
+from makd.aspects import attention_kl, attention_loss
 
 HEADS, HEAD_DIM = 12, 64
 TOKENS = 2048
@@ -27,6 +30,7 @@ def compare_attention(
     student = [(side + 0.3 * torch.randn_like(side)).requires_grad_() for side in teacher]
     ways: dict[str, Callable[[], Tensor]] = {
         "eager": lambda: eager(*teacher, *student, causal),
+        "loss": lambda: attention_loss(*teacher, *student, is_causal=causal),
         "kernel": lambda: attention_kl(*teacher, *student, is_causal=causal).mean(),
         "tiles": lambda: attention_kl(*teacher, *student, is_causal=causal, method="tiles").mean(),
     }
