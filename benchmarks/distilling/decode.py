@@ -18,7 +18,7 @@ def compare_decoding(place: Path, context: int, device: str, dtype: str, repeats
     ids = torch.randint(1, models["teacher"].config.vocab_size, (1, context), device=device)
     caches = {which: DynamicCache(config=model.config) for which, model in models.items()}
     for which, model in models.items():
-        model(input_ids=ids, past_key_values=caches[which])
+        model(input_ids=ids, cache=caches[which])
     rounds = max(8, repeats)
     seconds: dict[str, list[float]] = {which: [] for which in models}
     for _ in range(rounds + 2):
@@ -34,7 +34,7 @@ def compare_decoding(place: Path, context: int, device: str, dtype: str, repeats
 
 def _one(model: PreTrainedModel, token: torch.Tensor, cache: DynamicCache, device: str) -> float:
     begun = time.perf_counter()
-    model(input_ids=token, past_key_values=cache)
+    model(input_ids=token, cache=cache)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begun
