@@ -1,6 +1,7 @@
 """Methods side by side: the same cell gives the same number, a killed run goes on, and the page says what was found."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,8 +11,10 @@ import yaml
 
 import makd
 from makd import comparison
+from makd.cache import write_cache
 from makd.cli import main
 from makd.compare_command import load_experiment
+from makd.comparison import caches
 from makd.comparison import run as running
 from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
@@ -76,7 +79,8 @@ class TestRuns:
             assert line["params"]["student"]["linears"] <= 0.6 * line["params"]["teacher"]["linears"]
             assert line["steps"] == 2
             assert line["tokens"] > 0
-            assert {"prepare", "train", "evaluate", "total"} == line["seconds"].keys()
+            assert {"prepare", "cache", "train", "evaluate", "total"} == line["seconds"].keys()
+            assert line["seconds"]["cache"] == 0.0
             assert line["environment"]["versions"]["makd"]
         assert lines == read_lines(Path(experiment.output) / running.RESULTS_FILE)
 
@@ -134,6 +138,35 @@ class TestRuns:
         other = replace(experiment, finetune=makd.FinetuneRecipe())
         assert teacher_folder(other, task, 1) != teacher_folder(experiment, task, 1)
         assert not comparison.done_lines(longer, all_cells(longer))
+
+    def test_with_a_cache_the_teacher_is_asked_once_for_all_methods_and_students_learn_the_same(
+        self, done, data, encoder_folder, tmp_path, monkeypatch
+    ):
+        experiment = make(
+            data, encoder_folder, tmp_path / "cached", seeds=(1,), cache=makd.CacheConfig(dtype="float32"),
+            methods=tuple(makd.MethodConfig(name=name) for name in ("makd_paper", "low_rank_logits", "low_rank_svd")),
+        )  # fmt: skip
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        built = []
+        monkeypatch.setattr(caches, "write_cache", lambda *args: built.append(args) or write_cache(*args))
+        lines = makd.compare(experiment, only="task=stsb")
+        assert len(built) == 1
+        paper, logits, plain = lines
+        assert paper["seconds"]["cache"] == logits["seconds"]["cache"] > plain["seconds"]["cache"] == 0
+        live = next(line for line in done[1] if line["cell"] == paper["cell"])
+        assert paper["hash"] != live["hash"]
+        assert paper["metrics"] == pytest.approx(live["metrics"], abs=1e-3)
+        assert not list(tmp_path.glob("makd-cells-*"))
+
+    def test_what_a_cache_keeps_is_removed_when_a_cell_fails(self, data, encoder_folder, tmp_path, monkeypatch):
+        experiment = make(data, encoder_folder, tmp_path / "failed", cache=makd.CacheConfig())
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(running, "teach", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            makd.compare(experiment, limit=1)
+        assert not list(tmp_path.glob("makd-cells-*"))
 
     def test_limit_runs_so_many_cells(self, data, encoder_folder, tmp_path):
         experiment = make(data, encoder_folder, tmp_path / "some")

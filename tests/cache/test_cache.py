@@ -12,8 +12,9 @@ from transformers import DefaultDataCollator, TrainerCallback, TrainingArguments
 import makd
 from makd.anatomy import resolve
 from makd.aspects import activate
+from makd.baselines.narrow import narrower
 from makd.cache import CacheConfig, TeacherCache, identify, write_cache
-from makd.cache.write import shards_of
+from makd.cache.write import FORMAT, shards_of
 from makd.distill import DistillTrainer
 from makd.errors import CacheError, DataError
 from tests.models import VOCABULARY, tiny
@@ -205,6 +206,27 @@ def test_a_cached_run_that_was_stopped_resumes_to_the_same_student(tmp_path):
         assert torch.equal(value, going_on.model.state_dict()[name]), name
 
 
+ATTENTION = makd.Plan(terms=(makd.Term(aspect="attention"),))
+
+
+def test_attention_of_a_model_with_a_scale_of_its_own_is_kept(tmp_path):
+    live, cached = compare(tmp_path, "granite", "causal_lm", plan=ATTENTION)
+    assert resolve(tiny("granite", head="causal_lm")).layers[0].attention is not None
+    assert tiny("granite", head="causal_lm").config.attention_multiplier != 8**-0.5
+    assert_near(live, cached)
+
+
+def test_attention_is_compared_with_narrower_heads(tmp_path):
+    rows, found = make_rows(), []
+    for place in ("live", "cached"):
+        teacher = tiny("bert", head="base")
+        student = narrower(teacher, makd.Budget(keep_linears=0.5))
+        assert student.config.hidden_size < teacher.config.hidden_size
+        cache = build(tmp_path / "cache", teacher, rows, ATTENTION) if place == "cached" else None
+        found.append(losses(make_trainer(tmp_path / place, teacher, student, rows, ATTENTION, cache=cache)))
+    assert_near(*found)
+
+
 class TestPredictions:
     @pytest.mark.parametrize("temperature", [1.0, 2.0])
     def test_the_top_k_divergence_of_fewer_tokens_is_exact(self, tmp_path, temperature):
@@ -349,7 +371,7 @@ class TestStale:
         folder, teacher, rows = made
         content = json.loads((folder / "cache.json").read_text())
         (folder / "cache.json").write_text(json.dumps(content | {"format": 0}))
-        with pytest.raises(CacheError, match="its format is 0, here it is 1"):
+        with pytest.raises(CacheError, match=f"its format is 0, here it is {FORMAT}"):
             TeacherCache.open(folder, teacher, rows)
 
     def test_a_folder_without_a_cache(self, tmp_path, made):

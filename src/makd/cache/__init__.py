@@ -1,9 +1,20 @@
 """Station 6: what a teacher says about the training rows, on disk, so that later epochs need no teacher."""
 
 from makd.cache.identity import identify
+from makd.cache.parts import needs
 from makd.cache.read import Recalled, TeacherCache
 from makd.cache.rows import ROW, RowCollator, number_rows
 from makd.cache.settings import CacheConfig
 from makd.cache.write import write_cache
 
-__all__ = ["ROW", "CacheConfig", "Recalled", "RowCollator", "TeacherCache", "identify", "number_rows", "write_cache"]
+__all__ = [
+    "ROW",
+    "CacheConfig",
+    "Recalled",
+    "RowCollator",
+    "TeacherCache",
+    "identify",
+    "needs",
+    "number_rows",
+    "write_cache",
+]

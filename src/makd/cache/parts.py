@@ -2,7 +2,8 @@
 
     hidden.3                a layer's output
     linear.3.q              the output of a role's linear
-    attention.3.query       query and key as attention gets them; cross_attention.3.key likewise
+    attention.3.query       query and key as attention gets them, for a scale of head_dim ** -0.5; cross_attention.3.key
+                            likewise
     embedding.mean          a text's embedding
     logits, start_logits    predictions over labels, or over the tokens of a text
     predictions.*           predictions over a vocabulary: the likeliest tokens, and the rest as one
@@ -167,7 +168,9 @@ def _states(tap: Tap, recording: Recording) -> tuple[Tensor, ...]:
             f"Attention of layer {tap.layer} adds a learned bias to its scores, which the cache does not hold. Leave "
             "out the aspect 'attention', or train without a cache."
         )
-    return call.query.transpose(1, 2), call.key.transpose(1, 2)
+    usual = call.query.shape[-1] ** -0.5
+    query = call.query if call.scale == usual else call.query * (call.scale / usual)  # so that no scale has to be kept
+    return query.transpose(1, 2), call.key.transpose(1, 2)
 
 
 def _predictions(

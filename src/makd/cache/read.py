@@ -159,8 +159,8 @@ class TeacherCache:
                 recording.tensors[tap] = tensors[0]
             else:
                 query, key = (tensor.transpose(1, 2) for tensor in tensors)
-                # masks, scale and bounds are the student's: both read the same batch
-                recording.attention[tap] = AttentionCall(query, key, None, False, None, None, None)
+                # masks and bounds are the student's: both read the same batch
+                recording.attention[tap] = AttentionCall(query, key, None, False, query.shape[-1] ** -0.5, None, None)
         aspects = {active.term.aspect for active in plan.terms}
         if aspects & {"embedding", "similarity"}:
             poolings = {

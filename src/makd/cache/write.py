@@ -31,7 +31,7 @@ from makd.cache.settings import CacheConfig
 from makd.capture import capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.errors import CacheError, SettingError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when older caches can no longer be read."""
 UNFINISHED, FINISHED = "unfinished.json", "cache.json"
 _SHARD = re.compile(r"(\d{8})-(\d{8})\.safetensors")

@@ -27,8 +27,7 @@ class AttentionCall:
     """Additive, or boolean with True where a key may be seen; broadcastable to (batch, heads, tokens, key_tokens)."""
     is_causal: bool
     """Whether the causal mask applies besides `mask`."""
-    scale: float | None
-    """None where only query and key were kept: it is that of the model that they are compared with."""
+    scale: float
     softcap: float | None
     """Gemma 2's bound on scores: softcap · tanh(score / softcap), before the mask."""
     position_bias: Float[Tensor, "#batch heads tokens key_tokens"] | None

@@ -92,6 +92,8 @@ def cell_hash(experiment: Experiment, cell: Cell) -> str:
             "budget": cell.budget,
             "training": cell.method.lengthened(experiment.training),
             "calibration": experiment.calibration,
+            # numbers are rounded in a cache; lines from before there was a choice stay
+            **({} if experiment.cache is None else {"cache": experiment.cache}),
             "search": [experiment.search, experiment.seeds[0], experiment.budgets[0]]
             if experiment.search.trials
             else None,

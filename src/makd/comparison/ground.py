@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from makd.comparison.caches import TeacherCaches
 from makd.comparison.cells import teacher_hash
 from makd.comparison.settings import Experiment, short_name
 from makd.config import find_device
@@ -39,6 +40,8 @@ class Ground:
     """The teacher's metrics on the rows that students are measured on."""
     majority: float | None
     """Score of the most frequent class of the training rows; None where a task has no classes for whole rows."""
+    caches: TeacherCaches | None = None
+    """What the teacher says about the training rows, where the experiment keeps it."""
 
 
 def prepare_ground(experiment: Experiment, task: TaskConfig, seed: int, progress: Progress) -> Ground:
@@ -68,6 +71,7 @@ def prepare_ground(experiment: Experiment, task: TaskConfig, seed: int, progress
         ),
         teacher_scores=rows.evaluate(model),
         majority=majority_score(rows),
+        caches=None if experiment.cache is None else TeacherCaches(model, rows, experiment.cache, progress),
     )
 
 

@@ -1,7 +1,6 @@
 """Station 10: the comparison: one cell after the other, a line for each, and on from where it was stopped."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -51,11 +50,14 @@ def compare(
     lines = done_lines(experiment, chosen)
     grounds = _Grounds(experiment, progress)
     waiting = [cell for cell in chosen if str(cell) not in lines][:limit]
-    for number, cell in enumerate(waiting, start=1):
-        logger.info("cell %d/%d: %s", number, len(waiting), cell)
-        lines[str(cell)] = _run(experiment, cell, grounds, progress)
-        append_line(Path(experiment.output) / RESULTS_FILE, lines[str(cell)])
-        logger.info("%s: score %.4f in %.0f s", cell, lines[str(cell)]["score"], lines[str(cell)]["seconds"]["total"])
+    try:
+        for number, cell in enumerate(waiting, start=1):
+            logger.info("cell %d/%d: %s", number, len(waiting), cell)
+            line = lines[str(cell)] = _run(experiment, cell, grounds, progress)
+            append_line(Path(experiment.output) / RESULTS_FILE, line)
+            logger.info("%s: score %.4f in %.0f s", cell, line["score"], line["seconds"]["total"])
+    finally:
+        grounds.close()
     return [lines[str(cell)] for cell in chosen if str(cell) in lines]
 
 
@@ -81,8 +83,15 @@ class _Grounds:
         """The ground of a cell."""
         key = cell.task.name, cell.seed
         if self._last is None or self._last[0] != key:
+            self.close()
             self._last = key, prepare_ground(self.experiment, cell.task, cell.seed, self.progress)
         return self._last[1]
+
+    def close(self) -> None:
+        """Remove what the last one keeps on disk for its cells alone."""
+        if self._last is not None and self._last[1].caches is not None:
+            self._last[1].caches.close()
+        self._last = None
 
 
 def first_budget(experiment: Experiment, method: MethodConfig) -> Budget:
@@ -96,12 +105,10 @@ def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progre
         first = replace(cell, seed=experiment.seeds[0], budget=first_budget(experiment, cell.method))
         found = find_settings(experiment, first, grounds.of(first), progress)
     ground = grounds.of(cell)
-    start = time.perf_counter()
     method: Any = cell.method.build(**found)
     taught = teach(ground, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
     pair = {"teacher": ground.teacher, "student": taught.student}
     counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
-    total = time.perf_counter() - start
     timed: dict[str, dict[str, float]] = {}
     if experiment.latency:
         for batch, repeats in ((1, 15), (16, 5)):
@@ -115,7 +122,7 @@ def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progre
         "params": counts,
         "steps": taught.steps,
         "tokens": taught.tokens,
-        "seconds": {**taught.seconds, "total": total},
+        "seconds": {**taught.seconds, "total": sum(taught.seconds.values())},
         "latency_ms": timed,
         "settings": {item.name: getattr(method, item.name) for item in fields(method) if item.name != "search"},
         "fingerprint": fingerprint(taught.student),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from makd.baselines import BASELINES, Baseline
+from makd.cache import CacheConfig
 from makd.config import CalibrationConfig, FinetuneRecipe, find_device
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
@@ -109,6 +110,9 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How every student learns: steps or epochs, batches, schedule. The learning rate is each method's own."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    cache: CacheConfig | None = None
+    """Ask the teacher about each training row once for the cells of a task and seed, and keep what it says on disk
+    until they are done; None asks it at every step."""
     search: SearchConfig = field(default_factory=SearchConfig)
     latency: bool = True
     """Whether forwards of teacher and student are timed, at batch 1 and 16."""

@@ -27,7 +27,7 @@ class Taught:
     tokens: int
     """Real tokens that were read in training."""
     seconds: dict[str, float]
-    """`prepare`, `train`, `evaluate`."""
+    """`prepare`, `cache`, `train`, `evaluate`; `cache` as if no other cell had made one."""
 
 
 def teach(
@@ -50,16 +50,20 @@ def teach(
         progress: told of every step.
         measured: rows to teach and measure on instead of the task's own: a search's.
     """
-    task, seconds = measured or ground.task, {}
+    task, seconds = measured or ground.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
     made = method.prepare(ground.teacher, budget, ground.calibration, seed)
     seconds["prepare"] = time.perf_counter() - start
     total, tokens = count_steps(task, training), 0
-    start = time.perf_counter()
     for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
         settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
         choose_trainable_(made.student, settings.trainable)
+        cache = None
+        if ground.caches is not None and measured is None:
+            cache, spent = ground.caches.of(stage.plan, made.student)
+            seconds["cache"] += spent
+        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             trainer = DistillTrainer(
                 made.student,
@@ -67,6 +71,7 @@ def teach(
                 stage.plan,
                 settings.student_dropout,
                 tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
+                cache=cache,
                 args=settings.to_arguments(Path(folder), seed + 1000 * number, ground.teacher.device.type == "cpu"),
                 train_dataset=task.distillation,
                 data_collator=collator(task.tokenizer, ground.teacher),
@@ -74,8 +79,8 @@ def teach(
             )
             trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
             tokens += train(trainer, Path(folder), False)
+        seconds["train"] += time.perf_counter() - start
         made.student.requires_grad_(True).eval()
-    seconds["train"] = time.perf_counter() - start
     start = time.perf_counter()
     scores = task.evaluate(made.student)
     seconds["evaluate"] = time.perf_counter() - start

@@ -17,7 +17,6 @@ from makd.anatomy.tokens import layer_tokens, role_tokens
 from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
 from makd.distill.projections import Projections
-from makd.errors import SettingError
 
 
 class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
@@ -100,13 +99,7 @@ def _attention(
     # both read the same batch, so that masks are equal but for a learned bias
     call = theirs if biased else ours
     query = theirs.query
-    if theirs.scale is None and query.shape[-1] != ours.query.shape[-1]:
-        raise SettingError(
-            f"The cached teacher's attention has heads of {query.shape[-1]} channels, the student's of "
-            f"{ours.query.shape[-1]}: its scale is not kept. Train without a cache, or without the aspect "
-            "'attention'."
-        )
-    if theirs.scale is not None and call.scale is not None and theirs.scale != call.scale:
+    if theirs.scale != call.scale:
         query = query * (theirs.scale / call.scale)  # one scale for both: heads of another width have another
     return attention_loss(
         query,

@@ -1,0 +1,63 @@
+"""Station 10: what the teacher of some cells says about their rows, asked once, and gone when those cells are done."""
+
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from makd.anatomy import resolve
+from makd.aspects import Plan, activate
+from makd.cache import CacheConfig, TeacherCache, identify, needs, write_cache
+from makd.data import collator
+from makd.pipeline import Progress
+from makd.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+class TeacherCaches:
+    """Caches of one teacher on the training rows of one task, made when a plan asks for what none of them has.
+
+    They are in a folder of their own in the system's place for temporary files (`TMPDIR`).
+    """
+
+    def __init__(self, teacher: PreTrainedModel, task: Task, settings: CacheConfig, progress: Progress) -> None:
+        self.teacher, self.task, self.settings, self.progress = teacher, task, settings, progress
+        self._folder = Path(tempfile.mkdtemp(prefix="makd-cells-"))
+        self._made: list[tuple[frozenset[str], TeacherCache, float]] = []
+
+    def of(self, plan: Plan, student: PreTrainedModel) -> tuple[TeacherCache | None, float]:
+        """A cache with all that `plan` compares with, and the seconds that its making took, now or earlier.
+
+        None, and no seconds, for a plan that compares nothing.
+
+        Args:
+            plan: what `student` is to mimic.
+            student: any with layers that stand for the teacher's.
+
+        Raises:
+            SettingError: something that the plan compares with cannot be kept.
+        """
+        active = activate(plan, resolve(student), resolve(self.teacher))
+        needed = frozenset(need.part for need in needs(active, self.teacher))
+        if not needed:
+            return None, 0.0
+        for parts, cache, seconds in self._made:
+            if needed <= parts:
+                return cache, seconds
+        start, rows = time.perf_counter(), self.task.distillation
+        folder, identity = self._folder / str(len(self._made)), identify(self.teacher, rows)
+        collate = collator(self.task.tokenizer, self.teacher)
+        content = write_cache(self.teacher, rows, collate, active, folder, identity, self.settings, self.progress)
+        seconds = time.perf_counter() - start
+        self._made.append((needed, TeacherCache(folder, content), seconds))
+        logger.info("teacher cache of %.0f MB in %.0f s", content["bytes"] / 1e6, seconds)
+        return self._made[-1][1], seconds
+
+    def close(self) -> None:
+        """Remove them from disk."""
+        self._made.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
