@@ -1,27 +1,34 @@
 """Methods side by side: the same cell gives the same number, a killed run goes on, and the page says what was found."""
 
 import json
+import logging
+import math
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import optuna
 import pytest
 import yaml
 
 import makd
 from makd import comparison
+from makd.baselines import Span
 from makd.cache import write_cache
 from makd.cli import main
 from makd.compare_command import load_experiment
 from makd.comparison import caches
 from makd.comparison import run as running
+from makd.comparison import search as searching
 from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
 from makd.comparison.page import best_baseline
 from makd.comparison.plot import figure
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.search import draw, split_training
+from makd.comparison.search import find_settings, propose, search_space
 from makd.comparison.statistics import average, difference, mean
 from makd.errors import DataError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
@@ -68,6 +75,12 @@ def done(data, encoder_folder, tmp_path_factory):
     """Two tasks, two methods and two seeds, all run."""
     experiment = make(data, encoder_folder, tmp_path_factory.mktemp("runs") / "whole")
     return experiment, makd.compare(experiment)
+
+
+@pytest.fixture(scope="module")
+def ground(done):
+    """Of the first task and seed."""
+    return prepare_ground(done[0], done[0].tasks[0], 1, quiet)
 
 
 class TestRuns:
@@ -276,27 +289,124 @@ class TestSettings:
 
 
 class TestSearch:
-    def test_trials_are_of_training_rows_kept_and_used(self, data, encoder_folder, tmp_path):
-        search = makd.SearchConfig(trials=2, steps=1)
-        experiment = make(data, encoder_folder, tmp_path / "searched", search=search, seeds=(1,))
-        (line,) = makd.compare(experiment, only="task=mrpc,method=makd_paper")
-        trials = read_lines(tmp_path / "searched" / "search.jsonl")
-        assert [trial["trial"] for trial in trials] == [0, 1]
-        assert trials[0]["settings"] == {}
-        best = max(trials, key=lambda trial: trial["score"])
-        assert best["settings"].items() <= line["settings"].items()
-        ground = prepare_ground(experiment, experiment.tasks[0], 1, quiet)
-        measured = split_training(ground.task, 0.25, 1)
-        assert (len(measured.train), len(measured.held_out)) == (9, 3)
+    """Where scores are not of a student, they are of the learning rate alone and best at 5e-5."""
 
-    def test_draws_are_within_the_space_the_same_again_and_leave_what_is_fixed(self, done):
-        cell = next(cell for cell in all_cells(done[0]) if cell.method.name == "makd_paper")
-        drawn = [draw(cell, trial) for trial in range(1, 6)]
-        assert drawn == [draw(cell, trial) for trial in range(1, 6)]
-        assert all(1e-5 <= found["learning_rate"] <= 1e-3 for found in drawn)
-        assert len({found["learning_rate"] for found in drawn}) == 5
-        fixed = replace(cell, method=makd.MethodConfig(name="makd_paper", settings={"learning_rate": 3e-4}))
-        assert draw(fixed, 1) == {name: value for name, value in drawn[0].items() if name != "learning_rate"}
+    @pytest.fixture
+    def taught(self, monkeypatch):
+        """The methods that a search teaches, with the rows; they are scored at once."""
+        taught = []
+
+        def score(ground, method, budget, training, seed, progress, measured):
+            taught.append((method, measured))
+            distance = math.log10(method.learning_rate / 5e-5)
+            return SimpleNamespace(scores={"score": 1 - distance**2}, seconds={"train": 0.0})
+
+        monkeypatch.setattr(searching, "teach", score)
+        return taught
+
+    @pytest.fixture
+    def search(self, done, ground, taught, tmp_path):
+        """Search a method's settings; what was found, and the lines of its trials."""
+
+        def search(trials, folder="searched", **method):
+            row = makd.MethodConfig(**{"name": "makd_paper", **method})
+            settings = {"output": str(tmp_path / folder), "search": makd.SearchConfig(trials=trials, held_out=0.25)}
+            experiment = replace(done[0], methods=(row,), seeds=(1,), **settings)
+            found = find_settings(experiment, all_cells(experiment)[0], ground, quiet)
+            return found, read_lines(tmp_path / folder / searching.SEARCH_FILE)
+
+        return search
+
+    def test_the_best_settings_are_those_of_the_cell(self, data, encoder_folder, tmp_path):
+        trials = makd.SearchConfig(trials=2, steps=1)
+        experiment = make(data, encoder_folder, tmp_path / "searched", search=trials, seeds=(1,))
+        (line,) = makd.compare(experiment, only="task=mrpc,method=makd_paper")
+        lines = read_lines(tmp_path / "searched" / "search.jsonl")
+        assert [trial["trial"] for trial in lines] == [0, 1]
+        best = max(lines, key=lambda trial: trial["score"])
+        assert best["settings"].items() <= line["settings"].items()
+
+    def test_the_first_trial_is_of_the_methods_own_settings(self, search, taught):
+        _, lines = search(1, settings={"layer_weight": 2.0})
+        assert lines[0]["settings"] == {}
+        assert taught[0][0] == makd.MethodConfig(name="makd_paper", settings={"layer_weight": 2.0}).build()
+
+    def test_trials_are_taught_and_scored_on_training_rows_alone(self, search, taught, ground):
+        search(1)
+        ((_, measured),) = taught
+        (scored,) = measured.evaluation.values()
+        assert (len(measured.train), len(scored)) == (9, 3)
+        rows = [*measured.train["input_ids"], *scored["input_ids"]]
+        assert sorted(rows) == sorted(ground.task.train["input_ids"])
+
+    def test_trials_are_within_the_space_and_differ(self, search):
+        _, lines = search(8)
+        drawn = [line["settings"] for line in lines[1:]]
+        space = makd.MethodConfig(name="makd_paper").build().search
+        assert all(space[name].holds(value) for found in drawn for name, value in found.items())
+        assert all(found.keys() == space.keys() for found in drawn)
+        assert len({found["learning_rate"] for found in drawn}) == 7
+
+    def test_later_trials_are_nearer_to_the_best_than_random_ones(self, search):
+        found, lines = search(24)
+        distances = [abs(math.log10(line["settings"]["learning_rate"] / 5e-5)) for line in lines[1:]]
+        assert sum(distances[-8:]) / 8 < sum(distances[:3]) / 3
+        assert 3e-5 < found["learning_rate"] < 8e-5
+
+    def test_a_stopped_search_goes_on_and_finds_the_same(self, search, taught, monkeypatch):
+        whole = search(8, "whole")
+        score = searching.teach
+
+        def stop_at_the_seventh(*arguments):
+            if len(taught) == 8 + 6:
+                raise KeyboardInterrupt
+            return score(*arguments)
+
+        monkeypatch.setattr(searching, "teach", stop_at_the_seventh)
+        with pytest.raises(KeyboardInterrupt):
+            search(8, "stopped")
+        monkeypatch.setattr(searching, "teach", score)
+        assert search(8, "stopped") == whole
+        assert len(taught) == 8 + 8
+        assert search(8, "stopped") == whole
+        assert len(taught) == 8 + 8
+
+    def test_what_settings_fix_is_not_searched(self, search):
+        found, lines = search(4, settings={"learning_rate": 3e-4})
+        assert "layer_weight" in lines[1]["settings"]
+        assert not any("learning_rate" in line["settings"] for line in lines)
+        assert "learning_rate" not in found
+
+    def test_a_method_with_nothing_to_search_has_no_trials(self, search, taught):
+        assert search(4, name="low_rank_svd", settings={"learning_rate": 3e-4}) == ({}, [])
+        assert not taught
+
+    def test_own_settings_outside_the_space_are_tried_and_not_shown_to_the_sampler(self, done):
+        cell = next(cell for cell in all_cells(done[0]) if cell.method.name == "low_rank_svd")
+        own, drawn = {"settings": {}}, {"settings": {"learning_rate": 5e-4}, "score": 0.5}
+        higher = {"learning_rate": Span(2e-4, 1e-3)}
+        assert propose(cell, higher, []) == {}
+        one, other = (propose(cell, higher, [{**own, "score": score}, *4 * [drawn]]) for score in (0.0, 1.0))
+        assert one == other
+        inside = search_space(cell.method)
+        one, other = (propose(cell, inside, [{**own, "score": score}, *4 * [drawn]]) for score in (0.0, 1.0))
+        assert one != other
+
+    def test_optuna_is_quiet_and_as_loud_as_before_afterwards(self, search, caplog, monkeypatch):
+        before = optuna.logging.get_verbosity()
+        monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
+        search(3)
+        assert not [record for record in caplog.records if record.name.startswith("optuna")]
+        assert optuna.logging.get_verbosity() == before
+
+    def test_without_optuna_a_search_says_what_to_install_before_anything_is_run(
+        self, data, encoder_folder, tmp_path, monkeypatch
+    ):
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        trials = makd.SearchConfig(trials=2)
+        with pytest.raises(SettingError, match=r"pip install makd\[search\]"):
+            makd.compare(make(data, encoder_folder, tmp_path / "none", search=trials))
+        assert not (tmp_path / "none").exists()
 
 
 class TestPage:
@@ -336,9 +446,8 @@ class TestPage:
     def test_our_own_methods_are_no_baselines(self, done):
         assert best_baseline(done[0], {"makd_paper": {("mrpc", 1): 1.0}}, ["mrpc"]) is None
 
-    def test_the_majority_class_is_that_of_the_training_rows(self, done):
-        experiment, lines = done
-        ground = prepare_ground(experiment, experiment.tasks[0], 1, quiet)
+    def test_the_majority_class_is_that_of_the_training_rows(self, done, ground):
+        _, lines = done
         rows = ground.task.train
         assert majority_score(ground.task) == lines[0]["majority"]
         one = replace(ground.task, train=rows.select([i for i, label in enumerate(rows["label"]) if int(label) == 1]))

@@ -62,12 +62,20 @@ class Span:
     high: float
     is_logarithmic: bool = True
 
+    def holds(self, value: float | int | str | bool | None) -> bool:
+        """Whether `value` is one of them."""
+        return isinstance(value, float | int) and self.low <= value <= self.high
+
 
 @dataclass(frozen=True)
 class Choice:
     """Values that a search may try."""
 
     values: tuple[float | int | str, ...]
+
+    def holds(self, value: float | int | str | bool | None) -> bool:
+        """Whether `value` is one of them."""
+        return value in self.values
 
 
 SearchSpace = Mapping[str, Span | Choice]

@@ -10,7 +10,7 @@ from makd.anatomy import resolve
 from makd.comparison.cells import Cell, all_cells, cell_hash, select
 from makd.comparison.ground import Ground, prepare_ground
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.search import Found, find_settings
+from makd.comparison.search import Found, check_optuna, find_settings
 from makd.comparison.settings import Experiment, MethodConfig
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, latency, parameter_counts
@@ -50,6 +50,8 @@ def compare(
     lines = done_lines(experiment, chosen)
     grounds = _Grounds(experiment, progress)
     waiting = [cell for cell in chosen if str(cell) not in lines][:limit]
+    if waiting and experiment.search.trials:
+        check_optuna()
     try:
         for number, cell in enumerate(waiting, start=1):
             logger.info("cell %d/%d: %s", number, len(waiting), cell)

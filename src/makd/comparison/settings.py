@@ -68,7 +68,7 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """A random search of every method's hyper-parameters, the same for all, on training rows alone."""
+    """A search of every method's hyper-parameters by optuna, the same for all, on training rows alone."""
 
     trials: int = 0
     """Settings that are tried for each task and method; the first are the method's own. 0 searches nothing."""
