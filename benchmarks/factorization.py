@@ -13,6 +13,11 @@ Rows that are other tools' methods are our own implementations of the papers: as
 fisher (FWSVD, Hsu et al. 2022), whitened (SVD-LLM, Wang et al. 2024, step 1), svd_llm (with its closed-form update of
 the second factor on the compressed model's inputs), two_sided at uniform ranks (K-FAC SVD). With ranks `global` all of
 them get the ranks that makd allocates, from the two-sided spectra.
+
+Rows called ASVD4LLM and SVD-LLM are of those repositories' own functions on the same texts, at their own uniform ranks:
+`calib_input_distribution` (abs_mean) and `SVDLinear.from_linear` (alpha 0.5) of hahnyuan/ASVD4LLM; `profle_svdllm` and
+`whitening` of AIoT-MLSys-Lab/SVD-LLM, whose factors were put into the dense model to be measured, since its own modules
+need another transformers and have no grouped key heads.
 """
 
 import argparse
@@ -62,6 +67,8 @@ METHODS = (
 )  # fmt: skip
 DEFAULT = "two_sided_regression"
 """What the solver `auto` is for these models."""
+PEERS = ("ASVD4LLM", "SVD-LLM")
+"""Rows of other repositories' own code, put into the results by hand: none of it is here."""
 PUBLISHED = ("asvd", "fisher", "whitened", "two_sided", "svd_llm")
 """Methods of other papers; `two_sided` is K-FAC SVD."""
 BLOCK = 256
@@ -349,7 +356,7 @@ def _rows(rows: list[dict[str, Any]], teacher: dict[str, Any], texts: list[str])
     lines = [f"| method | ranks | {' | '.join(columns)} | statistics s | solve s | peak GiB |"]
     lines += [f"| --- | --- |{' ---: |' * (len(columns) + 3)}"]
     order = {(method, ranks): place for place, (ranks, method) in enumerate(
-        (ranks, method) for ranks in ("uniform", "global") for method in METHODS)}  # fmt: skip
+        (ranks, method) for ranks in ("uniform", "global") for method in (*METHODS, *PEERS))}  # fmt: skip
     for row in sorted(rows, key=lambda row: order[row["method"], row["ranks"]]):
         if decoder:
             values = [f"{row[text]['perplexity']:.4g} ({_gap(row, teacher, text):.3f})" for text in texts]
@@ -370,6 +377,7 @@ def _statistics(method: str, seconds: dict[str, float]) -> float:
     needs = {
         "svd": (), "asvd": ("inputs",), "fisher": ("gradients",), "whitened": ("inputs",), "svd_llm": ("inputs",),
         "regression": (), "two_sided": ("inputs", "gradients"), "two_sided_regression": ("inputs", "gradients"),
+        "ASVD4LLM": ("inputs",), "SVD-LLM": ("inputs",),
     }  # fmt: skip
     return sum(seconds[kind] for kind in needs[method])
 

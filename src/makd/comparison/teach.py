@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from makd.baselines import Baseline
+from makd.cache import TeacherCache
 from makd.comparison.ground import Ground
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, choose_trainable_, train
@@ -56,13 +57,14 @@ def teach(
     made = method.prepare(ground.teacher, budget, ground.calibration, seed)
     seconds["prepare"] = time.perf_counter() - start
     total, tokens = count_steps(task, training), 0
+    caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
     for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
         settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
         choose_trainable_(made.student, settings.trainable)
         cache = None
         if ground.caches is not None and measured is None:
             cache, spent = ground.caches.of(stage.plan, made.student)
-            seconds["cache"] += spent
+            caching[cache] = spent
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             trainer = DistillTrainer(
@@ -81,6 +83,7 @@ def teach(
             tokens += train(trainer, Path(folder), False)
         seconds["train"] += time.perf_counter() - start
         made.student.requires_grad_(True).eval()
+    seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
     scores = task.evaluate(made.student)
     seconds["evaluate"] = time.perf_counter() - start
