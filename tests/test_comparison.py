@@ -21,12 +21,13 @@ from makd.cache import write_cache
 from makd.cli import main
 from makd.compare_command import load_experiment
 from makd.comparison import caches
+from makd.comparison import page as pages
 from makd.comparison import run as running
 from makd.comparison import search as searching
 from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
 from makd.comparison.page import best_baseline
-from makd.comparison.plot import figure
+from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.search import find_settings, propose, search_space
 from makd.comparison.statistics import average, difference, mean
@@ -404,7 +405,7 @@ class TestSearch:
     ):
         monkeypatch.setitem(sys.modules, "optuna", None)
         trials = makd.SearchConfig(trials=2)
-        with pytest.raises(SettingError, match=r"pip install makd\[search\]"):
+        with pytest.raises(SettingError, match=r"pip install makd\[compare\]"):
             makd.compare(make(data, encoder_folder, tmp_path / "none", search=trials))
         assert not (tmp_path / "none").exists()
 
@@ -428,20 +429,33 @@ class TestPage:
             comparison.write_page(make(data, encoder_folder, tmp_path / "none"), tmp_path / "page.md")
 
     def test_budgets_make_a_plot(self, done, tmp_path):
+        assert "page.svg" in self.write_two_budgets(done, tmp_path)
+        plot = ElementTree.parse(tmp_path / "page.svg").getroot()
+        texts = {element.text for element in plot.iter() if element.tag.endswith("text")}
+        assert {"low_rank_svd", "makd_paper", "keep_linears=0.6", "keep_linears=0.8"} <= texts
+
+    def write_two_budgets(self, done, tmp_path):
         experiment, lines = done
         two = replace(experiment, output=str(tmp_path), budgets=(*experiment.budgets, makd.Budget(keep_linears=0.8)))
         for cell in all_cells(two):
             copied = {**lines[0], "cell": cell.names, "hash": cell_hash(two, cell), "score": 0.5}
             copied["teacher"] = {"score": 0.5 + 0.1 * cell.budget.keep_linears}
             append_line(tmp_path / running.RESULTS_FILE, copied)
-        page = comparison.write_page(two, tmp_path / "page.md").read_text()
-        assert "page.svg" in page
-        plot = ElementTree.parse(tmp_path / "page.svg").getroot()
-        texts = {element.text for element in plot.iter() if element.tag.endswith("text")}
-        assert {"low_rank_svd", "makd_paper", "keep_linears=0.6", "keep_linears=0.8"} <= texts
+        return comparison.write_page(two, tmp_path / "page.md").read_text()
 
-    def test_a_flat_line_can_be_drawn(self):
-        ElementTree.fromstring(figure({"a": [("x", 0.5), ("y", 0.5)]}, "budget", "quality"))
+    def test_without_matplotlib_the_page_has_no_plot_and_the_log_says_what_brings_it(
+        self, done, tmp_path, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(pages, "can_draw", lambda: False)
+        page = self.write_two_budgets(done, tmp_path)
+        assert "page.svg" not in page
+        assert not (tmp_path / "page.svg").exists()
+        assert "pip install makd[compare]" in caplog.text
+
+    def test_a_flat_line_can_be_drawn_and_the_same_curves_make_the_same_file(self, tmp_path):
+        for name in ("one.svg", "other.svg"):
+            draw({"a": [("x", 0.5), ("y", 0.5)]}, "budget", "quality", tmp_path / name)
+        assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
 
     def test_our_own_methods_are_no_baselines(self, done):
         assert best_baseline(done[0], {"makd_paper": {("mrpc", 1): 1.0}}, ["mrpc"]) is None

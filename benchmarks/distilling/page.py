@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilling.plot import figure
+from distilling.plot import draw
 
 Row = dict[str, Any]
 EXPRESSES = {
@@ -102,7 +102,7 @@ def _growth(page: Path, rows: Sequence[Row]) -> list[str]:
             (title, upwards, {name: sorted(points.items()) for name, points in series[measure].items()})
             for title, upwards, measure in (("Time of a step", "seconds", "seconds"), ("Peak memory", "MiB", "peak_mb"))
         ]
-        picture.write_text(figure(panels, across), encoding="utf-8")
+        draw(panels, across, picture)
         lines += [f"## Growth with {across}", "", f"Batches of one text; {mine[0]['model']}; {_where(mine[0])}.", "",
                   f"![Time and memory of a step against {across}]({picture.name})", ""]  # fmt: skip
     return lines

@@ -1,23 +1,28 @@
 """Station 10: a comparison as a page of markdown, with a plot of quality against budget."""
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from makd.comparison.cells import all_cells
-from makd.comparison.plot import figure
+from makd.comparison.plot import can_draw, draw
 from makd.comparison.run import done_lines
 from makd.comparison.settings import OURS, Experiment, budget_name, short_name
 from makd.comparison.statistics import Mean, Scores, average, difference, mean, scores
 from makd.errors import OutputError
 from makd.report.tables import TASK_LABELS
 
+logger = logging.getLogger(__name__)
+
 Lines = Sequence[Mapping[str, Any]]
 
 
 def write_page(experiment: Experiment, path: str | Path, name: str = "experiment.yaml") -> Path:
     """Write what is known of `experiment` to `path`, and beside it, with two budgets or more, a plot as `.svg`.
+
+    Without matplotlib the page has no plot, and the log says so.
 
     Args:
         experiment: its output folder has the results; cells that were not run are left open.
@@ -40,9 +45,11 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
     curves = _curves(experiment, lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if curves:
+        if curves and not can_draw():
+            logger.warning("The page has no plot: `pip install makd[compare]` brings matplotlib, which draws it.")
+        elif curves:
             plot = path.with_suffix(".svg")
-            plot.write_text(figure(curves, "budget", "share of the teacher's average"), encoding="utf-8")
+            draw(curves, "budget", "share of the teacher's average", plot)
             parts.append(f"![Quality against budget]({plot.name})")
         for budget in experiment.budgets:
             own = [line for line in lines if line["cell"]["budget"] == budget_name(budget)]
