@@ -303,7 +303,8 @@ def table() -> str:
         "Written by `python benchmarks/factorization.py table` from `benchmarks/results/factorization.jsonl`; its",
         "docstring says what each method is and which texts are read. One row differs from the next in the method",
         "alone: one calibration set, one budget, one seed. A row that is missing has not been run. Seconds are of a",
-        "machine that did other work besides: they say what is cheap and what is not.",
+        "machine that did other work besides: they say what is cheap and what is not. A dash: the process was paused",
+        "meanwhile.",
         "",
     ]
     for model in TEACHERS:
@@ -363,23 +364,28 @@ def _rows(rows: list[dict[str, Any]], teacher: dict[str, Any], texts: list[str])
         else:
             values = [f"{row[text][score]:.4f}" for text in texts for score in ("rank_correlation", "cosine")]
         seconds = row["seconds"]
-        statistics = _statistics(row["method"], seconds)
-        solve = seconds["decompose"] + seconds["fit"]
+        statistics = _total(seconds, _statistics(row["method"]))
+        solve = _total(seconds, ("decompose", "fit"))
         lines.append(
-            f"| {row['method']} | {row['ranks']} | {' | '.join(values)} | {statistics:.0f} | {solve:.0f} | "
+            f"| {row['method']} | {row['ranks']} | {' | '.join(values)} | {statistics} | {solve} | "
             f"{row['peak_rss_gib']} |"
         )
     return lines
 
 
-def _statistics(method: str, seconds: dict[str, float]) -> float:
-    """Seconds of the statistics that the method itself looks at (ranks `global` need those of two_sided)."""
-    needs = {
+def _total(seconds: dict[str, float | None], stages: tuple[str, ...]) -> str:
+    """Of some stages; a dash where one of them was not timed."""
+    found = [seconds[stage] for stage in stages]
+    return "-" if None in found else f"{sum(filter(None, found)):.0f}"
+
+
+def _statistics(method: str) -> tuple[str, ...]:
+    """The statistics that the method itself looks at (ranks `global` need those of two_sided)."""
+    return {
         "svd": (), "asvd": ("inputs",), "fisher": ("gradients",), "whitened": ("inputs",), "svd_llm": ("inputs",),
         "regression": (), "two_sided": ("inputs", "gradients"), "two_sided_regression": ("inputs", "gradients"),
         "ASVD4LLM": ("inputs",), "SVD-LLM": ("inputs",),
-    }  # fmt: skip
-    return sum(seconds[kind] for kind in needs[method])
+    }[method]  # fmt: skip
 
 
 def main() -> None:
