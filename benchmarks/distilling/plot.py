@@ -3,20 +3,16 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from makd.comparison.plot import COLOURS
+from makd.comparison.plot import COLOURS, svg
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def draw(panels: Sequence[tuple[str, str, Series]], across: str, path: Path) -> None:
     """Panels (title, what stands upwards, lines by name) side by side over the same kind of axis, and one legend."""
-    # text as text, and the same file for the same lines
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "makd"}):
-        figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    with svg(path, 4.2 * len(panels), 3.4) as figure:
         for index, (title, upwards, series) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1, title=title, xlabel=across, ylabel=upwards)
             axes.loglog()
@@ -30,7 +26,6 @@ def draw(panels: Sequence[tuple[str, str, Series]], across: str, path: Path) -> 
                 label = name if index == 0 else None
                 axes.plot(*zip(*sorted(line), strict=True), marker="o", color=colour, label=label)
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _short(value: float, _place: int | None) -> str:

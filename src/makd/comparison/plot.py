@@ -1,8 +1,13 @@
 """Station 10: quality against budget as a picture, drawn by matplotlib: budgets side by side, one line a method."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curves = Mapping[str, Sequence[tuple[str, float]]]
 """Method -> (budget, share of the teacher's average)."""
@@ -17,19 +22,31 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(curves: Curves, across: str, upwards: str, path: Path) -> None:
-    """Write lines over budgets, in the order of their first line, to `path` as SVG. Heights are in percent.
+@contextmanager
+def svg(path: Path, width: float, height: float) -> Iterator["Figure"]:
+    """A figure of that many inches to draw on, which is then written: text as text, the same file for the same lines.
 
     Raises:
         OSError: it cannot be written.
     """
     import matplotlib
     from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "makd"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def draw(curves: Curves, across: str, upwards: str, path: Path) -> None:
+    """Write lines over budgets, in the order of their first line, to `path` as SVG. Heights are in percent.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     from matplotlib.ticker import PercentFormatter
 
-    # text as text, and the same file for the same curves
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "makd"}):
-        figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    with svg(path, 7.5, 3.8) as figure:
         axes = figure.add_subplot(xlabel=across, ylabel=upwards)
         axes.margins(x=0.1)
         axes.grid(color="#ddd")
@@ -39,4 +56,3 @@ def draw(curves: Curves, across: str, upwards: str, path: Path) -> None:
             colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
             axes.plot(budgets, values, marker="o", color=colour, linestyle=dash, label=name)
         figure.legend(loc="outside right upper", frameon=False)
-        figure.savefig(path, format="svg", metadata={"Date": None})
