@@ -1,7 +1,6 @@
 """Station 10: what the teacher of some cells says about their rows, asked once, and gone when those cells are done."""
 
 import logging
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
 from makd.aspects import Plan, activate
-from makd.cache import CacheConfig, TeacherCache, identify, needs, write_cache
+from makd.cache import CacheConfig, TeacherCache, needs, write_cache
 from makd.data import collator
 from makd.pipeline import Progress
 from makd.tasks import Task
@@ -26,7 +25,7 @@ class TeacherCaches:
 
     def __init__(self, teacher: PreTrainedModel, task: Task, settings: CacheConfig, progress: Progress) -> None:
         self.teacher, self.task, self.settings, self.progress = teacher, task, settings, progress
-        self._folder = Path(tempfile.mkdtemp(prefix="makd-cells-"))
+        self._folder = tempfile.TemporaryDirectory(prefix="makd-cells-", ignore_cleanup_errors=True)
         self._made: list[tuple[frozenset[str], TeacherCache, float]] = []
 
     def of(self, plan: Plan, student: PreTrainedModel) -> tuple[TeacherCache | None, float]:
@@ -49,9 +48,9 @@ class TeacherCaches:
             if needed <= parts:
                 return cache, seconds
         start, rows = time.perf_counter(), self.task.distillation
-        folder, identity = self._folder / str(len(self._made)), identify(self.teacher, rows)
-        collate = collator(self.task.tokenizer, self.teacher)
-        content = write_cache(self.teacher, rows, collate, active, folder, identity, self.settings, self.progress)
+        folder, collate = Path(self._folder.name) / str(len(self._made)), collator(self.task.tokenizer, self.teacher)
+        # without an identity: nobody opens it but this object
+        content = write_cache(self.teacher, rows, collate, active, folder, {}, self.settings, self.progress)
         seconds = time.perf_counter() - start
         self._made.append((needed, TeacherCache(folder, content), seconds))
         logger.info("teacher cache of %.0f MB in %.0f s", content["bytes"] / 1e6, seconds)
@@ -60,4 +59,4 @@ class TeacherCaches:
     def close(self) -> None:
         """Remove them from disk."""
         self._made.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.cleanup()
