@@ -35,9 +35,7 @@ SEARCH_FILE = "search.jsonl"
 """In the output folder: a line for each trial."""
 
 RANDOM_TRIALS = 4
-"""Trials before TPE begins, the method's own settings included; with optuna's 10, 8 trials would be a random search. Of
-2, 4, 6 and 10, 4 came nearest to the top of 60 noisy parabolas (three numbers and a choice) in 8 and in 16 trials, and
-within the error of the best in 32."""
+"""Trials before TPE begins, the method's own settings included; with optuna's 10, 8 trials would be a random search."""
 
 Found = dict[str, Any]
 """Hyper-parameter -> value."""
