@@ -147,7 +147,7 @@ class TestRuns:
         experiment, _ = done
         cell, task = all_cells(experiment)[0], experiment.tasks[0]
         longer = replace(experiment, training=makd.TrainingConfig(steps=3))
-        assert cell_hash(longer, cell) != cell_hash(experiment, cell)
+        assert cell_hash(longer, cell, {}) != cell_hash(experiment, cell, {})
         assert teacher_folder(longer, task, 1) == teacher_folder(experiment, task, 1)
         other = replace(experiment, finetune=makd.FinetuneRecipe())
         assert teacher_folder(other, task, 1) != teacher_folder(experiment, task, 1)
@@ -236,7 +236,7 @@ class TestSettings:
         cell = replace(all_cells(experiment)[0], method=makd.MethodConfig(name="makd"))
         given = makd.MethodConfig(name="makd", settings={"without": "matrix"})
         longer = makd.MethodConfig(name="makd", times_steps=2.0)
-        hashes = {cell_hash(experiment, replace(cell, method=method)) for method in (cell.method, given, longer)}
+        hashes = {cell_hash(experiment, replace(cell, method=method), {}) for method in (cell.method, given, longer)}
         assert len(hashes) == 3
 
     def test_the_examples_are_experiments_and_share_their_cells(self):
@@ -244,8 +244,9 @@ class TestSettings:
             load_experiment(ROOT / "examples" / "encoder" / f"{name}.yaml") for name in ("experiment", "ablation")
         )
         load_experiment(ROOT / "examples" / "encoder" / "bert-base.yaml")
-        shared = {cell_hash(table, cell) for cell in all_cells(table)} & {
-            cell_hash(ablation, cell) for cell in all_cells(ablation)
+        found = ablation.methods[0].settings
+        shared = {cell_hash(table, cell, found) for cell in all_cells(table) if cell.method.name == "makd"} & {
+            cell_hash(ablation, cell, {}) for cell in all_cells(ablation)
         }
         assert len(shared) == len(ablation.tasks) * len(ablation.seeds)
 
@@ -258,6 +259,8 @@ class TestSettings:
             ({"methods": (makd.MethodConfig(name="makd"),) * 2}, "makd is there twice"),
             ({"training": makd.TrainingConfig(steps=0)}, "training.steps"),
             ({"latency_tokens": 0}, "latency_tokens"),
+            ({"search": makd.SearchConfig(trials=2, task="rte")}, "mrpc, stsb"),
+            ({"search": makd.SearchConfig(trials=2, settings=("temperature",))}, "matrix_weight"),
             ({"methods": (makd.MethodConfig(name="makd", budgets=(makd.Budget(keep=0.1),)),)}, "keep_linears=0.6"),
         ],
     )
@@ -297,8 +300,8 @@ class TestSearch:
         """The methods that a search teaches, with the rows; they are scored at once."""
         taught = []
 
-        def score(ground, method, budget, training, seed, progress, measured):
-            taught.append((method, measured))
+        def score(ground, method, budget, training, seed, progress):
+            taught.append((method, ground))
             distance = math.log10(method.learning_rate / 5e-5)
             return SimpleNamespace(scores={"score": 1 - distance**2}, seconds={"train": 0.0})
 
@@ -309,11 +312,13 @@ class TestSearch:
     def search(self, done, ground, taught, tmp_path):
         """Search a method's settings; what was found, and the lines of its trials."""
 
-        def search(trials, folder="searched", **method):
+        def search(trials, folder="searched", names=None, **method):
             row = makd.MethodConfig(**{"name": "makd_paper", **method})
-            settings = {"output": str(tmp_path / folder), "search": makd.SearchConfig(trials=trials, held_out=0.25)}
+            searched = makd.SearchConfig(trials=trials, held_out=0.25, settings=names)
+            settings = {"output": str(tmp_path / folder), "search": searched}
             experiment = replace(done[0], methods=(row,), seeds=(1,), **settings)
-            found = find_settings(experiment, all_cells(experiment)[0], ground, quiet)
+            cell = all_cells(experiment)[0]
+            found = find_settings(experiment, [cell], lambda _: ground, quiet)[str(cell)]
             return found, read_lines(tmp_path / folder / searching.SEARCH_FILE)
 
         return search
@@ -334,11 +339,60 @@ class TestSearch:
 
     def test_trials_are_taught_and_scored_on_training_rows_alone(self, search, taught, ground):
         search(1)
-        ((_, measured),) = taught
-        (scored,) = measured.evaluation.values()
-        assert (len(measured.train), len(scored)) == (9, 3)
-        rows = [*measured.train["input_ids"], *scored["input_ids"]]
+        ((_, split),) = taught
+        (scored,) = split.task.evaluation.values()
+        assert (len(split.task.train), len(scored)) == (9, 3)
+        rows = [*split.task.train["input_ids"], *scored["input_ids"]]
         assert sorted(rows) == sorted(ground.task.train["input_ids"])
+
+    def test_a_search_on_one_task_holds_for_all_and_its_trials_share_a_cache(
+        self, done, data, encoder_folder, tmp_path, monkeypatch
+    ):
+        built, asked = [], []
+        monkeypatch.setattr(caches, "write_cache", lambda *args: built.append(args) or write_cache(*args))
+        monkeypatch.setattr(running, "find_settings", lambda *args: asked.append(find_settings(*args)) or asked[-1])
+        experiment = make(
+            data, encoder_folder, tmp_path / "one", seeds=(2,), cache=makd.CacheConfig(dtype="float32"),
+            search=makd.SearchConfig(trials=2, task="stsb", steps=1),
+        )  # fmt: skip
+        lines = makd.compare(experiment, only="method=makd_paper")
+        trials = read_lines(tmp_path / "one" / "search.jsonl")
+        assert [(trial["task"], trial["method"]) for trial in trials] == 2 * [("stsb", "makd_paper")]
+        (asked,) = asked
+        best = max(trials, key=lambda trial: trial["score"])["settings"]
+        assert all(found == best for found in asked.values())
+        assert all(best.items() <= line["settings"].items() for line in lines)
+        assert [len(args[1]) for args in built] == [9, 12, 12]  # the search's rows, then those of either task
+
+    def test_a_search_that_is_done_needs_no_teacher(self, search, done, tmp_path):
+        found, lines = search(3)
+        makd_paper = makd.MethodConfig(name="makd_paper")
+        experiment = replace(
+            done[0], methods=(makd_paper,), search=makd.SearchConfig(trials=3, held_out=0.25),
+            output=str(tmp_path / "searched"),
+        )  # fmt: skip
+        assert len(lines) == 3
+        cell = all_cells(experiment)[0]
+        assert find_settings(experiment, [cell], lambda _: pytest.fail("asked"), quiet) == {str(cell): found}
+
+    def test_more_trials_go_on_where_the_search_stood(self, search, taught):
+        _, few = search(3)
+        _, more = search(5)
+        assert more[:3] == few
+        assert len(taught) == 5
+
+    def test_a_cell_whose_settings_a_search_finds_again_is_not_run_again(self, done, ground, taught, tmp_path):
+        (row,) = (method for method in done[0].methods if method.name == "low_rank_svd")
+        searched = replace(done[0], methods=(row,), search=makd.SearchConfig(trials=1))
+        assert not comparison.done_lines(replace(searched, output=str(tmp_path)), all_cells(searched))
+        assert not comparison.done_lines(searched, all_cells(searched))
+        find_settings(searched, all_cells(searched), lambda _: ground, quiet)
+        assert len(comparison.done_lines(searched, all_cells(searched))) == 4
+
+    def test_methods_that_search_the_same_try_the_same_at_random(self, search):
+        tried = [search(4, name, name=name)[1] for name in ("low_rank_svd", "low_rank_whitened")]
+        first, other = ([line["settings"] for line in lines] for lines in tried)
+        assert first == other
 
     def test_trials_are_within_the_space_and_differ(self, search):
         _, lines = search(8)
@@ -378,6 +432,10 @@ class TestSearch:
         assert not any("learning_rate" in line["settings"] for line in lines)
         assert "learning_rate" not in found
 
+    def test_only_what_the_search_names_is_searched(self, search):
+        _, lines = search(4, names=("learning_rate",))
+        assert all(line["settings"].keys() == {"learning_rate"} for line in lines[1:])
+
     def test_a_method_with_nothing_to_search_has_no_trials(self, search, taught):
         assert search(4, name="low_rank_svd", settings={"learning_rate": 3e-4}) == ({}, [])
         assert not taught
@@ -387,11 +445,13 @@ class TestSearch:
         own, drawn = {"settings": {}}, {"settings": {"learning_rate": 5e-4}, "score": 0.5}
         higher = {"learning_rate": Span(2e-4, 1e-3)}
         assert propose(cell, higher, []) == {}
-        one, other = (propose(cell, higher, [{**own, "score": score}, *4 * [drawn]]) for score in (0.0, 1.0))
-        assert one == other
-        inside = search_space(cell.method)
-        one, other = (propose(cell, inside, [{**own, "score": score}, *4 * [drawn]]) for score in (0.0, 1.0))
-        assert one != other
+
+        def draws(space, own_score):
+            return [propose(cell, space, [{**own, "score": own_score}, *more * [drawn]]) for more in range(4, 9)]
+
+        assert draws(higher, 0.0) == draws(higher, 1.0)
+        inside = search_space(done[0], cell.method)
+        assert draws(inside, 0.0) != draws(inside, 1.0)
 
     def test_optuna_is_quiet_and_as_loud_as_before_afterwards(self, search, caplog, monkeypatch):
         before = optuna.logging.get_verbosity()
@@ -438,7 +498,7 @@ class TestPage:
         experiment, lines = done
         two = replace(experiment, output=str(tmp_path), budgets=(*experiment.budgets, makd.Budget(keep_linears=0.8)))
         for cell in all_cells(two):
-            copied = {**lines[0], "cell": cell.names, "hash": cell_hash(two, cell), "score": 0.5}
+            copied = {**lines[0], "cell": cell.names, "hash": cell_hash(two, cell, {}), "score": 0.5}
             copied["teacher"] = {"score": 0.5 + 0.1 * cell.budget.keep_linears}
             append_line(tmp_path / running.RESULTS_FILE, copied)
         return comparison.write_page(two, tmp_path / "page.md").read_text()

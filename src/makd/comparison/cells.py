@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from makd.comparison.settings import Experiment, MethodConfig, budget_name, short_name
 from makd.errors import SettingError
@@ -80,25 +81,35 @@ def teacher_hash(experiment: Experiment, task: TaskConfig, seed: int) -> str:
     return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "recipe": recipe})
 
 
-def cell_hash(experiment: Experiment, cell: Cell) -> str:
-    """Says whether a line of the results is of these settings: of all that its score may depend on but the machine."""
-    own = asdict(cell.method.build())  # type: ignore[call-overload]
+def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> str:
+    """Says whether a line of the results is of these settings: of all that its score may depend on but the machine.
+
+    Args:
+        experiment: what all cells share.
+        cell: one of its cells.
+        found: hyper-parameters of a search. A line says what they are, not how they were found.
+    """
+    own = asdict(cell.method.build(**found))  # type: ignore[call-overload]
     # what is None says nothing: a method may get another choice, and lines without it stay
     built = {name: value for name, value in own.items() if name != "search" and value is not None}
     return _hash(
         {
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
-            "method": [cell.method.kind, cell.method.settings, built],
+            "method": [cell.method.kind, built],
             "budget": cell.budget,
             "training": cell.method.lengthened(experiment.training),
             "calibration": experiment.calibration,
             # numbers are rounded in a cache; lines from before there was a choice stay
             **({} if experiment.cache is None else {"cache": experiment.cache}),
-            "search": [experiment.search, experiment.seeds[0], experiment.budgets[0]]
-            if experiment.search.trials
-            else None,
         }
     )
+
+
+def trial_hash(experiment: Experiment, cell: Cell) -> str:
+    """Says whether a trial is of these settings: the cell's, the space and how a trial is taught, not how many."""
+    search = replace(experiment.search, trials=0, task=None)
+    taught = replace(experiment, training=search.shorten(experiment.training))
+    return _hash({"cell": cell_hash(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)})
 
 
 def _hash(settings: object) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,10 @@ from makd.anatomy import resolve
 from makd.comparison.cells import Cell, all_cells, cell_hash, select
 from makd.comparison.ground import Ground, prepare_ground
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.search import Found, check_optuna, find_settings
-from makd.comparison.settings import Experiment, MethodConfig
+from makd.comparison.search import Found, check_optuna, find_settings, known_settings
+from makd.comparison.settings import Experiment
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, latency, parameter_counts
-from makd.lowrank.budget import Budget
 from makd.pipeline import Progress
 from makd.report import describe_environment
 
@@ -53,9 +52,12 @@ def compare(
     if waiting and experiment.search.trials:
         check_optuna()
     try:
+        found = find_settings(experiment, waiting, grounds.of, progress)
+        lines |= done_lines(experiment, waiting)  # those that a search has led back to
+        waiting = [cell for cell in waiting if str(cell) not in lines]
         for number, cell in enumerate(waiting, start=1):
             logger.info("cell %d/%d: %s", number, len(waiting), cell)
-            line = lines[str(cell)] = _run(experiment, cell, grounds, progress)
+            line = lines[str(cell)] = _run(experiment, cell, grounds.of(cell), found[str(cell)], progress)
             append_line(Path(experiment.output) / RESULTS_FILE, line)
             logger.info("%s: score %.4f in %.0f s", cell, line["score"], line["seconds"]["total"])
     finally:
@@ -64,8 +66,12 @@ def compare(
 
 
 def done_lines(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """The lines of those `cells` that were run with the experiment's present settings, by the cells' text."""
-    hashes = {cell_hash(experiment, cell): cell for cell in cells}
+    """The lines of those `cells` that were run with the experiment's present settings, by the cells' text.
+
+    Of a method whose search is not over no line is known: its settings are open.
+    """
+    known = [(cell, known_settings(experiment, cell)) for cell in cells]
+    hashes = {cell_hash(experiment, cell, found): cell for cell, found in known if found is not None}
     found = {}
     for line in read_lines(Path(experiment.output) / RESULTS_FILE):
         cell = hashes.get(line["hash"])
@@ -96,17 +102,7 @@ class _Grounds:
         self._last = None
 
 
-def first_budget(experiment: Experiment, method: MethodConfig) -> Budget:
-    """The first budget that a method is compared at: where its settings are searched."""
-    return next(budget for budget in experiment.budgets if method.budgets is None or budget in method.budgets)
-
-
-def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progress) -> dict[str, Any]:
-    found: Found = {}
-    if experiment.search.trials:
-        first = replace(cell, seed=experiment.seeds[0], budget=first_budget(experiment, cell.method))
-        found = find_settings(experiment, first, grounds.of(first), progress)
-    ground = grounds.of(cell)
+def _run(experiment: Experiment, cell: Cell, ground: Ground, found: Found, progress: Progress) -> dict[str, Any]:
     method: Any = cell.method.build(**found)
     taught = teach(ground, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
     pair = {"teacher": ground.teacher, "student": taught.student}
@@ -128,6 +124,6 @@ def _run(experiment: Experiment, cell: Cell, grounds: _Grounds, progress: Progre
         "latency_ms": timed,
         "settings": {item.name: getattr(method, item.name) for item in fields(method) if item.name != "search"},
         "fingerprint": fingerprint(taught.student),
-        "hash": cell_hash(experiment, cell),
+        "hash": cell_hash(experiment, cell, found),
         "environment": describe_environment(ground.teacher.device, cell.seed),
     }

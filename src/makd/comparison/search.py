@@ -3,15 +3,15 @@
 The sampler is TPE (Bergstra, Bardenet, Bengio & Kégl 2011, "Algorithms for Hyper-Parameter Optimization", NeurIPS): it
 draws at random first, then more often where trials were good than where they were not, be it numbers or names, all
 hyper-parameters together. A trial teaches a student on a part of the training rows and scores it on the rest; the
-validation rows are not looked at. It is at the first seed and the first budget, for each task and method; what it finds
-holds for all. The lines of `search.jsonl` are the study: it is made anew from them before each trial.
+validation rows are not looked at. It is at the first seed and the first budget, for each method, on each task or on one
+for all; what it finds holds for all. The lines of `search.jsonl` are the study: it is made anew from them before each
+trial.
 """
 
 import dataclasses
 import importlib.util
 import logging
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from makd.baselines import Choice, SearchSpace, Span
-from makd.comparison.cells import Cell, cell_hash
+from makd.comparison.caches import TeacherCaches
+from makd.comparison.cells import Cell, trial_hash
 from makd.comparison.ground import Ground
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.settings import Experiment, MethodConfig
+from makd.comparison.settings import Experiment, MethodConfig, short_name
 from makd.comparison.teach import teach
 from makd.errors import SettingError
 from makd.pipeline import Progress
@@ -57,64 +58,122 @@ def check_optuna() -> None:
         )
 
 
-def find_settings(experiment: Experiment, cell: Cell, ground: Ground, progress: Progress) -> Found:
-    """The best hyper-parameters of the trials, those that are on disk included; {} without a search.
+def find_settings(
+    experiment: Experiment, cells: Sequence[Cell], ground_of: Callable[[Cell], Ground], progress: Progress
+) -> dict[str, Found]:
+    """The best hyper-parameters for each of `cells` by its text, {} without a search; no trial on disk is run again.
 
     Args:
-        experiment: says how many trials.
-        cell: with the first seed and the first budget of the experiment.
-        ground: of that cell.
+        experiment: says how many trials, and on which task.
+        cells: whose methods are searched, all at one ground one after the other.
+        ground_of: the teacher and rows of a cell; not called if nothing is missing.
         progress: told of every step.
 
     Raises:
         SettingError: question answering, whose training rows cannot be scored.
     """
-    search, space = experiment.search, search_space(cell.method)
-    if not search.trials or not space:
-        return {}
-    path, identity = Path(experiment.output) / SEARCH_FILE, cell_hash(experiment, cell)
-    done = {line["trial"]: line for line in read_lines(path) if line["hash"] == identity}
-    measured = split_training(ground.task, search.held_out, cell.seed)
-    training = cell.method.lengthened(experiment.training)
-    if search.steps is not None:
-        training = replace(training, steps=search.steps)
-    trials: list[Trial] = []
-    for number in range(search.trials):
-        if number not in done:
-            found = propose(cell, space, trials)
-            taught = teach(ground, cell.method.build(**found), cell.budget, training, cell.seed, progress, measured)
-            done[number] = {
-                "task": cell.names["task"], "method": cell.method.name, "trial": number,
-                "score": taught.scores["score"], "settings": found, "seconds": sum(taught.seconds.values()),
-                "hash": identity,
-            }  # fmt: skip
-            append_line(path, done[number])
-            logger.info(
-                "trial %d of %s: %.4f with %s", number, cell, done[number]["score"], found or "its own settings"
-            )
-        trials.append(done[number])
-    best = max(trials, key=lambda line: float(line["score"]))  # of equal ones the first: the method's own settings
-    return dict(best["settings"])
+    missing: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        first = searched_at(experiment, cell)
+        if known_settings(experiment, cell) is None:
+            missing.setdefault(short_name(first.task), {})[str(first)] = first
+    for alike in missing.values():
+        with on_training_rows(experiment, ground_of(next(iter(alike.values()))), progress) as ground:
+            for first in alike.values():
+                run_trials(experiment, first, ground, progress)
+    return {str(cell): known_settings(experiment, cell) or {} for cell in cells}
 
 
-def search_space(method: MethodConfig) -> SearchSpace:
-    """What is searched: the method's space without what its `settings` fix."""
-    return {name: allowed for name, allowed in method.build().search.items() if name not in method.settings}
+def known_settings(experiment: Experiment, cell: Cell) -> Found | None:
+    """What a search found for a cell, by what is on disk; {} if there is nothing to search, None if trials are missing.
+
+    Of equal trials the first counts, so that the method's own settings win a tie.
+    """
+    first = searched_at(experiment, cell)
+    trials = read_trials(experiment, first)
+    if len(trials) < trials_of(experiment, first):
+        return None
+    ranked = sorted(trials.values(), key=lambda line: (-float(line["score"]), int(line["trial"])))
+    return dict(ranked[0]["settings"]) if ranked else {}
+
+
+def searched_at(experiment: Experiment, cell: Cell) -> Cell:
+    """The cell whose method, task and budget the trials have that settle the settings of `cell`."""
+    names = {short_name(task): task for task in experiment.tasks}
+    task = cell.task if experiment.search.task is None else names[experiment.search.task]
+    budgets = [budget for budget in experiment.budgets if cell.method.budgets is None or budget in cell.method.budgets]
+    return replace(cell, task=task, seed=experiment.seeds[0], budget=budgets[0])
+
+
+def trials_of(experiment: Experiment, cell: Cell) -> int:
+    """How many trials a cell's method gets: none if it has nothing to search."""
+    return experiment.search.trials if search_space(experiment, cell.method) else 0
+
+
+def read_trials(experiment: Experiment, cell: Cell) -> dict[int, Trial]:
+    """Number -> trial, of those that are on disk with the experiment's present settings."""
+    identity, wanted = trial_hash(experiment, cell), range(trials_of(experiment, cell))
+    lines = read_lines(Path(experiment.output) / SEARCH_FILE)
+    return {line["trial"]: line for line in lines if line["hash"] == identity and line["trial"] in wanted}
+
+
+def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: Progress) -> None:
+    """Run the trials of a cell's method that are not on disk, each of which is a line as soon as it is done."""
+    path, done = Path(experiment.output) / SEARCH_FILE, read_trials(experiment, cell)
+    space = search_space(experiment, cell.method)
+    training = cell.method.lengthened(experiment.search.shorten(experiment.training))
+    for number in range(trials_of(experiment, cell)):
+        if number in done:
+            continue
+        found = propose(cell, space, [done[earlier] for earlier in range(number)])
+        taught = teach(ground, cell.method.build(**found), cell.budget, training, cell.seed, progress)
+        done[number] = {
+            "task": cell.names["task"], "method": cell.method.name, "trial": number,
+            "score": taught.scores["score"], "settings": found, "seconds": sum(taught.seconds.values()),
+            "hash": trial_hash(experiment, cell),
+        }  # fmt: skip
+        append_line(path, done[number])
+        logger.info("trial %d of %s: %.4f with %s", number, cell, done[number]["score"], found or "its own settings")
+
+
+@contextmanager
+def on_training_rows(experiment: Experiment, ground: Ground, progress: Progress) -> Iterator[Ground]:
+    """`ground` with some of its training rows to be taught and the rest to be measured on, and caches of its own.
+
+    Raises:
+        SettingError: question answering.
+    """
+    task = split_training(ground.task, experiment.search.held_out, experiment.seeds[0])
+    caches = None if experiment.cache is None else TeacherCaches(ground.teacher, task, experiment.cache, progress)
+    try:
+        yield replace(ground, task=task, caches=caches)
+    finally:
+        if caches is not None:
+            caches.close()
+
+
+def search_space(experiment: Experiment, method: MethodConfig) -> SearchSpace:
+    """What is searched: the method's space, or what `search.settings` names of it, without what its `settings` fix."""
+    wanted = experiment.search.settings
+    return {
+        name: allowed
+        for name, allowed in method.build().search.items()
+        if name not in method.settings and (wanted is None or name in wanted)
+    }
 
 
 def propose(cell: Cell, space: SearchSpace, past: Sequence[Trial]) -> Found:
     """Settings of the trial after `past`; of the first one none, so that the method's own are tried.
 
-    What is random depends on the cell's seed, its method and the trial's number: a search that was stopped goes on as
-    if it had not been. The method's own settings are shown to the sampler if all of them lie in the space; they compete
-    in any case.
+    What is random depends on the cell's seed and the trial's number: a search that was stopped goes on as if it had not
+    been, and methods that search the same try the same at random, so that none has the luckier draws. The method's own
+    settings are shown to the sampler if all of them lie in the space; they compete in any case.
     """
     if not past:
         return {}
     import optuna
 
-    entropy = [cell.seed, len(past), zlib.crc32(cell.method.kind.encode())]
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([cell.seed, len(past)]).generate_state(1)[0])
     distributions: dict[str, optuna.distributions.BaseDistribution] = {
         name: optuna.distributions.CategoricalDistribution(allowed.values)
         if isinstance(allowed, Choice)

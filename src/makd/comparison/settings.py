@@ -71,7 +71,13 @@ class SearchConfig:
     """A search of every method's hyper-parameters by optuna, the same for all, on training rows alone."""
 
     trials: int = 0
-    """Settings that are tried for each task and method; the first are the method's own. 0 searches nothing."""
+    """Settings that are tried for each method; the first are the method's own. 0 searches nothing."""
+    task: str | None = None
+    """Task of the experiment, as cells call it, that every method is searched on, for all tasks; None searches on each
+    task for itself."""
+    settings: tuple[str, ...] | None = None
+    """Names of the hyper-parameters that are searched, such as `learning_rate`; None: all that a method has a space
+    for. Few trials find little in many dimensions."""
     held_out: float = 0.2
     """Share of the training rows that a trial is scored on and not taught, in (0, 1)."""
     steps: int | None = None
@@ -84,6 +90,10 @@ class SearchConfig:
             raise SettingError(f"search.held_out is a share of the training rows, in (0, 1); got {self.held_out}.")
         if self.steps is not None and self.steps < 1:
             raise SettingError(f"search.steps is at least 1, or null; got {self.steps}.")
+
+    def shorten(self, training: TrainingConfig) -> TrainingConfig:
+        """`training` with a trial's number of steps; how many epochs a cell has is nothing to it then."""
+        return training if self.steps is None else dataclasses.replace(training, steps=self.steps, epochs=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +133,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self._check_lists()
+        self._check_search()
         if min(self.seeds) < 0:
             raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
         if self.training.steps == 0:
@@ -131,6 +142,15 @@ class Experiment:
             raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
         if self.device != "auto":
             find_device(self.device)
+
+    def _check_search(self) -> None:
+        tasks = [short_name(task) for task in self.tasks]
+        if self.search.task is not None and self.search.task not in tasks:
+            raise unknown_name("task of the search", self.search.task, tasks)
+        known = list(dict.fromkeys(name for method in self.methods for name in method.build().search))
+        for name in self.search.settings or ():
+            if name not in known:
+                raise unknown_name("hyper-parameter of the search", name, known)
 
     def _check_lists(self) -> None:
         for name in ("tasks", "methods", "budgets", "seeds"):

@@ -38,7 +38,6 @@ def teach(
     training: TrainingConfig,
     seed: int,
     progress: Progress,
-    measured: Task | None = None,
 ) -> Taught:
     """Make a student and teach it on the training rows of `ground`.
 
@@ -49,9 +48,8 @@ def teach(
         training: steps, batches and schedule; its learning rate is the method's.
         seed: of everything random.
         progress: told of every step.
-        measured: rows to teach and measure on instead of the task's own: a search's.
     """
-    task, seconds = measured or ground.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
+    task, seconds = ground.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
     made = method.prepare(ground.teacher, budget, ground.calibration, seed)
@@ -62,7 +60,7 @@ def teach(
         settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
         choose_trainable_(made.student, settings.trainable)
         cache = None
-        if ground.caches is not None and measured is None:
+        if ground.caches is not None:
             cache, spent = ground.caches.of(stage.plan, made.student)
             caching[cache] = spent
         start = time.perf_counter()
