@@ -31,7 +31,7 @@ from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.search import find_settings, propose, search_space
 from makd.comparison.statistics import average, difference, mean
-from makd.errors import DataError, OutputError, SettingError, UnknownNameError
+from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
 
 ROOT = Path(__file__).parents[1]
@@ -310,7 +310,7 @@ class TestSearch:
 
     @pytest.fixture
     def search(self, done, ground, taught, tmp_path):
-        """Search a method's settings; what was found, and the lines of its trials."""
+        """Search a method's settings; what was found, and the lines of its trials without what time they took."""
 
         def search(trials, folder="searched", names=None, **method):
             row = makd.MethodConfig(**{"name": "makd_paper", **method})
@@ -319,7 +319,8 @@ class TestSearch:
             experiment = replace(done[0], methods=(row,), seeds=(1,), **settings)
             cell = all_cells(experiment)[0]
             found = find_settings(experiment, [cell], lambda _: ground, quiet)[str(cell)]
-            return found, read_lines(tmp_path / folder / searching.SEARCH_FILE)
+            lines = read_lines(tmp_path / folder / searching.SEARCH_FILE)
+            return found, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
         return search
 
@@ -374,6 +375,23 @@ class TestSearch:
         assert len(lines) == 3
         cell = all_cells(experiment)[0]
         assert find_settings(experiment, [cell], lambda _: pytest.fail("asked"), quiet) == {str(cell): found}
+
+    def test_a_trial_that_diverges_has_no_score_and_the_search_goes_on(self, search, taught, monkeypatch, caplog):
+        score = searching.teach
+
+        def diverge(ground, method, *rest):
+            if method.learning_rate > 1.5e-4:
+                raise NumericsError("The loss of matrix is not finite.")
+            return score(ground, method, *rest)
+
+        monkeypatch.setattr(searching, "teach", diverge)
+        found, lines = search(8)
+        assert {line["score"] is None for line in lines} == {True, False}
+        assert all(line["score"] is None or line["settings"].get("learning_rate", 0) <= 1.5e-4 for line in lines)
+        assert found.get("learning_rate", 1e-4) <= 1.5e-4
+        assert "The loss of matrix is not finite" in caplog.text
+        monkeypatch.setattr(searching, "teach", lambda *_: diverge(*_[:1], replace(_[1], learning_rate=1.0)))
+        assert search(2, "diverged")[0] == {}
 
     def test_more_trials_go_on_where_the_search_stood(self, search, taught):
         _, few = search(3)

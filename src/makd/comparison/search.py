@@ -11,6 +11,7 @@ trial.
 import dataclasses
 import importlib.util
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from makd.comparison.ground import Ground
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment, MethodConfig, short_name
 from makd.comparison.teach import teach
-from makd.errors import SettingError
+from makd.errors import NumericsError, SettingError
 from makd.pipeline import Progress
 from makd.tasks import Task
 
@@ -87,13 +88,15 @@ def find_settings(
 def known_settings(experiment: Experiment, cell: Cell) -> Found | None:
     """What a search found for a cell, by what is on disk; {} if there is nothing to search, None if trials are missing.
 
-    Of equal trials the first counts, so that the method's own settings win a tie.
+    Of equal trials the first counts, so that the method's own settings win a tie. They are taken if no trial has a
+    score.
     """
     first = searched_at(experiment, cell)
     trials = read_trials(experiment, first)
     if len(trials) < trials_of(experiment, first):
         return None
-    ranked = sorted(trials.values(), key=lambda line: (-float(line["score"]), int(line["trial"])))
+    scored = [line for line in trials.values() if line["score"] is not None]
+    ranked = sorted(scored, key=lambda line: (-float(line["score"]), int(line["trial"])))
     return dict(ranked[0]["settings"]) if ranked else {}
 
 
@@ -126,14 +129,19 @@ def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: Pro
         if number in done:
             continue
         found = propose(cell, space, [done[earlier] for earlier in range(number)])
-        taught = teach(ground, cell.method.build(**found), cell.budget, training, cell.seed, progress)
+        start, score = time.perf_counter(), None
+        try:
+            taught = teach(ground, cell.method.build(**found), cell.budget, training, cell.seed, progress)
+            score = taught.scores["score"]
+        except NumericsError as error:  # such as a learning rate that is too large: what a search is to find out
+            logger.warning("trial %d of %s has no score: %s", number, cell, error)
         done[number] = {
-            "task": cell.names["task"], "method": cell.method.name, "trial": number,
-            "score": taught.scores["score"], "settings": found, "seconds": sum(taught.seconds.values()),
-            "hash": trial_hash(experiment, cell),
+            "task": cell.names["task"], "method": cell.method.name, "trial": number, "score": score,
+            "settings": found, "seconds": time.perf_counter() - start, "hash": trial_hash(experiment, cell),
         }  # fmt: skip
         append_line(path, done[number])
-        logger.info("trial %d of %s: %.4f with %s", number, cell, done[number]["score"], found or "its own settings")
+        if score is not None:
+            logger.info("trial %d of %s: %.4f with %s", number, cell, score, found or "its own settings")
 
 
 @contextmanager
@@ -184,7 +192,7 @@ def propose(cell: Cell, space: SearchSpace, past: Sequence[Trial]) -> Found:
     with _quiet_optuna():
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for line in past:
+        for line in (line for line in past if line["score"] is not None):
             tried = {**own, **line["settings"]}
             if all(allowed.holds(tried[name]) for name, allowed in space.items()):
                 study.add_trial(
