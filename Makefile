@@ -77,8 +77,10 @@ bench-cache: $(READY) ## training steps from a teacher cache against steps with 
 bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hours, resumable; needs MAKD_DATA
 	mkdir -p runs/encoder
 	test -f runs/encoder/results.jsonl || cp benchmarks/results/encoder.jsonl runs/encoder/results.jsonl
+	test -f runs/encoder/search.jsonl || cp benchmarks/results/encoder_search.jsonl runs/encoder/search.jsonl
 	$(BIN)/makd compare examples/encoder/experiment.yaml
 	cp runs/encoder/results.jsonl benchmarks/results/encoder.jsonl
+	cp runs/encoder/search.jsonl benchmarks/results/encoder_search.jsonl
 	$(BIN)/makd compare examples/encoder/experiment.yaml --table docs/results/encoder.md
 
 fix: $(READY) ## mend what the linter can

@@ -29,7 +29,7 @@ from makd.comparison.ground import majority_score, place_data, prepare_ground, t
 from makd.comparison.page import best_baseline
 from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.search import find_settings, propose, search_space
+from makd.comparison.search import find_settings, propose, search_space, searched_at
 from makd.comparison.statistics import average, difference, mean
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
@@ -338,13 +338,19 @@ class TestSearch:
         assert lines[0]["settings"] == {}
         assert taught[0][0] == makd.MethodConfig(name="makd_paper", settings={"layer_weight": 2.0}).build()
 
-    def test_trials_are_taught_and_scored_on_training_rows_alone(self, search, taught, ground):
-        search(1)
-        ((_, split),) = taught
+    def test_trials_are_scored_on_training_rows_that_neither_student_nor_teacher_learns_from(self, done, ground):
+        searched = replace(done[0], search=makd.SearchConfig(trials=1, held_out=0.25))
+        cell = all_cells(searched)[0]
+        first = searched_at(searched, cell)
+        split = prepare_ground(searched, first.task, 1, quiet)
         (scored,) = split.task.evaluation.values()
         assert (len(split.task.train), len(scored)) == (9, 3)
         rows = [*split.task.train["input_ids"], *scored["input_ids"]]
         assert sorted(rows) == sorted(ground.task.train["input_ids"])
+        folder = teacher_folder(searched, first.task, 1)
+        assert folder != teacher_folder(searched, cell.task, 1)
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        assert (recipe["task"]["evaluation_splits"], recipe["task"]["held_out"]) == (["held_out"], 0.25)
 
     def test_a_search_on_one_task_holds_for_all_and_its_trials_share_a_cache(
         self, done, data, encoder_folder, tmp_path, monkeypatch
@@ -363,7 +369,7 @@ class TestSearch:
         best = max(trials, key=lambda trial: trial["score"])["settings"]
         assert all(found == best for found in asked.values())
         assert all(best.items() <= line["settings"].items() for line in lines)
-        assert [len(args[1]) for args in built] == [9, 12, 12]  # the search's rows, then those of either task
+        assert [len(args[1]) for args in built] == [10, 12, 12]  # the search's rows, then those of either task
 
     def test_a_search_that_is_done_needs_no_teacher(self, search, done, tmp_path):
         found, lines = search(3)

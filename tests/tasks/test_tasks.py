@@ -92,6 +92,19 @@ class TestClassification:
         assert model.config.id2label == {0: "ham", 1: "spam"}
         check_head(model, task, found.labels)
 
+    def test_training_rows_may_be_measured_on_though_there_are_validation_rows(self, tmp_path):
+        data = write(tmp_path / "both", train=PAIRS, validation=PAIRS[:6])
+        rows = read_task(config(data, evaluation_splits=("held_out",), held_out=0.25), seed=3)
+        assert rows.evaluation.keys() == {"held_out"}
+        held_out, texts = rows.evaluation["held_out"]["text"], [row["sentence1"] for row in PAIRS]
+        assert (len(rows.train), len(held_out)) == (9, 3)
+        assert sorted([*rows.train["text"], *held_out]) == sorted(texts)
+        assert read_task(rows.config, seed=3).evaluation["held_out"]["text"] == held_out
+
+    def test_a_split_that_is_called_so_is_one(self, tmp_path):
+        data = write(tmp_path / "named", train=PAIRS, held_out=PAIRS[:6])
+        assert len(read_task(config(data, evaluation_splits=("held_out",))).evaluation["held_out"]) == 6
+
     def test_csv_with_columns_of_ones_own(self, tmp_path):
         (tmp_path / "own.csv").write_text("question,answer,right\n" + "one,two,1\none,,0\n" * 6)
         task = config(

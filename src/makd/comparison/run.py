@@ -16,6 +16,7 @@ from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, latency, parameter_counts
 from makd.pipeline import Progress
 from makd.report import describe_environment
+from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +86,11 @@ class _Grounds:
 
     def __init__(self, experiment: Experiment, progress: Progress) -> None:
         self.experiment, self.progress = experiment, progress
-        self._last: tuple[tuple[str, int], Ground] | None = None
+        self._last: tuple[tuple[TaskConfig, int], Ground] | None = None
 
     def of(self, cell: Cell) -> Ground:
         """The ground of a cell."""
-        key = cell.task.name, cell.seed
+        key = cell.task, cell.seed
         if self._last is None or self._last[0] != key:
             self.close()
             self._last = key, prepare_ground(self.experiment, cell.task, cell.seed, self.progress)

@@ -2,13 +2,13 @@
 
 The sampler is TPE (Bergstra, Bardenet, Bengio & Kégl 2011, "Algorithms for Hyper-Parameter Optimization", NeurIPS): it
 draws at random first, then more often where trials were good than where they were not, be it numbers or names, all
-hyper-parameters together. A trial teaches a student on a part of the training rows and scores it on the rest; the
-validation rows are not looked at. It is at the first seed and the first budget, for each method, on each task or on one
+hyper-parameters together. A trial teaches a student on a part of the training rows and scores it on the rest, which its
+teacher has not seen either: a student of one that has is the better for not learning. The validation rows are not
+looked at. It is at the first seed and the first budget, for each method, on each task or on one
 for all; what it finds holds for all. The lines of `search.jsonl` are the study: it is made anew from them before each
 trial.
 """
 
-import dataclasses
 import importlib.util
 import logging
 import time
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from makd.baselines import Choice, SearchSpace, Span
-from makd.comparison.caches import TeacherCaches
 from makd.comparison.cells import Cell, trial_hash
 from makd.comparison.ground import Ground
 from makd.comparison.results import append_line, read_lines
@@ -29,7 +28,7 @@ from makd.comparison.settings import Experiment, MethodConfig, short_name
 from makd.comparison.teach import teach
 from makd.errors import NumericsError, SettingError
 from makd.pipeline import Progress
-from makd.tasks import Task
+from makd.tasks import HELD_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +68,6 @@ def find_settings(
         cells: whose methods are searched, all at one ground one after the other.
         ground_of: the teacher and rows of a cell; not called if nothing is missing.
         progress: told of every step.
-
-    Raises:
-        SettingError: question answering, whose training rows cannot be scored.
     """
     missing: dict[str, dict[str, Cell]] = {}
     for cell in cells:
@@ -79,9 +75,8 @@ def find_settings(
         if known_settings(experiment, cell) is None:
             missing.setdefault(short_name(first.task), {})[str(first)] = first
     for alike in missing.values():
-        with on_training_rows(experiment, ground_of(next(iter(alike.values()))), progress) as ground:
-            for first in alike.values():
-                run_trials(experiment, first, ground, progress)
+        for first in alike.values():
+            run_trials(experiment, first, ground_of(first), progress)
     return {str(cell): known_settings(experiment, cell) or {} for cell in cells}
 
 
@@ -101,10 +96,11 @@ def known_settings(experiment: Experiment, cell: Cell) -> Found | None:
 
 
 def searched_at(experiment: Experiment, cell: Cell) -> Cell:
-    """The cell whose method, task and budget the trials have that settle the settings of `cell`."""
+    """The cell that the trials have which settle the settings of `cell`: its task holds back some training rows."""
     names = {short_name(task): task for task in experiment.tasks}
     task = cell.task if experiment.search.task is None else names[experiment.search.task]
     budgets = [budget for budget in experiment.budgets if cell.method.budgets is None or budget in cell.method.budgets]
+    task = replace(task, evaluation_splits=(HELD_OUT,), held_out=experiment.search.held_out)
     return replace(cell, task=task, seed=experiment.seeds[0], budget=budgets[0])
 
 
@@ -142,22 +138,6 @@ def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: Pro
         append_line(path, done[number])
         if score is not None:
             logger.info("trial %d of %s: %.4f with %s", number, cell, score, found or "its own settings")
-
-
-@contextmanager
-def on_training_rows(experiment: Experiment, ground: Ground, progress: Progress) -> Iterator[Ground]:
-    """`ground` with some of its training rows to be taught and the rest to be measured on, and caches of its own.
-
-    Raises:
-        SettingError: question answering.
-    """
-    task = split_training(ground.task, experiment.search.held_out, experiment.seeds[0])
-    caches = None if experiment.cache is None else TeacherCaches(ground.teacher, task, experiment.cache, progress)
-    try:
-        yield replace(ground, task=task, caches=caches)
-    finally:
-        if caches is not None:
-            caches.close()
 
 
 def search_space(experiment: Experiment, method: MethodConfig) -> SearchSpace:
@@ -220,18 +200,3 @@ def _readable(allowed: Span | Choice, value: Any) -> Any:
     if isinstance(allowed, Choice):
         return value
     return min(max(float(f"{value:.4g}"), allowed.low), allowed.high)
-
-
-def split_training(task: Task, held_out: float, seed: int) -> Task:
-    """The task on its training rows alone: some to be taught, the rest to be measured on.
-
-    Raises:
-        SettingError: question answering.
-    """
-    if task.config.known.kind == "question_answering":
-        raise SettingError(
-            "A search scores its trials on training rows, which question answering has as windows without answers' "
-            "texts. Take search.trials 0, and give the methods their settings."
-        )
-    halves = task.train.train_test_split(test_size=held_out, seed=seed)
-    return dataclasses.replace(task, train=halves["train"], evaluation={"training": halves["test"]})

@@ -3,11 +3,12 @@
 from makd.tasks.heads import check_head, load_task_model
 from makd.tasks.known import KINDS, TASKS, Kind, KnownTask
 from makd.tasks.metrics import METRICS
-from makd.tasks.rows import TaskRows, read_task
+from makd.tasks.rows import HELD_OUT, TaskRows, read_task
 from makd.tasks.settings import TaskConfig
 from makd.tasks.task import Task, load_task, tokenize_task
 
 __all__ = [
+    "HELD_OUT",
     "KINDS",
     "METRICS",
     "TASKS",

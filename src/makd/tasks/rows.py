@@ -25,6 +25,8 @@ PLAIN = {
     "question_answering": (("question", "context"), "answers"),
 }
 """Kind -> what its text columns and its label column are called from here on."""
+HELD_OUT = "held_out"
+"""What training rows are called that are not trained on, but measured on."""
 ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
 UNLABELLED = -1
 """What data sets have for a label that is kept secret, or that annotators did not agree on."""
@@ -57,11 +59,11 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
     found = _Source(config, where)
     train = _limit(found.split(splits, config.train_split), config.rows)
     names = config.evaluation_splits or _official_splits(config, splits)
-    if names:
+    if names and (names != (HELD_OUT,) or HELD_OUT in splits):
         evaluation = {name: _limit(found.split(splits, name), config.evaluation_rows) for name in names}
     else:
         parts = train.train_test_split(test_size=max(1, round(config.held_out * len(train))), seed=seed)
-        train, evaluation = parts["train"], {"held_out": _limit(parts["test"], config.evaluation_rows)}
+        train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
     labels = _labels(config, train, where)
     return TaskRows(
         config=config,

@@ -31,7 +31,7 @@ class TaskConfig:
     train_split: str = "train"
     evaluation_splits: tuple[str, ...] | None = None
     """Splits to measure on; the first one is also the held-out text. None: the official ones; else the first split
-    called `validation…` or `dev…`; else `held_out` of the training rows."""
+    called `validation…` or `dev…`; else `held_out` of the training rows, which `("held_out",)` asks for in any case."""
     text_columns: tuple[str, ...] | None = None
     """One column, or two for pairs. Token classification: a column of lists of words. Question answering: the
     question's and the context's."""
@@ -46,7 +46,7 @@ class TaskConfig:
     stride: int = 128
     """Question answering: tokens by which two windows of a long context overlap."""
     held_out: float = 0.1
-    """Share of the training rows to measure on where the data has no split for it, in (0, 1)."""
+    """Share of the training rows to measure on, where the data has no split for it or none is to be used, in (0, 1)."""
     rows: int | None = None
     """At most so many training rows, the first ones; None takes all."""
     evaluation_rows: int | None = None
