@@ -102,8 +102,11 @@ class TestClassification:
         assert read_task(rows.config, seed=3).evaluation["held_out"]["text"] == held_out
 
     def test_a_split_that_is_called_so_is_one(self, tmp_path):
-        data = write(tmp_path / "named", train=PAIRS, held_out=PAIRS[:6])
-        assert len(read_task(config(data, evaluation_splits=("held_out",))).evaluation["held_out"]) == 6
+        (tmp_path / "data").mkdir()
+        for name, rows in (("train", PAIRS), ("held_out", PAIRS[:6])):
+            Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+        found = read_task(config(str(tmp_path), evaluation_splits=("held_out",)))
+        assert (len(found.train), len(found.evaluation["held_out"])) == (12, 6)
 
     def test_csv_with_columns_of_ones_own(self, tmp_path):
         (tmp_path / "own.csv").write_text("question,answer,right\n" + "one,two,1\none,,0\n" * 6)
