@@ -142,6 +142,7 @@ def _decode(rows: Sequence[Row]) -> list[str]:
 
 
 def _where(row: Row) -> str:
-    threads = f", {row['threads']} threads" if row["device"] == "cpu" else ""
+    plural = "" if row["threads"] == 1 else "s"
+    threads = f", {row['threads']} thread{plural}" if row["device"] == "cpu" else ""
     when = f"{row['date']}, load average {row['load']}"
     return f"{row['device_name']}{threads}, {row['dtype']}, torch {row['torch']}, seed {row['seed']}, {when}"
