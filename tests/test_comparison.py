@@ -17,7 +17,7 @@ import yaml
 
 import makd
 from makd import comparison
-from makd.baselines import Span
+from makd.baselines import Choice, Span
 from makd.cache import write_cache
 from makd.cli import main
 from makd.compare_command import load_experiment
@@ -30,7 +30,7 @@ from makd.comparison.ground import majority_score, place_data, prepare_ground, t
 from makd.comparison.page import best_baseline
 from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.search import find_settings, known_settings, propose, search_space, searched_at
+from makd.comparison.search import find_settings, known_settings, propose, search_space, searched_at, spread_settings
 from makd.comparison.statistics import average, difference, mean
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
@@ -417,10 +417,18 @@ class TestSearch:
         find_settings(searched, all_cells(searched), lambda _: ground, quiet)
         assert len(comparison.done_lines(searched, all_cells(searched))) == 4
 
-    def test_methods_that_search_the_same_try_the_same_at_random(self, search):
+    def test_methods_that_search_the_same_try_the_same_at_first(self, search):
         tried = [search(4, name, name=name)[1] for name in ("low_rank_svd", "low_rank_whitened")]
         first, other = ([line["settings"] for line in lines] for lines in tried)
         assert first == other
+
+    def test_the_first_points_have_each_quarter_of_a_span_and_each_name(self):
+        space = {"rate": Span(1e-4, 1.0), "share": Span(0.0, 2.0, False), "name": Choice(("a", "b", "c", "d"))}
+        found = [spread_settings(space, number, seed=3) for number in range(4)]
+        assert sorted(int(4 + math.log10(point["rate"])) for point in found) == [0, 1, 2, 3]
+        assert sorted(int(2 * point["share"]) for point in found) == [0, 1, 2, 3]
+        assert sorted(point["name"] for point in found) == ["a", "b", "c", "d"]
+        assert found != [spread_settings(space, number, seed=4) for number in range(4)]
 
     def test_trials_are_within_the_space_and_differ(self, search):
         _, lines = search(8)

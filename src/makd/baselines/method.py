@@ -66,6 +66,12 @@ class Span:
         """Whether `value` is one of them."""
         return isinstance(value, float | int) and self.low <= value <= self.high
 
+    def at(self, place: float) -> float:
+        """The number at a place in [0, 1): `low` is at 0, `high` at 1."""
+        if self.is_logarithmic:
+            return float(self.low * (self.high / self.low) ** place)
+        return float(self.low + (self.high - self.low) * place)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -77,11 +83,15 @@ class Choice:
         """Whether `value` is one of them."""
         return value in self.values
 
+    def at(self, place: float) -> float | int | str:
+        """The value at a place in [0, 1), of which each has an equal part."""
+        return self.values[int(place * len(self.values))]
+
 
 SearchSpace = Mapping[str, Span | Choice]
 """Field of a baseline -> what a search may try for it."""
 
-LEARNING_RATES = Span(1e-5, 1e-3)
+LEARNING_RATES = Span(3e-5, 1e-3)
 """Of every baseline: wide enough for copied weights, which want a small one, and for random ones."""
 
 

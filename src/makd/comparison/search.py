@@ -1,8 +1,8 @@
 """Station 10: hyper-parameters by optuna, as many trials for every method, on training rows alone.
 
-The sampler is TPE (Bergstra, Bardenet, Bengio & Kégl 2011, "Algorithms for Hyper-Parameter Optimization", NeurIPS): it
-draws at random first, then more often where trials were good than where they were not, be it numbers or names, all
-hyper-parameters together. A trial teaches a student on a part of the training rows and scores it on the rest, which its
+The first trials are a method's own settings and points that are spread over its space (Sobol'). After them comes TPE
+(Bergstra, Bardenet, Bengio & Kégl 2011, "Algorithms for Hyper-Parameter Optimization", NeurIPS), which draws more often
+where trials were good than where they were not, be it numbers or names. A trial teaches a student on a part of the training rows and scores it on the rest, which its
 teacher has not seen either: a student of one that has is the better for not learning. The validation rows are not
 looked at. It is at the first seed and the first budget, for each method, on each task or on one for all; what it finds
 holds for all. The lines of `search.jsonl` are the study: it is made anew from them before each trial.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import qmc
 
 from makd.baselines import Choice, SearchSpace, Span
 from makd.comparison.cells import Cell, trial_hash
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 SEARCH_FILE = "search.jsonl"
 """In the output folder: a line for each trial."""
 
-RANDOM_TRIALS = 4
-"""Trials before TPE begins, the method's own settings included; with optuna's 10, 8 trials would be a random search."""
+FIRST_TRIALS = 4
+"""Trials before TPE begins, the method's own settings included; with optuna's 10, 8 trials would have none of it."""
 
 Found = dict[str, Any]
 """Hyper-parameter -> value."""
@@ -152,12 +153,14 @@ def search_space(experiment: Experiment, method: MethodConfig) -> SearchSpace:
 def propose(cell: Cell, space: SearchSpace, past: Sequence[Trial]) -> Found:
     """Settings of the trial after `past`; of the first one none, so that the method's own are tried.
 
-    What is random depends on the cell's seed and the trial's number: a search that was stopped goes on as if it had not
-    been, and methods that search the same try the same at random, so that none has the luckier draws. The method's own
+    What is drawn depends on the cell's seed and the trial's number: a search that was stopped goes on as if it had not
+    been, and methods that search the same try the same at first, so that none has the luckier draws. The method's own
     settings are shown to the sampler if all of them lie in the space; they compete in any case.
     """
     if not past:
         return {}
+    if len(past) < FIRST_TRIALS:
+        return spread_settings(space, len(past) - 1, cell.seed)
     import optuna
 
     seed = int(np.random.SeedSequence([cell.seed, len(past)]).generate_state(1)[0])
@@ -169,7 +172,7 @@ def propose(cell: Cell, space: SearchSpace, past: Sequence[Trial]) -> Found:
     }
     own = {name: getattr(cell.method.build(), name) for name in space}
     with _quiet_optuna():
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for line in (line for line in past if line["score"] is not None):
             tried = {**own, **line["settings"]}
@@ -179,6 +182,21 @@ def propose(cell: Cell, space: SearchSpace, past: Sequence[Trial]) -> Found:
                 )
         found = study.ask(distributions).params
     return {name: _readable(space[name], found[name]) for name in space}
+
+
+def spread_settings(space: SearchSpace, number: int, seed: int) -> Found:
+    """The settings at one of the scrambled Sobol' points in the unit cube: of four, one lies in each quarter of a span.
+
+    Args:
+        space: what is searched, a dimension each.
+        number: of the point, from 0.
+        seed: of the scrambling.
+    """
+    points = qmc.Sobol(len(space), rng=np.random.default_rng(seed)).random_base2(number.bit_length())
+    return {
+        name: _readable(allowed, allowed.at(place))
+        for (name, allowed), place in zip(space.items(), points[number], strict=True)
+    }
 
 
 @contextmanager
