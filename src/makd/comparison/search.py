@@ -4,9 +4,9 @@ The first trials are a method's own settings and points that are spread over its
 (Bergstra, Bardenet, Bengio & Kégl 2011, "Algorithms for Hyper-Parameter Optimization", NeurIPS), which draws more often
 where trials were good than where they were not, be it numbers or names. A trial teaches a student on a part of the
 training rows and scores it on the rest, which its teacher has not seen either: a student of one that has is the better
-for not learning. The validation rows are not looked at. It is at the first seed and the first budget, for each method, on
-each task or on one for all; what it finds holds for all. The lines of `search.jsonl` are the study: it is made anew from
-them before each trial.
+for not learning. The validation rows are not looked at. It is at the first seed and the first budget, for each method,
+on each task or on one for all; what it finds holds for all. The lines of `search.jsonl` are the study: it is made anew
+from them before each trial.
 """
 
 import importlib.util
