@@ -248,9 +248,9 @@ class TestSettings:
         load_experiment(ROOT / "examples" / "encoder" / "bert-base.yaml")
         shutil.copy(ROOT / "benchmarks" / "results" / "encoder_search.jsonl", tmp_path / searching.SEARCH_FILE)
         ours = [cell for cell in all_cells(table) if cell.method.name == "makd"]
-        found = [known_settings(table, cell) for cell in ours]
-        assert None not in found  # the trials in the repository are of the experiment as it is
-        hashes = {cell_hash(table, cell, settings) for cell, settings in zip(ours, found, strict=True)}
+        found = known_settings(table, ours)
+        assert None not in found.values()  # the trials in the repository are of the experiment as it is
+        hashes = {cell_hash(table, cell, found[str(cell)]) for cell in ours}
         shared = hashes & {cell_hash(ablation, cell, {}) for cell in all_cells(ablation)}
         assert len(shared) == len(ablation.tasks) * len(ablation.seeds)
 
@@ -400,7 +400,9 @@ class TestSearch:
         assert all(line["score"] is None or line["settings"].get("learning_rate", 0) <= 1.5e-4 for line in lines)
         assert found.get("learning_rate", 1e-4) <= 1.5e-4
         assert "The loss of matrix is not finite" in caplog.text
-        monkeypatch.setattr(searching, "teach", lambda *_: diverge(*_[:1], replace(_[1], learning_rate=1.0)))
+        monkeypatch.setattr(
+            searching, "teach", lambda ground, method, *_: diverge(ground, replace(method, learning_rate=1.0))
+        )
         assert search(2, "diverged")[0] == {}
 
     def test_more_trials_go_on_where_the_search_stood(self, search, taught):

@@ -47,7 +47,7 @@ def all_cells(experiment: Experiment) -> list[Cell]:
         for seed in experiment.seeds
         for task in experiment.tasks
         for method in experiment.methods
-        if method.budgets is None or budget in method.budgets
+        if method.is_compared_at(budget)
     ]
 
 

@@ -71,8 +71,8 @@ def done_lines(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, dict[
 
     Of a method whose search is not over no line is known: its settings are open.
     """
-    known = [(cell, known_settings(experiment, cell)) for cell in cells]
-    hashes = {cell_hash(experiment, cell, found): cell for cell, found in known if found is not None}
+    known = known_settings(experiment, cells)
+    hashes = {cell_hash(experiment, cell, found): cell for cell in cells if (found := known[str(cell)]) is not None}
     found = {}
     for line in read_lines(Path(experiment.output) / RESULTS_FILE):
         cell = hashes.get(line["hash"])

@@ -70,26 +70,29 @@ def find_settings(
         ground_of: the teacher and rows of a cell; not called if nothing is missing.
         progress: told of every step.
     """
-    missing: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        first = searched_at(experiment, cell)
-        if known_settings(experiment, cell) is None:
-            missing.setdefault(short_name(first.task), {})[str(first)] = first
-    for alike in missing.values():
-        for first in alike.values():
-            run_trials(experiment, first, ground_of(first), progress)
-    return {str(cell): known_settings(experiment, cell) or {} for cell in cells}
+    known = known_settings(experiment, cells)
+    waiting = [searched_at(experiment, cell) for cell in cells if known[str(cell)] is None]
+    # one task after the other, since only one ground is kept
+    for cell in sorted({str(cell): cell for cell in waiting}.values(), key=lambda cell: short_name(cell.task)):
+        run_trials(experiment, cell, ground_of(cell), progress)
+    return {name: found or {} for name, found in known_settings(experiment, cells).items()}
 
 
-def known_settings(experiment: Experiment, cell: Cell) -> Found | None:
-    """What a search found for a cell, by what is on disk; {} if there is nothing to search, None if trials are missing.
+def known_settings(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, Found | None]:
+    """What a search found for each of `cells`, by its text and by what is on disk; None where trials are missing.
 
-    Of equal trials the first counts, so that the method's own settings win a tie. They are taken if no trial has a
-    score.
+    Of equal trials the first counts, so that the method's own settings win a tie. They are taken, as {}, if no trial
+    has a score or there is nothing to search.
     """
-    first = searched_at(experiment, cell)
-    trials = read_trials(experiment, first)
-    if len(trials) < trials_of(experiment, first):
+    lines = read_lines(Path(experiment.output) / SEARCH_FILE)
+    first = {str(cell): searched_at(experiment, cell) for cell in cells}
+    best = {str(cell): _best(experiment, cell, lines) for cell in {str(cell): cell for cell in first.values()}.values()}
+    return {name: best[str(cell)] for name, cell in first.items()}
+
+
+def _best(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> Found | None:
+    trials = read_trials(experiment, cell, lines)
+    if len(trials) < trials_of(experiment, cell):
         return None
     scored = [line for line in trials.values() if line["score"] is not None]
     ranked = sorted(scored, key=lambda line: (-float(line["score"]), int(line["trial"])))
@@ -100,7 +103,7 @@ def searched_at(experiment: Experiment, cell: Cell) -> Cell:
     """The cell that the trials have which settle the settings of `cell`: its task holds back some training rows."""
     names = {short_name(task): task for task in experiment.tasks}
     task = cell.task if experiment.search.task is None else names[experiment.search.task]
-    budgets = [budget for budget in experiment.budgets if cell.method.budgets is None or budget in cell.method.budgets]
+    budgets = [budget for budget in experiment.budgets if cell.method.is_compared_at(budget)]
     task = replace(task, evaluation_splits=(HELD_OUT,), held_out=experiment.search.held_out)
     return replace(cell, task=task, seed=experiment.seeds[0], budget=budgets[0])
 
@@ -110,16 +113,16 @@ def trials_of(experiment: Experiment, cell: Cell) -> int:
     return experiment.search.trials if search_space(experiment, cell.method) else 0
 
 
-def read_trials(experiment: Experiment, cell: Cell) -> dict[int, Trial]:
-    """Number -> trial, of those that are on disk with the experiment's present settings."""
+def read_trials(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> dict[int, Trial]:
+    """Number -> trial, of those `lines` that are of a cell with the experiment's present settings."""
     identity, wanted = trial_hash(experiment, cell), range(trials_of(experiment, cell))
-    lines = read_lines(Path(experiment.output) / SEARCH_FILE)
     return {line["trial"]: line for line in lines if line["hash"] == identity and line["trial"] in wanted}
 
 
 def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: Progress) -> None:
     """Run the trials of a cell's method that are not on disk, each of which is a line as soon as it is done."""
-    path, done = Path(experiment.output) / SEARCH_FILE, read_trials(experiment, cell)
+    path = Path(experiment.output) / SEARCH_FILE
+    done = read_trials(experiment, cell, read_lines(path))
     space = search_space(experiment, cell.method)
     training = cell.method.lengthened(experiment.search.shorten(experiment.training))
     for number in range(trials_of(experiment, cell)):

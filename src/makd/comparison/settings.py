@@ -54,6 +54,10 @@ class MethodConfig:
     def _own(self) -> Baseline:
         return BASELINES[self.kind]
 
+    def is_compared_at(self, budget: Budget) -> bool:
+        """Whether it has cells at one of the experiment's budgets."""
+        return self.budgets is None or budget in self.budgets
+
     def lengthened(self, training: TrainingConfig) -> TrainingConfig:
         """`training` with this method's number of steps."""
         steps = None if training.steps is None else max(1, round(training.steps * self.times_steps))
