@@ -170,6 +170,15 @@ def squad(tmp_path):
 
 
 class TestQuestionAnswering:
+    def test_held_out_training_questions_are_measured_with_their_answers(self, tmp_path, tokenizer):
+        model = tiny("bert", "question_answering", **SIZES)
+        task = TaskConfig(
+            name="squad_v2", path=squad(tmp_path), max_length=40, stride=8, evaluation_splits=("held_out",), held_out=0.5
+        )
+        loaded = load_task(task, tokenizer, model)
+        assert len(loaded.references["held_out"]) == 1
+        assert {"f1", "exact_match", "score"} <= loaded.evaluate(model).keys()
+
     def test_answers_are_found_again_in_the_window_that_holds_them(self, tmp_path, tokenizer):
         model = tiny("bert", "question_answering", **SIZES)
         task = load_task(TaskConfig(name="squad_v2", path=squad(tmp_path), max_length=40, stride=8), tokenizer, model)
