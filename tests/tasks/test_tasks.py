@@ -172,9 +172,8 @@ def squad(tmp_path):
 class TestQuestionAnswering:
     def test_held_out_training_questions_are_measured_with_their_answers(self, tmp_path, tokenizer):
         model = tiny("bert", "question_answering", **SIZES)
-        task = TaskConfig(
-            name="squad_v2", path=squad(tmp_path), max_length=40, stride=8, evaluation_splits=("held_out",), held_out=0.5
-        )
+        split = {"evaluation_splits": ("held_out",), "held_out": 0.5}
+        task = TaskConfig(name="squad_v2", path=squad(tmp_path), max_length=40, stride=8, **split)
         loaded = load_task(task, tokenizer, model)
         assert len(loaded.references["held_out"]) == 1
         assert {"f1", "exact_match", "score"} <= loaded.evaluate(model).keys()
