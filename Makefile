@@ -74,14 +74,16 @@ bench-cache: $(READY) ## training steps from a teacher cache against steps with 
 	set -e; for run in 'minilm logits' 'minilm feature' 'minilm balanced' 'smollm2 logits'; do \
 		$(BIN)/python benchmarks/cache.py $$run | tail -1 >> benchmarks/results/cache.jsonl; done
 
-bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hours, resumable; needs MAKD_DATA
+bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hours, WORKERS=2 halves them; needs MAKD_DATA
 	mkdir -p runs/encoder
-	test -f runs/encoder/results.jsonl || cp benchmarks/results/encoder.jsonl runs/encoder/results.jsonl
-	test -f runs/encoder/search.jsonl || cp benchmarks/results/encoder_search.jsonl runs/encoder/search.jsonl
-	$(BIN)/makd compare examples/encoder/experiment.yaml
-	cp runs/encoder/results.jsonl benchmarks/results/encoder.jsonl
-	cp runs/encoder/search.jsonl benchmarks/results/encoder_search.jsonl
+	for file in results search latency; do \
+	  test -f runs/encoder/$$file.jsonl || cp benchmarks/results/encoder_$$file.jsonl runs/encoder/$$file.jsonl || exit 1; \
+	done
+	$(BIN)/makd compare examples/encoder/experiment.yaml --workers $(or $(WORKERS),1)
+	$(BIN)/makd compare examples/encoder/ablation.yaml --workers $(or $(WORKERS),1)
+	for file in results search latency; do cp runs/encoder/$$file.jsonl benchmarks/results/encoder_$$file.jsonl || exit 1; done
 	$(BIN)/makd compare examples/encoder/experiment.yaml --table docs/results/encoder.md
+	$(BIN)/makd compare examples/encoder/ablation.yaml --table docs/results/encoder-ablation.md
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .

@@ -22,15 +22,18 @@ from makd.cache import write_cache
 from makd.cli import main
 from makd.compare_command import load_experiment
 from makd.comparison import caches
+from makd.comparison import ground as grounds
 from makd.comparison import page as pages
-from makd.comparison import run as running
+from makd.comparison import perform as performing
 from makd.comparison import search as searching
 from makd.comparison.cells import all_cells, cell_hash, select
+from makd.comparison.done import RESULTS_FILE
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
 from makd.comparison.page import best_baseline
 from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.search import find_settings, known_settings, propose, search_space, searched_at, spread_settings
+from makd.comparison.schedule import Kind, Schedule
+from makd.comparison.search import known_settings, propose, run_trials, search_space, searched_at, spread_settings
 from makd.comparison.statistics import average, difference, mean
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
@@ -50,6 +53,13 @@ def data(tmp_path_factory):
     write(folder / "mrpc", train=PAIRS, validation=PAIRS[:6])
     write(folder / "stsb", train=SIMILAR, validation=SIMILAR[:6])
     return folder
+
+
+def search_all(experiment, cells, ground):
+    """Run all trials that the cells need, on one ground; what was found, by the cells' text."""
+    for cell in {str(cell): cell for cell in (searched_at(experiment, cell) for cell in cells)}.values():
+        run_trials(experiment, cell, ground, quiet)
+    return known_settings(experiment, cells)
 
 
 def make(data, encoder_folder, output, **settings):
@@ -97,7 +107,7 @@ class TestRuns:
             assert {"prepare", "cache", "train", "evaluate", "total"} == line["seconds"].keys()
             assert line["seconds"]["cache"] == 0.0
             assert line["environment"]["versions"]["makd"]
-        assert lines == read_lines(Path(experiment.output) / running.RESULTS_FILE)
+        assert lines == read_lines(Path(experiment.output) / RESULTS_FILE)
 
     def test_the_methods_see_the_same_tokens_and_teacher(self, done):
         _, lines = done
@@ -118,7 +128,7 @@ class TestRuns:
 
     def test_a_killed_run_goes_on_with_what_is_missing(self, done, data, encoder_folder, tmp_path, monkeypatch):
         _, lines = done
-        experiment, teach, calls = make(data, encoder_folder, tmp_path / "killed", seeds=(1,)), running.teach, []
+        experiment, teach, calls = make(data, encoder_folder, tmp_path / "killed", seeds=(1,)), performing.teach, []
 
         def stop_at_the_third(*arguments):
             calls.append(arguments)
@@ -126,10 +136,10 @@ class TestRuns:
                 raise KeyboardInterrupt
             return teach(*arguments)
 
-        monkeypatch.setattr(running, "teach", stop_at_the_third)
+        monkeypatch.setattr(performing, "teach", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             makd.compare(experiment)
-        results = tmp_path / "killed" / running.RESULTS_FILE
+        results = tmp_path / "killed" / RESULTS_FILE
         assert len(read_lines(results)) == 2
         with results.open("a") as file:
             file.write('{"cell": {"task": "cut o')  # killed while it wrote
@@ -140,7 +150,7 @@ class TestRuns:
 
     def test_nothing_is_run_twice_and_a_teacher_is_made_once(self, done, monkeypatch):
         experiment, lines = done
-        monkeypatch.setattr(running, "prepare_ground", None)
+        monkeypatch.setattr(grounds, "prepare_ground", None)
         assert makd.compare(experiment) == lines
         assert len(list((Path(experiment.output) / "teachers").iterdir())) == 4
 
@@ -178,7 +188,7 @@ class TestRuns:
         experiment = make(data, encoder_folder, tmp_path / "failed", cache=makd.CacheConfig())
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr(tempfile, "tempdir", None)
-        monkeypatch.setattr(running, "teach", lambda *_: 1 / 0)
+        monkeypatch.setattr(performing, "teach", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             makd.compare(experiment, limit=1)
         assert not list(tmp_path.glob("makd-cells-*"))
@@ -322,7 +332,7 @@ class TestSearch:
             settings = {"output": str(tmp_path / folder), "search": searched}
             experiment = replace(done[0], methods=(row,), seeds=(1,), **settings)
             cell = all_cells(experiment)[0]
-            found = find_settings(experiment, [cell], lambda _: ground, quiet)[str(cell)]
+            found = search_all(experiment, [cell], ground)[str(cell)]
             lines = read_lines(tmp_path / folder / searching.SEARCH_FILE)
             return found, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
@@ -359,9 +369,8 @@ class TestSearch:
     def test_a_search_on_one_task_holds_for_all_and_its_trials_share_a_cache(
         self, done, data, encoder_folder, tmp_path, monkeypatch
     ):
-        built, asked = [], []
+        built = []
         monkeypatch.setattr(caches, "write_cache", lambda *args: built.append(args) or write_cache(*args))
-        monkeypatch.setattr(running, "find_settings", lambda *args: asked.append(find_settings(*args)) or asked[-1])
         experiment = make(
             data, encoder_folder, tmp_path / "one", seeds=(2,), cache=makd.CacheConfig(dtype="float32"),
             search=makd.SearchConfig(trials=2, task="stsb", steps=1),
@@ -369,9 +378,7 @@ class TestSearch:
         lines = makd.compare(experiment, only="method=makd_paper")
         trials = read_lines(tmp_path / "one" / "search.jsonl")
         assert [(trial["task"], trial["method"]) for trial in trials] == 2 * [("stsb", "makd_paper")]
-        (asked,) = asked
         best = max(trials, key=lambda trial: trial["score"])["settings"]
-        assert all(found == best for found in asked.values())
         assert all(best.items() <= line["settings"].items() for line in lines)
         assert [len(args[1]) for args in built] == [10, 12, 12]  # the search's rows, then those of either task
 
@@ -384,7 +391,8 @@ class TestSearch:
         )  # fmt: skip
         assert len(lines) == 3
         cell = all_cells(experiment)[0]
-        assert find_settings(experiment, [cell], lambda _: pytest.fail("asked"), quiet) == {str(cell): found}
+        job = Schedule(experiment, [cell]).take(None)
+        assert (job.kind, job.cell, job.found) == (Kind.CELL, cell, found)
 
     def test_a_trial_that_diverges_has_no_score_and_the_search_goes_on(self, search, taught, monkeypatch, caplog):
         score = searching.teach
@@ -416,7 +424,7 @@ class TestSearch:
         searched = replace(done[0], methods=(row,), search=makd.SearchConfig(trials=1))
         assert not comparison.done_lines(replace(searched, output=str(tmp_path)), all_cells(searched))
         assert not comparison.done_lines(searched, all_cells(searched))
-        find_settings(searched, all_cells(searched), lambda _: ground, quiet)
+        search_all(searched, all_cells(searched), ground)
         assert len(comparison.done_lines(searched, all_cells(searched))) == 4
 
     def test_methods_that_search_the_same_try_the_same_at_first(self, search):
@@ -538,7 +546,7 @@ class TestPage:
         for cell in all_cells(two):
             copied = {**lines[0], "cell": cell.names, "hash": cell_hash(two, cell, {}), "score": 0.5}
             copied["teacher"] = {"score": 0.5 + 0.1 * cell.budget.keep_linears}
-            append_line(tmp_path / running.RESULTS_FILE, copied)
+            append_line(tmp_path / RESULTS_FILE, copied)
         return comparison.write_page(two, tmp_path / "page.md").read_text()
 
     def test_without_matplotlib_the_page_has_no_plot_and_the_log_says_what_brings_it(
@@ -623,6 +631,7 @@ class TestCommand:
         [
             (["--only", "method=makd"], "Known: low_rank_svd, makd_paper"),
             (["--limit", "0"], "at least 1"),
+            (["--workers", "0"], "at least 1 process"),
             (["--table", "x.md", "--limit", "1"], "leave out"),
         ],
     )

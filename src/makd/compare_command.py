@@ -15,6 +15,7 @@ def compare(
     experiment: str,
     only: str | None = None,
     limit: int | None = None,
+    workers: int = 1,
     table: str | None = None,
     data: str | None = None,
     output: str | None = None,
@@ -26,6 +27,7 @@ def compare(
         experiment: YAML file with the experiment.
         only: cells to keep to, as task=mrpc,method=makd,seed=1,budget=keep_linears=0.5; a key twice allows both.
         limit: at most so many cells are run now.
+        workers: processes that run cells beside each other, on the same device.
         table: markdown file to write the results to, instead of running cells.
         data: folder that the tasks' relative paths are in, instead of the experiment's or of MAKD_DATA.
         output: folder of the results, instead of the experiment's.
@@ -33,6 +35,8 @@ def compare(
     """
     if limit is not None and limit < 1:
         raise SettingError(f"--limit is at least 1 cell; got {limit}.")
+    if workers < 1:
+        raise SettingError(f"--workers is at least 1 process; got {workers}.")
     loaded = load_experiment(experiment, data=data, output=output)
     if table is not None:
         if dry_run or only is not None or limit is not None:
@@ -49,7 +53,7 @@ def compare(
         print(f"{len(done)} of {len(chosen)} cells are done, in {loaded.output}")
         return
     with progress_bars() as progress:
-        lines = comparison.compare(loaded, only=only, limit=limit, on_progress=progress)
+        lines = comparison.compare(loaded, only=only, limit=limit, workers=workers, on_progress=progress)
     for line in lines:
         names = "  ".join(str(value) for value in line["cell"].values())
         print(f"{names}  score {line['score']:.4f}  teacher {line['teacher']['score']:.4f}")

@@ -58,3 +58,23 @@ def test_nothing_but_zeros_count_alike():
 def test_what_is_not_finite_is_told():
     with pytest.raises(NumericsError, match="of my inputs hold NaN"):
         square_root(torch.full((2, 2), float("nan")), "my inputs")
+
+
+def test_a_factor_with_nan_is_no_factor_even_where_it_is_called_a_success(monkeypatch):
+    """As CUDA's Cholesky does with a last pivot below zero."""
+    exact = torch.linalg.cholesky_ex
+
+    def cholesky_ex(matrix, *, out):
+        factor, failed_at = exact(matrix)
+        if int(failed_at) == len(matrix):
+            factor[-1, -1], failed_at = torch.nan, torch.zeros_like(failed_at)
+        out[0].copy_(factor)
+        out[1].copy_(failed_at)
+
+    inputs = torch.randn(100, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs -= inputs.mean(dim=1, keepdim=True)  # as behind a norm: all directions but one
+    gram = inputs.T @ inputs
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", cholesky_ex)
+    root, fallback = square_root(gram)
+    assert "not positive definite" in fallback
+    torch.testing.assert_close(root @ root.T, gram, rtol=0, atol=1e-5 * float(gram.diagonal().mean()))

@@ -1,8 +1,9 @@
 """Station 10: methods side by side: the same teacher, rows, steps and budget, over tasks and seeds."""
 
 from makd.comparison.cells import Cell, all_cells, select
+from makd.comparison.done import done_lines
 from makd.comparison.page import write_page
-from makd.comparison.run import compare, done_lines
+from makd.comparison.run import compare
 from makd.comparison.settings import Experiment, MethodConfig, SearchConfig
 
 __all__ = [

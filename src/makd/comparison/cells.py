@@ -89,13 +89,10 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
         cell: one of its cells.
         found: hyper-parameters of a search. A line says what they are, not how they were found.
     """
-    own = asdict(cell.method.build(**found))  # type: ignore[call-overload]
-    # what is None says nothing: a method may get another choice, and lines without it stay
-    built = {name: value for name, value in own.items() if name != "search" and value is not None}
     return _hash(
         {
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
-            "method": [cell.method.kind, built],
+            "method": [cell.method.kind, _built(cell.method, found)],
             "budget": cell.budget,
             "training": cell.method.lengthened(experiment.training),
             "calibration": experiment.calibration,
@@ -110,6 +107,25 @@ def trial_hash(experiment: Experiment, cell: Cell) -> str:
     search = replace(experiment.search, trials=0, task=None)
     taught = replace(experiment, training=search.shorten(experiment.training))
     return _hash({"cell": cell_hash(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)})
+
+
+def latency_hash(experiment: Experiment, cell: Cell) -> str:
+    """Says whether a latency is of a student of this shape, which nothing changes that a search finds."""
+    return _hash(
+        {
+            "teacher": experiment.teacher,
+            "method": [cell.method.kind, _built(cell.method, {})],
+            "budget": cell.budget,
+            "calibration": experiment.calibration,
+            "tokens": experiment.latency_tokens,
+        }
+    )
+
+
+def _built(method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's hyper-parameters. What is None says nothing: a method may get another choice, and lines stay."""
+    own = asdict(method.build(**found))  # type: ignore[call-overload]
+    return {name: value for name, value in own.items() if name != "search" and value is not None}
 
 
 def _hash(settings: object) -> str:

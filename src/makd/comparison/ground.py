@@ -50,15 +50,7 @@ def prepare_ground(experiment: Experiment, task: TaskConfig, seed: int, progress
     Raises:
         MakdError: the data or the base model cannot be loaded.
     """
-    placed = place_data(task, experiment.data)
-    folder = teacher_folder(experiment, task, seed)
-    if not folder.is_dir():
-        logger.info("teacher of %s, seed %d: fine-tuned once, kept in %s", short_name(task), seed, folder)
-        recipe = replace(experiment.finetune, seed=seed, device=experiment.device)
-        finetune(
-            experiment.teacher, placed, recipe, folder, tokenizer=experiment.tokenizer, overwrite=True,
-            on_progress=progress,
-        )  # fmt: skip
+    placed, folder = place_data(task, experiment.data), make_teacher(experiment, task, seed, progress)
     tokenizer = load_tokenizer(str(folder))
     model = load_model(str(folder), task.kind.head, device=find_device(experiment.device))
     rows = load_task(placed, tokenizer, model, seed)
@@ -75,10 +67,53 @@ def prepare_ground(experiment: Experiment, task: TaskConfig, seed: int, progress
     )
 
 
+def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: Progress) -> Path:
+    """The folder of a task's teacher, which is fine-tuned if it is not there yet.
+
+    Raises:
+        MakdError: the data or the base model cannot be loaded.
+    """
+    folder = teacher_folder(experiment, task, seed)
+    if not folder.is_dir():
+        logger.info("teacher of %s, seed %d: fine-tuned once, kept in %s", short_name(task), seed, folder)
+        recipe = replace(experiment.finetune, seed=seed, device=experiment.device)
+        placed = place_data(task, experiment.data)
+        finetune(
+            experiment.teacher, placed, recipe, folder, tokenizer=experiment.tokenizer, overwrite=True,
+            on_progress=progress,
+        )  # fmt: skip
+    return folder
+
+
 def teacher_folder(experiment: Experiment, task: TaskConfig, seed: int) -> Path:
     """Where the teacher of a task and seed is kept; one of other settings has another folder."""
     name = f"{short_name(task)}_seed{seed}_{teacher_hash(experiment, task, seed)}"
     return Path(experiment.output) / "teachers" / name
+
+
+class Grounds:
+    """The ground of the last task and seed: the cells of one follow each other, and two teachers would take room."""
+
+    def __init__(self, experiment: Experiment, progress: Progress) -> None:
+        self.experiment, self.progress = experiment, progress
+        self.last: Path | None = None
+        """Folder of the last one's teacher."""
+        self._ground: Ground | None = None
+
+    def of(self, task: TaskConfig, seed: int) -> Ground:
+        """The ground of a task and seed."""
+        folder = teacher_folder(self.experiment, task, seed)
+        if self._ground is None or self.last != folder:
+            self.close()
+            self._ground = prepare_ground(self.experiment, task, seed, self.progress)
+            self.last = folder
+        return self._ground
+
+    def close(self) -> None:
+        """Remove what the last one keeps on disk for its cells alone."""
+        if self._ground is not None and self._ground.caches is not None:
+            self._ground.caches.close()
+        self.last = self._ground = None
 
 
 def place_data(task: TaskConfig, data: str | None) -> TaskConfig:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from makd.comparison.cells import all_cells
+from makd.comparison.done import done_lines
+from makd.comparison.latencies import known_latencies
 from makd.comparison.plot import can_draw, draw
-from makd.comparison.run import done_lines
 from makd.comparison.settings import OURS, Experiment, budget_name, short_name
 from makd.comparison.statistics import Mean, Scores, average, difference, mean, scores
 from makd.errors import OutputError
@@ -17,6 +18,9 @@ from makd.report.tables import TASK_LABELS
 logger = logging.getLogger(__name__)
 
 Lines = Sequence[Mapping[str, Any]]
+
+PARTS = ("total", "linears")
+SPENT = (("steps",), ("tokens",), ("seconds", "total"))
 
 
 def write_page(experiment: Experiment, path: str | Path, name: str = "experiment.yaml") -> Path:
@@ -37,11 +41,15 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
     """
     path, cells = Path(path), all_cells(experiment)
     lines = list(done_lines(experiment, cells).values())
+    timed = known_latencies(experiment, cells)
     if not lines:
         raise OutputError(
             f"{experiment.output} has no cell with these settings yet. Run `makd compare {shlex.quote(name)}` first."
         )
-    parts = [f"# {Path(name).stem}: {experiment.teacher}", _introduction(experiment, lines, len(cells), name)]
+    parts = [
+        f"# {Path(name).stem}: {experiment.teacher}",
+        _introduction(experiment, lines, list(timed.values()), len(cells), name),
+    ]
     curves = _curves(experiment, lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +62,12 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
         for budget in experiment.budgets:
             own = [line for line in lines if line["cell"]["budget"] == budget_name(budget)]
             if own:
-                parts += [f"## {budget_name(budget)}", quality_table(experiment, own), cost_table(experiment, own)]
+                theirs = {line["method"]: line for line in timed.values() if line["budget"] == budget_name(budget)}
+                parts += [
+                    f"## {budget_name(budget)}",
+                    quality_table(experiment, own),
+                    cost_table(experiment, own, theirs),
+                ]
         parts += ["## Settings of the methods", _settings_table(experiment, lines)]
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     except OSError as error:
@@ -83,22 +96,29 @@ def quality_table(experiment: Experiment, lines: Lines) -> str:
     return f"{_markdown(head, rows)}\n\n{note}"
 
 
-def cost_table(experiment: Experiment, lines: Lines) -> str:
-    """What each method cost at one budget: means over its cells."""
+def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each method cost at one budget: means over its cells.
+
+    Args:
+        experiment: whose methods are the rows.
+        lines: cells of the budget.
+        timed: what each method's student takes for a forward, by the method's name, and the teacher beside it.
+    """
     rows = []
     for method in experiment.methods:
         own = [line for line in lines if line["cell"]["method"] == method.name]
         if own:
-            rows.append([f"`{method.name}`", *_costs(own)])
-    if lines[0]["latency_ms"]:
-        sides = [f"{_mean(lines, 'latency_ms', batch, 'teacher'):.1f}" for batch in ("batch1", "batch16")]
-    else:
-        sides = ["", ""]
-    total = f"{_mean(lines, 'params', 'teacher', 'total'):,.0f}"
-    linears = f"{_mean(lines, 'params', 'teacher', 'linears'):,.0f}"
-    rows.insert(0, ["*teacher*", total, linears, "", "", "", *sides])
+            costs = [_mean(own, *keys) for keys in (*(("params", "student", part) for part in PARTS), *SPENT)]
+            told = [f"{value:,.0f}" for value in costs]
+            rows.append([f"`{method.name}`", *told, *_latencies(timed.get(method.name), "student")])
+    teacher = [f"{_mean(lines, 'params', 'teacher', part):,.0f}" for part in PARTS]
+    rows.insert(0, ["*teacher*", *teacher, "", "", "", *_latencies(next(iter(timed.values()), None), "teacher")])
     head = ["", "parameters", "of the linears", "steps", "tokens", "seconds", "ms, batch 1", "ms, batch 16"]
     return _markdown(head, rows)
+
+
+def _latencies(line: Mapping[str, Any] | None, side: str) -> list[str]:
+    return ["", ""] if line is None else [f"{found[side]:.1f}" for found in line["latency_ms"].values()]
 
 
 def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:
@@ -147,18 +167,6 @@ def _difference(ours: Scores, theirs: Scores) -> str:
     return f"{text} = {found.errors:+.1f} SE (p {found.probability:.2g}, n {found.count})"
 
 
-def _costs(lines: Lines) -> list[str]:
-    timed = [f"{_mean(lines, 'latency_ms', batch, 'student'):.1f}" for batch in ("batch1", "batch16")]
-    return [
-        f"{_mean(lines, 'params', 'student', 'total'):,.0f}",
-        f"{_mean(lines, 'params', 'student', 'linears'):,.0f}",
-        f"{_mean(lines, 'steps'):,.0f}",
-        f"{_mean(lines, 'tokens'):,.0f}",
-        f"{_mean(lines, 'seconds', 'total'):,.0f}",
-        *(timed if lines[0]["latency_ms"] else ["", ""]),
-    ]
-
-
 def _mean(lines: Lines, *keys: str) -> float:
     """Mean of what stands at `keys` in the lines; 0 where it is not there."""
     found = []
@@ -170,20 +178,27 @@ def _mean(lines: Lines, *keys: str) -> float:
     return sum(found) / len(found)
 
 
-def _introduction(experiment: Experiment, lines: Lines, total: int, name: str) -> str:
+def _introduction(experiment: Experiment, lines: Lines, timed: Lines, total: int, name: str) -> str:
     labels = {
         short_name(task): " and ".join(TASK_LABELS.get(metric, metric) for metric in task.measured)
         for task in experiment.tasks
     }
     told = "; ".join(f"{task}: {metrics}" for task, metrics in labels.items())
-    machine = lines[-1]["environment"]
+    machines = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in lines))
+    latencies = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in timed))
     return (
         f"{len(lines)} of {total} cells. Score of a task is the mean of its metrics ({told}).\n"
         f"Seeds {', '.join(map(str, experiment.seeds))}; every method has the same teacher, rows, batches and steps.\n"
-        f"{machine['device_name']}, threads: {machine['threads']}, torch {machine['versions']['torch']}, "
-        f"transformers {machine['versions']['transformers']}, makd {machine['versions']['makd']}.\n\n"
-        f"```text\nmakd compare {shlex.quote(name)}\n```"
+        f"\nTaught on: {machines}.\n"
+        + (f"\nLatencies are of: {latencies}.\n" if latencies else "")
+        + f"\n```text\nmakd compare {shlex.quote(name)}\n```"
     )
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    versions = environment["versions"]
+    told = ", ".join(f"{package} {versions[package]}" for package in ("torch", "transformers", "makd"))
+    return f"{environment['device_name']}, threads: {environment['threads']}, {told}"
 
 
 def _curves(experiment: Experiment, lines: Lines) -> dict[str, list[tuple[str, float]]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from makd.errors import OutputError
 from makd.report import plain
 
@@ -31,9 +33,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Add a line to `path`, on disk when this returns; what a killed process left unfinished at the end is cut off."""
+    """Add a line to `path`, on disk when this returns; what a killed process left unfinished at the end is cut off.
+
+    Processes that write to the same file wait for each other.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with FileLock(path.with_suffix(".lock")), path.open("a+b") as file:
         file.seek(0)
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)

@@ -12,7 +12,7 @@ from them before each trial.
 import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,25 +57,6 @@ def check_optuna() -> None:
             "search.trials above 0 needs optuna, which is not installed. `pip install makd[compare]` brings it; "
             "search.trials 0 searches nothing."
         )
-
-
-def find_settings(
-    experiment: Experiment, cells: Sequence[Cell], ground_of: Callable[[Cell], Ground], progress: Progress
-) -> dict[str, Found]:
-    """The best hyper-parameters for each of `cells` by its text, {} without a search; no trial on disk is run again.
-
-    Args:
-        experiment: says how many trials, and on which task.
-        cells: whose methods are searched, all at one ground one after the other.
-        ground_of: the teacher and rows of a cell; not called if nothing is missing.
-        progress: told of every step.
-    """
-    known = known_settings(experiment, cells)
-    waiting = [searched_at(experiment, cell) for cell in cells if known[str(cell)] is None]
-    # one task after the other, since only one ground is kept
-    for cell in sorted({str(cell): cell for cell in waiting}.values(), key=lambda cell: short_name(cell.task)):
-        run_trials(experiment, cell, ground_of(cell), progress)
-    return {name: found or {} for name, found in known_settings(experiment, cells).items()}
 
 
 def known_settings(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, Found | None]:

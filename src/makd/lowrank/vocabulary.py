@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.tokens import encoder_tokens
+from makd.lowrank.eigen import eigh
 from makd.lowrank.embedding import LowRankEmbedding, rename_ties_
 from makd.lowrank.factors import Decomposition, Factors
 from makd.lowrank.linear import LowRankLinear
@@ -158,7 +159,7 @@ def decompose_table(
     lower, fallback = square_root(metric, "its metric")
     wide = table.detach().to(torch.float64)
     weighted = wide @ lower
-    energies, vectors = torch.linalg.eigh(weighted.T @ (frequencies.to(wide.device)[:, None] * weighted))
+    energies, vectors = eigh(weighted.T @ (frequencies.to(wide.device)[:, None] * weighted))
     vectors = vectors.flip(1)[:, : min(table.shape)]
     singular_values = energies.flip(0).clamp(min=0).sqrt()[: min(table.shape)]
     right = torch.linalg.solve(lower.T, vectors).T

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.errors import NumericsError
+from makd.lowrank.eigen import eigh
 from makd.lowrank.factors import Decomposition
 from makd.lowrank.finite import is_finite
 
@@ -105,7 +106,7 @@ def principal_outputs(
     squared = _squared(outputs.T if tall else outputs)
     if rank is None or rank + OVERSAMPLING > WORTHWHILE * min(terms, len(squared)):
         squared = squared.to(torch.float64)
-        energies, vectors = torch.linalg.eigh(squared)
+        energies, vectors = eigh(squared)
         count = min(terms, len(energies)) if rank is None else min(rank, len(energies))
         left = _to_outputs(outputs.to(torch.float64), vectors.flip(1)[:, :count], energies.flip(0)[:count])
         values = energies.flip(0)[:count].clamp(min=0).sqrt()
@@ -145,14 +146,14 @@ def _leading(
     remaining = DEGREE
     while remaining > 0:
         images = squared @ basis
-        energies, vectors = torch.linalg.eigh(basis.T @ images)
+        energies, vectors = eigh(basis.T @ images)
         smallest, largest = float(energies[0]), float(energies[-1])
         if smallest <= torch.finfo(squared.dtype).eps * largest:
             break  # the basis already holds all that there is
         degree = _safe_degree(remaining, 2 * largest / smallest - 1, torch.finfo(squared.dtype).eps)
         basis = _filtered(squared, basis @ vectors, images @ vectors, smallest, degree)
         remaining -= degree
-    energies, vectors = torch.linalg.eigh(basis.T @ (squared @ basis))
+    energies, vectors = eigh(basis.T @ (squared @ basis))
     return energies.flip(0)[:rank].clamp(min=0), basis @ vectors.flip(1)[:, :rank]
 
 
@@ -200,7 +201,7 @@ def _orthonormal(columns: Float[Tensor, "side terms"]) -> Float[Tensor, "side te
     basis: Tensor = scaled
     for _ in range(2):
         factor, failed = torch.linalg.cholesky_ex(basis.T @ basis)
-        if int(failed) != 0:
+        if int(failed) != 0 or not is_finite(factor.diagonal()):  # CUDA's may call NaN a success
             basis, _ = torch.linalg.qr(scaled)
             return basis
         basis = torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.errors import NumericsError
+from makd.lowrank.eigen import eigh
 from makd.lowrank.factors import Decomposition
 from makd.lowrank.finite import is_finite
 from makd.lowrank.solvers.svd import principal_outputs, widened
@@ -77,7 +78,7 @@ def square_root(
     while not _factorized(gram, ridge * mean, root):
         if ridge >= 1:
             root.copy_(gram).diagonal().add_(ridge * mean)
-            energies, vectors = torch.linalg.eigh(root)
+            energies, vectors = eigh(root)
             root = vectors * energies.clamp(min=0).sqrt()
             break
         ridge *= 10  # moments of low precision have negative eigenvalues, as large as what the largest were rounded by
@@ -93,4 +94,4 @@ def _factorized(gram: Float[Tensor, "size size"], shift: float, root: Float[Tens
     root.copy_(gram).diagonal().add_(shift)
     failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(root, out=(root, failed_at))
-    return int(failed_at) == 0
+    return int(failed_at) == 0 and is_finite(root.diagonal())  # CUDA's may call NaN at a pivot below zero a success

@@ -1,0 +1,35 @@
+"""Station 10: which cells have a line already, of the settings that the experiment has now."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from makd.comparison.cells import Cell, cell_hash
+from makd.comparison.results import read_lines
+from makd.comparison.search import Found, known_settings
+from makd.comparison.settings import Experiment
+
+RESULTS_FILE = "results.jsonl"
+"""In the output folder: a line for each cell."""
+
+
+def done_lines(
+    experiment: Experiment, cells: Sequence[Cell], known: Mapping[str, Found | None] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The lines of those `cells` that were run with the experiment's present settings, by the cells' text.
+
+    Of a method whose search is not over no line is known: its settings are open.
+
+    Args:
+        experiment: what is compared.
+        cells: some of its cells.
+        known: what the searches found, if that was read already.
+    """
+    known = known_settings(experiment, cells) if known is None else known
+    hashes = {cell_hash(experiment, cell, found): cell for cell in cells if (found := known[str(cell)]) is not None}
+    lines = {}
+    for line in read_lines(Path(experiment.output) / RESULTS_FILE):
+        cell = hashes.get(line["hash"])
+        if cell is not None and line["cell"] == cell.names:
+            lines[str(cell)] = line
+    return lines

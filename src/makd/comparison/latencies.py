@@ -1,0 +1,68 @@
+"""Station 10: how fast the students are: each method and budget timed once, while nothing else of a comparison runs.
+
+A line says on which machine. Students may be taught on one machine and timed on another: the one that they are for.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from makd.comparison.cells import Cell, latency_hash
+from makd.comparison.ground import Grounds
+from makd.comparison.results import append_line, read_lines
+from makd.comparison.settings import Experiment
+from makd.config import find_device
+from makd.evaluation import latency
+from makd.pipeline import Progress
+from makd.report import describe_environment
+
+logger = logging.getLogger(__name__)
+
+LATENCY_FILE = "latency.jsonl"
+"""In the output folder: a line for each method and budget."""
+
+BATCHES = {1: 15, 16: 5}
+"""Rows of a timed forward, and how often it is repeated."""
+
+
+def known_latencies(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """The lines of the methods and budgets of `cells`, by their hash, that were timed on such a device as it has."""
+    wanted = {latency_hash(experiment, cell) for cell in cells}
+    device = find_device(experiment.device).type
+    lines = read_lines(Path(experiment.output) / LATENCY_FILE)
+    return {
+        line["hash"]: line
+        for line in lines
+        if line["hash"] in wanted and line["environment"]["device"].startswith(device)
+    }
+
+
+def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: Progress) -> None:
+    """Time the teacher and the student of every method and budget of `cells` that has no line yet.
+
+    The student is that of the first such cell, before it is taught: its shape is what counts.
+    """
+    known = known_latencies(experiment, cells)
+    missing: dict[str, Cell] = {}
+    for cell in cells:
+        missing.setdefault(latency_hash(experiment, cell), cell)
+    missing = {identity: cell for identity, cell in missing.items() if identity not in known}
+    grounds = Grounds(experiment, progress)
+    try:
+        for number, (identity, cell) in enumerate(missing.items(), start=1):
+            ground = grounds.of(cell.task, cell.seed)
+            made = cell.method.build().prepare(ground.teacher, cell.budget, ground.calibration, cell.seed)
+            pair = {"teacher": ground.teacher, "student": made.student.eval()}
+            timed = {
+                f"batch{rows}": latency(pair, rows, experiment.latency_tokens, repeats)
+                for rows, repeats in BATCHES.items()
+            }
+            line = {
+                "method": cell.method.name, "budget": cell.names["budget"], "latency_ms": timed, "hash": identity,
+                "environment": describe_environment(ground.teacher.device, cell.seed),
+            }  # fmt: skip
+            append_line(Path(experiment.output) / LATENCY_FILE, line)
+            progress("latency", number, len(missing))
+    finally:
+        grounds.close()

@@ -1,0 +1,58 @@
+"""Station 10: one job, done: a teacher, a search's trials, or a cell and its line."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from makd.anatomy import resolve
+from makd.comparison.cells import Cell, cell_hash
+from makd.comparison.done import RESULTS_FILE
+from makd.comparison.ground import Ground, Grounds, make_teacher
+from makd.comparison.results import append_line
+from makd.comparison.schedule import Job, Kind
+from makd.comparison.search import Found, run_trials
+from makd.comparison.settings import Experiment
+from makd.comparison.teach import teach
+from makd.evaluation import fingerprint, parameter_counts
+from makd.pipeline import Progress
+from makd.report import describe_environment
+
+
+def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: Progress) -> dict[str, Any] | None:
+    """Do `job`; what comes of it is on disk when this returns.
+
+    Returns:
+        The line of a cell; None of a search or a teacher.
+    """
+    cell = job.cell
+    if job.kind is Kind.TEACHER:
+        make_teacher(experiment, cell.task, cell.seed, progress)
+        return None
+    ground = grounds.of(cell.task, cell.seed)
+    if job.kind is Kind.SEARCH:
+        run_trials(experiment, cell, ground, progress)
+        return None
+    line = _run(experiment, cell, ground, job.found, progress)
+    append_line(Path(experiment.output) / RESULTS_FILE, line)
+    return line
+
+
+def _run(experiment: Experiment, cell: Cell, ground: Ground, found: Found, progress: Progress) -> dict[str, Any]:
+    method: Any = cell.method.build(**found)
+    taught = teach(ground, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
+    pair = {"teacher": ground.teacher, "student": taught.student}
+    return {
+        "cell": cell.names,
+        "score": taught.scores["score"],
+        "metrics": taught.scores,
+        "teacher": ground.teacher_scores,
+        "majority": ground.majority,
+        "params": {side: parameter_counts(model, resolve(model)) for side, model in pair.items()},
+        "steps": taught.steps,
+        "tokens": taught.tokens,
+        "seconds": {**taught.seconds, "total": sum(taught.seconds.values())},
+        "settings": {item.name: getattr(method, item.name) for item in fields(method) if item.name != "search"},
+        "fingerprint": fingerprint(taught.student),
+        "hash": cell_hash(experiment, cell, found),
+        "environment": describe_environment(ground.teacher.device, cell.seed),
+    }

@@ -1,0 +1,129 @@
+"""Station 10: who does the jobs of a comparison: this process, or several beside each other on one machine.
+
+A GPU that waits for one small student's launches has room for many, and cores do more each for itself than together.
+"""
+
+import logging
+import os
+import sys
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from makd.comparison.ground import Grounds
+from makd.comparison.perform import perform
+from makd.comparison.schedule import Job, Kind, Schedule
+from makd.comparison.settings import Experiment
+from makd.errors import SettingError
+from makd.pipeline import Progress
+
+logger = logging.getLogger(__name__)
+
+POLL = 1.0
+"""Seconds after which a worker that has nothing to do looks again: a teacher that others wait for may be there."""
+
+
+def run_here(experiment: Experiment, schedule: Schedule, progress: Progress) -> None:
+    """Do all jobs in this process, one after the other."""
+    grounds = Grounds(experiment, progress)
+    try:
+        while (job := schedule.take(grounds.last)) is not None:
+            line = perform(experiment, job, grounds, progress)
+            schedule.finish(job)
+            _tell(schedule, job, line, progress)
+    finally:
+        grounds.close()
+
+
+def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, progress: Progress) -> None:
+    """Do the jobs in `workers` processes, which share the cores; each writes a log, `workers/NUMBER.log` in the output.
+
+    If one fails, the jobs that the others are at are finished first.
+
+    Raises:
+        MakdError: a job failed, with its error.
+        SettingError: the system stopped a worker.
+    """
+    threads = max(1, torch.get_num_threads() // workers)
+    context = get_context("spawn")  # a fork has no use of the parent's CUDA
+    logs = Path(experiment.output) / "workers"
+    logs.mkdir(parents=True, exist_ok=True)
+    pools = [  # a pool of one each: a worker that has a ground gets the next job on it
+        ProcessPoolExecutor(
+            1, context, initializer=_start, initargs=(experiment, logs / f"{number}.log", threads)
+        )
+        for number in range(1, workers + 1)
+    ]  # fmt: skip
+    last: list[Path | None] = [None] * workers
+    running: dict[Future[dict[str, Any] | None], tuple[int, Job]] = {}
+    try:
+        while True:
+            for worker in set(range(workers)) - {worker for worker, _ in running.values()}:
+                job = schedule.take(last[worker])
+                if job is not None:
+                    running[pools[worker].submit(_perform, job)] = worker, job
+            if not running:
+                return
+            for future in wait(running, POLL, FIRST_COMPLETED).done:
+                worker, job = running.pop(future)
+                line = future.result()
+                last[worker] = last[worker] if job.kind is Kind.TEACHER else job.ground
+                schedule.finish(job)
+                _tell(schedule, job, line, progress)
+    except BrokenProcessPool as error:
+        raise SettingError(
+            f"The system stopped a worker, most likely for want of memory. Lines that were written stay; go on with "
+            f"fewer than {workers} --workers. Its last words are in {logs}."
+        ) from error
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown()
+
+
+def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: Progress) -> None:
+    done = schedule.cells - schedule.open_cells
+    progress("cells", done, schedule.cells)
+    if line is not None:
+        logger.info(
+            "cell %d/%d: %s: score %.4f in %.0f s", done, schedule.cells, job.cell, line["score"],
+            line["seconds"]["total"],
+        )  # fmt: skip
+
+
+# What follows runs in a worker.
+
+_do: partial[dict[str, Any] | None] | None = None
+"""`perform` with this worker's experiment and grounds."""
+
+
+def _start(experiment: Experiment, log: Path, threads: int) -> None:
+    """All that a worker and its libraries print goes to its log."""
+    global _do
+    torch.set_num_threads(threads)
+    file = log.open("w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file.fileno(), stream.fileno())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    _do = partial(_perform_on, experiment, Grounds(experiment, _silent))
+
+
+def _perform(job: Job) -> dict[str, Any] | None:
+    assert _do is not None, "a worker that was not started"
+    return _do(job)
+
+
+def _perform_on(experiment: Experiment, grounds: Grounds, job: Job) -> dict[str, Any] | None:
+    logger.info("%s: %s", job.kind.value, job.cell)
+    return perform(experiment, job, grounds, _silent)
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """No bar in a worker."""

@@ -1,0 +1,179 @@
+"""A comparison by several processes: who does what when, and that it comes to the same; and what is timed after it."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import makd
+from makd import comparison
+from makd.comparison import latencies, workers
+from makd.comparison.cells import all_cells
+from makd.comparison.ground import teacher_folder
+from makd.comparison.latencies import LATENCY_FILE, known_latencies
+from makd.comparison.results import append_line, read_lines
+from makd.comparison.schedule import Kind, Schedule
+from makd.comparison.search import SEARCH_FILE, searched_at, trial_hash
+from makd.errors import ModelLoadError, SettingError
+from tests.test_comparison import data, make  # noqa: F401 - `data` is a fixture
+
+
+@pytest.fixture
+def experiment(data, encoder_folder, tmp_path):  # noqa: F811
+    """Two tasks, two methods and two seeds."""
+    return make(data, encoder_folder, tmp_path / "out")
+
+
+def make_folder(experiment, job):
+    """As if the teacher of a job were there."""
+    teacher_folder(experiment, job.cell.task, job.cell.seed).mkdir(parents=True)
+
+
+def find(experiment, job):
+    """As if the trials of a search were done."""
+    path, identity = Path(experiment.output) / SEARCH_FILE, trial_hash(experiment, job.cell)
+    for trial in range(experiment.search.trials):
+        append_line(path, {"hash": identity, "trial": trial, "score": 0.5, "settings": {"learning_rate": 3e-4}})
+
+
+class TestSchedule:
+    def test_one_process_goes_through_the_cells_in_their_order(self, experiment):
+        schedule, taken, last = Schedule(experiment, all_cells(experiment)), [], None
+        while (job := schedule.take(last)) is not None:
+            taken.append(job.cell)
+            last = job.ground
+            schedule.finish(job)
+        assert taken == all_cells(experiment)
+        assert schedule.open_cells == 0
+
+    def test_a_teacher_that_is_about_to_be_made_is_not_made_twice(self, experiment):
+        schedule = Schedule(experiment, all_cells(experiment))
+        jobs = [schedule.take(None) for _ in range(4)]
+        assert len({job.ground for job in jobs}) == 4
+        assert schedule.take(None) is None
+        make_folder(experiment, jobs[1])
+        joined = schedule.take(None)
+        assert joined.ground == jobs[1].ground
+        assert schedule.open_cells == 8
+
+    def test_a_process_stays_on_its_ground_and_others_keep_off_it_while_there_is_another(self, experiment):
+        schedule = Schedule(experiment, all_cells(experiment))
+        first = schedule.take(None)
+        make_folder(experiment, first)
+        other = schedule.take(None)
+        assert other.ground != first.ground
+        schedule.finish(first)
+        assert schedule.take(first.ground).ground == first.ground
+
+    def test_the_first_budget_is_done_before_the_next_one_also_where_a_process_has_to_move(self, experiment):
+        two = replace(experiment, budgets=(*experiment.budgets, makd.Budget(keep_linears=0.8)), seeds=(1,))
+        schedule, last, taken = Schedule(two, all_cells(two)), None, []
+        while (job := schedule.take(last)) is not None:
+            taken.append(job.cell.budget)
+            last = job.ground
+            schedule.finish(job)
+        assert taken == sorted(taken, key=two.budgets.index)
+
+    def test_cells_wait_for_their_search_and_teachers_are_made_meanwhile(self, experiment):
+        searched = replace(
+            experiment, search=makd.SearchConfig(trials=2, task="stsb", steps=1), seeds=(1,),
+            methods=experiment.methods[1:],
+        )  # fmt: skip
+        schedule = Schedule(searched, all_cells(searched))
+        search = schedule.take(None)
+        assert (search.kind, search.cell) == (Kind.SEARCH, searched_at(searched, all_cells(searched)[0]))
+        teachers = [schedule.take(None) for _ in range(2)]
+        assert [(job.kind, job.cell.task) for job in teachers] == [(Kind.TEACHER, task) for task in searched.tasks]
+        assert schedule.take(None) is None
+        find(searched, search)
+        for job in (search, *teachers):
+            make_folder(searched, job)
+            schedule.finish(job)
+        cell = schedule.take(None)
+        assert (cell.kind, cell.found) == (Kind.CELL, {"learning_rate": 3e-4})
+
+
+class TestProcesses:
+    def test_two_of_them_write_what_one_does(self, experiment, tmp_path):
+        alone = replace(experiment, output=str(tmp_path / "alone"), seeds=(1,))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // 2))  # as many as each of two gets
+        try:
+            expected = makd.compare(alone)
+        finally:
+            torch.set_num_threads(threads)
+        told = []
+        together = replace(alone, output=str(tmp_path / "together"))
+        lines = makd.compare(together, workers=2, on_progress=lambda *seen: told.append(seen))
+        assert [line["fingerprint"] for line in lines] == [line["fingerprint"] for line in expected]
+        assert [line["metrics"] for line in lines] == [line["metrics"] for line in expected]
+        assert told[-1] == ("cells", 4, 4)
+        logs = [(tmp_path / "together" / "workers" / f"{number}.log").read_text() for number in (1, 2)]
+        assert sum(log.count("cell: ") for log in logs) == 4
+
+    def test_an_error_in_one_of_them_is_told_as_it_is(self, experiment):
+        nowhere = replace(experiment, teacher=str(Path(experiment.output) / "nowhere"), seeds=(1,))
+        with pytest.raises(ModelLoadError, match="nowhere"):
+            makd.compare(nowhere, only="task=mrpc,method=low_rank_svd", workers=2)
+
+    def test_one_that_the_system_stopped_is_told_with_what_to_do(self, experiment, monkeypatch):
+        class Stopped:
+            def __init__(self, *args, **kwargs):
+                pass
+
+            def submit(self, *args):
+                future = Future()
+                future.set_exception(BrokenProcessPool("terminated abruptly"))
+                return future
+
+            def shutdown(self, **kwargs):
+                pass
+
+        monkeypatch.setattr(workers, "ProcessPoolExecutor", Stopped)
+        with pytest.raises(SettingError, match="fewer than 3 --workers"):
+            makd.compare(experiment, workers=3)
+
+    def test_lines_that_are_written_at_once_are_all_there(self, tmp_path):
+        path = tmp_path / "lines.jsonl"
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: append_line(path, {"number": number}), range(64)))
+        assert sorted(line["number"] for line in read_lines(path)) == list(range(64))
+
+
+class TestLatencies:
+    @pytest.fixture
+    def timed(self, experiment):
+        """A comparison of one cell a method, with latencies."""
+        small = replace(experiment, seeds=(1,), tasks=experiment.tasks[:1], latency=True, latency_tokens=4)
+        makd.compare(small)
+        return small
+
+    def test_every_method_is_timed_once_beside_its_teacher(self, timed, monkeypatch):
+        lines = read_lines(Path(timed.output) / LATENCY_FILE)
+        assert [line["method"] for line in lines] == ["low_rank_svd", "makd_paper"]
+        for line in lines:
+            assert line["budget"] == "keep_linears=0.6"
+            assert line["latency_ms"].keys() == {"batch1", "batch16"}
+            assert all(value > 0 for found in line["latency_ms"].values() for value in found.values())
+            assert line["environment"]["device"] == "cpu"
+        monkeypatch.setattr(latencies, "latency", lambda *_: pytest.fail("timed again"))
+        makd.compare(timed)
+
+    def test_those_of_other_lengths_and_devices_do_not_count(self, timed):
+        assert len(known_latencies(timed, all_cells(timed))) == 2
+        longer = replace(timed, latency_tokens=5)
+        assert not known_latencies(longer, all_cells(longer))
+        path = Path(timed.output) / LATENCY_FILE
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:0"'))
+        assert not known_latencies(timed, all_cells(timed))
+
+    def test_the_page_has_them_and_says_where_they_were_taken(self, timed, tmp_path):
+        page = comparison.write_page(timed, tmp_path / "page.md").read_text()
+        line = read_lines(Path(timed.output) / LATENCY_FILE)[0]
+        _scores, row, _settings = (row for row in page.splitlines() if row.startswith("| `low_rank_svd`"))
+        told = [f"{found['student']:.1f}" for found in line["latency_ms"].values()]
+        assert row.endswith(f"| {told[0]} | {told[1]} |")
+        assert f"Latencies are of: {line['environment']['device_name']}" in page
