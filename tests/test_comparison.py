@@ -563,6 +563,18 @@ class TestPage:
             draw({"a": [("x", 0.5), ("y", 0.5)]}, "budget", "quality", tmp_path / name)
         assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
 
+    def test_a_row_with_more_steps_says_so(self, done, tmp_path):
+        longer = makd.MethodConfig(name="longer", method="low_rank_svd", times_steps=1.5)
+        experiment = replace(done[0], output=str(tmp_path), methods=(longer,), seeds=(1,))
+        for cell in all_cells(experiment):
+            append_line(
+                tmp_path / RESULTS_FILE, {**done[1][0], "cell": cell.names, "hash": cell_hash(experiment, cell, {})}
+            )
+        assert (
+            "| `longer` | 1.5 times the steps; start svd"
+            in comparison.write_page(experiment, tmp_path / "page.md").read_text()
+        )
+
     def test_our_own_methods_are_no_baselines(self, done):
         assert best_baseline(done[0], {"makd_paper": {("mrpc", 1): 1.0}}, ["mrpc"]) is None
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from makd.aspects import PRESETS, Term
+from makd.aspects import PRESETS
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
-from makd.errors import SettingError
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.registry import unknown_name
@@ -29,8 +28,6 @@ class BestMakd:
     task_weight: float = 1.0
     without: str | None = None
     """An aspect of the preset that is left out, for ablations."""
-    label_share: float | None = None
-    """Share of the steps, the last ones, that learn from labels alone; None: all of them compare with the teacher."""
     learning_rate: float = 1e-4
     search: SearchSpace = field(
         default_factory=lambda: {
@@ -46,8 +43,6 @@ class BestMakd:
         aspects = tuple(dict.fromkeys(term.aspect for term in PRESETS[self.preset]))
         if self.without is not None and self.without not in aspects:
             raise unknown_name(f"aspect of the preset {self.preset}", self.without, aspects)
-        if self.label_share is not None and not 0 < self.label_share < 1:
-            raise SettingError(f"label_share is a share of the steps, in (0, 1), or null; got {self.label_share}.")
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
@@ -61,7 +56,4 @@ class BestMakd:
             for term in PRESETS[self.preset]
             if term.aspect not in ("embedding", self.without)  # the teachers have heads
         )
-        if self.label_share is None:
-            return prepared(teacher, student, (terms, 1.0))
-        labels = (Term(aspect="task"),)
-        return prepared(teacher, student, (terms, 1 - self.label_share), (labels, self.label_share))
+        return prepared(teacher, student, (terms, 1.0))

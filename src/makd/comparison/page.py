@@ -188,7 +188,7 @@ def _introduction(experiment: Experiment, lines: Lines, timed: Lines, total: int
     latencies = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in timed))
     return (
         f"{len(lines)} of {total} cells. Score of a task is the mean of its metrics ({told}).\n"
-        f"Seeds {', '.join(map(str, experiment.seeds))}; every method has the same teacher, rows, batches and steps.\n"
+        f"Seeds {', '.join(map(str, experiment.seeds))}; all methods have the same teacher, rows, batches and steps.\n"
         f"\nTaught on: {machines}.\n"
         + (f"\nLatencies are of: {latencies}.\n" if latencies else "")
         + f"\n```text\nmakd compare {shlex.quote(name)}\n```"
@@ -224,7 +224,8 @@ def _settings_table(experiment: Experiment, lines: Lines) -> str:
             key: ", ".join(dict.fromkeys(str(line["settings"][key]) for line in own)) for key in own[0]["settings"]
         } if own else {}  # fmt: skip
         if told:
-            rows.append([f"`{method.name}`", "; ".join(f"{key} {value}" for key, value in told.items())])
+            steps = [] if method.times_steps == 1 else [f"{method.times_steps} times the steps"]
+            rows.append([f"`{method.name}`", "; ".join([*steps, *(f"{key} {value}" for key, value in told.items())])])
     return _markdown(["", "settings"], rows)
 
 
