@@ -74,7 +74,7 @@ bench-cache: $(READY) ## training steps from a teacher cache against steps with 
 	set -e; for run in 'minilm logits' 'minilm feature' 'minilm balanced' 'smollm2 logits'; do \
 		$(BIN)/python benchmarks/cache.py $$run | tail -1 >> benchmarks/results/cache.jsonl; done
 
-bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hours, WORKERS=2 halves them; needs MAKD_DATA
+bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hours, with WORKERS=2 on two cores; needs MAKD_DATA
 	mkdir -p runs/encoder
 	for file in results search latency; do \
 	  test -f runs/encoder/$$file.jsonl || cp benchmarks/results/encoder_$$file.jsonl runs/encoder/$$file.jsonl || exit 1; \

@@ -170,6 +170,20 @@ class TestLatencies:
         path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:0"'))
         assert not known_latencies(timed, all_cells(timed))
 
+    def test_rows_of_one_shape_share_a_line(self, experiment, tmp_path):
+        rows = (
+            makd.MethodConfig(name="low_rank_logits"),
+            makd.MethodConfig(name="longer", method="low_rank_logits", times_steps=2.0),
+        )
+        small = replace(
+            experiment, methods=rows, seeds=(1,), tasks=experiment.tasks[:1], latency=True, latency_tokens=4
+        )
+        makd.compare(small)
+        (line,) = read_lines(Path(small.output) / LATENCY_FILE)
+        told = f"{line['latency_ms']['batch16']['student']:.1f} |"
+        page = comparison.write_page(small, tmp_path / "page.md").read_text()
+        assert sum(row.endswith(told) for row in page.splitlines() if row.startswith(("| `low_", "| `longer"))) == 2
+
     def test_the_page_has_them_and_says_where_they_were_taken(self, timed, tmp_path):
         page = comparison.write_page(timed, tmp_path / "page.md").read_text()
         line = read_lines(Path(timed.output) / LATENCY_FILE)[0]

@@ -35,8 +35,6 @@ def compare(
     """
     if limit is not None and limit < 1:
         raise SettingError(f"--limit is at least 1 cell; got {limit}.")
-    if workers < 1:
-        raise SettingError(f"--workers is at least 1 process; got {workers}.")
     loaded = load_experiment(experiment, data=data, output=output)
     if table is not None:
         if dry_run or only is not None or limit is not None:

@@ -3,7 +3,6 @@
 A line says on which machine. Students may be taught on one machine and timed on another: the one that they are for.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from makd.config import find_device
 from makd.evaluation import latency
 from makd.pipeline import Progress
 from makd.report import describe_environment
-
-logger = logging.getLogger(__name__)
 
 LATENCY_FILE = "latency.jsonl"
 """In the output folder: a line for each method and budget."""
@@ -41,7 +38,8 @@ def known_latencies(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, 
 def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: Progress) -> None:
     """Time the teacher and the student of every method and budget of `cells` that has no line yet.
 
-    The student is that of the first such cell, before it is taught: its shape is what counts.
+    The student is that of the first such cell, before it is taught: its shape is what counts. Rows that differ in what
+    they learn alone share a line.
     """
     known = known_latencies(experiment, cells)
     missing: dict[str, Cell] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from makd.comparison.cells import all_cells
+from makd.comparison.cells import all_cells, latency_hash
 from makd.comparison.done import done_lines
 from makd.comparison.latencies import known_latencies
 from makd.comparison.plot import can_draw, draw
@@ -62,7 +62,10 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
         for budget in experiment.budgets:
             own = [line for line in lines if line["cell"]["budget"] == budget_name(budget)]
             if own:
-                theirs = {line["method"]: line for line in timed.values() if line["budget"] == budget_name(budget)}
+                identities = {
+                    cell.method.name: latency_hash(experiment, cell) for cell in cells if cell.budget == budget
+                }
+                theirs = {name: timed[identity] for name, identity in identities.items() if identity in timed}
                 parts += [
                     f"## {budget_name(budget)}",
                     quality_table(experiment, own),

@@ -38,7 +38,7 @@ def compare(
         MakdError: with what was wrong, which value, and what is allowed. Lines that were written stay.
     """
     if workers < 1:
-        raise SettingError(f"workers is at least 1; got {workers}.")
+        raise SettingError(f"workers is at least 1 process; got {workers}.")
     progress = on_progress or (lambda what, done, of: None)
     chosen = select(all_cells(experiment), only)
     lines = done_lines(experiment, chosen)
