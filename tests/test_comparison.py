@@ -538,7 +538,12 @@ class TestPage:
         assert "page.svg" in self.write_two_budgets(done, tmp_path)
         plot = ElementTree.parse(tmp_path / "page.svg").getroot()
         texts = {element.text for element in plot.iter() if element.tag.endswith("text")}
-        assert {"low_rank_svd", "makd_paper", "keep_linears=0.6", "keep_linears=0.8"} <= texts
+        assert {
+            "low_rank_svd",
+            "makd_paper",
+            "parameters, of the teacher's",
+            "average score, of the teacher's",
+        } <= texts
 
     def write_two_budgets(self, done, tmp_path):
         experiment, lines = done
@@ -560,7 +565,7 @@ class TestPage:
 
     def test_a_flat_line_can_be_drawn_and_the_same_curves_make_the_same_file(self, tmp_path):
         for name in ("one.svg", "other.svg"):
-            draw({"a": [("x", 0.5), ("y", 0.5)]}, "budget", "quality", tmp_path / name)
+            draw({"a": [(0.3, 0.5), (0.6, 0.5)]}, "size", "quality", tmp_path / name)
         assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
 
     def test_a_row_with_more_steps_says_so(self, done, tmp_path):

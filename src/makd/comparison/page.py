@@ -57,7 +57,7 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
             logger.warning("The page has no plot: `pip install makd[compare]` brings matplotlib, which draws it.")
         elif curves:
             plot = path.with_suffix(".svg")
-            draw(curves, "budget", "share of the teacher's average", plot)
+            draw(curves, "parameters, of the teacher's", "average score, of the teacher's", plot)
             parts.append(f"![Quality against budget]({plot.name})")
         for budget in experiment.budgets:
             own = [line for line in lines if line["cell"]["budget"] == budget_name(budget)]
@@ -204,18 +204,20 @@ def _machine(environment: Mapping[str, Any]) -> str:
     return f"{environment['device_name']}, threads: {environment['threads']}, {told}"
 
 
-def _curves(experiment: Experiment, lines: Lines) -> dict[str, list[tuple[str, float]]]:
-    """Method -> (budget, share of the teacher's average); empty with fewer than two budgets."""
+def _curves(experiment: Experiment, lines: Lines) -> dict[str, list[tuple[float, float]]]:
+    """Method -> (parameters, average) of each budget, as shares of the teacher's; empty with fewer than two budgets."""
     tasks = [short_name(task) for task in experiment.tasks]
-    found: dict[str, list[tuple[str, float]]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for budget in map(budget_name, experiment.budgets):
         own = [line for line in lines if line["cell"]["budget"] == budget]
         teacher = scores(own, lambda line: float(line["teacher"]["score"]))
         for name, values in _by_method(experiment, own).items():
             share = _share(values, teacher, tasks)
             if share is not None:
-                found.setdefault(name, []).append((budget, share))
-    return found if len({budget for line in found.values() for budget, _ in line}) > 1 else {}
+                theirs = [line for line in own if line["cell"]["method"] == name]
+                size = _mean(theirs, "params", "student", "total") / _mean(theirs, "params", "teacher", "total")
+                found.setdefault(name, []).append((size, share))
+    return found if max(map(len, found.values()), default=0) > 1 else {}
 
 
 def _settings_table(experiment: Experiment, lines: Lines) -> str:

@@ -1,4 +1,4 @@
-"""Station 10: quality against budget as a picture, drawn by matplotlib: budgets side by side, one line a method."""
+"""Station 10: quality against budget as a picture, drawn by matplotlib: one line a method, one point a budget."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Curves = Mapping[str, Sequence[tuple[str, float]]]
-"""Method -> (budget, share of the teacher's average)."""
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+"""Method -> (parameters, average score), both as shares of the teacher's."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart by colour-blind readers too (Okabe & Ito)."""
-DASHES = ("-", "--", ":")
-"""Of lines that have the same colour."""
+DASHES = (("-", "o"), ("--", "s"), (":", "^"))
+"""Dash and marker of lines that have the same colour."""
 
 
 def can_draw() -> bool:
@@ -39,7 +39,7 @@ def svg(path: Path, width: float, height: float) -> Iterator["Figure"]:
 
 
 def draw(curves: Curves, across: str, upwards: str, path: Path) -> None:
-    """Write lines over budgets, in the order of their first line, to `path` as SVG. Heights are in percent.
+    """Write a line for each method to `path` as SVG, in percent.
 
     Raises:
         OSError: it cannot be written.
@@ -50,9 +50,10 @@ def draw(curves: Curves, across: str, upwards: str, path: Path) -> None:
         axes = figure.add_subplot(xlabel=across, ylabel=upwards)
         axes.margins(x=0.1)
         axes.grid(color="#ddd")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(xmax=1))
         for index, (name, line) in enumerate(curves.items()):
-            budgets, values = zip(*line, strict=True)
-            colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-            axes.plot(budgets, values, marker="o", color=colour, linestyle=dash, label=name)
+            sizes, values = zip(*sorted(line), strict=True)
+            colour, (dash, marker) = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+            axes.plot(sizes, values, marker=marker, color=colour, linestyle=dash, label=name)
         figure.legend(loc="outside right upper", frameon=False)
