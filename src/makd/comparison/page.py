@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from makd.comparison.cells import all_cells, latency_hash
@@ -105,7 +106,8 @@ def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping
     Args:
         experiment: whose methods are the rows.
         lines: cells of the budget.
-        timed: what each method's student takes for a forward, by the method's name, and the teacher beside it.
+        timed: what each method's student takes for a forward, by the method's name, and the teacher beside it; the
+            teacher's own row has the median of them.
     """
     rows = []
     for method in experiment.methods:
@@ -113,15 +115,21 @@ def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping
         if own:
             costs = [_mean(own, *keys) for keys in (*(("params", "student", part) for part in PARTS), *SPENT)]
             told = [f"{value:,.0f}" for value in costs]
-            rows.append([f"`{method.name}`", *told, *_latencies(timed.get(method.name), "student")])
+            rows.append([f"`{method.name}`", *told, *_latencies(timed.get(method.name))])
     teacher = [f"{_mean(lines, 'params', 'teacher', part):,.0f}" for part in PARTS]
-    rows.insert(0, ["*teacher*", *teacher, "", "", "", *_latencies(next(iter(timed.values()), None), "teacher")])
+    beside = zip(*([found["teacher"] for found in line["latency_ms"].values()] for line in timed.values()), strict=True)
+    rows.insert(0, ["*teacher*", *teacher, "", "", "", *([f"{median(taken):.1f}" for taken in beside] or ["", ""])])
     head = ["", "parameters", "of the linears", "steps", "tokens", "seconds", "ms, batch 1", "ms, batch 16"]
     return _markdown(head, rows)
 
 
-def _latencies(line: Mapping[str, Any] | None, side: str) -> list[str]:
-    return ["", ""] if line is None else [f"{found[side]:.1f}" for found in line["latency_ms"].values()]
+def _latencies(line: Mapping[str, Any] | None) -> list[str]:
+    """A student's milliseconds, and those of the teacher that took turns with it as the unit."""
+    if line is None:
+        return ["", ""]
+    return [
+        f"{taken['student']:.1f} ({taken['student'] / taken['teacher']:.2f}x)" for taken in line["latency_ms"].values()
+    ]
 
 
 def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:
