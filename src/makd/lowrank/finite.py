@@ -11,3 +11,11 @@ def is_finite(tensor: Tensor) -> bool:
     also overflow where elements are only large, and then each is looked at.
     """
     return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
+
+
+def is_factor(factor: Tensor, failed_at: Tensor) -> bool:
+    """Whether `factor` is what Cholesky's decomposition was to give: `failed_at` is 0, and no pivot is NaN.
+
+    CUDA's may leave NaN at a pivot below zero and call that a success.
+    """
+    return int(failed_at) == 0 and is_finite(factor.diagonal())

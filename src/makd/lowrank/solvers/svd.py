@@ -10,7 +10,7 @@ from torch import Tensor
 from makd.errors import NumericsError
 from makd.lowrank.eigen import eigh
 from makd.lowrank.factors import Decomposition
-from makd.lowrank.finite import is_finite
+from makd.lowrank.finite import is_factor, is_finite
 
 OVERSAMPLING = 8
 """Directions that subspace iteration carries beyond the rank; they converge last."""
@@ -201,7 +201,7 @@ def _orthonormal(columns: Float[Tensor, "side terms"]) -> Float[Tensor, "side te
     basis: Tensor = scaled
     for _ in range(2):
         factor, failed = torch.linalg.cholesky_ex(basis.T @ basis)
-        if int(failed) != 0 or not is_finite(factor.diagonal()):  # CUDA's may call NaN a success
+        if not is_factor(factor, failed):
             basis, _ = torch.linalg.qr(scaled)
             return basis
         basis = torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)

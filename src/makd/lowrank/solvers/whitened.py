@@ -7,7 +7,7 @@ from torch import Tensor
 from makd.errors import NumericsError
 from makd.lowrank.eigen import eigh
 from makd.lowrank.factors import Decomposition
-from makd.lowrank.finite import is_finite
+from makd.lowrank.finite import is_factor, is_finite
 from makd.lowrank.solvers.svd import principal_outputs, widened
 
 RIDGE = 1e-6
@@ -94,4 +94,4 @@ def _factorized(gram: Float[Tensor, "size size"], shift: float, root: Float[Tens
     root.copy_(gram).diagonal().add_(shift)
     failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(root, out=(root, failed_at))
-    return int(failed_at) == 0 and is_finite(root.diagonal())  # CUDA's may call NaN at a pivot below zero a success
+    return is_factor(root, failed_at)
