@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 def eigh(matrix: Float[Tensor, "side side"]) -> tuple[Float[Tensor, " side"], Float[Tensor, "side side"]]:
     """Eigenvalues of a symmetric `matrix`, ascending, and their vectors, as columns, where the matrix is.
 
-    By `torch.linalg.eigh`. Its iteration may not converge where eigenvalues span many orders of magnitude, which is told
-    of GPUs more than of CPUs; then by another algorithm (MRRR: Dhillon & Parlett, 2004) in float64 on the CPU.
+    By `torch.linalg.eigh`. Its iteration may not converge where eigenvalues span many orders of magnitude, which is
+    told of GPUs more than of CPUs; then by another algorithm (MRRR: Dhillon & Parlett, 2004) in float64 on the CPU.
 
     Raises:
         NumericsError: `matrix` holds NaN or infinity.
