@@ -1,8 +1,10 @@
 """From a base model to a task's teacher, and on to a student of that task."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForSequenceClassification
 
@@ -10,6 +12,7 @@ import makd
 from makd import pipeline
 from makd.cli import main
 from makd.lowrank.hub import is_student
+from makd.tasks import Task
 from tests.models import tiny
 from tests.tasks.test_tasks import PAIRS, write
 
@@ -57,6 +60,22 @@ def test_a_teacher_knows_its_labels_and_has_the_official_metrics(teacher):
 def test_the_same_seed_gives_the_same_teacher(teacher, task, encoder_folder, tmp_path):
     again = makd.finetune(str(encoder_folder), task, RECIPE, tmp_path / "again")
     assert again.metrics["fingerprint"] == teacher.metrics["fingerprint"]
+
+
+def test_what_learned_in_bfloat16_is_measured_as_it_is_saved(task, encoder_folder, tmp_path, monkeypatch):
+    logits = []
+    measure = Task.evaluate
+
+    def watch(self, model, *arguments):
+        with torch.no_grad():
+            logits.append(model(**model.dummy_inputs).logits)
+        return measure(self, model, *arguments)
+
+    monkeypatch.setattr(Task, "evaluate", watch)
+    rounded = replace(RECIPE, training=replace(STEPS, precision="bfloat16"))
+    folder = makd.finetune(str(encoder_folder), task, rounded, tmp_path / "teacher").folder
+    saved = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert torch.equal(logits[0], saved(**saved.dummy_inputs).logits)
 
 
 def test_a_run_that_was_stopped_resumes_to_the_same_teacher(task, encoder_folder, tmp_path, monkeypatch):
