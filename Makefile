@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-encoder bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-encoder bench-teachers bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -84,6 +84,14 @@ bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hou
 	for file in results search latency; do cp runs/encoder/$$file.jsonl benchmarks/results/encoder_$$file.jsonl || exit 1; done
 	$(BIN)/makd compare examples/encoder/experiment.yaml --table docs/results/encoder.md
 	$(BIN)/makd compare examples/encoder/ablation.yaml --table docs/results/encoder-ablation.md
+
+bench-teachers: $(READY) ## the rows that decide, with teachers that learned for longer: two hours with WORKERS=2; needs MAKD_DATA
+	mkdir -p runs/encoder-longer-teachers
+	test -f runs/encoder-longer-teachers/results.jsonl || \
+	  cp benchmarks/results/encoder_longer_teachers.jsonl runs/encoder-longer-teachers/results.jsonl
+	$(BIN)/makd compare examples/encoder/longer-teachers.yaml --workers $(or $(WORKERS),1)
+	cp runs/encoder-longer-teachers/results.jsonl benchmarks/results/encoder_longer_teachers.jsonl
+	$(BIN)/makd compare examples/encoder/longer-teachers.yaml --table docs/results/encoder-longer-teachers.md
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .

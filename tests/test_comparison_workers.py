@@ -174,6 +174,7 @@ class TestLatencies:
         rows = (
             makd.MethodConfig(name="low_rank_logits"),
             makd.MethodConfig(name="longer", method="low_rank_logits", times_steps=2.0),
+            makd.MethodConfig(name="labels", method="low_rank_logits", settings={"task_weight": 3.0}),
         )
         small = replace(
             experiment, methods=rows, seeds=(1,), tasks=experiment.tasks[:1], latency=True, latency_tokens=4
@@ -182,7 +183,7 @@ class TestLatencies:
         (line,) = read_lines(Path(small.output) / LATENCY_FILE)
         told = f"| {line['latency_ms']['batch16']['student']:.1f} ("
         page = comparison.write_page(small, tmp_path / "page.md").read_text()
-        assert sum(told in row for row in page.splitlines() if row.startswith(("| `low_", "| `longer"))) == 2
+        assert sum(told in row for row in page.splitlines() if row.startswith("| `")) == 3
 
     def test_the_page_has_them_and_says_where_they_were_taken(self, timed, tmp_path):
         page = comparison.write_page(timed, tmp_path / "page.md").read_text()

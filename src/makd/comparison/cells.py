@@ -110,11 +110,12 @@ def trial_hash(experiment: Experiment, cell: Cell) -> str:
 
 
 def latency_hash(experiment: Experiment, cell: Cell) -> str:
-    """Says whether a latency is of a student of this shape, which nothing changes that a search finds."""
+    """Says whether a latency is of a student of this shape, which nothing changes that a search could find."""
+    built, searched = _built(cell.method, {}), cell.method.build().search
     return _hash(
         {
             "teacher": experiment.teacher,
-            "method": [cell.method.kind, _built(cell.method, {})],
+            "method": [cell.method.kind, {name: value for name, value in built.items() if name not in searched}],
             "budget": cell.budget,
             "calibration": experiment.calibration,
             "tokens": experiment.latency_tokens,
