@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import optuna
 import pytest
 import yaml
+from scipy.stats import ttest_1samp
 
 import makd
 from makd import comparison
@@ -525,7 +527,7 @@ class TestPage:
         assert f"| `low_rank_svd` | {100 * (own[0] + own[2]) / 2:.2f} ± " in page  # mrpc of both seeds
         assert "the best baseline" in page
         row = next(line for line in page.splitlines() if line.startswith("| `makd_paper`"))
-        assert "n 4)" in row
+        assert ", n 4 |" in row
         assert "| *teacher* |" in page
         assert f"| {lines[0]['params']['student']['linears']:,} |" in page
         assert "learning_rate 0.0001" in page
@@ -609,10 +611,24 @@ class TestStatistics:
         found = difference(ours, {("a", 1): 0.4, ("a", 2): 0.7, ("b", 1): 0.1})
         assert found.count == 3
         assert found.mean == pytest.approx(0.2)
-        assert found.errors == pytest.approx(0.2 / (0.1 / 3**0.5))
-        assert found.probability == pytest.approx(0.0742, abs=1e-3)
-        assert difference(ours, {key: value - 0.1 for key, value in ours.items()}).errors is None
+        expected = ttest_1samp([0.1, 0.2, 0.3], 0)
+        assert found.overall.count == pytest.approx(expected.statistic)
+        assert found.overall.probability == pytest.approx(expected.pvalue)
+        assert difference(ours, {key: value - 0.1 for key, value in ours.items()}).overall is None
         assert difference(ours, {}) is None
+
+    def test_what_tasks_differ_by_is_no_spread_of_seeds(self):
+        gains = {("a", 1): 0.4, ("a", 2): 0.6, ("b", 1): 0.0, ("b", 2): 0.1, ("b", 3): -0.1}
+        found = difference(gains, dict.fromkeys(gains, 0.0))
+        design = np.array([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 3)  # a mean for each task, by least squares
+        values = np.array(list(gains.values()))
+        (squares,) = np.linalg.lstsq(design, values)[1]
+        share = np.full(5, 0.2) @ design  # of each task's mean in the mean of all
+        error = (squares / 3 * share @ np.linalg.inv(design.T @ design) @ share) ** 0.5
+        assert found.within.count == pytest.approx(values.mean() / error)
+        assert found.within.count > found.overall.count
+        one_each = {key: value for key, value in gains.items() if key[1] == 1}
+        assert difference(one_each, dict.fromkeys(one_each, 0.0)).within is None
 
 
 class TestCommand:

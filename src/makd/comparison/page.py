@@ -94,8 +94,9 @@ def quality_table(experiment: Experiment, lines: Lines) -> str:
         rows.append([*_row(f"`{name}`", found, tasks, teacher), told])
     note = (
         "100 x the task's score, mean ± standard error over seeds. The average is over tasks, of seeds that have all. "
-        "Differences are paired over task and seed, in 100 x the score and in standard errors (SE), with p of a "
-        "two-sided t-test."
+        "Differences are paired over task and seed, in 100 x the score and in standard errors (SE) with p of a "
+        "two-sided t-test: over all pairs, which asks about tasks like these, and within tasks, over seeds alone, "
+        "which asks about these very tasks."
     )
     return f"{_markdown(head, rows)}\n\n{note}"
 
@@ -172,10 +173,12 @@ def _difference(ours: Scores, theirs: Scores) -> str:
     found = difference(ours, theirs)
     if found is None:
         return ""
-    text = f"{100 * found.mean:+.2f}"
-    if found.errors is None or found.probability is None:
-        return f"{text} (n {found.count})"
-    return f"{text} = {found.errors:+.1f} SE (p {found.probability:.2g}, n {found.count})"
+    errors = [
+        f"{errors.count:+.1f} SE{where} (p {errors.probability:.2g})"
+        for errors, where in ((found.overall, ""), (found.within, " within tasks"))
+        if errors is not None
+    ]
+    return f"{100 * found.mean:+.2f}{' = ' if errors else ''}{', '.join(errors)}, n {found.count}"
 
 
 def _mean(lines: Lines, *keys: str) -> float:

@@ -11,6 +11,9 @@ Line = Mapping[str, Any]
 Scores = Mapping[tuple[str, int], float]
 """(task, seed) -> score of one method at one budget."""
 
+_NO_SPREAD = 1e-12
+"""Standard errors below this are rounding."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -23,15 +26,26 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Errors:
+    """A mean difference in standard errors of itself."""
+
+    count: float
+    probability: float
+    """Two-sided p of the t-test."""
+
+
+@dataclass(frozen=True)
 class Difference:
     """How a method's scores differ from another's, paired over task and seed."""
 
     mean: float
-    errors: float | None
-    """The mean in standard errors of itself; None where there is one pair, or all pairs differ by the same."""
-    probability: float | None
-    """Two-sided p of the paired t-test."""
     count: int
+    """Pairs."""
+    overall: Errors | None
+    """The spread is that of all pairs: the question is about tasks like these. None where pairs do not differ."""
+    within: Errors | None
+    """The spread is that of the seeds of each task, pooled: the question is about these very tasks, and what a method
+    gains may differ between them. None where each task has one pair, or its pairs do not differ."""
 
 
 def mean(values: Iterable[float]) -> Mean | None:
@@ -58,12 +72,25 @@ def average(found: Scores, tasks: Sequence[str]) -> Mean | None:
 
 def difference(ours: Scores, theirs: Scores) -> Difference | None:
     """Ours minus theirs over the tasks and seeds that both have; None if they share none."""
-    pairs = [ours[key] - theirs[key] for key in ours if key in theirs]
+    pairs = {key: ours[key] - theirs[key] for key in ours if key in theirs}
     if not pairs:
         return None
-    centre = sum(pairs) / len(pairs)
-    spread = float(stats.sem(pairs)) if len(pairs) > 1 else 0.0
-    if spread < 1e-12:
-        return Difference(centre, None, None, len(pairs))
-    errors = centre / spread
-    return Difference(centre, errors, float(2 * stats.t.sf(math.fabs(errors), len(pairs) - 1)), len(pairs))
+    centre = sum(pairs.values()) / len(pairs)
+    by_task: dict[str, list[float]] = {}
+    for (task, _seed), value in pairs.items():
+        by_task.setdefault(task, []).append(value)
+    overall, within = _errors(centre, [list(pairs.values())]), _errors(centre, list(by_task.values()))
+    return Difference(centre, len(pairs), overall, within)
+
+
+def _errors(centre: float, groups: Sequence[Sequence[float]]) -> Errors | None:
+    """The mean of all numbers, whose spread around the means of their groups is the same in each."""
+    count = sum(map(len, groups))
+    freedom = count - len(groups)
+    if freedom == 0:
+        return None
+    squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
+    spread = math.sqrt(squares / freedom / count)
+    if spread < _NO_SPREAD:
+        return None
+    return Errors(centre / spread, float(2 * stats.t.sf(math.fabs(centre / spread), freedom)))
