@@ -85,7 +85,7 @@ bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hou
 	$(BIN)/makd compare examples/encoder/experiment.yaml --table docs/results/encoder.md
 	$(BIN)/makd compare examples/encoder/ablation.yaml --table docs/results/encoder-ablation.md
 
-bench-teachers: $(READY) ## the rows that decide, with teachers that learned for longer: two hours with WORKERS=2; needs MAKD_DATA
+bench-teachers: $(READY) ## the rows that decide, with teachers that learned for longer: hours, with WORKERS=2 on two cores; needs MAKD_DATA
 	mkdir -p runs/encoder-longer-teachers
 	test -f runs/encoder-longer-teachers/results.jsonl || \
 	  cp benchmarks/results/encoder_longer_teachers.jsonl runs/encoder-longer-teachers/results.jsonl

@@ -6,7 +6,7 @@
 
 Fine-tunes all-MiniLM-L6-v2 on four fifths of the task's training rows and measures it on the fifth that it has not
 seen, as `makd finetune` does with `task.evaluation_splits: [held_out]`; validation rows have no part in it. One JSON
-line on stdout; those of docs/explanation/baselines.md are in benchmarks/results/encoder_teachers.jsonl.
+line on stdout; those of docs/how-to/teach-a-task.md are in benchmarks/results/encoder_teachers.jsonl.
 """
 
 import argparse

@@ -341,7 +341,7 @@ def _train(run: _Run, student: PreTrainedModel, stage: Stage, checkpoints: Path)
         stage.plan,
         training.student_dropout,
         tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
-        teacher_dtype=None if training.teacher_dtype is None else check_dtype(training.teacher_dtype),
+        teacher_dtype=training.find_teacher_dtype(),
         cache=run.cache,
         args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
         train_dataset=run.data.train,

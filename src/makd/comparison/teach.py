@@ -13,7 +13,6 @@ from makd.cache import TeacherCache
 from makd.comparison.ground import Ground
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, choose_trainable_, train
-from makd.loading import check_dtype
 from makd.lowrank.budget import Budget
 from makd.pipeline import Progress
 from makd.tasks import Task
@@ -72,7 +71,7 @@ def teach(
                 stage.plan,
                 settings.student_dropout,
                 tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
-                teacher_dtype=None if settings.teacher_dtype is None else check_dtype(settings.teacher_dtype),
+                teacher_dtype=settings.find_teacher_dtype(),
                 cache=cache,
                 args=settings.to_arguments(Path(folder), seed + 1000 * number, ground.teacher.device.type == "cpu"),
                 train_dataset=task.distillation,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from makd.anatomy import resolve
@@ -77,6 +78,10 @@ class TrainingConfig:
         """`tokens_per_batch`, for rows of these lengths; no fewer than the longest row has."""
         mean = self.batch_size * sum(lengths) / max(1, len(lengths))
         return max(round(mean) if self.tokens_per_batch is None else self.tokens_per_batch, *lengths, 1)
+
+    def find_teacher_dtype(self) -> torch.dtype | None:
+        """`teacher_dtype`, as `DistillTrainer` takes it."""
+        return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.teacher_dtype]
 
     def to_arguments(self, output: Path, seed: int, use_cpu: bool) -> TrainingArguments:
         """The Trainer's arguments; checkpoints go to `output`."""
