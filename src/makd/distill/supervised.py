@@ -1,13 +1,13 @@
 """Station 7, without a teacher: plain fine-tuning on labels, with the same settings as distillation."""
 
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from makd.distill.dropout import silent_checkpoints, switch_dropout_off_
+from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import task_loss
+from makd.distill.steps import training_step
 
 
 class SupervisedTrainer(Trainer):
@@ -25,10 +25,10 @@ class SupervisedTrainer(Trainer):
         super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""
-        with nullcontext() if self.dropout else silent_checkpoints(model):
-            loss: Tensor = super().training_step(model, *args, **kwargs)
+        with training_step(model, inputs, self.args, self.dropout):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
     def compute_loss(

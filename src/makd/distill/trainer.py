@@ -19,10 +19,11 @@ from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import HeadCall, Recording, capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
-from makd.distill.dropout import silent_checkpoints, switch_dropout_off_
+from makd.distill.dropout import switch_dropout_off_
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
+from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
 
@@ -126,10 +127,10 @@ class DistillTrainer(Trainer):
         )
         return sampler
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""
-        with nullcontext() if self.student_dropout else silent_checkpoints(model):
-            loss: Tensor = super().training_step(model, *args, **kwargs)
+        with training_step(model, inputs, self.args, self.student_dropout):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
     def compute_loss(
