@@ -93,7 +93,7 @@ def measure_step(rows: int, tokens: int, plan: str, turns: int) -> dict[str, Any
 
 
 def compare(run: Callable[[str], None], turns: int) -> dict[str, Any]:
-    """Milliseconds of either kind, and how often the second is as fast as the first."""
+    """Milliseconds of either kind, and how many times as fast the second is."""
     seconds: dict[str, list[float]] = {FUSED: [], WRITTEN_OUT: []}
     for _ in range(turns + 1):
         for kind, times in seconds.items():

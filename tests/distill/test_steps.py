@@ -3,12 +3,11 @@
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import TrainingArguments
 
 from makd.distill import SupervisedTrainer
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.steps import LONGEST_WRITTEN_OUT, training_step
-from tests.distill.test_trainer import make_pair, make_rows, train
+from tests.distill.test_trainer import make_arguments, make_pair, make_rows, train
 from tests.models import tiny
 
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -21,13 +20,9 @@ def operations(run):
     return {event.key for event in recorded.key_averages()}
 
 
-def make_arguments(folder, **settings):
-    return TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", save_strategy="no", **settings)
-
-
 def fine_tune(folder, **settings):
     rows = make_rows(labels=[0, 1] * 8)
-    arguments = make_arguments(folder, max_steps=1, disable_tqdm=True, **settings)
+    arguments = make_arguments(folder, max_steps=1, **settings)
     SupervisedTrainer(
         tiny("bert", head="sequence_classification"), args=arguments, train_dataset=rows, dropout=False
     ).train()
