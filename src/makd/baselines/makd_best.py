@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.errors import SettingError
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.registry import unknown_name
@@ -28,6 +29,8 @@ class BestMakd:
     task_weight: float = 1.0
     without: str | None = None
     """An aspect of the preset that is left out, for ablations."""
+    layers: str | None = None
+    """Layers of those terms that the preset has at some layers only, as in `Term.layers`; None is the preset's choice."""
     learning_rate: float = 1e-4
     search: SearchSpace = field(
         default_factory=lambda: {
@@ -43,6 +46,11 @@ class BestMakd:
         aspects = tuple(dict.fromkeys(term.aspect for term in PRESETS[self.preset]))
         if self.without is not None and self.without not in aspects:
             raise unknown_name(f"aspect of the preset {self.preset}", self.without, aspects)
+        if self.layers is not None and all(term.layers == "all" for term in PRESETS[self.preset]):
+            raise SettingError(
+                f"layers is for presets with terms at some layers only, balanced and fast; got {self.layers!r} "
+                f"with {self.preset}."
+            )
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
@@ -52,7 +60,11 @@ class BestMakd:
         factors = {aspect: self.layer_weight for aspect in ("matrix", "hidden", "attention")}
         factors |= {"task": self.task_weight}
         terms = tuple(
-            replace(term, weight=term.weight * factors.get(term.aspect, 1.0))
+            replace(
+                term,
+                weight=term.weight * factors.get(term.aspect, 1.0),
+                layers=term.layers if self.layers is None or term.layers == "all" else self.layers,
+            )
             for term in PRESETS[self.preset]
             if term.aspect not in ("embedding", self.without)  # the teachers have heads
         )
