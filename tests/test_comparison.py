@@ -585,6 +585,21 @@ class TestPage:
     def test_our_own_methods_are_no_baselines(self, done):
         assert best_baseline(done[0], {"makd_paper": {("mrpc", 1): 1.0}}, ["mrpc"]) is None
 
+    def test_without_baselines_rows_are_compared_with_the_first(self, done, tmp_path):
+        methods = tuple(
+            makd.MethodConfig(name=name, method="makd_paper", settings={"layer_weight": weight})
+            for name, weight in (("whole", 1.0), ("half", 0.5))
+        )
+        experiment = replace(done[0], output=str(tmp_path), methods=methods)
+        for cell in all_cells(experiment):
+            line = {**done[1][0], "cell": cell.names, "hash": cell_hash(experiment, cell, {})}
+            score = 0.5 if cell.method.name == "whole" else 0.4
+            append_line(tmp_path / RESULTS_FILE, {**line, "score": score})
+        page = comparison.write_page(experiment, tmp_path / "page.md").read_text()
+        assert "difference to `whole` |" in page
+        told = [line.rpartition(" % | ")[2] for line in page.splitlines() if line.startswith(("| `whole`", "| `half`"))]
+        assert told[:2] == ["`whole` |", "-10.00, n 4 |"]
+
     def test_the_majority_class_is_that_of_the_training_rows(self, done, ground):
         _, lines = done
         rows = ground.task.train

@@ -125,3 +125,14 @@ def test_an_aspect_can_be_left_out_of_makds_preset(teacher):
     assert {term.aspect for term in made.stages[0].plan.terms} == {"hidden", "attention", "logits", "task"}
     with pytest.raises(UnknownNameError, match="matrix, hidden, attention, logits, embedding, task"):
         dataclasses.replace(BASELINES["makd"], without="metrics").prepare(teacher, BUDGET, [batch(teacher)])
+
+
+def test_layers_are_those_of_the_terms_that_makds_preset_has_at_some(teacher):
+    made = dataclasses.replace(BASELINES["makd"], layers="last").prepare(teacher, BUDGET, [batch(teacher)])
+    layers = {term.aspect: term.layers for term in made.stages[0].plan.terms}
+    assert layers == {"matrix": "last", "attention": "last", "hidden": "all", "logits": "all", "task": "all"}
+
+
+def test_layers_of_a_preset_that_has_all_are_refused():
+    with pytest.raises(makd.MakdError, match="balanced and fast; got 'last' with full"):
+        dataclasses.replace(BASELINES["makd"], preset="full", layers="last")

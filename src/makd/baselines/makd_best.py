@@ -30,7 +30,7 @@ class BestMakd:
     without: str | None = None
     """An aspect of the preset that is left out, for ablations."""
     layers: str | None = None
-    """Layers of those terms that the preset has at some layers only, as in `Term.layers`; None is the preset's choice."""
+    """Layers of those terms that the preset has at some only, as in `Term.layers`; None is the preset's choice."""
     learning_rate: float = 1e-4
     search: SearchSpace = field(
         default_factory=lambda: {

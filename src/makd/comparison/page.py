@@ -85,12 +85,13 @@ def quality_table(experiment: Experiment, lines: Lines) -> str:
     by_method = _by_method(experiment, lines)
     teacher = scores(lines, lambda line: float(line["teacher"]["score"]))
     majority = scores(lines, lambda line: line["majority"])
-    best = best_baseline(experiment, by_method, tasks)
-    head = ["", *tasks, "average", "of the teacher's", "difference to the best baseline"]
+    reference, told_reference = _reference(experiment, by_method, tasks)
+    theirs: Scores = {} if reference is None else by_method.get(reference, {})
+    head = ["", *tasks, "average", "of the teacher's", f"difference to {told_reference}"]
     rows = [_row("*teacher*", teacher, tasks, teacher), _row("*majority class*", majority, tasks, teacher)]
     rows = [[*row, ""] for row in rows]
     for name, found in by_method.items():
-        told = "the best baseline" if name == best else _difference(found, by_method[best]) if best else ""
+        told = told_reference if name == reference else _difference(found, theirs)
         rows.append([*_row(f"`{name}`", found, tasks, teacher), told])
     note = (
         "100 x the task's score, mean ± standard error over seeds. The average is over tasks, of seeds that have all. "
@@ -139,6 +140,14 @@ def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks
     averages = {name: average(by_method[name], tasks) for name in others if name in by_method}
     known = {name: found.value for name, found in averages.items() if found is not None}
     return max(known, key=known.__getitem__) if known else None
+
+
+def _reference(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> tuple[str | None, str]:
+    """Name of the row that others are compared with, and how to say it. An ablation has no baselines: its first row."""
+    if all(method.kind in OURS for method in experiment.methods):
+        first = experiment.methods[0].name
+        return first, f"`{first}`"
+    return best_baseline(experiment, by_method, tasks), "the best baseline"
 
 
 def _by_method(experiment: Experiment, lines: Lines) -> dict[str, Scores]:
