@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-encoder bench-teachers bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -85,13 +85,20 @@ bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hou
 	$(BIN)/makd compare examples/encoder/experiment.yaml --table docs/results/encoder.md
 	$(BIN)/makd compare examples/encoder/ablation.yaml --table docs/results/encoder-ablation.md
 
-bench-teachers: $(READY) ## the rows that decide, with teachers that learned for longer: hours, with WORKERS=2 on two cores; needs MAKD_DATA
-	mkdir -p runs/encoder-longer-teachers
-	test -f runs/encoder-longer-teachers/results.jsonl || \
-	  cp benchmarks/results/encoder_longer_teachers.jsonl runs/encoder-longer-teachers/results.jsonl
-	$(BIN)/makd compare examples/encoder/longer-teachers.yaml --workers $(or $(WORKERS),1)
-	cp runs/encoder-longer-teachers/results.jsonl benchmarks/results/encoder_longer_teachers.jsonl
-	$(BIN)/makd compare examples/encoder/longer-teachers.yaml --table docs/results/encoder-longer-teachers.md
+# go on with the lines of examples/encoder/$(1).yaml that are committed, keep the new ones, and write the page
+define grid
+	mkdir -p runs/encoder-$(1)
+	test -f runs/encoder-$(1)/results.jsonl || cp benchmarks/results/$(subst -,_,encoder-$(1)).jsonl runs/encoder-$(1)/results.jsonl
+	$(BIN)/makd compare examples/encoder/$(1).yaml --workers $(or $(WORKERS),1)
+	cp runs/encoder-$(1)/results.jsonl benchmarks/results/$(subst -,_,encoder-$(1)).jsonl
+	$(BIN)/makd compare examples/encoder/$(1).yaml --table docs/results/encoder-$(1).md
+endef
+
+bench-teachers: $(READY) ## the rows that decide, with teachers that learned for longer, five seeds; needs MAKD_DATA
+	$(call grid,longer-teachers)
+
+bench-two-cores: $(READY) ## the same methods in bfloat16, sized to two cores: hours, with WORKERS=2; needs MAKD_DATA
+	$(call grid,two-cores)
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .

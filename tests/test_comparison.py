@@ -30,6 +30,7 @@ from makd.comparison import perform as performing
 from makd.comparison import search as searching
 from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.done import RESULTS_FILE
+from makd.comparison.forecast import forecast_seconds
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
 from makd.comparison.page import best_baseline
 from makd.comparison.plot import draw
@@ -646,6 +647,32 @@ class TestStatistics:
         assert difference(one_each, dict.fromkeys(one_each, 0.0)).within is None
 
 
+class TestForecast:
+    def test_a_cell_takes_what_its_task_and_method_take_elsewhere(self, done):
+        cells = all_cells(done[0])
+        seconds = {"mrpc": 2.0, "stsb": 3.0, "low_rank_svd": 5.0, "makd_paper": 7.0}
+        lines = [
+            {
+                "cell": cell.names,
+                "seconds": {"total": seconds[str(cell.names["task"])] * seconds[str(cell.names["method"])]},
+            }
+            for cell in cells
+        ]
+        told = ("stsb", "makd_paper")
+        known = [line for line in lines if (line["cell"]["task"], line["cell"]["method"]) != told]
+        wanted = [cell for cell in cells if (cell.names["task"], cell.names["method"]) == told]
+        assert forecast_seconds(wanted, known) == pytest.approx(len(wanted) * 3.0 * 7.0)
+
+    def test_what_no_line_has_is_like_the_others(self, done):
+        cell = all_cells(done[0])[0]
+        lines = [{"cell": cell.names, "seconds": {"total": 4.0}}]
+        other = replace(cell, budget=makd.Budget(keep=0.5))
+        assert forecast_seconds([other], lines) == pytest.approx(4.0)
+        assert forecast_seconds([], lines) == 0.0
+        with pytest.raises(ValueError, match="nothing is done yet"):
+            forecast_seconds([cell], [])
+
+
 class TestCommand:
     @pytest.fixture
     def file(self, done, tmp_path):
@@ -664,6 +691,15 @@ class TestCommand:
         out = capsys.readouterr().out
         assert out.count("done  mrpc") == 2
         assert "2 of 2 cells are done" in out
+        assert "0.0 hours of one process\n" in out
+
+    def test_what_the_others_will_take_is_told(self, file, done, tmp_path, capsys):
+        folder = tmp_path / "some"
+        folder.mkdir()
+        for line in done[1][:2]:
+            append_line(folder / RESULTS_FILE, {**line, "seconds": {"total": 3600.0}})
+        assert main(["compare", file, "--output", str(folder), "--dry_run"]) == 0
+        assert "2.0 hours of one process; the others will take about " in capsys.readouterr().out
 
     def test_cells_that_are_there_are_printed(self, file, capsys):
         assert main(["compare", file]) == 0

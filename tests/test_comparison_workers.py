@@ -1,5 +1,8 @@
 """A comparison by several processes: who does what when, and that it comes to the same; and what is timed after it."""
 
+import subprocess
+import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -141,6 +144,48 @@ class TestProcesses:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda number: append_line(path, {"number": number}), range(64)))
         assert sorted(line["number"] for line in read_lines(path)) == list(range(64))
+
+    def test_a_killed_run_leaves_none_that_works_on(self, tmp_path):
+        script = tmp_path / "run.py"
+        script.write_text(LEFT_BEHIND)
+        run = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+        try:
+            wait_for(tmp_path / "started", run)
+        finally:
+            run.kill()
+            run.wait()
+        (tmp_path / "killed").touch()
+        time.sleep(4.0)
+        assert not (tmp_path / "late").exists()
+
+
+LEFT_BEHIND = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from makd.comparison import workers
+
+def work_on(folder):
+    workers._start(None, folder / "worker.log", 1)
+    (folder / "started").touch()
+    while not (folder / "killed").exists():
+        time.sleep(0.05)
+    time.sleep(2.0)
+    (folder / "late").touch()
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(work_on, Path(sys.argv[1])).result()
+"""
+"""A run with a worker that writes two seconds after the run was killed, unless it ends with it."""
+
+
+def wait_for(path, process):
+    """Until `path` is there."""
+    while not path.exists():
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.05)
 
 
 class TestLatencies:

@@ -1,12 +1,14 @@
 """The command `makd compare`: reads `experiment.yaml`, runs its cells or shows them, and writes its page."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from makd import comparison
-from makd.comparison import Experiment
+from makd.comparison import Cell, Experiment
+from makd.comparison.forecast import forecast_seconds
 from makd.errors import MakdError, SettingError
 from makd.terminal import plain_text, progress_bars
 
@@ -31,7 +33,7 @@ def compare(
         table: markdown file to write the results to, instead of running cells.
         data: folder that the tasks' relative paths are in, instead of the experiment's or of MAKD_DATA.
         output: folder of the results, instead of the experiment's.
-        dry_run: print the cells, and which are done; run nothing.
+        dry_run: print the cells, which are done, and about how long the others will take; run nothing.
     """
     if limit is not None and limit < 1:
         raise SettingError(f"--limit is at least 1 cell; got {limit}.")
@@ -48,7 +50,7 @@ def compare(
     if dry_run:
         for cell in chosen:
             print(f"{'done' if str(cell) in done else 'open'}  {cell}")
-        print(f"{len(done)} of {len(chosen)} cells are done, in {loaded.output}")
+        print(f"{len(done)} of {len(chosen)} cells are done, in {loaded.output}{_spent(chosen, done)}")
         return
     with progress_bars() as progress:
         lines = comparison.compare(loaded, only=only, limit=limit, workers=workers, on_progress=progress)
@@ -56,6 +58,17 @@ def compare(
         names = "  ".join(str(value) for value in line["cell"].values())
         print(f"{names}  score {line['score']:.4f}  teacher {line['teacher']['score']:.4f}")
     print(f"{len(lines)} of {len(chosen)} cells are done, in {loaded.output}; `--table FILE.md` writes them as a page")
+
+
+def _spent(chosen: Sequence[Cell], done: Mapping[str, Mapping[str, Any]]) -> str:
+    """What cells took and will take."""
+    if not done:
+        return ""
+    lines, others = list(done.values()), [cell for cell in chosen if str(cell) not in done]
+    told = f": {sum(line['seconds']['total'] for line in lines) / 3600:.1f} hours of one process"
+    if not others:
+        return told
+    return f"{told}; the others will take about {forecast_seconds(others, lines) / 3600:.1f}, by these"
 
 
 def load_experiment(path: str | Path, **changes: Any) -> Experiment:

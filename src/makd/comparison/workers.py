@@ -6,10 +6,11 @@ A GPU that waits for one small student's launches has room for many, and cores d
 import logging
 import os
 import sys
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ _do: partial[dict[str, Any] | None] | None = None
 
 
 def _start(experiment: Experiment, log: Path, threads: int) -> None:
-    """All that a worker and its libraries print goes to its log."""
+    """All that a worker and its libraries print goes to its log; it ends when the process that started it is gone."""
     global _do
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     file = log.open("w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
@@ -113,6 +115,14 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
         os.dup2(file.fileno(), stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     _do = partial(_perform_on, experiment, Grounds(experiment, _silent))
+
+
+def _end_with_parent() -> None:
+    """Wait for that. A worker of a killed run would finish its cell beside those of the run that goes on."""
+    parent = parent_process()
+    assert parent is not None, "not in a worker"
+    parent.join()
+    os._exit(1)
 
 
 def _perform(job: Job) -> dict[str, Any] | None:
