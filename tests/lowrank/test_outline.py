@@ -1,5 +1,7 @@
 """Budgets of the whole model, from those that linears meet alone to those that nothing meets."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,6 +57,15 @@ def test_a_small_budget_factors_the_vocabulary_and_takes_the_nearest_of_several_
     assert parameters(student) <= 0.2 * parameters(tiny("bert", **WIDE))
     kept = 4 - len(report.dropped)
     assert report.trials[kept] == min(report.trials.values())
+
+
+def test_seconds_are_those_of_all_students_that_were_tried():
+    teacher, started = tiny("bert", **WIDE), time.perf_counter()
+    texts = [batch(teacher), batch(teacher, seed=5)]
+    report = makd.factorize(teacher, makd.Budget(keep=0.2), rank_multiple=2, calibration=texts).factorization
+    elapsed = time.perf_counter() - started
+    assert len(report.trials) > 1
+    assert 0.8 * elapsed < sum(report.seconds.values()) <= elapsed
 
 
 def test_settings_are_obeyed():

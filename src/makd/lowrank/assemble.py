@@ -105,7 +105,7 @@ def assemble(
         batches: calibration; seen once, or as often as the solver needs if they are a list.
         progress: called with (what, done, of).
     """
-    kind, started = SOLVERS[settings.solver], time.perf_counter()
+    kind = SOLVERS[settings.solver]
     with skipping(teacher, outline.dropped, outline.outputs):
         anatomy, sizes = resolve(teacher), plot.parts.sizes(outline)
         groups: tuple[InputGroup, ...] = () if settings.share_input == "never" else find_groups(anatomy, sizes)
@@ -136,8 +136,7 @@ def assemble(
         )  # fmt: skip
     else:
         fitted |= _replace_linears_(student, planned)
-    seconds = {"calibrate": calibrated.seconds, "factorize": time.perf_counter() - started}
-    student.factorization = _report(student, planned, fitted, seconds, outline, plot.left)  # type: ignore[assignment]
+    student.factorization = _report(student, planned, fitted, outline, plot.left)  # type: ignore[assignment]
     return student
 
 
@@ -200,13 +199,12 @@ def _report(
     student: PreTrainedModel,
     planned: Planned,
     fitted: Mapping[str, Factors],
-    seconds: Mapping[str, float],
     outline: Outline,
     left: Mapping[str, str],
 ) -> FactorizeReport:
     fallbacks = {name: factors.fallback for name, factors in fitted.items() if factors.fallback is not None}
     errors = {name: factors.error for name, factors in fitted.items()}
-    return make_report(student, planned.plan, errors, fallbacks, seconds, outline, left, planned.found)
+    return make_report(student, planned.plan, errors, fallbacks, outline, left, planned.found)
 
 
 def linear_sizes(teacher: PreTrainedModel, anatomy: Anatomy) -> list[LinearSize]:

@@ -10,6 +10,7 @@ hangs on the student.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -72,6 +73,7 @@ def factorize(
         DataError: the solver needs calibration and got none, or it does not reach every linear.
         SettingError, UnknownNameError: a setting is not allowed.
     """
+    started = time.perf_counter()
     settings = FactorizeConfig(
         solver=solver,
         ranks=ranks,
@@ -98,10 +100,12 @@ def factorize(
     was_training = teacher.training
     teacher.eval()
     try:
-        student = _nearest(teacher, anatomy, plot, settings, batches, progress)
+        student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
     finally:
         teacher.train(was_training)
     mark_student(student)
+    seconds = {"calibrate": calibrating, "factorize": time.perf_counter() - started - calibrating}
+    student.factorization = replace(_report(student), seconds=seconds)  # type: ignore[assignment]
     return student
 
 
@@ -112,8 +116,12 @@ def _nearest(
     settings: FactorizeConfig,
     batches: Iterable[Mapping[str, Tensor]],
     progress: Callable[[str, int, int], None],
-) -> PreTrainedModel:
-    """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse."""
+) -> tuple[PreTrainedModel, float]:
+    """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
+
+    Returns:
+        The student, and the seconds of all calibrations.
+    """
     probes = choose_probes(batches) if isinstance(batches, list) else []
     if plot.layers and not probes:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
@@ -121,15 +129,17 @@ def _nearest(
     emphases = EMPHASES if plot.tables and probes and by_spectra else (1.0,)
     best: PreTrainedModel | None = None
     trials: dict[int, float] = {}
+    calibrating = 0.0
     for outline in plot.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
         calibrated = calibrate(teacher, outline, plot, settings, batches, progress)
+        calibrating += calibrated.seconds
         found: dict[float, tuple[float, PreTrainedModel]] = {}
         for emphasis in emphases:
             emphasized = replace(outline, emphasis=emphasis)
             student = assemble(teacher, emphasized, plot, settings, calibrated, batches, progress)
             if not plot.is_search and len(emphases) == 1:
-                return student
+                return student, calibrating
             found[emphasis] = drift(student, teacher, anatomy, probes), student
             logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, found[emphasis][0])
         emphases = (min(found, key=lambda emphasis: found[emphasis][0]),)
@@ -138,15 +148,18 @@ def _nearest(
             break
         best = student
         if not plot.is_search:
-            return student
+            return student, calibrating
     if best is None:  # layers of several sizes: `draw_plot` looked at the largest, and others were the ones to go
         raise BudgetError(
             f"A budget of {plot.limit:,} parameters is below the smallest student without the {plot.drops} layers that "
             "are missed least. Give a larger one, or a smaller factorize.depth."
         )
-    report: FactorizeReport = best.factorization  # type: ignore[assignment]
-    best.factorization = replace(report, trials=trials)  # type: ignore[assignment]
-    return best
+    best.factorization = replace(_report(best), trials=trials)  # type: ignore[assignment]
+    return best, calibrating
+
+
+def _report(student: PreTrainedModel) -> FactorizeReport:
+    return student.factorization  # type: ignore[return-value]
 
 
 def _check_weights(teacher: PreTrainedModel) -> None:

@@ -44,7 +44,8 @@ class FactorizeReport:
     shared_inputs: tuple[SharedInput, ...] = ()
     """Every group of linears that read the same input: whether they got one A, and what that was decided by."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What `calibrate` (statistics) and `factorize` (decompositions, ranks, factors) took."""
+    """What `calibrate` (statistics) and `factorize` (layers to drop, decompositions, ranks, factors) took, for every
+    student that was tried."""
 
 
 def make_report(
@@ -52,7 +53,6 @@ def make_report(
     plan: RankPlan,
     errors: Mapping[str, float],
     fallbacks: Mapping[str, str],
-    seconds: Mapping[str, float],
     outline: Outline = WHOLE,
     left: Mapping[str, str] = NOTHING,
     shared_inputs: tuple[SharedInput, ...] = (),
@@ -80,7 +80,6 @@ def make_report(
         fallbacks=fallbacks,
         parameters=count_parameters(student),
         shared_inputs=shared_inputs,
-        seconds=seconds,
     )
 
 

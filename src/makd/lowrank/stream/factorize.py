@@ -8,7 +8,7 @@ of the teacher in memory (with solver `svd`, more than one matrix), and nothing 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def stream_student(
         plan = allocate(sizes, allowance, settings.rank_rule, spectra=spectra, rank_multiple=settings.rank_multiple)
     write_student(checkpoint, plan, job.work, output, lambda done, of: job.progress("write shards", done, of))
     seconds = {**clock, "factorize": time.perf_counter() - started - clock["calibrate"]}
-    return _report(model, plan, job.work, seconds)
+    return replace(_report(model, plan, job.work), seconds=seconds)
 
 
 def _kept_ranks(settings: FactorizeConfig, sizes: Sequence[LinearSize], uniform: RankPlan) -> dict[str, int | None]:
@@ -201,7 +201,7 @@ def _whitened(job: _Job, layer: int, name: str, weight: Tensor) -> Decomposition
     return decompose_whitened(weight, job.work.read_gram(layer, name).to(job.device), _terms(job, name))
 
 
-def _report(model: PreTrainedModel, plan: RankPlan, work: WorkFolder, seconds: Mapping[str, float]) -> FactorizeReport:
+def _report(model: PreTrainedModel, plan: RankPlan, work: WorkFolder) -> FactorizeReport:
     errors, fallbacks = {}, {}
     for name, rank in plan.ranks.items():
         if rank is not None:
@@ -209,4 +209,4 @@ def _report(model: PreTrainedModel, plan: RankPlan, work: WorkFolder, seconds: M
             errors[name] = matrix.relative_error(rank)
             if matrix.fallback is not None:
                 fallbacks[name] = matrix.fallback
-    return make_report(model, plan, errors, fallbacks, seconds)
+    return make_report(model, plan, errors, fallbacks)
