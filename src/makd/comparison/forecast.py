@@ -12,7 +12,7 @@ FACTORS = ("task", "method", "budget")
 
 
 def forecast_seconds(cells: Iterable[Cell], done: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of one process for `cells`, on the machine of the lines `done`; their teachers come besides.
+    """Seconds of one process for `cells`, on the machine of the lines `done`; their teachers and caches come besides.
 
     Logarithms of the seconds are their mean and a term for each task, method and budget, found by least squares. Of all
     solutions the shortest is taken, in which a value that no line has yet is like the average of the others.
@@ -29,6 +29,6 @@ def forecast_seconds(cells: Iterable[Cell], done: Sequence[Mapping[str, Any]]) -
         table = [[float(name[key] == value) for key, value in values] for name in names]
         return np.array(table).reshape(len(names), len(values))
 
-    logarithms = np.log([line["seconds"]["total"] for line in done])
+    logarithms = np.log([line["seconds"]["total"] - line["seconds"].get("cache", 0.0) for line in done])
     terms, *_ = np.linalg.lstsq(indicators(names), logarithms - logarithms.mean(), rcond=None)
     return float(np.exp(logarithms.mean() + indicators([cell.names for cell in cells]) @ terms).sum())
