@@ -133,6 +133,8 @@ def test_layers_are_those_of_the_terms_that_makds_preset_has_at_some(teacher):
     assert layers == {"matrix": "last", "attention": "last", "hidden": "all", "logits": "all", "task": "all"}
 
 
-def test_layers_of_a_preset_that_has_all_are_refused():
+def test_layers_that_a_preset_does_not_choose_or_nobody_knows_are_refused_before_there_is_a_teacher():
     with pytest.raises(makd.MakdError, match="balanced and fast; got 'last' with full"):
         dataclasses.replace(BASELINES["makd"], preset="full", layers="last")
+    with pytest.raises(UnknownNameError, match="Known: all, last, last:N, every:N"):
+        dataclasses.replace(BASELINES["makd"], layers="sometimes")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from makd.aspects import PRESETS
+from makd.aspects import PRESETS, Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
 from makd.errors import SettingError
 from makd.lowrank.budget import Budget
@@ -51,15 +51,21 @@ class BestMakd:
                 f"layers is for presets with terms at some layers only, balanced and fast; got {self.layers!r} "
                 f"with {self.preset}."
             )
+        _ = self.terms  # raises what is wrong with layers and weights before there is a teacher
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
         """See `Baseline`."""
         student = factorize(teacher, budget, solver=self.start, calibration=calibration)
+        return prepared(teacher, student, (self.terms, 1.0))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The preset's, as the settings have them."""
         factors = {aspect: self.layer_weight for aspect in ("matrix", "hidden", "attention")}
         factors |= {"task": self.task_weight}
-        terms = tuple(
+        return tuple(
             replace(
                 term,
                 weight=term.weight * factors.get(term.aspect, 1.0),
@@ -68,4 +74,3 @@ class BestMakd:
             for term in PRESETS[self.preset]
             if term.aspect not in ("embedding", self.without)  # the teachers have heads
         )
-        return prepared(teacher, student, (terms, 1.0))
