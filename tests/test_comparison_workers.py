@@ -145,7 +145,7 @@ class TestProcesses:
             list(pool.map(lambda number: append_line(path, {"number": number}), range(64)))
         assert sorted(line["number"] for line in read_lines(path)) == list(range(64))
 
-    def test_a_killed_run_leaves_none_that_works_on(self, tmp_path):
+    def test_a_killed_run_leaves_none_that_works_on_or_keeps_caches(self, tmp_path):
         script = tmp_path / "run.py"
         script.write_text(LEFT_BEHIND)
         run = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
@@ -157,6 +157,7 @@ class TestProcesses:
         (tmp_path / "killed").touch()
         time.sleep(4.0)
         assert not (tmp_path / "late").exists()
+        assert (tmp_path / "removed").exists()
 
 
 LEFT_BEHIND = """
@@ -168,6 +169,7 @@ from makd.comparison import workers
 
 def work_on(folder):
     workers._start(None, folder / "worker.log", 1)
+    workers._grounds.close = (folder / "removed").touch
     (folder / "started").touch()
     while not (folder / "killed").exists():
         time.sleep(0.05)

@@ -103,10 +103,13 @@ def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: P
 _do: partial[dict[str, Any] | None] | None = None
 """`perform` with this worker's experiment and grounds."""
 
+_grounds: Grounds | None = None
+"""What this worker keeps on disk for its cells."""
+
 
 def _start(experiment: Experiment, log: Path, threads: int) -> None:
     """All that a worker and its libraries print goes to its log; it ends when the process that started it is gone."""
-    global _do
+    global _do, _grounds
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     file = log.open("w", encoding="utf-8")
@@ -114,7 +117,8 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
         stream.flush()
         os.dup2(file.fileno(), stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    _do = partial(_perform_on, experiment, Grounds(experiment, _silent))
+    _grounds = Grounds(experiment, _silent)
+    _do = partial(_perform_on, experiment, _grounds)
 
 
 def _end_with_parent() -> None:
@@ -122,7 +126,11 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None, "not in a worker"
     parent.join()
-    os._exit(1)
+    try:
+        if _grounds is not None:
+            _grounds.close()  # teacher caches are gigabytes
+    finally:
+        os._exit(1)
 
 
 def _perform(job: Job) -> dict[str, Any] | None:
