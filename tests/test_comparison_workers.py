@@ -1,5 +1,7 @@
 """A comparison by several processes: who does what when, and that it comes to the same; and what is timed after it."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -145,14 +147,15 @@ class TestProcesses:
             list(pool.map(lambda number: append_line(path, {"number": number}), range(64)))
         assert sorted(line["number"] for line in read_lines(path)) == list(range(64))
 
-    def test_a_killed_run_leaves_none_that_works_on_or_keeps_caches(self, tmp_path):
+    @pytest.mark.parametrize("kill", [lambda run: run.kill(), lambda run: os.killpg(run.pid, signal.SIGTERM)])
+    def test_a_killed_run_leaves_none_that_works_on_or_keeps_caches(self, kill, tmp_path):
         script = tmp_path / "run.py"
         script.write_text(LEFT_BEHIND)
-        run = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+        run = subprocess.Popen([sys.executable, str(script), str(tmp_path)], start_new_session=True)
         try:
             wait_for(tmp_path / "started", run)
         finally:
-            run.kill()
+            kill(run)
             run.wait()
         (tmp_path / "killed").touch()
         time.sleep(4.0)

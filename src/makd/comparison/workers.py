@@ -5,6 +5,7 @@ A GPU that waits for one small student's launches has room for many, and cores d
 
 import logging
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -111,6 +112,7 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
     """All that a worker and its libraries print goes to its log; it ends when the process that started it is gone."""
     global _do, _grounds
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _end())
     torch.set_num_threads(threads)
     file = log.open("w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
@@ -126,6 +128,10 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None, "not in a worker"
     parent.join()
+    _end()
+
+
+def _end() -> None:
     try:
         if _grounds is not None:
             _grounds.close()  # teacher caches are gigabytes
