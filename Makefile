@@ -94,7 +94,7 @@ define grid
 	$(BIN)/makd compare examples/encoder/$(1).yaml --table docs/results/encoder-$(1).md
 endef
 
-bench-teachers: $(READY) ## the rows that decide, with teachers that learned for longer, five seeds; needs MAKD_DATA
+bench-teachers: $(READY) ## half of the linears, with teachers that learned for longer, five seeds; needs MAKD_DATA
 	$(call grid,longer-teachers)
 
 bench-two-cores: $(READY) ## the same methods in bfloat16, sized to two cores: hours, with WORKERS=2; needs MAKD_DATA

@@ -32,12 +32,12 @@ from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.done import RESULTS_FILE
 from makd.comparison.forecast import forecast_seconds
 from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
-from makd.comparison.page import best_baseline
 from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.schedule import Kind, Schedule
 from makd.comparison.search import known_settings, propose, run_trials, search_space, searched_at, spread_settings
-from makd.comparison.statistics import average, difference, mean
+from makd.comparison.statistics import average, difference, mean, pairs
+from makd.comparison.tables import best_baseline
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
 from tests.tasks.test_tasks import PAIRS, write
 
@@ -258,7 +258,8 @@ class TestSettings:
             load_experiment(ROOT / "examples" / "encoder" / f"{name}.yaml", output=str(tmp_path))
             for name in ("experiment", "ablation")
         )
-        load_experiment(ROOT / "examples" / "encoder" / "bert-base.yaml")
+        for path in (ROOT / "examples" / "encoder").glob("*.yaml"):
+            load_experiment(path)
         shutil.copy(ROOT / "benchmarks" / "results" / "encoder_search.jsonl", tmp_path / searching.SEARCH_FILE)
         ours = [cell for cell in all_cells(table) if cell.method.name == "makd"]
         found = known_settings(table, ours)
@@ -600,6 +601,25 @@ class TestPage:
         assert "difference to `whole` |" in page
         told = [line.rpartition(" % | ")[2] for line in page.splitlines() if line.startswith(("| `whole`", "| `half`"))]
         assert told[:2] == ["`whole` |", "-10.00, n 4 |"]
+        assert " minus " not in page
+
+    def test_the_first_rows_lead_over_each_other_one_is_told_by_task(self, done, tmp_path):
+        names = ("makd_paper", "low_rank_svd", "pkd", "minilm")
+        experiment = replace(
+            done[0], output=str(tmp_path), methods=tuple(makd.MethodConfig(name=name) for name in names)
+        )
+        scores = {"makd_paper": 0.5, "low_rank_svd": 0.4, "pkd": 0.3}
+        for cell in all_cells(experiment):
+            name = cell.method.name
+            if name in scores:
+                gain = 0.1 if name == "pkd" and cell.names["task"] == "stsb" and cell.seed == 2 else 0.0
+                line = {**done[1][0], "cell": cell.names, "hash": cell_hash(experiment, cell, {})}
+                append_line(tmp_path / RESULTS_FILE, {**line, "score": scores[name] + gain})
+        page = comparison.write_page(experiment, tmp_path / "page.md").read_text().splitlines()
+        start = page.index("| `makd_paper` minus | mrpc | stsb | all |")
+        assert page[start + 2].startswith("| `low_rank_svd` | 10.00 ± 0.00 | 10.00 ± 0.00 | +10.00, n 4 |")
+        assert page[start + 3].startswith("| `pkd` | 20.00 ± 0.00 | 15.00 ± 5.00 | +17.50 = +7.0 SE (p ")
+        assert page[start + 4] == ""  # no cell of `minilm` was run
 
     def test_the_majority_class_is_that_of_the_training_rows(self, done, ground):
         _, lines = done
@@ -624,18 +644,19 @@ class TestStatistics:
 
     def test_differences_are_paired(self):
         ours = {("a", 1): 0.5, ("a", 2): 0.9, ("b", 1): 0.4, ("c", 9): 1.0}
-        found = difference(ours, {("a", 1): 0.4, ("a", 2): 0.7, ("b", 1): 0.1})
-        assert found.count == 3
+        gains = pairs(ours, {("a", 1): 0.4, ("a", 2): 0.7, ("b", 1): 0.1})
+        assert gains == pytest.approx({("a", 1): 0.1, ("a", 2): 0.2, ("b", 1): 0.3})
+        found = difference(gains)
         assert found.mean == pytest.approx(0.2)
         expected = ttest_1samp([0.1, 0.2, 0.3], 0)
         assert found.overall.count == pytest.approx(expected.statistic)
         assert found.overall.probability == pytest.approx(expected.pvalue)
-        assert difference(ours, {key: value - 0.1 for key, value in ours.items()}).overall is None
-        assert difference(ours, {}) is None
+        assert difference(dict.fromkeys(ours, 0.1)).overall is None
+        assert difference({}) is None
 
     def test_what_tasks_differ_by_is_no_spread_of_seeds(self):
         gains = {("a", 1): 0.4, ("a", 2): 0.6, ("b", 1): 0.0, ("b", 2): 0.1, ("b", 3): -0.1}
-        found = difference(gains, dict.fromkeys(gains, 0.0))
+        found = difference(gains)
         design = np.array([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 3)  # a mean for each task, by least squares
         values = np.array(list(gains.values()))
         (squares,) = np.linalg.lstsq(design, values)[1]
@@ -644,7 +665,7 @@ class TestStatistics:
         assert found.within.count == pytest.approx(values.mean() / error)
         assert found.within.count > found.overall.count
         one_each = {key: value for key, value in gains.items() if key[1] == 1}
-        assert difference(one_each, dict.fromkeys(one_each, 0.0)).within is None
+        assert difference(one_each).within is None
 
 
 class TestForecast:

@@ -39,8 +39,6 @@ class Difference:
     """How a method's scores differ from another's, paired over task and seed."""
 
     mean: float
-    count: int
-    """Pairs."""
     overall: Errors | None
     """The spread is that of all pairs: the question is about tasks like these. None where pairs do not differ."""
     within: Errors | None
@@ -70,17 +68,21 @@ def average(found: Scores, tasks: Sequence[str]) -> Mean | None:
     return mean(sum(found[task, seed] for task in tasks) / len(tasks) for seed in whole)
 
 
-def difference(ours: Scores, theirs: Scores) -> Difference | None:
-    """Ours minus theirs over the tasks and seeds that both have; None if they share none."""
-    pairs = {key: ours[key] - theirs[key] for key in ours if key in theirs}
-    if not pairs:
+def pairs(ours: Scores, theirs: Scores) -> dict[tuple[str, int], float]:
+    """Ours minus theirs of each task and seed that both have."""
+    return {key: ours[key] - theirs[key] for key in ours if key in theirs}
+
+
+def difference(gains: Scores) -> Difference | None:
+    """What `pairs` say together; None of none."""
+    if not gains:
         return None
-    centre = sum(pairs.values()) / len(pairs)
+    centre = sum(gains.values()) / len(gains)
     by_task: dict[str, list[float]] = {}
-    for (task, _seed), value in pairs.items():
+    for (task, _seed), value in gains.items():
         by_task.setdefault(task, []).append(value)
-    overall, within = _errors(centre, [list(pairs.values())]), _errors(centre, list(by_task.values()))
-    return Difference(centre, len(pairs), overall, within)
+    overall, within = _errors(centre, [list(gains.values())]), _errors(centre, list(by_task.values()))
+    return Difference(centre, overall, within)
 
 
 def _errors(centre: float, groups: Sequence[Sequence[float]]) -> Errors | None:
