@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import makd
 from makd import comparison
@@ -23,6 +24,7 @@ from makd.comparison.results import append_line, read_lines
 from makd.comparison.schedule import Kind, Schedule
 from makd.comparison.search import SEARCH_FILE, searched_at, trial_hash
 from makd.errors import ModelLoadError, SettingError
+from makd.report import plain
 from tests.test_comparison import data, make  # noqa: F401 - `data` is a fixture
 
 
@@ -162,6 +164,35 @@ class TestProcesses:
         assert not (tmp_path / "late").exists()
         assert (tmp_path / "removed").exists()
 
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_run_that_is_told_to_stop_ends_at_once_and_removes_its_caches(self, experiment, count, tmp_path):
+        endless = replace(experiment, training=makd.TrainingConfig(steps=10**6, batch_size=4), cache=makd.CacheConfig())
+        path, temporary = tmp_path / "endless.yaml", tmp_path / "temporary"
+        path.write_text(yaml.safe_dump(plain(endless)))
+        temporary.mkdir()
+        run = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "makd",
+                "compare",
+                str(path),
+                "--only",
+                "method=makd_paper",
+                "--workers",
+                str(count),
+            ],
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )
+        try:
+            while len(list(temporary.glob("makd-cells-*/*/*"))) < count:
+                assert run.poll() is None, "it ended before"
+                time.sleep(0.05)
+        finally:
+            run.terminate()
+        assert run.wait(timeout=60) == 143
+        assert not list(temporary.glob("makd-cells-*"))
+
 
 LEFT_BEHIND = """
 import sys, time
@@ -238,7 +269,7 @@ class TestLatencies:
     def test_the_page_has_them_and_says_where_they_were_taken(self, timed, tmp_path):
         page = comparison.write_page(timed, tmp_path / "page.md").read_text()
         line = read_lines(Path(timed.output) / LATENCY_FILE)[0]
-        _scores, row, _settings = (row for row in page.splitlines() if row.startswith("| `low_rank_svd`"))
+        _scores, _lead, row, _settings = (row for row in page.splitlines() if row.startswith("| `low_rank_svd`"))
         told = [
             f"{found['student']:.1f} ({found['student'] / found['teacher']:.2f}x)"
             for found in line["latency_ms"].values()

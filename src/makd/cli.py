@@ -5,7 +5,9 @@ Heavy imports wait until a subcommand runs, so that `makd --help` answers at onc
 """
 
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,12 @@ from makd.terminal import progress_bars as _progress_bars
 
 USER_ERROR = 2
 """Exit code for what the user can mend."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+TERMINATED = 143
+"""Exit code after SIGTERM, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         print("makd: stopped. What was on disk is as it was.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def _run(name: str, words: list[str]) -> int:
         raise MakdError(f"{plain_text(error)}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
     _set_up_logging()
+    _unwind_at_sigterm()
     function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
     return 0
 
@@ -372,6 +381,12 @@ def _help() -> str:
         f"once.\n\n{rows}\n\n`makd COMMAND --help` shows its settings; a YAML file (--config) can hold all of them.\n"
         f"example: {COMMANDS['compress'].example}"
     )
+
+
+def _unwind_at_sigterm() -> None:
+    """A scheduler's SIGTERM ends a run as an error does: what is temporary is removed, gigabytes of caches say."""
+    if threading.current_thread() is threading.main_thread():  # no other may
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def _set_up_logging() -> None:

@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from makd.errors import SettingError
 from makd.pipeline import Progress
 
 logger = logging.getLogger(__name__)
+
+LOGS = "workers"
+"""Folder of their logs, in the experiment's output."""
 
 POLL = 1.0
 """Seconds after which a worker that has nothing to do looks again: a teacher that others wait for may be there."""
@@ -45,43 +50,54 @@ def run_here(experiment: Experiment, schedule: Schedule, progress: Progress) -> 
 def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, progress: Progress) -> None:
     """Do the jobs in `workers` processes, which share the cores; each writes a log, `workers/NUMBER.log` in the output.
 
-    If one fails, the jobs that the others are at are finished first.
+    If one fails, the jobs that the others are at are finished first; if this process is told to stop, they are not.
 
     Raises:
         MakdError: a job failed, with its error.
         SettingError: the system stopped a worker.
     """
-    threads = max(1, torch.get_num_threads() // workers)
-    context = get_context("spawn")  # a fork has no use of the parent's CUDA
-    logs = Path(experiment.output) / "workers"
-    logs.mkdir(parents=True, exist_ok=True)
-    pools = [  # a pool of one each: a worker that has a ground gets the next job on it
-        ProcessPoolExecutor(
-            1, context, initializer=_start, initargs=(experiment, logs / f"{number}.log", threads)
-        )
-        for number in range(1, workers + 1)
-    ]  # fmt: skip
     last: list[Path | None] = [None] * workers
     running: dict[Future[dict[str, Any] | None], tuple[int, Job]] = {}
     try:
-        while True:
-            for worker in set(range(workers)) - {worker for worker, _ in running.values()}:
-                job = schedule.take(last[worker])
-                if job is not None:
-                    running[pools[worker].submit(_perform, job)] = worker, job
-            if not running:
-                return
-            for future in wait(running, POLL, FIRST_COMPLETED).done:
-                worker, job = running.pop(future)
-                line = future.result()
-                last[worker] = last[worker] if job.kind is Kind.TEACHER else job.ground
-                schedule.finish(job)
-                _tell(schedule, job, line, progress)
+        with _pools(experiment, workers) as pools:
+            while True:
+                for worker in set(range(workers)) - {worker for worker, _ in running.values()}:
+                    job = schedule.take(last[worker])
+                    if job is not None:
+                        running[pools[worker].submit(_perform, job)] = worker, job
+                if not running:
+                    return
+                for future in wait(running, POLL, FIRST_COMPLETED).done:
+                    worker, job = running.pop(future)
+                    line = future.result()
+                    last[worker] = last[worker] if job.kind is Kind.TEACHER else job.ground
+                    schedule.finish(job)
+                    _tell(schedule, job, line, progress)
     except BrokenProcessPool as error:
         raise SettingError(
             f"The system stopped a worker, most likely for want of memory. Lines that were written stay; go on with "
-            f"fewer than {workers} --workers. Its last words are in {logs}."
+            f"fewer than {workers} --workers. Its last words are in {Path(experiment.output) / LOGS}."
         ) from error
+
+
+@contextmanager
+def _pools(experiment: Experiment, workers: int) -> Iterator[list[ProcessPoolExecutor]]:
+    """A pool of one for each worker: one that has a ground gets the next job on it."""
+    threads = max(1, torch.get_num_threads() // workers)
+    context = get_context("spawn")  # a fork has no use of the parent's CUDA
+    logs = Path(experiment.output) / LOGS
+    logs.mkdir(parents=True, exist_ok=True)
+    others = set(active_children())
+    pools = [
+        ProcessPoolExecutor(1, context, initializer=_start, initargs=(experiment, logs / f"{number}.log", threads))
+        for number in range(1, workers + 1)
+    ]
+    try:
+        yield pools
+    except (KeyboardInterrupt, SystemExit):
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
     finally:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
