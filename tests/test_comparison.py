@@ -718,7 +718,7 @@ class TestCommand:
         folder = tmp_path / "some"
         folder.mkdir()
         for line in done[1][:2]:
-            append_line(folder / RESULTS_FILE, {**line, "seconds": {"total": 3600.0}})
+            append_line(folder / RESULTS_FILE, {**line, "seconds": {"total": 4500.0, "cache": 900.0}})
         assert main(["compare", file, "--output", str(folder), "--dry_run"]) == 0
         assert "2.0 hours of one process; the others will take about " in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ import jsonargparse
 
 from makd import comparison
 from makd.comparison import Cell, Experiment
-from makd.comparison.forecast import forecast_seconds
+from makd.comparison.forecast import forecast_seconds, own_seconds
 from makd.errors import MakdError, SettingError
 from makd.terminal import plain_text, progress_bars
 
@@ -61,11 +61,11 @@ def compare(
 
 
 def _spent(chosen: Sequence[Cell], done: Mapping[str, Mapping[str, Any]]) -> str:
-    """What cells took and will take."""
+    """What cells took and will take, without teachers and caches."""
     if not done:
         return ""
     lines, others = list(done.values()), [cell for cell in chosen if str(cell) not in done]
-    told = f": {sum(line['seconds']['total'] for line in lines) / 3600:.1f} hours of one process"
+    told = f": {sum(map(own_seconds, lines)) / 3600:.1f} hours of one process"
     if not others:
         return told
     return f"{told}; the others will take about {forecast_seconds(others, lines) / 3600:.1f}, by these"

@@ -11,6 +11,12 @@ FACTORS = ("task", "method", "budget")
 """What a cell's time depends on: each of these multiplies it, whatever the others are."""
 
 
+def own_seconds(line: Mapping[str, Any]) -> float:
+    """Seconds of a cell without those of the cache that it shares with others."""
+    seconds = line["seconds"]
+    return float(seconds["total"] - seconds.get("cache", 0.0))
+
+
 def forecast_seconds(cells: Iterable[Cell], done: Sequence[Mapping[str, Any]]) -> float:
     """Seconds of one process for `cells`, on the machine of the lines `done`; their teachers and caches come besides.
 
@@ -29,6 +35,6 @@ def forecast_seconds(cells: Iterable[Cell], done: Sequence[Mapping[str, Any]]) -
         table = [[float(name[key] == value) for key, value in values] for name in names]
         return np.array(table).reshape(len(names), len(values))
 
-    logarithms = np.log([line["seconds"]["total"] - line["seconds"].get("cache", 0.0) for line in done])
+    logarithms = np.log([own_seconds(line) for line in done])
     terms, *_ = np.linalg.lstsq(indicators(names), logarithms - logarithms.mean(), rcond=None)
     return float(np.exp(logarithms.mean() + indicators([cell.names for cell in cells]) @ terms).sum())
