@@ -182,15 +182,18 @@ class TestProcesses:
                 "--workers",
                 str(count),
             ],
-            env={**os.environ, "TMPDIR": str(temporary)},
-        )
+            env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         try:
             while len(list(temporary.glob("makd-cells-*/*/*"))) < count:
                 assert run.poll() is None, "it ended before"
                 time.sleep(0.05)
         finally:
             run.terminate()
-        assert run.wait(timeout=60) == 143
+        told = run.communicate(timeout=60)[1]
+        assert run.returncode == 143
+        assert "makd: stopped. What was on disk is as it was." in told
+        assert "Traceback" not in told
         assert not list(temporary.glob("makd-cells-*"))
 
 

@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MakdError as error:
         print(f"makd: {error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         print("makd: stopped. What was on disk is as it was.", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -383,10 +383,18 @@ def _help() -> str:
     )
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came."""
+
+
 def _unwind_at_sigterm() -> None:
     """A scheduler's SIGTERM ends a run as an error does: what is temporary is removed, gigabytes of caches say."""
+
+    def end(*_: object) -> None:
+        raise _Terminated(TERMINATED)
+
     if threading.current_thread() is threading.main_thread():  # no other may
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, end)
 
 
 def _set_up_logging() -> None:
