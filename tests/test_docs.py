@@ -69,7 +69,7 @@ def parse(monkeypatch):
     monkeypatch.setattr(cache_command, "build_cache", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
-    monkeypatch.setattr("makd.cli._set_up_logging", lambda: None)
+    monkeypatch.setattr("makd.cli.set_up_logging", lambda: None)
     monkeypatch.chdir(ROOT)
 
     def parser(*words):

@@ -4,10 +4,7 @@ No logic of its own: it turns flags and YAML into the dataclasses (jsonargparse)
 Heavy imports wait until a subcommand runs, so that `makd --help` answers at once.
 """
 
-import logging
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from pathlib import Path
 from makd.errors import MakdError
 from makd.registry import unknown_name
 from makd.task_commands import expand, load_finetune, task_or_data
-from makd.terminal import plain_text
+from makd.terminal import TERMINATED, Terminated, plain_text, set_up_logging, unwind_at_sigterm
 from makd.terminal import print_metrics as _print_metrics
 from makd.terminal import print_table as _print
 from makd.terminal import progress_bars as _progress_bars
@@ -25,9 +22,6 @@ USER_ERROR = 2
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-TERMINATED = 143
-"""Exit code after SIGTERM, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MakdError as error:
         print(f"makd: {error}", file=sys.stderr)
         return USER_ERROR
-    except (KeyboardInterrupt, _Terminated) as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         print("makd: stopped. What was on disk is as it was.", file=sys.stderr)
-        return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -85,8 +79,8 @@ def _run(name: str, words: list[str]) -> int:
     except jsonargparse.ArgumentError as error:
         raise MakdError(f"{plain_text(error)}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
-    _set_up_logging()
-    _unwind_at_sigterm()
+    set_up_logging()
+    unwind_at_sigterm()
     function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
     return 0
 
@@ -381,36 +375,6 @@ def _help() -> str:
         f"once.\n\n{rows}\n\n`makd COMMAND --help` shows its settings; a YAML file (--config) can hold all of them.\n"
         f"example: {COMMANDS['compress'].example}"
     )
-
-
-class _Terminated(SystemExit):
-    """SIGTERM came."""
-
-
-def _unwind_at_sigterm() -> None:
-    """A scheduler's SIGTERM ends a run as an error does: what is temporary is removed, gigabytes of caches say."""
-
-    def end(*_: object) -> None:
-        raise _Terminated(TERMINATED)
-
-    if threading.current_thread() is threading.main_thread():  # no other may
-        signal.signal(signal.SIGTERM, end)
-
-
-def _set_up_logging() -> None:
-    """Makd's own lines and the libraries' warnings go to stderr; the libraries' progress bars are silent."""
-    import datasets
-    from rich.console import Console
-    from rich.logging import RichHandler
-    from transformers.utils import logging as transformers_logging
-
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    logger = logging.getLogger("makd")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,19 @@
-"""What the commands share: tables on stdout, progress bars on stderr. Imports rich only when something is shown."""
+"""What the commands share: tables on stdout, bars and log lines on stderr, and how SIGTERM ends them.
 
+Imports rich only when something is shown.
+"""
+
+import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from makd.errors import MakdError
+
+TERMINATED = 143
+"""Exit code after SIGTERM, as shells have it."""
 
 
 @contextmanager
@@ -67,3 +76,33 @@ def plain_text(error: BaseException) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return str(error)
+
+
+class Terminated(SystemExit):
+    """SIGTERM came."""
+
+
+def unwind_at_sigterm() -> None:
+    """A scheduler's SIGTERM ends a run as an error does: what is temporary is removed, gigabytes of caches say."""
+
+    def end(*_: object) -> None:
+        raise Terminated(TERMINATED)
+
+    if threading.current_thread() is threading.main_thread():  # no other may
+        signal.signal(signal.SIGTERM, end)
+
+
+def set_up_logging() -> None:
+    """Makd's own lines and the libraries' warnings go to stderr; the libraries' progress bars are silent."""
+    import datasets
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from transformers.utils import logging as transformers_logging
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logger = logging.getLogger("makd")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
