@@ -41,6 +41,8 @@ def lead_table(experiment: Experiment, lines: Lines) -> str | None:
 
     None where no two rows share a cell, or all are ours: the table of scores compares with the first row then.
     """
+    if _only_ours(experiment):
+        return None
     tasks = [short_name(task) for task in experiment.tasks]
     by_method = scores_by_method(experiment, lines)
     first = experiment.methods[0].name
@@ -48,11 +50,8 @@ def lead_table(experiment: Experiment, lines: Lines) -> str | None:
     for name, theirs in by_method.items():
         gains = pairs(by_method.get(first, {}), theirs)
         if name != first and gains:
-            by_task = [_text(mean(gain for (task, _), gain in gains.items() if task == wanted)) for wanted in tasks]
-            rows.append([f"`{name}`", *by_task, _difference(gains)])
-    if not rows or _only_ours(experiment):
-        return None
-    return _markdown([f"`{first}` minus", *tasks, "all"], rows)
+            rows.append([f"`{name}`", *_by_task(gains, tasks), _difference(gains)])
+    return _markdown([f"`{first}` minus", *tasks, "all"], rows) if rows else None
 
 
 def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping[str, Any]]) -> str:
@@ -150,9 +149,13 @@ def _latencies(line: Mapping[str, Any] | None) -> list[str]:
 
 
 def _row(name: str, found: Scores, tasks: Sequence[str], teacher: Scores) -> list[str]:
-    cells = [_text(mean(value for (task, _), value in found.items() if task == wanted)) for wanted in tasks]
     share = share_of_teacher(found, teacher, tasks)
-    return [name, *cells, _text(average(found, tasks)), "" if share is None else f"{100 * share:.1f} %"]
+    told = "" if share is None else f"{100 * share:.1f} %"
+    return [name, *_by_task(found, tasks), _text(average(found, tasks)), told]
+
+
+def _by_task(found: Scores, tasks: Sequence[str]) -> list[str]:
+    return [_text(mean(value for (task, _), value in found.items() if task == wanted)) for wanted in tasks]
 
 
 def _text(found: Mean | None) -> str:
