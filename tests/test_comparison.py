@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -231,6 +232,31 @@ class TestSettings:
             makd.MethodConfig(name="makd", settings={"lerning_rate": 1e-3})
         with pytest.raises(SettingError, match="without , and ="):
             makd.MethodConfig(name="a=b", method="makd")
+
+    @pytest.mark.parametrize(
+        ("method", "settings", "told"),
+        [
+            ("makd", {"learning_rate": "fast"}, "learning_rate of makd is a number; got 'fast'"),
+            ("makd", {"learning_rate": -1e-4}, "learning_rate of makd is above 0; got -0.0001"),
+            ("makd", {"task_weight": True}, "task_weight of makd is a number; got True"),
+            ("makd", {"layers": 3}, "layers of makd is a text or null; got 3"),
+            ("tinybert", {"depth": 2.5}, "depth of tinybert is a whole number or null; got 2.5"),
+            ("tinybert", {"initial": "copied"}, "initial of tinybert is one of cut, random; got 'copied'"),
+        ],
+    )
+    def test_hyper_parameters_are_checked_before_anything_is_taught(self, method, settings, told):
+        with pytest.raises(SettingError, match=re.escape(f"methods[].settings.{told}.")):
+            makd.MethodConfig(name=method, settings=settings)
+
+    def test_whole_numbers_of_a_file_stay_whole(self, tmp_path):
+        file = tmp_path / "experiment.yaml"
+        file.write_text(
+            "{teacher: a-model, output: a-folder, tasks: [{name: glue/mrpc}], budgets: [{keep_linears: 0.5}], "
+            "methods: [{name: tinybert, settings: {depth: 3, temperature: 2}}]}"
+        )
+        made = load_experiment(file).methods[0].build()
+        assert (made.depth, made.temperature) == (3, 2.0)
+        assert isinstance(made.depth, int)
 
     def test_a_method_has_several_rows_under_other_names(self):
         row = makd.MethodConfig(name="fast", method="makd", settings={"preset": "fast", "learning_rate": 2e-4})

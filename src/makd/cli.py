@@ -12,7 +12,7 @@ from pathlib import Path
 from makd.errors import MakdError
 from makd.registry import unknown_name
 from makd.task_commands import expand, load_finetune, task_or_data
-from makd.terminal import TERMINATED, Terminated, plain_text, set_up_logging, unwind_at_sigterm
+from makd.terminal import TERMINATED, Terminated, set_up_logging, unwind_at_sigterm
 from makd.terminal import print_metrics as _print_metrics
 from makd.terminal import print_table as _print
 from makd.terminal import progress_bars as _progress_bars
@@ -62,6 +62,8 @@ class Command:
 def _run(name: str, words: list[str]) -> int:
     import jsonargparse
 
+    from makd.parsing import PARSING_ERRORS, explain
+
     command = COMMANDS[name]
     function = command.load()
     parser = jsonargparse.ArgumentParser(
@@ -76,8 +78,9 @@ def _run(name: str, words: list[str]) -> int:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
     try:
         settings = parser.instantiate(parser.parse_args(expand(name, words)))
-    except jsonargparse.ArgumentError as error:
-        raise MakdError(f"{plain_text(error)}\nSee `makd {name} --help`.") from error
+    except PARSING_ERRORS as error:
+        known = (*parser.get_defaults().keys(), *command.positional)
+        raise MakdError(f"{explain(error, known)}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
     set_up_logging()
     unwind_at_sigterm()

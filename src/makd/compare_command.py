@@ -10,7 +10,8 @@ from makd import comparison
 from makd.comparison import Cell, Experiment
 from makd.comparison.forecast import forecast_seconds, own_seconds
 from makd.errors import MakdError, SettingError
-from makd.terminal import plain_text, progress_bars
+from makd.parsing import PARSING_ERRORS, explain
+from makd.terminal import progress_bars
 
 
 def compare(
@@ -90,5 +91,5 @@ def load_experiment(path: str | Path, **changes: Any) -> Experiment:
         return Experiment(**{name: known[name] for name in Experiment.__dataclass_fields__})
     except MakdError:
         raise
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise SettingError(f"{path}: {plain_text(error)}") from error
+    except PARSING_ERRORS as error:
+        raise SettingError(f"{path}: {explain(error, parser.get_defaults().keys())}") from error

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from makd.errors import MakdError
-
 TERMINATED = 143
 """Exit code after SIGTERM, as shells have it."""
 
@@ -66,16 +64,6 @@ def print_scores(metrics: dict[str, Any], title: str) -> None:
 
 def _print_seconds(metrics: dict[str, Any]) -> None:
     print("seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items()))
-
-
-def plain_text(error: BaseException) -> str:
-    """What a person needs of a parser's error: our own text, if one of ours is inside."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MakdError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return str(error)
 
 
 class Terminated(SystemExit):

@@ -1,6 +1,7 @@
 """Station 10: what is compared: one frozen dataclass, the same object in Python and in `experiment.yaml`."""
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from makd.cache import CacheConfig
 from makd.config import CalibrationConfig, FinetuneRecipe, find_device
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
+from makd.kinds import is_of, name_kind
 from makd.lowrank.budget import Budget
 from makd.registry import unknown_name
 from makd.tasks import TaskConfig
@@ -25,7 +27,7 @@ class MethodConfig:
     """Name of the row; and of the method in `makd.baselines.BASELINES`, unless `method` is given."""
     method: str | None = None
     """One of `BASELINES`, where one method has several rows. None: `name`."""
-    settings: dict[str, float | int | str | bool | None] = field(default_factory=dict)
+    settings: dict[str, int | float | str | bool | None] = field(default_factory=dict)
     """Hyper-parameters, `learning_rate` among them; what is not here is the method's own."""
     budgets: tuple[Budget, ...] | None = None
     """Those of the experiment's budgets that it is compared at; None: all of them."""
@@ -40,10 +42,26 @@ class MethodConfig:
             raise SettingError(f"methods[].times_steps is above 0; {self.name} has {self.times_steps}.")
         if self.budgets == ():
             raise SettingError(f"methods[].budgets is at least one, or null for all; {self.name} has an empty list.")
-        known = [item.name for item in dataclasses.fields(self._own) if item.name != "search"]  # type: ignore[arg-type]
-        for name in self.settings:
-            if name not in known:
-                raise unknown_name(f"setting of the method {self.kind}", name, known)
+        object.__setattr__(self, "settings", self._checked())
+        if self.build().learning_rate <= 0:
+            raise SettingError(
+                f"methods[].settings.learning_rate of {self.name} is above 0; got {self.build().learning_rate}."
+            )
+
+    def _checked(self) -> dict[str, int | float | str | bool | None]:
+        """The settings; `3` of what is a number is `3.0`, so that both are one cell."""
+        kinds = {name: kind for name, kind in typing.get_type_hints(type(self._own)).items() if name != "search"}
+        for name, value in self.settings.items():
+            if name not in kinds:
+                raise unknown_name(f"setting of the method {self.kind}", name, kinds)
+            if not is_of(value, kinds[name]):
+                raise SettingError(
+                    f"methods[].settings.{name} of {self.name} is {name_kind(kinds[name])}; got {value!r}."
+                )
+        return {
+            name: float(value) if kinds[name] is float and isinstance(value, int) else value
+            for name, value in self.settings.items()
+        }
 
     @property
     def kind(self) -> str:

@@ -1,0 +1,132 @@
+"""What is wrong with settings that do not parse, in this project's words. Stands below the commands, which parse.
+
+jsonargparse finds the mistake, in a flag or in YAML, and tells it with Python's names of types and one paragraph for
+each thing that a setting might have been. Here that becomes a line: which setting, what is allowed, what was met.
+A message of a kind that is not known here stays as it is.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import jsonargparse
+
+from makd.errors import MakdError
+from makd.kinds import KINDS
+from makd.registry import unknown_name
+
+PARSING_ERRORS = (jsonargparse.ArgumentError, TypeError, ValueError)
+"""What jsonargparse raises when it is given wrong settings."""
+
+_KEY = re.compile(r'(?P<indent> *)(?:- )?Parser key "(?P<name>.+)":')
+
+
+def explain(error: BaseException, known: Iterable[str] = ()) -> str:
+    """What a person needs of a parser's error.
+
+    Args:
+        error: one of `PARSING_ERRORS`; if the project's own checks raised it, their text is the answer.
+        known: dotted names of the settings that there are, of which the nearest to an unknown one are offered.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MakdError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    message, names = str(error), list(known)
+    for read in (_unknown_flag, _unknown_part, _unknown_setting, _missing, _no_file, _wrong_value):
+        told = read(message, names)
+        if told is not None:
+            return told
+    return message
+
+
+def _unknown_flag(message: str, known: Sequence[str]) -> str | None:
+    found = re.match("unrecognized arguments: (.+)", message)
+    flags = [word.partition("=")[0] for word in found[1].split() if word.startswith("--")] if found else []
+    if not flags:
+        return None
+    name = flags[0].removeprefix("--")
+    endings = {item: item.rpartition(".")[2] for item in known}  # what people remember of a long name
+    alike = difflib.get_close_matches(name.rpartition(".")[2], endings.values(), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, [item for item in known if endings[item] in alike], n=3, cutoff=0.0)
+    hint = f" Did you mean {' or '.join(f'--{item}' for item in near)}?" if near else ""
+    return f"Unknown flag {flags[0]}.{hint}"
+
+
+def _unknown_part(message: str, _: Sequence[str]) -> str | None:
+    """A wrong name inside a list, or inside settings that may be null, whose names the parser does not list."""
+    found = re.search(r"Problem with given class_path '(.+)':\s+Option '(.+)' is not accepted", message)
+    if found is None:
+        return None
+    package, _, kind = found[1].rpartition(".")
+    allowed = [item.name for item in dataclasses.fields(getattr(importlib.import_module(package), kind))]
+    return str(unknown_name(f"setting of {'.'.join(_keys(message))}", found[2], allowed))
+
+
+def _unknown_setting(message: str, known: Sequence[str]) -> str | None:
+    found = re.search(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", message)
+    if found is None:
+        return None
+    above = ""
+    for part in ".".join(filter(None, found.groups())).split("."):
+        beside = _names_below(above, known)
+        if part not in beside:
+            return str(unknown_name(f"setting of {above[:-1]}" if above else "setting", part, beside))
+        above += f"{part}."
+    return None
+
+
+def _missing(message: str, _: Sequence[str]) -> str | None:
+    found = re.search(r"the following arguments are required: (.+)", message)
+    if found is None:
+        return None
+    above = "".join(f"{key}." for key in _keys(message))
+    return f"Required, but not given: {', '.join(above + name for name in found[1].split(', '))}."
+
+
+def _no_file(message: str, known: Sequence[str]) -> str | None:
+    group = re.match(r"""Parser key "(.+)":\nUnable to load config '(.+)'(?:\n  - (?!Parser key)((?s:.+)))?""", message)
+    if group:
+        flags = ", ".join(f"--{group[1]}.{name}" for name in _names_below(f"{group[1]}.", known))
+        reason = f" ({' '.join(group[3].split())})" if group[3] else ""
+        return f"--{group[1]} is a YAML file with settings; got {group[2]!r}{reason}. A single setting: {flags}."
+    told = re.fullmatch(r'Parser key "(.+)": (.+)', message)
+    return f"--{told[1]}: {told[2]}" if told else None
+
+
+def _wrong_value(message: str, _: Sequence[str]) -> str | None:
+    lines = message.splitlines()
+    keys = [(place, len(found["indent"])) for place, found in enumerate(map(_KEY.match, lines)) if found]
+    if not keys or any(outer >= inner for (_, outer), (_, inner) in itertools.pairwise(keys)):
+        return None  # in the second case: several things that it might have been, each with a mistake of its own
+    place, depth = keys[-1]
+    about = [line for line in lines[place + 1 :] if len(line) - len(line.lstrip()) > depth]
+    allowed = dict.fromkeys(words for line in about for words in _allowed(line))
+    values = [found[1] for found in (re.search(r"(?:Got|Given) value: (.*)", line) for line in about) if found]
+    if not allowed or not values:
+        return None
+    return f"{'.'.join(_keys(message))} is {' or '.join(allowed)}; got {values[0]}."
+
+
+def _allowed(line: str) -> Iterator[str]:
+    """What a line of the parser says is expected, in words."""
+    if found := re.search(r"Expected a typing\.Literal\[(.+?)\]", line):
+        yield "one of " + found[1].replace("'", "")
+    elif found := re.search(r"Expected a <class '(?:.+\.)?(\w+)'>", line):
+        yield KINDS.get(found[1], f"a {found[1]}")
+    elif found := re.search(r"Not a valid subclass of (\w+)", line):
+        yield f"the settings of a {found[1]}"
+
+
+def _keys(message: str) -> list[str]:
+    """Names of the settings that a message is about, from the outside in."""
+    return [found["name"] for found in map(_KEY.match, message.splitlines()) if found]
+
+
+def _names_below(above: str, known: Iterable[str]) -> list[str]:
+    """The next part of those names that begin with `above`, which ends with a dot or is empty."""
+    return list(dict.fromkeys(item[len(above) :].partition(".")[0] for item in known if item.startswith(above)))
