@@ -57,6 +57,19 @@ def test_flags_that_are_needed(run):
     assert err == "makd: Required, but not given: model, task.name, output. See `makd finetune --help`."
 
 
+@pytest.mark.parametrize("words", [["--model", "./nowhere"], ["--model=./nowhere"], ["./nowhere"]])
+def test_what_stands_without_a_flag_may_have_one(run, words):
+    code, _, err = run("inspect", "--head", "base", *words)
+    assert code == 2
+    assert "./nowhere does not exist" in err
+
+
+def test_a_flag_without_its_value(run):
+    code, _, err = run("distill", "--teacher", "a-model", "--output", "a-folder", "--student")
+    assert code == 2
+    assert "Required, but not given: student." in err
+
+
 def test_a_file_of_settings_that_is_no_yaml(run, tmp_path):
     file = tmp_path / "budget.yaml"
     file.write_text("keep: 0.5: 3\n")

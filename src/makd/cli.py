@@ -77,10 +77,9 @@ def _run(name: str, words: list[str]) -> int:
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
     try:
-        settings = parser.instantiate(parser.parse_args(expand(name, words)))
+        settings = parser.instantiate(parser.parse_args(expand(name, words, command.positional)))
     except PARSING_ERRORS as error:
-        known = (*parser.get_defaults().keys(), *command.positional)
-        raise MakdError(f"{explain(error, known)}\nSee `makd {name} --help`.") from error
+        raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
     set_up_logging()
     unwind_at_sigterm()

@@ -1,6 +1,6 @@
 """The command line's part about tasks: short flags, and `makd finetune`. Heavy imports wait until they are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from makd.errors import MakdError
@@ -10,17 +10,24 @@ SHORT = {"--task": "--task.name", "--task_data": "--task.path"}
 """Flags that are worth a short form -> the settings that they are."""
 
 
-def expand(name: str, words: list[str]) -> list[str]:
-    """Words with short flags written out. A model to fine-tune may be called `--teacher`, which it is to become."""
+def expand(name: str, words: list[str], positional: Sequence[str] = ()) -> list[str]:
+    """Words with short flags written out, and what stands without a flag, as `positional` names it, in front.
+
+    `makd distill --student runs/start` is `makd distill runs/start`. A model to fine-tune may be called `--teacher`,
+    which it is to become.
+    """
     short = {**SHORT, "--teacher": "--model"} if name == "finetune" else SHORT
     found = []
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         following = value if equals else next(iter(words[place + 1 :]), "")
         found.append(word if following.startswith("{") else short.get(flag, flag) + equals + value)
-    if "--model" in found and found.index("--model") + 1 < len(found):
-        place = found.index("--model")
-        found = [found[place + 1], *found[:place], *found[place + 2 :]]
+    for parameter in positional:
+        places = [place for place, word in enumerate(found) if word.partition("=")[0] == f"--{parameter}"]
+        for place in places[:1]:
+            _, equals, value = found[place].partition("=")
+            end = place + 1 if equals else place + 2
+            found = [*([value] if equals else found[place + 1 : end]), *found[:place], *found[end:]]
     return found
 
 

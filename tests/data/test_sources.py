@@ -114,3 +114,13 @@ def test_real_data_sets_load_from_a_folder(folder, columns, label):
     texts = load_texts(DataConfig(path=str(path), text_columns=columns, label_column=label, rows=100))
     assert len(texts.train) == 100
     assert len(texts.evaluation) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [("empty.jsonl", "", "is empty"), ("broken.csv", 'text,label\n"a,1\n', "EOF inside string")],
+)
+def test_a_file_that_cannot_be_read_says_why(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(makd.MakdError, match=told):
+        load_texts(DataConfig(path=str(tmp_path / name)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from makd.errors import DataError, SettingError
 
@@ -99,6 +100,8 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
         if path.is_file():
             if path.suffix not in FILE_FORMATS:
                 raise DataError(f"{name}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
+            if path.stat().st_size == 0:
+                raise DataError(f"{name} is empty.")
             return load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)})
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
@@ -106,7 +109,9 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
     except DataError:
         raise
     except Exception as error:  # datasets raises many types for what is not there; the cause is kept
-        text = " ".join(str(error).split())[:400]
+        has_reason = isinstance(error, DatasetGenerationError) and error.__cause__ is not None
+        reason = error.__cause__ if has_reason else error
+        text = " ".join(str(reason).split())[:400] or type(reason).__name__
         raise DataError(
             f"No data could be loaded from {name!r}: {text} (give {BUILT_IN!r}, a hub id, a folder or a file)"
         ) from error
