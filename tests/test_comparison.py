@@ -130,6 +130,14 @@ class TestRuns:
         assert line["fingerprint"] == same["fingerprint"]
         assert line["metrics"] == same["metrics"]
 
+    def test_data_that_cannot_be_read_is_told_before_anything_is_taught(self, data, encoder_folder, tmp_path):
+        last = makd.TaskConfig(name="glue/stsb", path="mrpc", text_columns=("sentence1", "nothing"), max_length=32)
+        experiment = make(data, encoder_folder, tmp_path / "wrong")
+        wrong = replace(experiment, tasks=(experiment.tasks[0], last))
+        with pytest.raises(DataError, match="no column 'nothing'"):
+            makd.compare(wrong)
+        assert not (tmp_path / "wrong").exists()
+
     def test_a_killed_run_goes_on_with_what_is_missing(self, done, data, encoder_folder, tmp_path, monkeypatch):
         _, lines = done
         experiment, teach, calls = make(data, encoder_folder, tmp_path / "killed", seeds=(1,)), performing.teach, []

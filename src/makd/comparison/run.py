@@ -4,13 +4,15 @@ from typing import Any
 
 from makd.comparison.cells import all_cells, select
 from makd.comparison.done import done_lines
+from makd.comparison.ground import place_data
 from makd.comparison.latencies import measure_latencies
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
-from makd.comparison.settings import Experiment
+from makd.comparison.settings import Experiment, short_name
 from makd.comparison.workers import run_here, run_in_processes
 from makd.errors import SettingError
 from makd.pipeline import Progress
+from makd.tasks import read_task
 
 
 def compare(
@@ -35,7 +37,8 @@ def compare(
         The lines of the cells that `only` names, those that were there before included.
 
     Raises:
-        MakdError: with what was wrong, which value, and what is allowed. Lines that were written stay.
+        MakdError: with what was wrong, which value, and what is allowed; of any task's data, before anything is run.
+            Lines that were written stay.
     """
     if workers < 1:
         raise SettingError(f"workers is at least 1 process; got {workers}.")
@@ -45,6 +48,10 @@ def compare(
     waiting = [cell for cell in chosen if str(cell) not in lines][:limit]
     if waiting and experiment.search.trials:
         check_optuna()
+    for task in {short_name(cell.task): cell.task for cell in waiting}.values():
+        read_task(
+            place_data(task, experiment.data)
+        )  # what is wrong with the last one's data is told before hours of work
     schedule = Schedule(experiment, waiting)
     if workers > 1 and schedule.open_cells:
         run_in_processes(experiment, schedule, workers, progress)
