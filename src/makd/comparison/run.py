@@ -49,9 +49,7 @@ def compare(
     if waiting and experiment.search.trials:
         check_optuna()
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
-        read_task(
-            place_data(task, experiment.data)
-        )  # what is wrong with the last one's data is told before hours of work
+        read_task(place_data(task, experiment.data))  # what is wrong with it is told hours before its turn
     schedule = Schedule(experiment, waiting)
     if workers > 1 and schedule.open_cells:
         run_in_processes(experiment, schedule, workers, progress)
