@@ -37,6 +37,7 @@ from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.schedule import Kind, Schedule
 from makd.comparison.search import known_settings, propose, run_trials, search_space, searched_at, spread_settings
+from makd.comparison.settings import short_name
 from makd.comparison.statistics import average, difference, mean, pairs
 from makd.comparison.tables import best_baseline
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
@@ -265,6 +266,19 @@ class TestSettings:
         made = load_experiment(file).methods[0].build()
         assert (made.depth, made.temperature) == (3, 2.0)
         assert isinstance(made.depth, int)
+
+    @pytest.mark.parametrize(
+        ("name", "path", "told"),
+        [
+            ("glue/mrpc", "elsewhere/pairs", "mrpc"),
+            ("squad", None, "squad"),
+            ("classification", "data/reviews.csv", "reviews"),
+            ("classification", "org/tickets", "tickets"),
+            ("regression", "data/a=1,b=2", "a-1-b-2"),
+        ],
+    )
+    def test_what_a_cell_calls_a_task(self, name, path, told):
+        assert short_name(makd.TaskConfig(name=name, path=path)) == told
 
     def test_a_method_has_several_rows_under_other_names(self):
         row = makd.MethodConfig(name="fast", method="makd", settings={"preset": "fast", "learning_rate": 2e-4})

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from makd.baselines import BASELINES, Baseline
@@ -197,7 +198,9 @@ class Experiment:
 
 
 def short_name(task: TaskConfig) -> str:
-    """What a cell calls a task: the last part of its name."""
+    """What a cell calls a task: the last part of its name, or of its path where the name says but what kind it is."""
+    if task.known.path is None and task.path is not None:
+        return Path(task.path).stem.translate({ord(letter): "-" for letter in ",="})  # --only splits there
     return task.name.rpartition("/")[2]
 
 
