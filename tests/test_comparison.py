@@ -582,6 +582,16 @@ class TestPage:
         assert f"| {lines[0]['params']['student']['linears']:,} |" in page
         assert "learning_rate 0.0001" in page
 
+    def test_what_was_not_timed_or_set_takes_no_room(self, done, tmp_path):
+        experiment, lines = done
+        told = {**lines[0]["settings"], "layers": None}
+        here = replace(experiment, output=str(tmp_path))
+        for line in lines:
+            append_line(tmp_path / RESULTS_FILE, {**line, "settings": told})
+        page = comparison.write_page(here, tmp_path / "page.md").read_text()
+        assert "| seconds |\n" in page
+        assert "layers" not in page
+
     def test_a_page_of_nothing_says_what_to_run(self, data, encoder_folder, tmp_path):
         with pytest.raises(OutputError, match="makd compare"):
             comparison.write_page(make(data, encoder_folder, tmp_path / "none"), tmp_path / "page.md")

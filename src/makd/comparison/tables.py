@@ -61,20 +61,21 @@ def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping
         experiment: whose methods are the rows.
         lines: cells of the budget.
         timed: what each method's student takes for a forward, by the method's name, and the teacher beside it; the
-            teacher's own row has the median of them.
+            teacher's own row has the median of them. There are no such columns where nothing was timed.
     """
+    batches = [name.removeprefix("batch") for line in list(timed.values())[:1] for name in line["latency_ms"]]
     rows = []
     for method in experiment.methods:
         own = [line for line in lines if line["cell"]["method"] == method.name]
         if own:
             costs = [mean_of(own, *keys) for keys in (*(("params", "student", part) for part in PARTS), *SPENT)]
             told = [f"{value:,.0f}" for value in costs]
-            rows.append([f"`{method.name}`", *told, *_latencies(timed.get(method.name))])
+            rows.append([f"`{method.name}`", *told, *_latencies(timed.get(method.name), len(batches))])
     teacher = [f"{mean_of(lines, 'params', 'teacher', part):,.0f}" for part in PARTS]
     beside = zip(*([found["teacher"] for found in line["latency_ms"].values()] for line in timed.values()), strict=True)
-    rows.insert(0, ["*teacher*", *teacher, "", "", "", *([f"{median(taken):.1f}" for taken in beside] or ["", ""])])
-    head = ["", "parameters", "of the linears", "steps", "tokens", "seconds", "ms, batch 1", "ms, batch 16"]
-    return _markdown(head, rows)
+    rows.insert(0, ["*teacher*", *teacher, *("" for _ in SPENT), *(f"{median(taken):.1f}" for taken in beside)])
+    head = ["", "parameters", "of the linears", "steps", "tokens", "seconds"]
+    return _markdown([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
 
 
 def settings_table(experiment: Experiment, lines: Lines) -> str:
@@ -82,13 +83,12 @@ def settings_table(experiment: Experiment, lines: Lines) -> str:
     rows = []
     for method in experiment.methods:
         own = [line for line in lines if line["cell"]["method"] == method.name]
-        told = {
-            key: ", ".join(dict.fromkeys(str(line["settings"][key]) for line in own)) for key in own[0]["settings"]
-        } if own else {}  # fmt: skip
-        if told:
+        if own:
+            used = {key: dict.fromkeys(str(line["settings"][key]) for line in own) for key in own[0]["settings"]}
+            told = [f"{key} {', '.join(values)}" for key, values in used.items() if [*values] != [str(None)]]
             steps = [] if method.times_steps == 1 else [f"{method.times_steps} times the steps"]
-            rows.append([f"`{method.name}`", "; ".join([*steps, *(f"{key} {value}" for key, value in told.items())])])
-    return _markdown(["", "settings"], rows)
+            rows.append([f"`{method.name}`", "; ".join([*steps, *told])])
+    return _markdown(["", "settings"], rows, align="---")
 
 
 def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:
@@ -139,10 +139,10 @@ def _only_ours(experiment: Experiment) -> bool:
     return all(method.kind in OURS for method in experiment.methods)
 
 
-def _latencies(line: Mapping[str, Any] | None) -> list[str]:
+def _latencies(line: Mapping[str, Any] | None, columns: int) -> list[str]:
     """A student's milliseconds, and those of the teacher that took turns with it as the unit."""
     if line is None:
-        return ["", ""]
+        return [""] * columns
     return [
         f"{taken['student']:.1f} ({taken['student'] / taken['teacher']:.2f}x)" for taken in line["latency_ms"].values()
     ]
@@ -177,6 +177,6 @@ def _difference(gains: Scores) -> str:
     return f"{100 * found.mean:+.2f}{' = ' if errors else ''}{', '.join(errors)}, n {len(gains)}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in head[1:])]
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
+    rule = ["---", *(align for _ in head[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
