@@ -51,6 +51,12 @@ def test_of_flags(run, flags, told):
     assert out == ""
 
 
+def test_what_the_settings_themselves_refuse_needs_no_help_text(run):
+    code, _, err = run(*COMPRESS, "--budget.keep", "0.5", "--recipe.training.learning_rate", "-1")
+    assert code == 2
+    assert err == "makd: training.learning_rate is above 0; got -1.0."
+
+
 def test_flags_that_are_needed(run):
     code, _, err = run("finetune")
     assert code == 2

@@ -78,6 +78,8 @@ def _run(name: str, words: list[str]) -> int:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
     try:
         settings = parser.instantiate(parser.parse_args(expand(name, words, command.positional)))
+    except MakdError:
+        raise
     except PARSING_ERRORS as error:
         raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
