@@ -44,10 +44,9 @@ class MethodConfig:
         if self.budgets == ():
             raise SettingError(f"methods[].budgets is at least one, or null for all; {self.name} has an empty list.")
         object.__setattr__(self, "settings", self._checked())
-        if self.build().learning_rate <= 0:
-            raise SettingError(
-                f"methods[].settings.learning_rate of {self.name} is above 0; got {self.build().learning_rate}."
-            )
+        rate = self.build().learning_rate
+        if rate <= 0:
+            raise SettingError(f"methods[].settings.learning_rate of {self.name} is above 0; got {rate}.")
 
     def _checked(self) -> dict[str, int | float | str | bool | None]:
         """The settings; `3` of what is a number is `3.0`, so that both are one cell."""
