@@ -75,14 +75,19 @@ class TestSchedule:
         schedule.finish(first)
         assert schedule.take(first.ground).ground == first.ground
 
-    def test_the_first_budget_is_done_before_the_next_one_also_where_a_process_has_to_move(self, experiment):
-        two = replace(experiment, budgets=(*experiment.budgets, makd.Budget(keep_linears=0.8)), seeds=(1,))
-        schedule, last, taken = Schedule(two, all_cells(two)), None, []
-        while (job := schedule.take(last)) is not None:
-            taken.append(job.cell.budget)
-            last = job.ground
+    def test_the_first_budget_is_done_everywhere_and_then_all_others_of_a_ground_before_the_next_one(self, experiment):
+        smaller = (makd.Budget(keep_linears=0.8), makd.Budget(keep_linears=0.7))
+        three = replace(experiment, budgets=(*experiment.budgets, *smaller), seeds=(1,))
+        first, middle, last = three.budgets
+        schedule, ground, taken = Schedule(three, all_cells(three)), None, []
+        while (job := schedule.take(ground)) is not None:
+            taken.append((job.cell.budget, job.cell.task))
+            ground = job.ground
             schedule.finish(job)
-        assert taken == sorted(taken, key=two.budgets.index)
+        mrpc, stsb = three.tasks
+        order = [(first, mrpc), (first, stsb), (middle, stsb), (last, stsb), (middle, mrpc), (last, mrpc)]
+        assert list(dict.fromkeys(taken)) == order  # it begins the others where it is
+        assert len(taken) == len(order) * len(three.methods)
 
     def test_cells_wait_for_their_search_and_teachers_are_made_meanwhile(self, experiment):
         searched = replace(

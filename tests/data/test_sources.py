@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 
@@ -38,6 +39,21 @@ def test_pairs_and_labels_are_found_by_column_name(tmp_path):
         DataConfig(path=str(path), text_columns=("sentence1", "sentence2"), label_column="label", held_out=0.34)
     )
     assert sorted(texts.train.column_names) == ["label", "text", "text_pair"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_the_only_column_of_strings_is_the_text_in_whatever_form_arrow_has_them(tmp_path, kind):
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"number": [1, 2, 3], "review": pa.array(["one", "two", "three"], kind)})
+    Dataset(table).to_parquet(str(path))
+    texts = load_texts(DataConfig(path=str(path), held_out=0.34))
+    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one", "three", "two"]
+
+
+def test_the_only_column_of_strings_of_a_csv_file_is_the_text(tmp_path):
+    (tmp_path / "rows.csv").write_text("number,review\n1,one\n2,two\n3,three\n")
+    texts = load_texts(DataConfig(path=str(tmp_path / "rows.csv"), held_out=0.34))
+    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one", "three", "two"]
 
 
 def test_a_folder_of_parquet_uses_its_own_validation_split(tmp_path):

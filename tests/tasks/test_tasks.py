@@ -121,6 +121,22 @@ class TestClassification:
         train = [*PAIRS, {**PAIRS[0], "label": -1}]
         assert len(read_task(config(write(tmp_path / "some", train=train, validation=PAIRS))).train) == 12
 
+    @pytest.mark.parametrize("labels", [None, ("bad", "good")])
+    def test_a_csv_file_whose_labels_are_missing_here_and_there_is_a_task_of_the_rows_that_have_one(
+        self, tmp_path, labels
+    ):
+        (tmp_path / "reviews.csv").write_text("number,text,label\n" + "1,a film,1\n2,a film,\n3,a film,0\n" * 6)
+        rows = read_task(config(str(tmp_path / "reviews.csv"), "classification", labels=labels))
+        assert rows.labels == (labels or ("0", "1"))
+        found = [*rows.train["label"], *rows.evaluation["held_out"]["label"]]
+        assert sorted(found) == [0] * 6 + [1] * 6
+
+    def test_labels_that_are_not_a_number_are_missing(self, tmp_path):
+        rows = [{"text": f"film {place}", "label": float(place % 2)} for place in range(6)]
+        Dataset.from_list([*rows, {"text": "film", "label": float("nan")}]).to_parquet(tmp_path / "rows.parquet")
+        found = read_task(config(str(tmp_path / "rows.parquet"), "classification"))
+        assert (found.labels, len(found.train) + len(found.evaluation["held_out"])) == (("0", "1"), 6)
+
 
 class TestHeads:
     def test_a_base_model_gets_a_head_that_its_seed_decides(self, mrpc, tokenizer, encoder_folder):

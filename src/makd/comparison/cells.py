@@ -40,12 +40,17 @@ class Cell:
 
 
 def all_cells(experiment: Experiment) -> list[Cell]:
-    """Every cell: a whole table of one seed at the first budget, then the other seeds, then the other budgets."""
+    """Every cell: a whole table of one seed at the first budget, then of the other seeds, then all the other budgets.
+
+    Those of one task and seed stand together: they share a teacher and what it says.
+    """
+    first, others = experiment.budgets[:1], experiment.budgets[1:]
     return [
         Cell(task=task, method=method, seed=seed, budget=budget)
-        for budget in experiment.budgets
+        for budgets in (first, others)
         for seed in experiment.seeds
         for task in experiment.tasks
+        for budget in budgets
         for method in experiment.methods
         if method.is_compared_at(budget)
     ]

@@ -34,7 +34,7 @@ class Job:
 
 
 class Schedule:
-    """Searches before the cells that need them, budget after budget, and one teacher for each ground."""
+    """Searches before the cells that need them, the first budget before the others, and one teacher for each ground."""
 
     def __init__(self, experiment: Experiment, cells: Sequence[Cell]) -> None:
         """`cells` are those to run."""
@@ -104,4 +104,4 @@ class Schedule:
         return self._crowd(job) == 0 or job.ground.is_dir()
 
     def _stage(self, job: Job) -> int:
-        return 0 if job.kind is Kind.SEARCH else 1 + self.experiment.budgets.index(job.cell.budget)
+        return 0 if job.kind is Kind.SEARCH else 1 if job.cell.budget == self.experiment.budgets[0] else 2

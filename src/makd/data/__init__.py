@@ -2,7 +2,7 @@
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
-from makd.data.sources import DataConfig, Texts, hold_out, load_splits, load_texts, validation_split
+from makd.data.sources import DataConfig, Texts, hold_out, load_splits, load_texts, string_columns, validation_split
 
 __all__ = [
     "Batch",
@@ -18,6 +18,7 @@ __all__ = [
     "padding_share",
     "reads_blocks",
     "row_lengths",
+    "string_columns",
     "token_batches",
     "tokenize",
     "validation_split",

@@ -21,6 +21,7 @@ PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
 HELD_OUT_EVERY = 6
 """Each sixth passage of the built-in text is for evaluation."""
+STRINGS = ("string", "large_string", "string_view")
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -122,6 +123,11 @@ def validation_split(splits: Iterable[str]) -> str | None:
     return next((split for split in splits if split.startswith(("validation", "dev"))), None)
 
 
+def string_columns(rows: Dataset) -> list[str]:
+    """Names of the columns that hold strings, in any of Arrow's forms: csv files and polars come as `large_string`."""
+    return [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) in STRINGS]
+
+
 def hold_out(texts: list[str], config: DataConfig, seed: int = 0) -> Texts:
     """The same for texts in hand: `config.held_out` of them are for evaluation.
 
@@ -176,7 +182,7 @@ def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
 def _guess_text(rows: Dataset, config: DataConfig) -> tuple[str, ...]:
     if "text" in rows.column_names:
         return ("text",)
-    strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) == "string"]
+    strings = string_columns(rows)
     if len(strings) == 1:
         return (strings[0],)
     raise DataError(

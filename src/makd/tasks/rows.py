@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from makd.data import load_splits, validation_split
+from makd.data import load_splits, string_columns, validation_split
 from makd.errors import DataError
 from makd.tasks.settings import TaskConfig
 
@@ -70,7 +70,8 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
         labels=labels,
         train=_with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True),
         evaluation={
-            name: _with_labels(config, rows, labels, f"split {name!r} of {where}") for name, rows in evaluation.items()
+            name: _with_labels(config, rows, labels, f"split {name!r} of {where}", drop=name not in splits)
+            for name, rows in evaluation.items()
         },
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
     )
@@ -96,7 +97,7 @@ class _Source:
 
     def _guess(self, rows: Dataset) -> tuple[str, ...]:
         label = self.config.label_column or self.config.kind.label_column
-        strings = [name for name, kind in rows.features.items() if kind == Value("string") and name != label]
+        strings = [name for name in string_columns(rows) if name != label]
         if "text" in strings:
             return ("text",)
         if len(strings) == 1:
@@ -167,6 +168,10 @@ def _labels(config: TaskConfig, train: Dataset, where: str) -> tuple[str, ...]:
 
 def _distinct(values: Sequence[Any]) -> Any:
     flat = {value for item in values for value in (item if isinstance(item, list) else [item])}
+    # whole numbers of a csv file with some missing are read as 0.0, 1.0
+    flat = {
+        int(value) if isinstance(value, float) and value.is_integer() else value for value in flat if value == value
+    }
     flat -= {None, UNLABELLED}
     if not flat:
         raise DataError("No training row has a label.")
@@ -210,7 +215,7 @@ def _with_labels(config: TaskConfig, rows: Dataset, labels: Sequence[str], where
 
 def _number(value: Any, labels: Sequence[str], where: str) -> int:
     """The place of a label, which is a place already or a name; `UNLABELLED` where there is none."""
-    if value is None:
+    if value is None or value != value:
         return UNLABELLED
     if isinstance(value, str):
         if value in labels:
