@@ -51,6 +51,12 @@ def test_pairs_are_told_apart_by_token_types(tokenizer, monkeypatch):
     assert "text_pair" not in found.column_names
 
 
+def test_a_text_that_is_not_there_is_an_empty_one(tokenizer):
+    model = tiny("bert", vocab_size=300)
+    found = tokenize(rows(text_pair=[None] * len(TEXTS)), tokenizer, model, 64)
+    assert found["input_ids"] == tokenize(rows(text_pair=[""] * len(TEXTS)), tokenizer, model, 64)["input_ids"]
+
+
 @pytest.mark.parametrize(("labels", "dtype"), [([0, 2, 1], torch.int64), ([0.5, 4.8, 1.0], torch.float32)])
 def test_labels_are_classes_or_numbers(tokenizer, labels, dtype):
     model = tiny("bert", "sequence_classification", vocab_size=300)

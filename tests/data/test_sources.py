@@ -33,12 +33,16 @@ def test_a_text_file_is_a_row_a_line_without_blank_ones(tmp_path):
     assert len(texts.evaluation) == 1
 
 
-def test_pairs_and_labels_are_found_by_column_name(tmp_path):
+def test_pairs_are_found_by_column_name(tmp_path):
     path = write_csv(tmp_path, [("a", "b", 1), ("c", "d", 0), ("e", "f", 1)])
-    texts = load_texts(
-        DataConfig(path=str(path), text_columns=("sentence1", "sentence2"), label_column="label", held_out=0.34)
-    )
-    assert sorted(texts.train.column_names) == ["label", "text", "text_pair"]
+    texts = load_texts(DataConfig(path=str(path), text_columns=("sentence1", "sentence2"), held_out=0.34))
+    assert sorted(texts.train.column_names) == ["text", "text_pair"]
+
+
+def test_a_column_that_is_called_text_may_be_the_second_of_a_pair(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,title\nlong,short\n" * 2)
+    texts = load_texts(DataConfig(path=str(tmp_path / "rows.csv"), text_columns=("title", "text")))
+    assert texts.train[0] == {"text": "short", "text_pair": "long"}
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
@@ -99,7 +103,7 @@ def test_wrong_settings_are_refused_when_they_are_made(settings, hint):
         ({"path": "{folder}/rows.xml"}, "known files are"),
         ({"path": "{folder}/rows.csv", "text_columns": ("sentence",)}, "no column 'sentence'; it has sentence1"),
         ({"path": "{folder}/rows.csv"}, "data.text_columns"),
-        ({"path": "{folder}/rows.csv", "text_columns": ("sentence1",), "label_column": "gold"}, "no column 'gold'"),
+        ({"path": "{folder}/rows.csv", "text_columns": ("sentence1", "label")}, "'label' of .* holds int64, not text"),
         ({"path": "{folder}/rows.csv", "text_columns": ("sentence1",), "evaluation_split": "dev"}, "no split 'dev'"),
         ({"path": "{folder}/blank.txt"}, "every row of column 'text' is blank"),
         ({"path": "{folder}/one.txt"}, "at least 2 are needed"),
@@ -118,16 +122,12 @@ def test_data_that_cannot_be_used_is_refused_with_what_is_there(tmp_path, settin
 
 @pytest.mark.skipif("MAKD_DATA" not in os.environ, reason="MAKD_DATA (folder of real data sets) is not set")
 @pytest.mark.parametrize(
-    ("folder", "columns", "label"),
-    [
-        ("glue_mrpc", ("sentence1", "sentence2"), "label"),
-        ("glue_sst2", ("sentence",), "label"),
-        ("wikitext2", None, None),
-    ],
+    ("folder", "columns"),
+    [("glue_mrpc", ("sentence1", "sentence2")), ("glue_sst2", ("sentence",)), ("wikitext2", None)],
 )
-def test_real_data_sets_load_from_a_folder(folder, columns, label):
+def test_real_data_sets_load_from_a_folder(folder, columns):
     path = Path(os.environ["MAKD_DATA"]) / folder
-    texts = load_texts(DataConfig(path=str(path), text_columns=columns, label_column=label, rows=100))
+    texts = load_texts(DataConfig(path=str(path), text_columns=columns, rows=100))
     assert len(texts.train) == 100
     assert len(texts.evaluation) > 100
 

@@ -299,6 +299,10 @@ class TestWrongInput:
         [
             ({"name": "glue/qqp"}, "no column 'question1', 'question2'; it has sentence1, sentence2, label"),
             ({"label_column": "target"}, "no column 'target'; it has"),
+            (
+                {"text_columns": ("sentence1", "label")},
+                "'label' of .* holds int64, not text. Columns of text are sentence1",
+            ),
             ({"train_split": "training"}, "no split 'training'; it has train, validation"),
             ({"evaluation_splits": ("dev",)}, "no split 'dev'; it has train, validation"),
             ({"name": "classification"}, "task.text_columns"),

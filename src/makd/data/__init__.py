@@ -2,13 +2,24 @@
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
-from makd.data.sources import DataConfig, Texts, hold_out, load_splits, load_texts, string_columns, validation_split
+from makd.data.sources import (
+    DataConfig,
+    Texts,
+    check_strings,
+    hold_out,
+    load_splits,
+    load_texts,
+    rename_columns,
+    string_columns,
+    validation_split,
+)
 
 __all__ = [
     "Batch",
     "DataConfig",
     "Texts",
     "TokenBatchSampler",
+    "check_strings",
     "collator",
     "count_tokens",
     "hold_out",
@@ -17,6 +28,7 @@ __all__ = [
     "make_batches",
     "padding_share",
     "reads_blocks",
+    "rename_columns",
     "row_lengths",
     "string_columns",
     "token_batches",

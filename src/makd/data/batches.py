@@ -31,6 +31,8 @@ def tokenize(
 ) -> Dataset:
     """Rows of `input_ids` (and `attention_mask`, `token_type_ids`, `label`) as `model` reads them, in shuffled order.
 
+    A text that is null, as csv files hold empty ones, is an empty text.
+
     Raises:
         DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before, or the
             tokenizer is not this model's.
@@ -43,17 +45,16 @@ def tokenize(
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     if reads_blocks(model):
         return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
-    pairs = "text_pair" in rows.column_names
+    columns = [name for name in ("text", "text_pair") if name in rows.column_names]
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
 
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
-        texts = (batch["text"], batch["text_pair"]) if pairs else (batch["text"],)
+        texts = [[text or "" for text in batch[name]] for name in columns]
         encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
         _check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
         return encoded
 
-    drop = [name for name in ("text", "text_pair") if name in rows.column_names]
-    return rows.map(encode, batched=True, remove_columns=drop).shuffle(seed=seed)
+    return rows.map(encode, batched=True, remove_columns=columns).shuffle(seed=seed)
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Collator:

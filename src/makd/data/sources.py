@@ -1,11 +1,11 @@
 """Station 2: from a name to texts. A hub id, a folder, a file and the built-in text all go through the same code.
 
-After this module every source is a `datasets.Dataset` with the columns `text`, and where there are any, `text_pair`
-and `label`.
+After this module every source is a `datasets.Dataset` with the column `text`, and for pairs `text_pair`. Text with
+labels is a task: see `makd.tasks`.
 """
 
 import pydoc_data.topics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ class DataConfig:
     """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
     text_columns: tuple[str, ...] | None = None
     """One column, or two for pairs. None takes `text`, or the only column that holds text."""
-    label_column: str | None = None
-    """Labels of a classification or regression; None distils without labels."""
     max_length: int = 128
     """Tokens of a row (encoders) or block (decoders)."""
     held_out: float = 0.1
@@ -60,7 +58,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Texts:
-    """Training and evaluation rows: `text`, and where there are any `text_pair` and `label`."""
+    """Training and evaluation rows: `text`, and for pairs `text_pair`."""
 
     train: Dataset
     evaluation: Dataset
@@ -128,6 +126,29 @@ def string_columns(rows: Dataset) -> list[str]:
     return [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) in STRINGS]
 
 
+def check_strings(rows: Dataset, columns: Iterable[str], where: str) -> None:
+    """Whether these columns of the data `where` hold text.
+
+    Raises:
+        DataError: one holds something else.
+    """
+    for name in columns:
+        kind = getattr(rows.features[name], "dtype", rows.features[name])
+        if kind not in (*STRINGS, "null"):  # null: not one text in it
+            raise DataError(
+                f"The column {name!r} of {where} holds {kind}, not text. Columns of text are "
+                f"{', '.join(string_columns(rows)) or 'not among ' + ', '.join(rows.column_names)}."
+            )
+
+
+def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
+    """Only the columns that are keys of `names`, under their values."""
+    rows = rows.select_columns(list(names))
+    # through names that nothing has, as columns may trade theirs
+    rows = rows.rename_columns({old: f"makd {new}" for old, new in names.items()})
+    return rows.rename_columns({f"makd {new}": new for new in names.values()})
+
+
 def hold_out(texts: list[str], config: DataConfig, seed: int = 0) -> Texts:
     """The same for texts in hand: `config.held_out` of them are for evaluation.
 
@@ -158,22 +179,15 @@ def _passages() -> Iterator[str]:
 
 
 def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
-    """Only `text`, `text_pair` and `label`, without rows whose text is blank."""
+    """Only `text` and `text_pair`, without rows whose text is blank."""
     columns = config.text_columns or _guess_text(rows, config)
-    wanted = [*columns, *([config.label_column] if config.label_column else [])]
-    missing = [name for name in wanted if name not in rows.column_names]
+    missing = [name for name in columns if name not in rows.column_names]
     if missing:
         raise DataError(
             f"{config.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
         )
-    names = dict(zip(columns, ("text", "text_pair"), strict=False))
-    if config.label_column:
-        names[config.label_column] = "label"
-    rows = rows.select_columns(wanted)
-    for old, new in names.items():
-        if old != new:
-            rows = rows.rename_column(old, new)
-    rows = rows.filter(_has_text)
+    check_strings(rows, columns, config.path)
+    rows = rename_columns(rows, dict(zip(columns, ("text", "text_pair"), strict=False))).filter(_has_text)
     if len(rows) == 0:
         raise DataError(f"{config.path} holds no text: every row of column {columns[0]!r} is blank.")
     return rows

@@ -25,7 +25,7 @@ def encode(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
         return plain_inputs(_encode_words(config, rows, tokenizer))
     if kind == "question_answering":
         return plain_inputs(_encode_places(config, rows, tokenizer))
-    encoded = tokenize(_without_nulls(rows), tokenizer, model, config.length)
+    encoded = tokenize(rows, tokenizer, model, config.length)
     if "label" not in encoded.column_names:
         absent = float("nan") if kind == "regression" else IGNORED
         encoded = encoded.add_column("label", [absent] * len(encoded))
@@ -45,14 +45,6 @@ def plain_inputs(rows: Dataset) -> Dataset:
 def without_targets(rows: Dataset) -> Dataset:
     """Only what a model reads."""
     return rows.select_columns([name for name in INPUTS if name in rows.column_names])
-
-
-def _without_nulls(rows: Dataset) -> Dataset:
-    """Empty texts, which csv files hold as null, as texts."""
-    texts = [name for name in ("text", "text_pair") if name in rows.column_names]
-    if not any(None in rows[name] for name in texts):
-        return rows
-    return rows.map(lambda row: {name: row[name] or "" for name in texts})
 
 
 def _encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from makd.data import load_splits, string_columns, validation_split
+from makd.data import check_strings, load_splits, rename_columns, string_columns, validation_split
 from makd.errors import DataError
 from makd.tasks.settings import TaskConfig
 
@@ -119,10 +119,9 @@ def _rename(rows: Dataset, config: TaskConfig, where: str, columns: Sequence[str
             f"{where} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}. "
             f"Name them with {settings}."
         )
-    rows = rows.select_columns(list(names))
-    # through names that nothing has, as columns may trade theirs
-    rows = rows.rename_columns({old: f"makd {new}" for old, new in names.items()})
-    return rows.rename_columns({f"makd {new}": new for new in names.values()})
+    if config.known.kind != "token_classification":
+        check_strings(rows, columns, where)
+    return rename_columns(rows, names)
 
 
 def _official_splits(config: TaskConfig, splits: DatasetDict) -> tuple[str, ...]:
