@@ -312,6 +312,35 @@ class TestWrongInput:
         with pytest.raises(DataError, match=text):
             read_task(config(mrpc, **settings))
 
+    @pytest.mark.parametrize(
+        ("name", "row", "text"),
+        [
+            ("classification", {"text": "a", "label": [0, 1]}, "one label a row; .* has \\[0, 1\\]"),
+            ("classification", {"text": "a", "label": "good"}, "the label 'good'; there is nothing to tell apart"),
+            ("question_answering", {"answers": "me"}, "Answers are as SQuAD has them"),
+            ("question_answering", {"answers": {"text": "me", "answer_start": 6}}, "Answers are as SQuAD has them"),
+            ("question_answering", {"context": None}, "has a context; in the split 'train' of .* one has none"),
+            ("token_classification", {"tokens": "it is", "tags": ["O", "B-X"]}, "'tokens' of .* holds Value"),
+            ("token_classification", {"tokens": ["it", "is"], "tags": ["O"]}, "has .*'is'.* with 1 tags"),
+            ("token_classification", {"tokens": ["it", None], "tags": ["O", "B-X"]}, "None.* with 2 tags"),
+        ],
+    )
+    def test_rows_of_another_form_are_refused_with_what_is_asked_for(self, tmp_path, name, row, text):
+        columns = {}
+        if name == "question_answering":
+            row = {"question": "who", "context": "it is me", "answers": {"text": ["me"], "answer_start": [6]}, **row}
+        if name == "token_classification":
+            columns = {"text_columns": ("tokens",), "label_column": "tags", "labels": ("O", "B-X")}
+        path = write(tmp_path / "rows", train=[row] * 4)
+        with pytest.raises(DataError, match=text):
+            read_task(TaskConfig(name=name, path=path, **columns))
+
+    def test_one_row_cannot_be_taught_and_measured_on(self, tmp_path):
+        with pytest.raises(DataError, match="has 1 rows; at least 2 are needed"):
+            read_task(
+                TaskConfig(name="classification", path=write(tmp_path / "one", train=[{"text": "a", "label": 1}]))
+            )
+
     def test_labels_beyond_the_tasks_are_refused(self, tmp_path):
         path = write(tmp_path / "bad", train=[*PAIRS, {**PAIRS[0], "label": 2}], validation=PAIRS)
         with pytest.raises(DataError, match="label 2; the task's 2 labels are not_equivalent, equivalent"):

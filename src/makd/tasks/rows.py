@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
 from makd.data import check_strings, load_splits, rename_columns, string_columns, validation_split
 from makd.errors import DataError
@@ -28,6 +28,8 @@ PLAIN = {
 HELD_OUT = "held_out"
 """What training rows are called that are not trained on, but measured on."""
 ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
+LISTS = (List, LargeList)
+WORDS_AND_TAGS = "Each row of token classification is a list of words and a list of as many tags"
 UNLABELLED = -1
 """What data sets have for a label that is kept secret, or that annotators did not agree on."""
 
@@ -62,6 +64,8 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
     if names and (names != (HELD_OUT,) or HELD_OUT in splits):
         evaluation = {name: _limit(found.split(splits, name), config.evaluation_rows) for name in names}
     else:
+        if len(train) < 2:
+            raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
         parts = train.train_test_split(test_size=max(1, round(config.held_out * len(train))), seed=seed)
         train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
     labels = _labels(config, train, where)
@@ -121,6 +125,10 @@ def _rename(rows: Dataset, config: TaskConfig, where: str, columns: Sequence[str
         )
     if config.known.kind != "token_classification":
         check_strings(rows, columns, where)
+    else:
+        for name in names:
+            if not isinstance(rows.features[name], LISTS):
+                raise DataError(f"{WORDS_AND_TAGS}; the column {name!r} of {where} holds {rows.features[name]}.")
     return rename_columns(rows, names)
 
 
@@ -161,6 +169,8 @@ def _labels(config: TaskConfig, train: Dataset, where: str) -> tuple[str, ...]:
     found = _distinct(train[column])
     if all(isinstance(label, int) for label in found):
         found = range(max(found) + 1)
+    if len(found) < 2:
+        raise DataError(f"All training rows of {where} have the label {found[0]!r}; there is nothing to tell apart.")
     logger.info("labels of %s, in this order: %s", where, ", ".join(map(str, found)))
     return tuple(map(str, found))
 
@@ -185,9 +195,10 @@ def _distinct(values: Sequence[Any]) -> Any:
 def _with_labels(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: str, drop: bool = False) -> Dataset:
     """`rows` whose labels are numbers: places in `labels`, or the regression's. `drop` those that have none."""
     kind = config.known.kind
-    if kind == "question_answering":
-        return rows
     column = PLAIN[kind][1]
+    if kind == "question_answering":
+        _check_answers(rows, where)
+        return rows
     if kind == "token_classification":
         return _with_tags(config, rows, labels, where)
     if kind == "regression":
@@ -219,6 +230,8 @@ def _number(value: Any, labels: Sequence[str], where: str) -> int:
     if isinstance(value, str):
         if value in labels:
             return labels.index(value)
+    elif isinstance(value, list):
+        raise DataError(f"A classification has one label a row; the {where} has {value!r}.")
     elif value == UNLABELLED or (value == int(value) and 0 <= value < len(labels)):
         return int(value)
     raise DataError(
@@ -227,15 +240,25 @@ def _number(value: Any, labels: Sequence[str], where: str) -> int:
     )
 
 
+def _check_answers(rows: Dataset, where: str) -> None:
+    absent = next((name for name in PLAIN["question_answering"][0] if None in rows[name]), None)
+    if absent is not None:
+        raise DataError(f"Every row of question answering has a {absent}; in the {where} one has none.")
+    feature = rows.features["answers"]
+    parts = feature if isinstance(feature, Mapping) else {}
+    if not all(isinstance(parts.get(name), LISTS) for name in ("text", "answer_start")):
+        raise DataError(
+            f"Answers are as SQuAD has them, a list of texts and of the characters where they begin, such as "
+            f'{{"text": ["Paris"], "answer_start": [17]}}, empty where there is none; those of {where} are {feature}.'
+        )
+
+
 def _with_tags(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: str) -> Dataset:
     column = rows["tags"]
-    tags = [[_number(value, labels, where) for value in tags] for tags in column]
+    tags = [[_number(value, labels, where) for value in tags or ()] for tags in column]
     for words, numbers in zip(rows["tokens"], tags, strict=True):
-        if not isinstance(words, list) or len(words) != len(numbers):
-            raise DataError(
-                f"Each row of token classification is a list of words and a list of as many tags; {where} has "
-                f"{words!r} with {len(numbers)} tags."
-            )
+        if words is None or len(words) != len(numbers) or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{WORDS_AND_TAGS}; {where} has {words!r} with {len(numbers)} tags.")
     strange = next((label for label in labels if not ENTITY_TAG.fullmatch(label)), None)
     if strange is not None and any(name.startswith("entity") for name in config.measured):
         raise DataError(
