@@ -112,6 +112,16 @@ def test_a_student_of_a_list_says_that_its_text_is_not_known(report):
         pipeline.data_of(str(report.folder))
 
 
+@pytest.mark.parametrize(
+    ("part", "other"), [("data", {"pth": "texts.txt"}), ("task", {"name": "squad", "pth": "data/squad"})]
+)
+def test_a_setting_that_a_recipe_misspells_is_named(tmp_path, part, other):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": None, "task": None, part: other}))
+    with pytest.raises(makd.MakdError, match=f"Unknown setting of a?.?{part} 'pth'. Did you mean 'path'"):
+        pipeline.data_of(str(tmp_path))
+
+
 def test_progress_is_told_for_every_stage(teacher_folder, tmp_path):
     told = []
     makd.compress(

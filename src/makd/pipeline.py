@@ -25,6 +25,7 @@ from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
 from makd.preparation import Data, RunData, prepare
+from makd.registry import make_settings
 from makd.report import (
     OutputFolder,
     copy_sentence_transformers_files,
@@ -34,7 +35,6 @@ from makd.report import (
     write_recipe,
 )
 from makd.tasks import TaskConfig
-from makd.tasks.settings import config_from
 
 logger = logging.getLogger(__name__)
 
@@ -157,19 +157,18 @@ def data_of(student: str) -> DataConfig | TaskConfig:
 
     Raises:
         DataError: it was made with a list of texts, which the recipe does not hold.
+        UnknownNameError: the recipe has a setting that there is not.
     """
     recipe = Path(locate(student).folder) / "recipe.yaml"
     if not recipe.is_file():
         return DataConfig()
     written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if written.get("task") is not None:
-        return config_from(written["task"])
+        return make_settings(TaskConfig, "setting of a task", written["task"])
     settings = written["data"]
     if settings is None:
         raise DataError(f"{student} was made with texts in hand, not kept in its recipe.yaml. Give --data.path.")
-    if settings["text_columns"] is not None:
-        settings["text_columns"] = tuple(settings["text_columns"])
-    return DataConfig(**settings)
+    return make_settings(DataConfig, "setting of data", settings)
 
 
 @dataclass

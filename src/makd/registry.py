@@ -1,8 +1,9 @@
 """Named things of one kind (solvers, rank rules, aspects, plans), with one error text for a name that nobody knows."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from makd.errors import UnknownNameError
 
@@ -15,6 +16,19 @@ def unknown_name(kind: str, name: object, known: Iterable[object]) -> UnknownNam
     near = difflib.get_close_matches(str(name), names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
     return UnknownNameError(f"Unknown {kind} {str(name)!r}.{hint} Known: {', '.join(names)}.")
+
+
+def make_settings(kind: Callable[..., T], called: str, values: Mapping[str, Any]) -> T:
+    """The settings dataclass `kind` of what a file holds of it, whose lists are tuples here.
+
+    Raises:
+        UnknownNameError: it has no such setting.
+    """
+    known = inspect.signature(kind).parameters
+    for name in values:
+        if name not in known:
+            raise unknown_name(called, name, known)
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -11,7 +11,6 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from makd.data import collator
 from makd.errors import DataError, SettingError, UnknownNameError
 from makd.tasks import TASKS, TaskConfig, check_head, load_task, load_task_model, read_task, tokenize_task
-from makd.tasks.settings import config_from
 from tests.models import tiny
 
 SIZES = {"vocab_size": 300, "max_position_embeddings": 64}
@@ -289,10 +288,6 @@ class TestWrongInput:
     def test_settings_are_checked_when_they_are_made(self, settings, error, text):
         with pytest.raises(error, match=text):
             TaskConfig(**settings)
-
-    def test_a_setting_that_a_recipe_misspells_is_named(self):
-        with pytest.raises(UnknownNameError, match="'path'"):
-            config_from({"name": "squad", "pth": "x"})
 
     @pytest.mark.parametrize(
         ("settings", "text"),

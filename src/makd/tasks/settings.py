@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from makd.errors import SettingError
-from makd.registry import unknown_name
 from makd.tasks.known import KINDS, TASKS, Kind, KnownTask
 from makd.tasks.metrics import METRICS
 
@@ -103,17 +102,3 @@ class TaskConfig:
     def length(self) -> int:
         """Tokens of a row, at most."""
         return self.max_length or self.kind.max_length
-
-
-def config_from(settings: dict[str, object]) -> TaskConfig:
-    """A config from what YAML holds of one.
-
-    Raises:
-        UnknownNameError: there is no such setting.
-    """
-    known = TaskConfig.__dataclass_fields__
-    for name in settings:
-        if name not in known:
-            raise unknown_name("setting of a task", name, known)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    return TaskConfig(**values)  # type: ignore[arg-type]
