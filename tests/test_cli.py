@@ -86,6 +86,8 @@ def test_factorize_then_distill_then_evaluate(run, encoder_folder, tmp_path):
     code, out, err = run("evaluate", taught, "--teacher", encoder_folder, "--json", tmp_path / "found.json")
     assert code == 0, err
     assert "rank correlation" in out
+    for made, command in ((start, "makd factorize"), (taught, "makd distill")):
+        assert f"`{command} --config recipe.yaml --output ANOTHER` repeats the run" in (made / "README.md").read_text()
     assert json.loads((tmp_path / "found.json").read_text())["params"]["total"]["student"] > 0
 
 

@@ -108,6 +108,7 @@ def test_a_teacher_in_bfloat16_gives_a_student_in_bfloat16(decoder_folder, tmp_p
 
 def test_a_student_of_a_list_says_that_its_text_is_not_known(report):
     assert yaml.safe_load((report.folder / "recipe.yaml").read_text())["data"] is None
+    assert "Its texts were in hand" in (report.folder / "README.md").read_text()
     with pytest.raises(makd.MakdError, match="texts in hand"):
         pipeline.data_of(str(report.folder))
 

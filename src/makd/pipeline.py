@@ -91,7 +91,7 @@ def compress(
     with run.folder.work() as result:
         _distill(run, student)
         run.scores["after"] = run.score(student)
-        return _finish(run, student, result, {"budget": budget})
+        return _finish(run, student, result, "compress", {"budget": budget})
 
 
 def factorize_only(
@@ -110,7 +110,7 @@ def factorize_only(
     student = _factorize(run, budget)
     with run.folder.work() as result:
         run.scores["after"] = run.score(student)
-        return _finish(run, student, result, {"budget": budget})
+        return _finish(run, student, result, "factorize", {"budget": budget})
 
 
 def distill(
@@ -133,7 +133,7 @@ def distill(
     with run.folder.work() as result:
         _distill(run, model)
         run.scores["after"] = run.score(model)
-        return _finish(run, model, result, {"student": _name(student)})
+        return _finish(run, model, result, "distill", {"student": _name(student)})
 
 
 def evaluate(
@@ -356,8 +356,8 @@ def _train(run: _Run, student: PreTrainedModel, stage: Stage, checkpoints: Path)
     student.requires_grad_(True).eval()
 
 
-def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[str, Any]) -> Report:
-    """Write the student and everything that belongs to it into `result`."""
+def _finish(run: _Run, student: PreTrainedModel, result: Path, command: str, settings: dict[str, Any]) -> Report:
+    """Write the student and everything that belongs to it into `result`; `command` made it of `settings`."""
     run.progress("save", 0, 1)
     student.save_pretrained(result)
     run.tokenizer.save_pretrained(result)
@@ -369,7 +369,8 @@ def _finish(run: _Run, student: PreTrainedModel, result: Path, settings: dict[st
     write_recipe(result, {**names, **data, **settings, "output": run.folder.path})
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", environment)
-    card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens)
+    again = None if run.data.config is None else f"makd {command}"
+    card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens, again)
     write_card(result, run.folder.path.name, *card)
     run.progress("save", 1, 1)
     return Report(run.folder.path, metrics)

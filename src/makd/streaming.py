@@ -116,7 +116,7 @@ def factorize_streamed(
         write_json(result / "environment.json", environment)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment,
-            recipe.evaluation.latency_tokens,
+            recipe.evaluation.latency_tokens, None if _named(data) is None else "makd factorize",
         )  # fmt: skip
     return Report(folder.path, metrics)
 

@@ -27,7 +27,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 {table}
 Latency: median of forwards of {latency_tokens} tokens a row on {device_name} with {threads} threads, teacher and
 student taking turns. Fidelity: on held-out text. All settings are in `recipe.yaml`, all numbers in `metrics.json`,
-versions and machine in `environment.json`; `makd compress --config recipe.yaml` repeats the run.
+versions and machine in `environment.json`. {again}
 """
 
 
@@ -39,8 +39,12 @@ def write_card(
     metrics: Mapping[str, Any],
     environment: Mapping[str, Any],
     latency_tokens: int,
+    command: str | None,
 ) -> None:
-    """Write the card of the student in `folder`, which will be called `name`."""
+    """Write the card of the student in `folder`, which will be called `name`.
+
+    `command` is what repeats the run from its recipe; None where a recipe cannot hold its data.
+    """
     heads = {
         "ForCausalLM": "AutoModelForCausalLM",
         "LMHeadModel": "AutoModelForCausalLM",
@@ -60,5 +64,8 @@ def write_card(
         latency_tokens=latency_tokens,
         device_name=environment["device_name"],
         threads=environment["threads"],
+        again="Its texts were in hand, and no file names them."
+        if command is None
+        else f"`{command} --config recipe.yaml --output ANOTHER` repeats the run.",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

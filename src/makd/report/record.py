@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 
 
 def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
-    """`recipe.yaml`: every setting of the run, defaults too. `makd compress --config recipe.yaml` repeats it."""
+    """`recipe.yaml`: every setting of the run, defaults too. The command that wrote it repeats it with `--config`."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(plain(settings), sort_keys=False), encoding="utf-8")
 
 
