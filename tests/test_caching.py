@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import yaml
 
 import makd
+from tests.models import tiny
 
 DATA = ["--data.rows", "40", "--data.max_length", "16", "--recipe.device", "cpu"]
 TRAIN = [
@@ -46,6 +48,37 @@ def test_the_report_says_what_is_kept(encoder_folder, tmp_path):
     assert report.rows == 18
     assert report.content["parts"] == ["embedding.mean"]
     assert report.bytes_per_token > 0
+
+
+def test_a_cache_of_a_task_serves_both_stages_of_a_run(run, tokenizer, tmp_path):
+    teacher, reviews = tmp_path / "teacher", tmp_path / "reviews.csv"
+    tiny("bert", "sequence_classification", vocab_size=300).save_pretrained(teacher)
+    tokenizer.save_pretrained(teacher)
+    reviews.write_text("text,label\n" + "a good list,1\na bad list,0\n" * 10)
+    stages = [{"plan": {"terms": [{"aspect": aspect}]}, "training": {"steps": 2}} for aspect in ("hidden", "logits")]
+    recipe = {
+        "stages": stages,
+        "device": "cpu",
+        "calibration": {"rows": 8},
+        "evaluation": {"rows": 4, "latency": False},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe}))
+    same = ["--config", tmp_path / "recipe.yaml", "--teacher", teacher, "--task.max_length", "16"]
+    same += ["--task", "classification", "--task_data", reviews]
+    code, out, err = run("cache", *same, "--output", tmp_path / "cache")
+    assert code == 0, err
+    assert "logits" in out
+    code, _, err = run(
+        "compress",
+        *same,
+        "--recipe.cache",
+        tmp_path / "cache",
+        "--budget.keep",
+        "0.8",
+        "--output",
+        tmp_path / "student",
+    )
+    assert code == 0, err
 
 
 def test_an_empty_name_is_not_a_cache():

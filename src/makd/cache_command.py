@@ -4,6 +4,8 @@ from makd.cache import CacheConfig
 from makd.caching import build_cache
 from makd.config import Recipe
 from makd.data import DataConfig
+from makd.task_commands import task_or_data
+from makd.tasks import TaskConfig
 from makd.terminal import progress_bars
 
 
@@ -11,6 +13,7 @@ def keep(
     teacher: str,
     output: str,
     data: DataConfig = DataConfig(),  # noqa: B008 - frozen
+    task: TaskConfig | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
     tokenizer: str | None = None,
@@ -22,14 +25,15 @@ def keep(
         teacher: hub id, folder, .gguf file, or package:module/path.
         output: folder for the cache; give it to compress or distill as recipe.cache.
         data: text that the students will be trained on.
-        recipe: of the runs that will use the cache; its plan says what is kept.
+        task: a task instead of text; `--task NAME --task_data PATH` for short.
+        recipe: of the runs that will use the cache; its plan, or those of its stages, say what is kept.
         cache: how it is kept.
         tokenizer: where the tokenizer is, if not with the teacher.
         overwrite: replace the output folder when all is done.
     """
     with progress_bars() as progress:
         report = build_cache(
-            teacher, data, recipe, output,
+            teacher, task_or_data(data, task), recipe, output,
             settings=cache, tokenizer=tokenizer, overwrite=overwrite, on_progress=progress,
         )  # fmt: skip
     size = report.content["bytes"]

@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.anatomy import resolve
-from makd.aspects import activate
+from makd.aspects import ActivePlan, activate
 from makd.cache import CacheConfig, identify, write_cache
 from makd.config import Recipe
 from makd.data import collator
@@ -48,14 +49,14 @@ def build_cache(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> CacheReport:
-    """Keep what the recipe's plan needs of `teacher` on the rows that `compress` and `distill` train on.
+    """Keep what the recipe's plans need of `teacher` on the rows that `compress` and `distill` train on.
 
     What is done stands in `<output>.partial`; the same call continues there after a run that was killed.
 
     Args:
         teacher: hub id, folder, `.gguf` file, or `package:module/path`; or a model.
         data: as the runs that use the cache are given it.
-        recipe: likewise; its plan, head, dtype and seed say what is kept.
+        recipe: likewise; its plan (or those of its stages), head, dtype and seed say what is kept.
         output: folder for the cache, for `recipe.cache`.
         settings: how numbers are stored.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
@@ -76,7 +77,8 @@ def build_cache(
     name = teacher if isinstance(teacher, str) else str(teacher.name_or_path)
     words = take_tokenizer(tokenizer, name)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
-    plan = activate(recipe.plan, resolve(model))
+    anatomy = resolve(model)
+    plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))
     prepared = prepare(data, words, model, recipe)
     rows = prepared.train
     identity = identify(model, rows, words, prepared.max_length)
