@@ -56,28 +56,15 @@ def test_a_cache_of_a_task_serves_both_stages_of_a_run(run, tokenizer, tmp_path)
     tokenizer.save_pretrained(teacher)
     reviews.write_text("text,label\n" + "a good list,1\na bad list,0\n" * 10)
     stages = [{"plan": {"terms": [{"aspect": aspect}]}, "training": {"steps": 2}} for aspect in ("hidden", "logits")]
-    recipe = {
-        "stages": stages,
-        "device": "cpu",
-        "calibration": {"rows": 8},
-        "evaluation": {"rows": 4, "latency": False},
-    }
+    recipe = {"stages": stages, "device": "cpu", "calibration": {"rows": 8}, "evaluation": {"latency": False}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe}))
     same = ["--config", tmp_path / "recipe.yaml", "--teacher", teacher, "--task.max_length", "16"]
     same += ["--task", "classification", "--task_data", reviews]
     code, out, err = run("cache", *same, "--output", tmp_path / "cache")
     assert code == 0, err
     assert "logits" in out
-    code, _, err = run(
-        "compress",
-        *same,
-        "--recipe.cache",
-        tmp_path / "cache",
-        "--budget.keep",
-        "0.8",
-        "--output",
-        tmp_path / "student",
-    )
+    teach = ["--recipe.cache", tmp_path / "cache", "--budget.keep", "0.8", "--output", tmp_path / "student"]
+    code, _, err = run("compress", *same, *teach)
     assert code == 0, err
 
 

@@ -296,7 +296,7 @@ class TestWrongInput:
             ({"label_column": "target"}, "no column 'target'; it has"),
             (
                 {"text_columns": ("sentence1", "label")},
-                "'label' of .* holds int64, not text. Columns of text are sentence1",
+                "'label' of .* holds int64, not text. These hold text: sentence1",
             ),
             ({"train_split": "training"}, "no split 'training'; it has train, validation"),
             ({"evaluation_splits": ("dev",)}, "no split 'dev'; it has train, validation"),
@@ -312,6 +312,7 @@ class TestWrongInput:
         [
             ("classification", {"text": "a", "label": [0, 1]}, "one label a row; .* has \\[0, 1\\]"),
             ("classification", {"text": "a", "label": "good"}, "the label 'good'; there is nothing to tell apart"),
+            ("classification", {"text": "a", "label": 1}, "the label 1; there is nothing to tell apart"),
             ("question_answering", {"answers": "me"}, "Answers are as SQuAD has them"),
             ("question_answering", {"answers": {"text": "me", "answer_start": 6}}, "Answers are as SQuAD has them"),
             ("question_answering", {"context": None}, "has a context; in the split 'train' of .* one has none"),

@@ -135,10 +135,9 @@ def check_strings(rows: Dataset, columns: Iterable[str], where: str) -> None:
     for name in columns:
         kind = getattr(rows.features[name], "dtype", rows.features[name])
         if kind not in (*STRINGS, "null"):  # null: not one text in it
-            raise DataError(
-                f"The column {name!r} of {where} holds {kind}, not text. Columns of text are "
-                f"{', '.join(string_columns(rows)) or 'not among ' + ', '.join(rows.column_names)}."
-            )
+            text = ", ".join(string_columns(rows))
+            hint = f" These hold text: {text}." if text else ""
+            raise DataError(f"The column {name!r} of {where} holds {kind}, not text.{hint}")
 
 
 def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:

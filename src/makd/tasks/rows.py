@@ -167,10 +167,13 @@ def _labels(config: TaskConfig, train: Dataset, where: str) -> tuple[str, ...]:
     if wanted is not None:
         return wanted
     found = _distinct(train[column])
+    if len(found) < 2:
+        raise DataError(
+            f"All training rows of {where} have the label {found[0]!r}; there is nothing to tell apart. "
+            f"({UNLABELLED} stands for no label.)"
+        )
     if all(isinstance(label, int) for label in found):
         found = range(max(found) + 1)
-    if len(found) < 2:
-        raise DataError(f"All training rows of {where} have the label {found[0]!r}; there is nothing to tell apart.")
     logger.info("labels of %s, in this order: %s", where, ", ".join(map(str, found)))
     return tuple(map(str, found))
 
