@@ -14,9 +14,9 @@ from makd.cache import CacheConfig, identify, write_cache
 from makd.config import Recipe
 from makd.data import collator
 from makd.loading import check_dtype, take_model, take_tokenizer
-from makd.pipeline import Progress
 from makd.preparation import Data, prepare
 from makd.report import OutputFolder
+from makd.run import Progress
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, trai
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.loading import check_dtype, take_tokenizer
 from makd.lowrank.hub import is_student, mark_student
-from makd.pipeline import Progress, Report
+from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, write_json, write_recipe
+from makd.run import Progress
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
 
 logger = logging.getLogger(__name__)

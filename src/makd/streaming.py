@@ -24,7 +24,7 @@ from makd.loading import check_dtype, load_empty_model, load_tokenizer
 from makd.lowrank.budget import Budget
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
-from makd.pipeline import Progress, Report
+from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.report import (
     OutputFolder,
@@ -35,6 +35,7 @@ from makd.report import (
     write_json,
     write_recipe,
 )
+from makd.run import Progress
 from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)

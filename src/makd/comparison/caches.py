@@ -11,7 +11,7 @@ from makd.anatomy import resolve
 from makd.aspects import Plan, activate
 from makd.cache import CacheConfig, TeacherCache, needs, write_cache
 from makd.data import collator
-from makd.pipeline import Progress
+from makd.run import Progress
 from makd.tasks import Task
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from makd.data import Batch, make_batches
 from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import load_model, load_tokenizer
-from makd.pipeline import Progress
+from makd.run import Progress
 from makd.tasks import METRICS, Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score

@@ -13,8 +13,8 @@ from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment
 from makd.config import find_device
 from makd.evaluation import latency
-from makd.pipeline import Progress
 from makd.report import describe_environment
+from makd.run import Progress
 
 LATENCY_FILE = "latency.jsonl"
 """In the output folder: a line for each method and budget."""

@@ -14,8 +14,8 @@ from makd.comparison.search import Found, run_trials
 from makd.comparison.settings import Experiment
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, parameter_counts
-from makd.pipeline import Progress
 from makd.report import describe_environment
+from makd.run import Progress
 
 
 def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: Progress) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment, MethodConfig, short_name
 from makd.comparison.teach import teach
 from makd.errors import NumericsError, SettingError
-from makd.pipeline import Progress
+from makd.run import Progress
 from makd.tasks import HELD_OUT
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from makd.comparison.perform import perform
 from makd.comparison.schedule import Job, Kind, Schedule
 from makd.comparison.settings import Experiment
 from makd.errors import SettingError
-from makd.pipeline import Progress
+from makd.run import Progress
 
 logger = logging.getLogger(__name__)
 
