@@ -6,6 +6,7 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 import importlib.util
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,21 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
+from makd.checkpoint import check_complete, check_complete_below_head, check_padding, read_config, refusing
 from makd.errors import ModelLoadError, SettingError
+from makd.lowrank.shards import weight_files
+from makd.lowrank.weights import check_finite, check_plain
 from makd.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -86,34 +89,62 @@ def load_model(
     head: str = "auto",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """The model called `name`, in eval mode, with plain weights in `dtype` on `device`, all of them from its files.
+
+    Raises:
+        ModelLoadError: it does not exist, holds no weights or not all of them, is quantized, or its files do not fit
+            together.
+        NumericsError: a weight is NaN or infinite, in the files or in `dtype`.
+        UnknownNameError: `head` is not in `HEADS` (nor "auto").
+    """
+    model, found = _load(name, head, dtype, {})
+    check_complete(model, found, name)
+    return _ready(model, name, device)
+
+
+def load_learner(
+    name: str,
+    head: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     **config: Any,
 ) -> PreTrainedModel:
-    """The model called `name`, in eval mode, with plain weights in `dtype` on `device`.
+    """The same for a model that is to be taught what `head` is for: where the checkpoint has no such head, a new one.
 
     What is in `config` replaces what its config says (`num_labels`, ...), as `from_pretrained` takes it.
 
     Raises:
-        ModelLoadError: it does not exist, holds no weights, is quantized, or its files do not fit together.
-        UnknownNameError: `head` is not in `HEADS` (nor "auto").
+        ModelLoadError: as `load_model`.
+        NumericsError: as `load_model`.
+        UnknownNameError: as `load_model`.
     """
+    model, found = _load(name, head, dtype, config)
+    check_complete_below_head(model, found, name)
+    return _ready(model, name, device)
+
+
+def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """A model, and what transformers tells of how its weights and those of the files match."""
     where = locate(name)
-    arguments: dict[str, Any] = {"dtype": dtype, **config}
+    arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **config}
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
-    try:
-        model = _model_class(where, head).from_pretrained(where.folder, **arguments)
-    except ModelLoadError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelLoadError(f"No model could be loaded from {name!r}: {_first_lines(error)}") from error
+    cls = _model_class(where, head)
+    weight_files(Path(where.folder))
+    with refusing(f"No model could be loaded from {name!r}"):
+        model, found = cls.from_pretrained(where.folder, **arguments)
     if where.gguf_file is not None:
         _forget_gguf(model)
-    elif getattr(model, "is_quantized", False):
-        raise ModelLoadError(
-            f"{name} holds quantized weights; makd factorizes plain ones. Load its unquantized version instead."
-        )
-    loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
+    return model, found
+
+
+def _ready(model: PreTrainedModel, name: str, device: torch.device | str) -> PreTrainedModel:
+    check_plain(model)
+    check_finite(model, name)
+    nn.Module.to(model, device)
+    model.eval()
+    return model
 
 
 def load_empty_model(name: str, head: str = "auto", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Path]:
@@ -130,22 +161,18 @@ def load_empty_model(name: str, head: str = "auto", dtype: torch.dtype = torch.f
         raise ModelLoadError(
             f"{name} is a GGUF file, whose weights transformers expands all at once; only safetensors can be streamed."
         )
-    try:
+    cls = _model_class(where, head)
+    with refusing(f"No model could be built from {name!r}"):
         folder = _local_folder(where.folder)
-        config = AutoConfig.from_pretrained(folder)
+        config = read_config(str(folder))
         if getattr(config, "quantization_config", None) is not None:
             raise ModelLoadError(
                 f"{name} holds quantized or factored weights; makd factorizes plain ones. Load the model that it was "
                 "made from instead."
             )
-        cls = _model_class(Location(str(folder)), head)
         build = getattr(cls, "_from_config", None) or cls.from_config
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = build(config, dtype=dtype)
-    except ModelLoadError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelLoadError(f"No model could be built from {name!r}: {_first_lines(error)}") from error
     model.tie_weights()  # each got an empty tensor of its own
     for pattern, kept in model._get_dtype_plan(dtype).items():
         for parameter_name, parameter in model.named_parameters():
@@ -180,10 +207,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
                 "teacher's tokenizer files into it, or name another one with `tokenizer`."
             )
     arguments = {"gguf_file": where.gguf_file} if where.gguf_file else {}
-    try:
+    with refusing(f"No tokenizer could be loaded from {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(where.folder, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        raise ModelLoadError(f"No tokenizer could be loaded from {name!r}: {_first_lines(error)}") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")
@@ -208,14 +233,46 @@ def _inside_package(name: str) -> Path:
     return path
 
 
+def load_config(name: str) -> PretrainedConfig:
+    """The config of the checkpoint called `name`, which is no GGUF.
+
+    Raises:
+        ModelLoadError: there is none, or it is not one.
+    """
+    config = read_config(locate(name).folder)
+    check_padding(config, name)
+    return config
+
+
 def _model_class(where: Location, head: str) -> Any:
+    """The class to load with: the checkpoint's own, or that of a head.
+
+    Raises:
+        ModelLoadError: the config is none, or names classes that transformers does not know.
+        UnknownNameError: there is no such head.
+    """
+    if where.gguf_file is not None:
+        return transformers.AutoModelForCausalLM if head == "auto" else getattr(transformers, HEADS[head])
+    if head != "auto":
+        HEADS[head]
+    config = load_config(where.folder)
     if head != "auto":
         return getattr(transformers, HEADS[head])
-    if where.gguf_file is not None:
-        return transformers.AutoModelForCausalLM
-    config = AutoConfig.from_pretrained(where.folder)
-    names = [name for name in config.architectures or () if hasattr(transformers, name)]
-    return getattr(transformers, names[0]) if names else AutoModel
+    if not config.architectures:
+        logger.warning(
+            "The config.json of %s does not say which head the checkpoint has (`architectures`): it is loaded without "
+            "one. Name it with recipe.head if it has one.",
+            where.folder,
+        )
+        return AutoModel
+    for name in config.architectures:
+        cls = getattr(transformers, name, None)
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+            return cls
+    raise ModelLoadError(
+        f"{where.folder} is a {', '.join(config.architectures)}, which transformers {transformers.__version__} does "
+        f"not know. Choose a head that it has, with recipe.head: {', '.join(HEADS)}."
+    )
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:
@@ -226,18 +283,16 @@ def _forget_gguf(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
-def _first_lines(error: BaseException) -> str:
-    """The part of a library's error text that a person needs."""
-    return " ".join(str(error).split("\n\n")[0].split())[:400]
-
-
 def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model, loaded if it is a name (see `load_model`); one in hand keeps its head and dtype. In eval mode."""
+    """The model, loaded if it is a name (see `load_model`); one in hand keeps its head and dtype. In eval mode.
+
+    Raises:
+        ModelLoadError: see `load_model`; or the one in hand is quantized or offloaded.
+        NumericsError: a weight is NaN or infinite.
+    """
     if isinstance(model, str):
         return load_model(model, head, dtype, device)
-    nn.Module.to(model, device)
-    model.eval()
-    return model
+    return _ready(model, model.name_or_path or type(model).__name__, device)
 
 
 def take_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None, model: str) -> PreTrainedTokenizerBase:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
+from makd.checkpoint import stored_dtype
 from makd.config import Recipe
 from makd.errors import OutputError, SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
@@ -126,7 +127,7 @@ def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Spe
     A saved student is read again, in its own dtype: a bench in bfloat16 is no reason to round its weights.
     """
     if isinstance(student, str):
-        dtype = AutoConfig.from_pretrained(locate(student).folder).dtype or torch.float32
+        dtype = stored_dtype(locate(student).folder) or torch.float32
         model = load_model(student, dtype=dtype)
         fold_(model, speed.fold)
     else:

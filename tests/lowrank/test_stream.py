@@ -218,6 +218,7 @@ def test_a_base_models_file_is_read_under_a_head_of_the_same_names(tmp_path):
 def spoil_index(folder):
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
 
 
 def cut_short(folder):

@@ -26,6 +26,7 @@ from makd.distill.projections import ForgetGradients, Projections, check_pair, m
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
+from makd.lowrank.weights import check_plain
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class DistillTrainer(Trainer):
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """
+        check_plain(model)
+        check_plain(teacher)
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
         self.anatomy: Anatomy = resolve(model)
         self.teacher_anatomy: Anatomy = resolve(teacher)

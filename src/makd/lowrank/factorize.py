@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, resolve
-from makd.errors import BudgetError, DataError, NumericsError, SettingError
+from makd.errors import BudgetError, DataError, SettingError
 from makd.lowrank.assemble import assemble, calibrate, linear_sizes
 from makd.lowrank.budget import Budget
 from makd.lowrank.drift import choose_probes, drift
@@ -29,6 +28,7 @@ from makd.lowrank.outline import EMPHASES, Plot, draw_plot
 from makd.lowrank.ranks import RANK_RULES
 from makd.lowrank.settings import FactorizeConfig
 from makd.lowrank.solvers import SOLVERS
+from makd.lowrank.weights import check_finite, check_plain
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ def factorize(
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     anatomy = resolve(teacher)
-    _check_weights(teacher)
+    check_plain(teacher)
+    check_finite(teacher, "The teacher")
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)
@@ -160,17 +161,3 @@ def _nearest(
 
 def _report(student: PreTrainedModel) -> FactorizeReport:
     return student.factorization  # type: ignore[return-value]
-
-
-def _check_weights(teacher: PreTrainedModel) -> None:
-    for name, parameter in teacher.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise not_finite(name)
-
-
-def not_finite(name: str) -> NumericsError:
-    """The error for a parameter of the teacher, called `name`, that holds NaN or infinity."""
-    return NumericsError(
-        f"The teacher's {name} holds NaN or infinity. Its checkpoint is damaged, or was stored in a dtype "
-        "too narrow for it; load a sound one."
-    )

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from makd.errors import SettingError
-from makd.loading import load_model, locate
+from makd.loading import load_config, load_learner, locate
 from makd.tasks.rows import TaskRows
 from makd.tasks.settings import TaskConfig
 
@@ -30,7 +30,7 @@ def load_task_model(
     """The model called `name` under the head of a task. A head that it has is kept if it is for as many labels.
 
     Args:
-        name: as for `makd.loading.load_model`; a student's linears stay factored.
+        name: as for `makd.loading.load_learner`; a student's linears stay factored.
         rows: the task, which says how many labels there are and how they are called.
         tokenizer: says which token is padding, where the model's config does not.
         seed: of a new head.
@@ -42,16 +42,15 @@ def load_task_model(
         ModelLoadError: it cannot be loaded.
     """
     kind = rows.config.kind
-    config = AutoConfig.from_pretrained(locate(name).folder) if locate(name).gguf_file is None else None
+    config = load_config(name) if locate(name).gguf_file is None else None
     if config is not None:
         _refuse_decoder(rows.config, config.model_type, name)
     settings = _config(rows)
     has_head = any(kind.classes in cls for cls in getattr(config, "architectures", None) or ())
     if config is not None and has_head and settings.get("num_labels", 2) != config.num_labels:
         logger.info("the head of %s, for %d labels, is replaced", name, config.num_labels)
-        settings["ignore_mismatched_sizes"] = True
     set_seed(seed)
-    model = load_model(name, kind.head, dtype, device, **settings)
+    model = load_learner(name, kind.head, dtype, device, **settings)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -1,6 +1,5 @@
 """Station 3, streamed: a teacher that stays on disk, and an empty model (on `meta`) that is filled part by part."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from makd.errors import ModelLoadError
-from makd.lowrank.factorize import not_finite
+from makd.lowrank.shards import INDEX, SINGLE, weight_files
 from makd.lowrank.stream.files import Source, StoredTensor, read_header
+from makd.lowrank.weights import not_finite
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 OTHER_FORMATS = ("*.gguf", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 
@@ -126,14 +124,9 @@ class Checkpoint:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        try:
-            weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise ModelLoadError(f"{folder / INDEX} is not an index of safetensors files. Copy it again.") from error
-        return sorted({folder / name for name in weight_map.values()})
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+    files = weight_files(folder)
+    if files and all(file.suffix == ".safetensors" for file in files):
+        return files
     others = sorted(path.name for pattern in OTHER_FORMATS for path in folder.glob(pattern))
     if others:
         raise ModelLoadError(

@@ -13,7 +13,8 @@ from makd.anatomy import linear_shape
 from makd.lowrank.hub import mark_student
 from makd.lowrank.linear import LowRankLinear
 from makd.lowrank.ranks import RankPlan
-from makd.lowrank.stream.checkpoint import INDEX, Checkpoint
+from makd.lowrank.shards import INDEX
+from makd.lowrank.stream.checkpoint import Checkpoint
 from makd.lowrank.stream.files import Source, write_tensors
 from makd.lowrank.stream.workfolder import WorkFolder
 

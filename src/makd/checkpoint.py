@@ -1,0 +1,187 @@
+"""From a checkpoint's files to what they say: config, shards, dtype; and whether a loaded model is all from them.
+
+Stands below `loading`. transformers fills what it does not find at random and leaves out what it has no place for, both
+with a warning: here that is an error, unless nothing that is used is touched by it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from makd.errors import MakdError, ModelLoadError
+from makd.lowrank.shards import read_object, weight_files
+from makd.lowrank.stream.files import read_header
+
+OLD_BUFFERS = re.compile(r"(rotary_emb\..*|position_ids|masked_bias|attn\.bias|attention\.bias)$")
+"""Tensors inside layers that old versions of transformers saved and newer ones compute."""
+SHOWN = 3
+"""Names in an error text."""
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever a library says about files that it cannot read is a `ModelLoadError`; `what` says what was tried."""
+    try:
+        yield
+    except (MakdError, MemoryError):
+        raise
+    except Exception as error:  # a config with wrong types fails anywhere, with any type
+        raise ModelLoadError(f"{what}: {first_lines(error)}") from error
+
+
+def first_lines(error: BaseException) -> str:
+    """The part of a library's error text that a person needs."""
+    text = " ".join(str(error).split("\n\n")[0].split())[:400]
+    known = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+    return text if known and text else f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
+def read_config(folder: str) -> PretrainedConfig:
+    """The config of a checkpoint: a folder, or a hub id.
+
+    Raises:
+        ModelLoadError: there is none, it is no JSON object, or a value is of a type that its model does not take.
+    """
+    file = Path(folder) / "config.json"
+    if file.is_file():
+        read_object(file)
+    with refusing(f"No model could be loaded from {folder!r}: its config.json cannot be read as a model's"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    named = config.architectures
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise ModelLoadError(f"{folder}: `architectures` in config.json is a list of class names; it is {named!r}.")
+    return config
+
+
+def check_padding(config: PretrainedConfig, name: str) -> None:
+    """Whether the padding token has an embedding.
+
+    Raises:
+        ModelLoadError: it is beyond the vocabulary.
+    """
+    text = config.get_text_config()
+    padding, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(vocabulary, int) and padding >= vocabulary:
+        raise ModelLoadError(
+            f"The config.json of {name} has pad_token_id {padding}, but embeddings for {vocabulary:,} tokens, from 0. "
+            "Set it to a token of the vocabulary, or to null."
+        )
+
+
+def stored_dtype(folder: str) -> torch.dtype | None:
+    """The dtype that most weights of a checkpoint in a local folder are stored in; None where its files do not tell."""
+    where = Path(folder)
+    if not where.is_dir():
+        return None
+    numbers: Counter[torch.dtype] = Counter()
+    for file in weight_files(where):
+        if file.suffix == ".safetensors":
+            for tensor in read_header(file)[0].values():
+                if tensor.dtype.is_floating_point:
+                    numbers[tensor.dtype] += tensor.nbytes // tensor.dtype.itemsize
+    if numbers:
+        return numbers.most_common(1)[0][0]
+    named = getattr(read_config(folder), "dtype", None)
+    return named if isinstance(named, torch.dtype) else None
+
+
+def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
+    """Whether every weight of `model` came from its files.
+
+    What only makes a pooler is not asked for in a model without a head: nothing here reads it.
+
+    Args:
+        model: as loaded.
+        found: what `from_pretrained(..., output_loading_info=True)` tells.
+        name: of the checkpoint.
+
+    Raises:
+        ModelLoadError: weights are missing, of other shapes, or stand in the files without a place in the model's
+            layers.
+    """
+    filled = {*found["missing_keys"], *_reshaped(found)}
+    if model.base_model is model:
+        filled = {key for key in filled if "pooler" not in key.split(".")}
+    _refuse_filled(model, found, filled, name)
+    _refuse_left_out(model, found, name)
+
+
+def check_complete_below_head(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
+    """The same for a model whose head, with its pooler, may be new: it is to be taught.
+
+    Raises:
+        ModelLoadError: see `check_complete`.
+    """
+    prefix = f"{model.base_model_prefix}."
+    filled = {*found["missing_keys"], *_reshaped(found)}
+    below = {key for key in filled if key.startswith(prefix) and "pooler" not in key.split(".")}
+    _refuse_filled(model, found, below, name)
+    _refuse_left_out(model, found, name)
+
+
+def _refuse_filled(model: PreTrainedModel, found: Mapping[str, Any], filled: Collection[str], name: str) -> None:
+    if not filled:
+        return
+    cls, shapes = type(model).__name__, _reshaped(found)
+    odd = next((key for key in sorted(filled) if key in shapes), None)
+    if odd is not None:
+        theirs, ours = shapes[odd]
+        raise ModelLoadError(
+            f"No model could be loaded from {name!r}: {odd} has shape {theirs} in its files, and its config.json makes "
+            f"it {ours} ({len(filled)} weights do not fit). The files do not belong together: copy the checkpoint "
+            "again, whole."
+        )
+    prefix = f"{model.base_model_prefix}."
+    head_alone = model.base_model is not model and not any(key.startswith(prefix) for key in filled)
+    advice = (
+        f"The checkpoint has no such head: take one that it has (recipe.head auto takes its own), or teach one first, "
+        f"with `makd finetune {name}`."
+        if head_alone
+        else "Its files are not whole, are another model's, or name their tensors otherwise: copy the checkpoint "
+        "again, with its config.json and weights at once."
+    )
+    strangers = found["unexpected_keys"]
+    has = f" It holds {_some(strangers)}, which have no place there." if strangers else ""
+    raise ModelLoadError(f"{name} lacks weights of a {cls}: {_some(filled)}. They would be random.{has} {advice}")
+
+
+def _refuse_left_out(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
+    """Weights inside a layer, or of a layer, that the model does not have: its config is of another model."""
+    modules = dict(model.named_modules())
+    buffers = {key for key, _ in model.named_buffers()}
+    prefix = f"{model.base_model_prefix}."
+    inside = [
+        key
+        for key in found["unexpected_keys"]
+        if not OLD_BUFFERS.search(key)
+        and not {key, prefix + key, key.removeprefix(prefix)} & buffers
+        and any(_is_in_layers(place, modules) for place in (key, prefix + key, key.removeprefix(prefix)))
+    ]
+    if inside:
+        raise ModelLoadError(
+            f"{name} holds weights of layers that its config.json does not make: {_some(inside)}. They would be left "
+            f"out of the {type(model).__name__}. The files do not belong together: copy the checkpoint again, with "
+            "its config.json and weights at once."
+        )
+
+
+def _is_in_layers(key: str, modules: Mapping[str, nn.Module]) -> bool:
+    parts = key.split(".")
+    return any(isinstance(modules.get(".".join(parts[:end])), nn.ModuleList) for end in range(1, len(parts)))
+
+
+def _reshaped(found: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Name -> its shape in the files and in the model, of weights where they differ."""
+    return {key: (tuple(theirs), tuple(ours)) for key, theirs, ours in found["mismatched_keys"]}
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} others"

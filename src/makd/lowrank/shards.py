@@ -1,0 +1,63 @@
+"""Station 3: which files a folder keeps a model's weights in; an index of shards is believed only inside its folder."""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from makd.errors import ModelLoadError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+"""What is read where there are no safetensors: by transformers, never by makd."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads the weights in `folder` from; none if it knows none there.
+
+    Raises:
+        ModelLoadError: an index of shards is no index, or names a file that is elsewhere or not there.
+    """
+    for single in (SINGLE, PICKLED):
+        if (folder / single).is_file():
+            return [folder / single]
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return _shards(index)
+    return []
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file says, which is an object, as configs and indexes are.
+
+    Raises:
+        ModelLoadError: it is no JSON, or something else.
+    """
+    called = f"No model could be loaded from {str(file.parent)!r}: {file.name}"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{called} cannot be read as JSON: {error}. Copy it again.") from error
+    if not isinstance(content, dict):
+        kind = "null" if content is None else f"a {type(content).__name__}"
+        raise ModelLoadError(f"{called} holds an object, {{...}}; this one is {kind}. Copy it again.")
+    return content
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ModelLoadError(
+            f"No model could be loaded from {str(index.parent)!r}: {index.name} says under `weight_map` which file "
+            "holds each tensor; this one does not. Copy it again."
+        )
+    files = sorted(set(names.values()))
+    for name in files:
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts or "\\" in name or ":" in name:
+            raise ModelLoadError(f"{index} names {name!r}, which is outside its folder; a checkpoint is one folder.")
+        if not (index.parent / name).is_file():
+            raise ModelLoadError(
+                f"{index} names {name}, which does not exist, though the checkpoint's index names it. Copy it again."
+            )
+    return [index.parent / name for name in files]
