@@ -22,18 +22,11 @@ def test_an_encoder_reads_a_row_at_a_time_cut_at_max_length(tokenizer):
     assert max(lengths) == 8 > min(lengths)
 
 
-def test_a_decoder_reads_blocks_that_join_to_the_texts(tokenizer):
-    model = tiny("llama", "causal_lm", vocab_size=300)
-    found = tokenize(rows(), tokenizer, model, 4)
-    joined = [token for text in TEXTS for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 3]]
-    blocks = [joined[start : start + 4] for start in range(0, len(joined) - 3, 4)]
-    assert sorted(found["input_ids"]) == sorted(blocks)
-
-
 def test_a_block_predicts_its_own_tokens(tokenizer):
     model = tiny("llama", "causal_lm", vocab_size=300)
     batch = make_batches(tokenize(rows(), tokenizer, model, 4), tokenizer, model, batch_size=2)[0]
-    assert torch.equal(batch["labels"], batch["input_ids"])
+    begins = batch["input_ids"] == tokenizer.cls_token_id  # what it is given in use
+    assert torch.equal(batch["labels"], batch["input_ids"].masked_fill(begins, -100))
 
 
 def test_an_encoder_decoder_reads_the_row_on_both_sides(tokenizer):
@@ -84,3 +77,22 @@ def test_texts_shorter_than_a_block_are_refused(tokenizer):
 def test_the_tokenizer_of_another_model_is_refused(tokenizer, name, head):
     with pytest.raises(makd.MakdError, match="embeddings for 64 tokens"):
         tokenize(rows(), tokenizer, tiny(name, head), 4)
+
+
+def test_a_decoder_reads_one_column(tokenizer):
+    with pytest.raises(makd.MakdError, match=r"names two columns, and LlamaForCausalLM reads one text\. Join them"):
+        tokenize(rows(text_pair=TEXTS), tokenizer, tiny("llama", "causal_lm", vocab_size=300), 4)
+
+
+def test_rows_that_are_cut_are_counted(tokenizer, caplog):
+    whole = [len(tokenizer(text)["input_ids"]) for text in TEXTS]
+    middle = sorted(whole)[1]
+    with caplog.at_level("INFO", "makd"):
+        tokenize(rows(), tokenizer, tiny("bert", vocab_size=300), middle)
+    assert caplog.messages == [f"1 of 3 rows are longer than data.max_length = {middle} tokens: cut there"]
+
+
+def test_where_no_row_is_cut_nothing_is_said(tokenizer, caplog):
+    with caplog.at_level("INFO", "makd"):
+        tokenize(rows(), tokenizer, tiny("bert", vocab_size=300), 64)
+    assert caplog.messages == []

@@ -5,7 +5,7 @@ import torch
 
 import makd
 from makd.evaluation.clock import take_turns
-from makd.evaluation.pairing import check_pair, positions
+from makd.evaluation.pairing import check_pair
 from makd.evaluation.speed import measure_speed
 from makd.lowrank.folding import factored_linears
 from tests.models import tiny
@@ -115,11 +115,6 @@ def test_settings_that_are_not_allowed(settings, hint):
 def test_a_length_beyond_the_positions_names_the_limit(pair, settings):
     with pytest.raises(makd.MakdError, match="65 tokens is beyond the positions of BertModel, which has 64"):
         measure_speed(*pair, makd.BenchConfig(**settings))
-
-
-def test_positions_of_roberta_begin_after_padding():
-    assert positions(tiny("roberta")) == 63
-    assert positions(tiny("bert")) == positions(tiny("gpt2")) == positions(tiny("llama")) == 64
 
 
 @pytest.mark.parametrize(

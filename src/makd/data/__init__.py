@@ -2,6 +2,7 @@
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
+from makd.data.marks import check_room
 from makd.data.sources import (
     DataConfig,
     Texts,
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "Texts",
     "TokenBatchSampler",
+    "check_room",
     "check_strings",
     "collator",
     "count_tokens",

@@ -5,6 +5,7 @@ cut from the joined texts; encoder-decoders read a row on both sides.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
@@ -13,9 +14,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.data.marks import Marks, check_room, find_marks, given_tokens
 from makd.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_CUT = "makd cut"
+"""Column of rows that were longer; in the data, since `map` may find its result on disk and not run at all."""
 
 Batch = dict[str, Tensor]
 Collator = Callable[[list[Mapping[str, Any]]], Batch]
@@ -27,39 +34,71 @@ def reads_blocks(model: PreTrainedModel) -> bool:
 
 
 def tokenize(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_length: int, seed: int = 0
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    max_length: int,
+    seed: int = 0,
+    setting: str = "data.max_length",
 ) -> Dataset:
     """Rows of `input_ids` (and `attention_mask`, `token_type_ids`, `label`) as `model` reads them, in shuffled order.
 
-    A text that is null, as csv files hold empty ones, is an empty text.
+    A text that is null, as csv files hold empty ones, is an empty text. How much `max_length` cuts off is logged, under
+    the name of its `setting`.
 
     Raises:
-        DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before, or the
-            tokenizer is not this model's.
+        DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before or the
+            tokenizer's own tokens leave no room, the rows are pairs and the model reads one text, or the tokenizer is
+            not this model's.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < max_length:
-        raise DataError(
-            f"data.max_length is {max_length} tokens, but {type(model).__name__} has positions for {limit}; lower it."
-        )
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-    if reads_blocks(model):
-        return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
     columns = [name for name in ("text", "text_pair") if name in rows.column_names]
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if reads_blocks(model):
+        _check_single(columns, model)
+    check_room(tokenizer, model, max_length, setting, len(columns))
+    if reads_blocks(model):
+        return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
 
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[name]] for name in columns]
-        encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         _check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
-        return encoded
+        return {**encoded, _CUT: _are_cut(encoded, tokenizer, texts, max_length)}
 
-    return rows.map(encode, batched=True, remove_columns=columns).shuffle(seed=seed)
+    encoded = rows.map(encode, batched=True, remove_columns=columns)
+    cut = sum(encoded[_CUT])
+    if cut:
+        logger.info("%d of %d rows are longer than %s = %d tokens: cut there", cut, len(encoded), setting, max_length)
+    return encoded.remove_columns(_CUT).shuffle(seed=seed)
+
+
+def _check_single(columns: list[str], model: PreTrainedModel) -> None:
+    if len(columns) > 1:
+        raise DataError(
+            f"data.text_columns names two columns, and {type(model).__name__} reads one text. Join them into one "
+            "column, as the model will read them in use (a prompt and its answer, say), and give that one."
+        )
+
+
+def _are_cut(
+    encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase, texts: list[list[str]], length: int
+) -> list[bool]:
+    if encoded.encodings is not None:
+        return [bool(row.overflowing) for row in encoded.encodings]
+    full = [place for place, ids in enumerate(encoded["input_ids"]) if len(ids) == length]
+    whole = [tokenizer(*(side[place] for side in texts), verbose=False)["input_ids"] for place in full]
+    longer = {place for place, ids in zip(full, whole, strict=True) if len(ids) > length}
+    return [place in longer for place in range(len(texts[0]))]
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Collator:
-    """From tokenized rows to a padded batch, with `labels` where the rows have some or the model predicts its input."""
+    """From tokenized rows to a padded batch, with `labels` where the rows have some or the model predicts its input.
+
+    Of its input, a causal language model does not predict what stands before every text: it is given that in use.
+    """
     blocks, two_stacks = reads_blocks(model), bool(model.config.is_encoder_decoder)
+    given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)
     kinds = ("input_ids", "attention_mask", "token_type_ids")
 
     def collate(rows: list[Mapping[str, Any]]) -> Batch:
@@ -74,7 +113,8 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
         if targets:
             batch |= targets
         elif blocks:
-            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            apart = (batch["attention_mask"] == 0) | torch.isin(batch["input_ids"], given)
+            batch["labels"] = batch["input_ids"].masked_fill(apart, -100)
         if two_stacks:
             batch["decoder_input_ids"] = batch["input_ids"]
             batch["decoder_attention_mask"] = batch["attention_mask"]
@@ -135,22 +175,35 @@ def _check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:
 
 
 def _blocks(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, vocabulary: int) -> Dataset:
+    """Blocks of the joined texts, each beginning as a text does.
+
+    A text has the marks that the tokenizer puts around it. Only where it puts none, end-of-text stands between texts: a
+    model whose texts begin with a mark may never have seen an end.
+    """
+    marks = find_marks(tokenizer)
     end = tokenizer.eos_token_id
+    closing = [end] if end is not None and marks == Marks((), ()) else []
     ids: list[int] = []
     for text in rows["text"]:
-        ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if end is not None:
-            ids.append(end)
+        ids += marks.put(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + closing
     _check_vocabulary(ids, vocabulary)
-    count = len(ids) // length
-    if count == 0:
+    blocks = _cut(ids, list(marks.before), length)
+    if not blocks:
         raise DataError(
             f"The text has {len(ids)} tokens, fewer than one block of data.max_length = {length}; "
             "give more text or shorter blocks."
         )
-    return Dataset.from_dict(
-        {
-            "input_ids": [ids[start * length : (start + 1) * length] for start in range(count)],
-            "attention_mask": [[1] * length] * count,
-        }
-    )
+    return Dataset.from_dict({"input_ids": blocks, "attention_mask": [[1] * length] * len(blocks)})
+
+
+def _cut(ids: list[int], before: list[int], length: int) -> list[list[int]]:
+    """Blocks of exactly `length` tokens, each beginning with `before`; what is left over is no block."""
+    blocks: list[list[int]] = []
+    place = 0
+    while True:
+        first = [] if ids[place : place + len(before)] == before else before
+        rest = length - len(first)
+        if place + rest > len(ids):
+            return blocks
+        blocks.append(first + ids[place : place + rest])
+        place += rest

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
+from makd.anatomy.limits import token_limit
 
 
 def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]:
@@ -40,7 +41,7 @@ def latency(
     inputs = {}
     for name, model in models.items():
         vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-        length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
+        length = min(tokens, token_limit(model) or tokens)
         ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
         inputs[name] = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
         if model.config.is_encoder_decoder:

@@ -1,6 +1,5 @@
-"""Station 7: whether a student is this teacher's, and how long a text it reads."""
+"""Station 7: whether a student is this teacher's."""
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import linear_shape, resolve
@@ -49,20 +48,3 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
                 f"This is another teacher's student: of {role!r} in layer {mine.index}, {sizes}. Give the model that "
                 "the student was made from (`teacher` in its recipe.yaml)."
             )
-
-
-def positions(model: PreTrainedModel) -> int | None:
-    """Tokens that a row may have; None where the architecture sets no bound."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    offset = next(
-        (
-            table.padding_idx + 1
-            for table in tables
-            if isinstance(table, nn.Embedding) and table.padding_idx is not None
-        ),
-        0,  # RoBERTa's positions begin after that of padding
-    )
-    return limit - offset

@@ -15,7 +15,8 @@ from makd.errors import DataError
 def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> float:
     """Exp of the mean negative log-likelihood of a token given those before it in its row, over all real tokens.
 
-    Every token but the first of a row counts once, whatever the batch it stands in.
+    Every token but the first of a row counts once, whatever the batch it stands in; not one that `labels` leave out, as
+    the token that stands before every text.
 
     Raises:
         DataError: no row has two tokens.
@@ -29,6 +30,8 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         targets = inputs["input_ids"][:, 1:]
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         real = mask[:, 1:] & mask[:, :-1]
+        if "labels" in batch:
+            real &= batch["labels"][:, 1:].to(model.device) != -100
         for scores, wanted, keep in zip(logits, targets, real, strict=True):  # a row at a time: a vocabulary is wide
             total += float(cross_entropy(scores[keep].float(), wanted[keep], reduction="sum"))
         count += int(real.sum())

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.limits import token_limit
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
 from makd.evaluation.costs import stored_bytes
-from makd.evaluation.pairing import check_pair, positions
+from makd.evaluation.pairing import check_pair
 from makd.lowrank.folding import added_parameters, factored_linears, fold_
 from makd.lowrank.linear import LowRankLinear
 
@@ -166,7 +167,7 @@ def measure_speed(
 
 def _check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
     for model in models:
-        limit = positions(model)
+        limit = token_limit(model)
         longest = max(*settings.lengths, settings.fold_point[1])
         if limit is not None and longest > limit:
             raise SettingError(

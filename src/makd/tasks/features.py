@@ -25,7 +25,7 @@ def encode(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
         return plain_inputs(_encode_words(config, rows, tokenizer))
     if kind == "question_answering":
         return plain_inputs(_encode_places(config, rows, tokenizer))
-    encoded = tokenize(rows, tokenizer, model, config.length)
+    encoded = tokenize(rows, tokenizer, model, config.length, setting="task.max_length")
     if "label" not in encoded.column_names:
         absent = float("nan") if kind == "regression" else IGNORED
         encoded = encoded.add_column("label", [absent] * len(encoded))

@@ -17,8 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.data import collator
-from makd.errors import DataError
+from makd.data import check_room, collator
 from makd.tasks.answers import best_answer
 from makd.tasks.features import IGNORED, encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
@@ -126,12 +125,8 @@ def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: Pre
         DataError: the rows are longer than the model can read, or the tokenizer is not this model's.
     """
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < rows.config.length:
-        raise DataError(
-            f"task.max_length is {rows.config.length} tokens, but {type(model).__name__} has positions for {limit}; "
-            "lower it."
-        )
+    texts = 2 if {"text_pair", "context"} & set(rows.train.column_names) else 1
+    check_room(tokenizer, model, rows.config.length, "task.max_length", texts)
     return Task(
         config=rows.config,
         labels=rows.labels,
