@@ -25,7 +25,7 @@ class BudgetError(MakdError, ValueError):
 
 
 class UnsupportedModelError(MakdError, TypeError):
-    """A model whose linears could not be told apart."""
+    """A model whose linears could not be told apart, or of whose head nobody knows what it predicts."""
 
 
 class DataError(MakdError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from makd.anatomy import resolve
+from makd.anatomy import check_predictions, resolve
 from makd.aspects import activate
 from makd.cache import TeacherCache
 from makd.config import Recipe
@@ -131,6 +131,7 @@ def start_run(
     set_seed(recipe.seed)
     words = take_tokenizer(tokenizer, name_of(teacher))
     model = model_of(teacher, recipe, device)
+    check_predictions(model)
     for stage in recipe.trainings:
         activate(stage.plan, resolve(model))
     return Run(

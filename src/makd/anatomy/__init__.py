@@ -1,6 +1,7 @@
 """Station 1: where a model keeps its layers, linears, attention, embeddings and head."""
 
 from makd.anatomy.describe import Inspection, describe, inspect, to_table
+from makd.anatomy.predictions import Predictions, check_predictions, predictions_of
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
@@ -10,12 +11,15 @@ __all__ = [
     "Inspection",
     "Layer",
     "OutputSlice",
+    "Predictions",
     "Role",
     "RoleLinear",
     "SkippedLayer",
+    "check_predictions",
     "describe",
     "inspect",
     "linear_shape",
+    "predictions_of",
     "resolve",
     "to_table",
 ]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy.families import KNOWN, Fused, Place, Stack
+from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
@@ -68,6 +69,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         linears=linears,
         embeddings=embeddings,
         head=_head(model),
+        predictions=predictions_of(model),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         off=dict(off),
         notes=notes,

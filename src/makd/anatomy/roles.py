@@ -12,6 +12,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from makd.anatomy.predictions import Predictions
+
 
 class Role(str, Enum):
     """What a linear does in its layer. The values are the names that plans and recipes use."""
@@ -114,6 +116,8 @@ class Anatomy:
     """Token embeddings (one name, also for encoder-decoders that share them)."""
     head: str | None
     """The linear that gives logits over the vocabulary or the labels; None for a model that ends in hidden states."""
+    predictions: Predictions | None = None
+    """What the head predicts; None without one."""
     is_encoder_decoder: bool = False
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""

@@ -15,7 +15,7 @@ from makd.aspects.embedding import (
 from makd.aspects.hidden import cosine_distance, hidden_mse, normalised_mse
 from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.layers import spread_layers
-from makd.aspects.logits import logits_divergence, logits_kl, regression_mse
+from makd.aspects.logits import label_divergence, logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
 from makd.aspects.plan import ASPECTS, PRESETS, Plan, Term
 from makd.aspects.relation import relation_kl
@@ -47,6 +47,7 @@ __all__ = [
     "hidden_mse",
     "keep_predictions",
     "kept_divergence",
+    "label_divergence",
     "logits_divergence",
     "logits_kl",
     "matrix_mse",

@@ -70,8 +70,30 @@ def logits_divergence(
     return loss
 
 
-def regression_mse(student: Float[Tensor, "*batch"], teacher: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Mean squared difference of predicted numbers (a head with one label), in the label's unit squared."""
+def label_divergence(
+    student: Float[Tensor, "*rows labels"],
+    teacher: Float[Tensor, "*rows labels"],
+    mask: Bool[Tensor, "*rows"] | None = None,
+    temperature: float = 1.0,
+    divergence: Divergence = forward_kl,
+) -> Float[Tensor, ""]:
+    """A divergence of sigmoid(logits / τ), times τ², mean over the labels of real rows: each may hold or not.
+
+    A label is a choice of two, softmax((z, 0) / τ) = (sigmoid(z / τ), 1 - sigmoid(z / τ)): see `logits_divergence`.
+    """
+    pairs = [torch.stack([side, torch.zeros_like(side)], dim=-1) for side in (student, teacher)]
+    rows = None if mask is None else mask[..., None].expand(student.shape)
+    return logits_divergence(pairs[0], pairs[1], rows, temperature, divergence)
+
+
+def regression_mse(
+    student: Float[Tensor, "*rows numbers"],
+    teacher: Float[Tensor, "*rows numbers"],
+    mask: Bool[Tensor, "*rows"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean squared difference of predicted numbers over those of real rows, in their unit squared."""
+    if mask is not None:
+        student, teacher = student[mask], teacher[mask]
     wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return (student.to(wide) - teacher.detach().to(wide)).square().mean()
 

@@ -5,7 +5,7 @@
     attention.3.query       query and key as attention gets them, for a scale of head_dim ** -0.5; cross_attention.3.key
                             likewise
     embedding.mean          a text's embedding
-    logits, start_logits    predictions over labels, or over the tokens of a text
+    logits, start_logits    what a head over labels, numbers or the tokens of a text gives
     predictions.*           predictions over a vocabulary: the likeliest tokens, and the rest as one
 
 Real tokens only, a row's after another's; padding is never kept.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, Role
+from makd.anatomy import Anatomy, Role, predictions_of
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.aspects import ActivePlan, keep_predictions, pool
 from makd.cache.encoding import encode, encode_exactly, encode_log_probabilities, encode_tokens
@@ -79,8 +79,8 @@ def _parts_of(
             )
         yield from (f"{PREDICTIONS}.{name}" for name in ("tokens", "log_probabilities", missing(temperature)))
     elif aspect == "logits":
-        answers = type(model).__name__.endswith("ForQuestionAnswering")
-        yield from ("start_logits", "end_logits") if answers else ("logits",)
+        predictions = predictions_of(model)
+        yield from () if predictions is None else predictions.outputs
 
 
 def names(tap: Tap) -> tuple[str, ...]:
@@ -150,10 +150,12 @@ def extract(
         return stored
     if head is not None:
         return stored | _on(last, _predictions(head, mask, settings, tuple(sorted(temperatures))))
-    for name in ("start_logits", "end_logits") if "start_logits" in output else ("logits",):
-        logits = output[name]
-        by_token = name != "logits" or logits.dim() == 3
-        values = logits[mask] if by_token else logits
+    predictions = anatomy.predictions
+    assert predictions is not None  # `activate` has no logits term without
+    predictions.read(output)  # says so where they are not there
+    by_token = predictions.each == "token" or predictions.law == "places"
+    for name in predictions.outputs:
+        values = output[name][mask] if by_token else output[name]
         stored |= _on(last if by_token else "text", encode_exactly(name, values, settings.dtype))
     return stored
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from makd.anatomy import Anatomy
+from makd.anatomy import Anatomy, Predictions
 from makd.anatomy.tokens import layer_tokens
 from makd.aspects import (
     ActivePlan,
@@ -23,6 +23,7 @@ from makd.aspects import (
     Term,
     chunked_logits_loss,
     forward_kl,
+    label_divergence,
     logits_divergence,
     next_labels,
     pool,
@@ -31,7 +32,7 @@ from makd.aspects import (
     vector_distance,
 )
 from makd.capture import HeadCall
-from makd.errors import DataError, NumericsError
+from makd.errors import DataError, NumericsError, SettingError
 
 Inputs = Mapping[str, Tensor]
 PREDICTED = ("logits", "task")
@@ -60,13 +61,14 @@ def aspect_losses(
             logits: see `prediction_losses`.
     """
     losses: dict[str, Tensor] = {}
+    check_labels(inputs, anatomy.predictions)
     for active in plan.terms:
         aspect = active.term.aspect
         if aspect in PREDICTED and not with_predictions:
             continue
         if aspect == "task":
             if student_output.get("loss") is not None:
-                losses[active.name] = task_loss(inputs, student_output)
+                losses[active.name] = task_loss(inputs, student_output, anatomy.predictions)
         elif aspect == "logits":
             losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
         elif aspect in ("embedding", "similarity"):
@@ -76,10 +78,16 @@ def aspect_losses(
     return losses
 
 
-def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
+def task_loss(inputs: Inputs, output: Any, predictions: Predictions | None = None) -> Float[Tensor, ""]:
     """The model's own loss, over those rows that have a label: 0 where none of the batch has one.
 
-    Rows have none where their label is -100, that of a regression NaN, or an answer's start beyond the row's end.
+    Rows have none where their label is -100, that of a regression or of several labels NaN, or an answer's start
+    beyond the row's end.
+
+    Args:
+        inputs: the batch.
+        output: the model's ModelOutput.
+        predictions: what the model predicts; None for a model whose predictions are not known.
     """
     loss: Tensor = output.loss
     labels, starts = inputs.get("labels"), inputs.get("start_positions")
@@ -87,8 +95,13 @@ def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
         real = ~labels.isnan()
         if bool(real.all()):
             return loss
-        squares: Tensor = (output.logits.reshape(labels.shape)[real] - labels[real]).square()
-        return squares.mean() if bool(real.any()) else _zero(output)
+        found, wanted = output.logits.reshape(labels.shape)[real], labels[real]
+        if not bool(real.any()):
+            return _zero(output)
+        if predictions is not None and predictions.law == "labels":
+            return torch.nn.functional.binary_cross_entropy_with_logits(found, wanted)
+        squares: Tensor = (found - wanted).square()
+        return squares.mean()
     if bool(torch.isnan(loss)):  # a mean over no rows: with some, the model's own cross-entropy left the others out
         absent = None
         if labels is not None:
@@ -98,6 +111,29 @@ def task_loss(inputs: Inputs, output: Any) -> Float[Tensor, ""]:
         if absent is not None and bool(absent.all()):
             return _zero(output)
     return loss
+
+
+def check_labels(inputs: Inputs, predictions: Predictions | None) -> None:
+    """Refuse labels of another kind than the predictions: transformers would choose its loss by them, and go on.
+
+    Raises:
+        SettingError: several labels a row for a model whose config does not say that it has several, or one a row for
+            one that does.
+    """
+    labels = inputs.get("labels")
+    if labels is None or predictions is None or predictions.each != "row" or not predictions.size:
+        return
+    several = labels.is_floating_point() and labels.dim() == 2 and labels.shape[1] > 1
+    if predictions.law == "classes" and labels.is_floating_point() and several:
+        raise SettingError(
+            f"The labels have the shape {tuple(labels.shape)} of several labels a row, but the model's config says one "
+            "class a row. Set problem_type to multi_label_classification (or regression) in the config of both models."
+        )
+    if predictions.law == "labels" and not labels.is_floating_point():
+        raise SettingError(
+            f"The labels have the dtype {labels.dtype} of classes, but the model's problem_type is "
+            "multi_label_classification, whose labels are 0.0 or 1.0 for each label of a row."
+        )
 
 
 def _zero(output: Any) -> Tensor:
@@ -202,24 +238,23 @@ def weighted_sum(
 
 
 def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Any) -> Float[Tensor, ""]:
+    predictions = anatomy.predictions
+    assert predictions is not None  # `activate` has no logits term without
     tokens = layer_tokens(anatomy, anatomy.layers[-1], inputs)
-    if "start_logits" in ours:  # question answering: two distributions over the tokens of a row
-        lowest = torch.finfo(torch.float32).min
-        parts = [
-            logits_divergence(
-                torch.where(tokens, ours[name].float(), lowest),
-                torch.where(tokens, theirs[name].float(), lowest),
-                None,
-                active.term.temperature,
-                active.term.compare(),
-            )
-            for name in ("start_logits", "end_logits")
-        ]
-        return torch.stack(parts).mean()
-    if ours.logits.shape[-1] == 1:
-        return regression_mse(ours.logits, theirs.logits)
-    mask = tokens if ours.logits.dim() == 3 else None  # one prediction a token, or one a row
-    return logits_divergence(ours.logits, theirs.logits, mask, active.term.temperature, active.term.compare())
+    term, mask = active.term, tokens if predictions.each == "token" else None
+    losses = []
+    for student, teacher in zip(predictions.read(ours), predictions.read(theirs), strict=True):
+        if predictions.law == "numbers":
+            losses.append(regression_mse(student, teacher, mask))
+        elif predictions.law == "labels":
+            losses.append(label_divergence(student, teacher, mask, term.temperature, term.compare()))
+        elif predictions.law == "places":  # a distribution over the tokens of a row
+            lowest = torch.finfo(torch.float32).min
+            student, teacher = (torch.where(tokens, side.float(), lowest) for side in (student, teacher))
+            losses.append(logits_divergence(student, teacher, None, term.temperature, term.compare()))
+        else:
+            losses.append(logits_divergence(student, teacher, mask, term.temperature, term.compare()))
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 def _embedding(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Tensor) -> Float[Tensor, ""]:

@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from makd.anatomy import predictions_of
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.objective import task_loss
+from makd.distill.objective import check_labels, task_loss
 from makd.distill.steps import training_step
 
 
@@ -22,6 +23,7 @@ class SupervisedTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
         self.dropout = dropout
+        self.predictions = predictions_of(model)
         super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
 
@@ -41,6 +43,7 @@ class SupervisedTrainer(Trainer):
         """The loss on the labels. The Trainer calls it."""
         if model.training and not self.dropout:
             switch_dropout_off_(model)
+        check_labels(inputs, self.predictions)
         output = model(**inputs)
-        loss = task_loss(inputs, output)
+        loss = task_loss(inputs, output, self.predictions)
         return (loss, output) if return_outputs else loss

@@ -12,9 +12,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy import Predictions, check_predictions, predictions_of
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.aspects import Pooling, pool
-from makd.errors import DataError
+from makd.errors import DataError, SettingError
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
@@ -32,15 +33,20 @@ def fidelity(
     - `rank_correlation`: Spearman's, between the teacher's and the student's cosine similarities of all pairs of texts
       (the first `TEXTS_COMPARED`), for models that end in hidden states.
     - `cosine`: mean cosine between the two embeddings of a text, for the same models.
-    - `prediction_kl`: KL(teacher ‖ student) of the predictions, in nats a prediction (a token, or a text).
+    - `prediction_kl`: KL(teacher ‖ student) of the predictions, in nats a prediction (a token, a text, or a label that
+      holds or not).
     - `top1_agreement`: share of predictions where both have the same most likely class.
-    - `squared_difference`: of the outputs of a regression, a mean over texts.
+    - `label_agreement`: share of labels of which both say that they hold, or both that they do not.
+    - `label_set_agreement`: share of texts where both say so of the same set of labels.
+    - `squared_difference`: of the outputs of a regression, a mean over texts and outputs.
 
     Raises:
         DataError: there are no batches.
+        UnsupportedModelError: nobody knows what the models predict.
+        SettingError: they do not predict the same.
     """
-    sums: dict[str, float] = {}
-    count = 0
+    predictions = _common_predictions(student, teacher)
+    sums: dict[str, tuple[float, int]] = {}
     ours, theirs = [], []
     modes = student.training, teacher.training
     student.eval(), teacher.eval()
@@ -48,21 +54,33 @@ def fidelity(
         inputs = {name: value.to(student.device) for name, value in batch.items() if name != "labels"}
         output = student(**inputs)
         reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
-        if "logits" in output or "start_logits" in output:
-            found, number = _compare_predictions(output, reference, batch)
-            count += number
-            for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value
+        if predictions is not None:
+            for name, (value, number) in _compare_predictions(predictions, output, reference, batch).items():
+                before = sums.get(name, (0.0, 0))
+                sums[name] = before[0] + value, before[1] + number
         else:
             mask = _output_tokens(inputs)
             ours.append(pool(output[0].float(), mask, pooling).cpu())
             theirs.append(pool(reference[0].float(), mask.to(teacher.device), pooling).cpu())
     student.train(modes[0]), teacher.train(modes[1])
-    if not ours and not count:
+    if not ours and not sums:
         raise DataError("There is nothing to compare on: no batches were given.")
     if ours:
         return _compare_embeddings(torch.cat(ours), torch.cat(theirs))
-    return {name: value / count for name, value in sums.items()}
+    return {name: value / count for name, (value, count) in sums.items()}
+
+
+def _common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> Predictions | None:
+    """What both predict; None if both end in hidden states."""
+    ours, theirs = predictions_of(student), predictions_of(teacher)
+    for model in (student, teacher):
+        check_predictions(model)
+    reason = "the student has no head" if ours is None and theirs is not None else ours and ours.why_not(theirs)
+    if reason:
+        raise SettingError(
+            f"Student and teacher cannot be compared: {reason}. Give the student's own teacher, under the same head."
+        )
+    return ours
 
 
 def _output_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -81,23 +99,24 @@ def _compare_embeddings(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     return scores
 
 
-def _compare_predictions(output: Any, reference: Any, batch: Mapping[str, Tensor]) -> tuple[dict[str, float], int]:
-    """Sums over the batch's predictions, and how many there are."""
-    if "start_logits" in output:
-        hidden = torch.finfo(torch.float32).min
-        mask = encoder_tokens(batch).to(output.start_logits.device)
-        pairs = [(output[name].masked_fill(~mask, hidden), reference[name].masked_fill(~mask, hidden))
-                 for name in ("start_logits", "end_logits")]  # fmt: skip
-        ours, theirs = (torch.cat(side) for side in zip(*pairs, strict=True))
-    elif output.logits.shape[-1] == 1:
-        difference = (output.logits - reference.logits.to(output.logits.device)).float().square()
-        return {"squared_difference": float(difference.sum())}, len(difference)
-    elif output.logits.dim() == 3:
-        tokens = _output_tokens(batch)
-        ours, theirs = (side.logits[tokens.to(side.logits.device)] for side in (output, reference))
+def _compare_predictions(
+    predictions: Predictions, output: Any, reference: Any, batch: Mapping[str, Tensor]
+) -> dict[str, tuple[float, int]]:
+    """By the name of each measure its sum over the batch, and over how many."""
+    sides = [predictions.read(side) for side in (output, reference)]
+    device = sides[0][0].device
+    if predictions.law == "places":
+        mask, hidden = encoder_tokens(batch).to(device), torch.finfo(torch.float32).min
+        ours, theirs = (torch.cat([value.to(device).masked_fill(~mask, hidden) for value in side]) for side in sides)
     else:
-        ours, theirs = output.logits, reference.logits
-    theirs = theirs.to(ours.device)
+        ours, theirs = sides[0][0], sides[1][0].to(device)
+    if predictions.each == "token":
+        tokens = _output_tokens(batch).to(device)
+        ours, theirs = ours[tokens], theirs[tokens]
+    if predictions.law == "numbers":
+        return {"squared_difference": (float((ours - theirs).float().square().sum()), ours.numel())}
+    if predictions.law == "labels":
+        return _compare_labels(ours, theirs, predictions.each)
     kl = agree = 0.0
     for mine, other in zip(ours.split(512), theirs.split(512), strict=True):  # a vocabulary is wide
         width = min(mine.shape[-1], other.shape[-1])
@@ -105,4 +124,16 @@ def _compare_predictions(output: Any, reference: Any, batch: Mapping[str, Tensor
         log_t = other[..., :width].float().log_softmax(-1)
         kl += float(torch.nn.functional.kl_div(log_s, log_t, reduction="sum", log_target=True))
         agree += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
-    return {"prediction_kl": kl, "top1_agreement": agree}, len(ours)
+    return {"prediction_kl": (kl, len(ours)), "top1_agreement": (agree, len(ours))}
+
+
+def _compare_labels(ours: Tensor, theirs: Tensor, each: str) -> dict[str, tuple[float, int]]:
+    """Of labels that hold or not, (rows, labels); they hold where their logit is above 0."""
+    ours, theirs = ours.float(), theirs.float()
+    kl = 0.0
+    for sign in (1, -1):  # that it holds, and that it does not
+        log_s, log_t = (torch.nn.functional.logsigmoid(sign * side) for side in (ours, theirs))
+        kl += float((log_t.exp() * (log_t - log_s)).sum())
+    same = (ours > 0) == (theirs > 0)
+    found = {"prediction_kl": (kl, ours.numel()), "label_agreement": (float(same.sum()), ours.numel())}
+    return found | ({"label_set_agreement": (float(same.all(-1).sum()), len(same))} if each == "row" else {})

@@ -1,0 +1,183 @@
+"""Station 1: what a model's predictions are. Losses, the teacher cache and fidelity all ask here.
+
+Heads put out numbers that look alike: a row of logits may be one choice among classes, a yes or no for each label, or
+plain numbers. A head that is not known by its class is never guessed at.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from makd.errors import UnsupportedModelError
+
+Law = Literal["classes", "labels", "numbers", "places", "unknown"]
+"""How a head's numbers are read. `classes`: softmax, one choice. `labels`: a sigmoid each, any of them may hold.
+`numbers`: as they are. `places`: softmax over the tokens of a row. `unknown`: nobody says."""
+
+_LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
+_LANGUAGE_NAMES = frozenset(
+    name
+    for names in (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+    for entry in names.values()
+    for name in ([entry] if isinstance(entry, str) else entry)
+)
+_ROW_LAWS: dict[str, Law] = {
+    "single_label_classification": "classes",
+    "multi_label_classification": "labels",
+    "regression": "numbers",
+}
+"""`problem_type` in a config -> what a row's numbers are."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model with a head predicts."""
+
+    law: Law
+    each: Literal["token", "row"] = "row"
+    """What has a prediction."""
+    outputs: tuple[str, ...] = ("logits",)
+    """Where they are in the model's output."""
+    size: int | None = None
+    """How many classes, labels or numbers there are; None: a vocabulary, or places."""
+    names: tuple[str, ...] = ()
+    """What these are called in the model's config, if it says."""
+    reason: str = ""
+    """Why they are not known."""
+
+    def read(self, output: Any) -> list[Tensor]:
+        """The numbers in a model's output, (rows, choices) or (rows, tokens, choices); of places (rows, tokens).
+
+        Raises:
+            UnsupportedModelError: they are not there, or not of this shape.
+        """
+        if self.law == "unknown":
+            raise UnsupportedModelError(f"The model's predictions cannot be compared: {self.reason}.")
+        found = []
+        for name in self.outputs:
+            values = output.get(name)
+            if values is None:
+                raise UnsupportedModelError(
+                    f"The model's output has no {name}, which its head should give; it has {', '.join(output)}. "
+                    "Load it under another head (recipe.head)."
+                )
+            if self.each == "token" and self.law == "labels" and values.dim() == 2:
+                values = values[..., None]  # ELECTRA's discriminator: one number a token
+            wanted = 3 if self.each == "token" else 2
+            if values.dim() != wanted:
+                raise UnsupportedModelError(
+                    f"{name} in the model's output has the shape {tuple(values.shape)}; of {self.law} one "
+                    f"{self.each} each it would have {wanted} dimensions. Load it under another head (recipe.head)."
+                )
+            found.append(values)
+        return found
+
+    def why_not(self, teacher: "Predictions | None") -> str | None:
+        """Why these cannot be compared with a teacher's; None where they can."""
+        if teacher is None:
+            return "the teacher has no head, so it predicts nothing"
+        if self.law == "unknown" or teacher.law == "unknown":
+            return self.reason or teacher.reason
+        if (self.law, self.each, self.outputs) != (teacher.law, teacher.each, teacher.outputs):
+            return f"the student predicts {self}, its teacher {teacher}"
+        if self.size != teacher.size:
+            return f"the student predicts {self.size} {self.law}, its teacher {teacher.size}"
+        if self.names != teacher.names and set(self.names) == set(teacher.names):
+            return (
+                f"the student's {self.law} are {', '.join(self.names)}, in this order, its teacher's "
+                f"{', '.join(teacher.names)}"
+            )
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.law} of each {self.each}"
+
+
+def predictions_of(model: PreTrainedModel) -> Predictions | None:
+    """What `model` predicts, by its class and config; None for a model that ends in hidden states."""
+    for cls in type(model).__mro__:
+        found = _by_class(cls.__name__, model)
+        if found is not None:
+            return found
+    if model.base_model is model:
+        return None
+    return Predictions("unknown", reason=f"makd does not know what a {type(model).__name__} predicts")
+
+
+def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
+    if name in _LANGUAGE_NAMES or name.endswith(_LANGUAGE):
+        return Predictions("classes", "token")
+    if name.endswith(("ForQuestionAnswering", "ForQuestionAnsweringSimple")):
+        return Predictions("places", "row", ("start_logits", "end_logits"))
+    if name.endswith("ForNextSentencePrediction"):
+        return Predictions("classes", "row", size=2)
+    if name == "ElectraForPreTraining":
+        return Predictions("labels", "token", size=1)
+    if name.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        return _labelled(name, model)
+    return None
+
+
+def _labelled(name: str, model: PreTrainedModel) -> Predictions:
+    """A head over labels, whose number and meaning stand in the config."""
+    config = model.config
+    size, kind = int(config.num_labels), getattr(config, "problem_type", None)
+    called: dict[Any, Any] = config.id2label or {}
+    names = tuple(str(called.get(place, "")) for place in range(size))
+    if name.endswith("ForTokenClassification"):
+        if kind not in (None, "single_label_classification"):
+            return Predictions(
+                "unknown", "token", reason=f"the problem_type {kind!r} says nothing about a {type(model).__name__}"
+            )
+        return Predictions("numbers" if size == 1 else "classes", "token", size=size, names=names)
+    if kind is None:  # as transformers takes it
+        return Predictions("numbers" if size == 1 else "classes", size=size, names=names)
+    if kind not in _ROW_LAWS:
+        known = ", ".join(_ROW_LAWS)
+        return Predictions("unknown", reason=f"its problem_type is {kind!r}, which is none of {known}")
+    law = _ROW_LAWS[kind]
+    return Predictions("numbers" if law == "classes" and size == 1 else law, size=size, names=names)
+
+
+@torch.no_grad()
+def check_predictions(model: PreTrainedModel) -> None:
+    """Make sure, before hours of work, that `model` predicts what its class says; six tokens are enough.
+
+    Heads over a vocabulary are not tried: see `makd.capture.read_predictions`.
+
+    Raises:
+        UnsupportedModelError: nobody knows what it predicts, or its output is not what its class says.
+    """
+    predictions = predictions_of(model)
+    if predictions is None:
+        return
+    if predictions.law == "unknown":
+        raise UnsupportedModelError(
+            f"{predictions.reason[0].upper()}{predictions.reason[1:]}, so its predictions can be neither taught nor "
+            "measured. Load the model under a head that is known, with recipe.head: base, masked_lm, causal_lm, "
+            "seq2seq_lm, sequence_classification, token_classification or question_answering."
+        )
+    if predictions.each == "token" and predictions.size is None:
+        return
+    tokens = torch.arange(1, 7, device=model.device)[None]
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder and predictions.each == "token":
+        inputs["decoder_input_ids"] = tokens
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        predictions.read(model.eval()(**inputs))
+    finally:
+        for module, mode in modes:
+            module.training = mode
