@@ -14,6 +14,7 @@ from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
 from makd.errors import UnsupportedModelError
+from makd.sentence_encoder import origin_of
 
 HEAD_NAMES = (
     "lm_head",
@@ -70,6 +71,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         head=_head(model),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         off=dict(off),
+        origin=origin_of(model),
         notes=notes,
     )
 

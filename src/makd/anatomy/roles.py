@@ -12,6 +12,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from makd.sentence_encoder import Origin
+
 
 class Role(str, Enum):
     """What a linear does in its layer. The values are the names that plans and recipes use."""
@@ -117,6 +119,8 @@ class Anatomy:
     is_encoder_decoder: bool = False
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
+    origin: Origin = field(default_factory=Origin, compare=False)
+    """Where the model came from: a sentence encoder's folder says how embeddings are made."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
-from makd.aspects import Pooling, pool
 from makd.errors import DataError
+from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
@@ -25,7 +25,7 @@ def fidelity(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
-    pooling: Pooling = "mean",
+    pooling: str = AUTO,
 ) -> dict[str, float]:
     """Compare both models on `batches`; the keys that apply, each over real tokens only.
 
@@ -36,12 +36,22 @@ def fidelity(
     - `top1_agreement`: share of predictions where both have the same most likely class.
     - `squared_difference`: of the outputs of a regression, a mean over texts.
 
+    Args:
+        student: the model that is measured.
+        teacher: the model that it mimics.
+        batches: tokens, as both models read them.
+        pooling: how a text's vector is made of its hidden states: `auto`, or as `Term.pooling` says. With `auto` the
+            vectors go through the modules of the teacher's sentence-transformers folder that follow the pooling, too.
+
     Raises:
         DataError: there are no batches.
+        SettingError: `pooling` is not known, or the teacher's folder asks for what makd cannot carry out.
     """
+    check_pooling(pooling, "The pooling")
     sums: dict[str, float] = {}
     count = 0
     ours, theirs = [], []
+    encoder: SentenceEncoder | None = None
     modes = student.training, teacher.training
     student.eval(), teacher.eval()
     for batch in batches:
@@ -55,8 +65,9 @@ def fidelity(
                 sums[name] = sums.get(name, 0.0) + value
         else:
             mask = _output_tokens(inputs)
-            ours.append(pool(output[0].float(), mask, pooling).cpu())
-            theirs.append(pool(reference[0].float(), mask.to(teacher.device), pooling).cpu())
+            encoder = encoder or encoder_of(origin_of(teacher), pooling)
+            ours.append(encoder(output[0].float(), mask).cpu())
+            theirs.append(encoder(reference[0].float(), mask.to(teacher.device)).cpu())
     student.train(modes[0]), teacher.train(modes[1])
     if not ours and not count:
         raise DataError("There is nothing to compare on: no batches were given.")
