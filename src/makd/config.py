@@ -12,6 +12,7 @@ from makd.distill import TrainingConfig
 from makd.errors import SettingError
 from makd.loading import HEADS, check_dtype
 from makd.lowrank.settings import FactorizeConfig
+from makd.sentence_encoder import AUTO, check_pooling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,15 @@ class EvaluationConfig:
     rows: int = 200
     """Held-out rows, at most."""
     batch_size: int = 16
+    pooling: str = AUTO
+    """How a text's vector is made of a sentence encoder's hidden states: as a term's `pooling`."""
     latency: bool = True
     """Whether forwards are timed, at batch 1 and 16."""
     latency_tokens: int = 128
     """Tokens of a row in the timed forwards."""
 
     def __post_init__(self) -> None:
+        check_pooling(self.pooling, "evaluation.pooling")
         _at_least_one("evaluation.rows", self.rows)
         _at_least_one("evaluation.batch_size", self.batch_size)
         _at_least_one("evaluation.latency_tokens", self.latency_tokens)

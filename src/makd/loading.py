@@ -31,6 +31,7 @@ from makd.errors import ModelLoadError, SettingError
 from makd.lowrank.shards import weight_files
 from makd.lowrank.weights import check_finite, check_plain
 from makd.registry import Registry
+from makd.sentence_encoder import as_in_folder, find_folder, is_sentence_encoder, transformer_path
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def locate(name: str) -> Location:
     if path.suffix == ".gguf" and path.is_file():
         return Location(str(path.parent), path.name)
     if path.is_dir():
+        if (path / "modules.json").is_file():
+            path = path / transformer_path(path)  # a subfolder, as sentence-transformers once had it
         return Location(str(path))
     if path.exists():
         raise ModelLoadError(f"{name} is a file; a model is a folder with config.json and weights, or a .gguf file.")
@@ -213,7 +216,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return as_in_folder(tokenizer, where.folder)
 
 
 def _inside_package(name: str) -> Path:
@@ -265,7 +268,12 @@ def _model_class(where: Location, head: str) -> Any:
             where.folder,
         )
         return AutoModel
-    for name in config.architectures:
+    folder = find_folder(where.folder)
+    is_encoder = folder is not None and is_sentence_encoder(folder)  # of which sentence-transformers takes no head
+    names = [name for name in config.architectures if name.endswith("Model") or not is_encoder]
+    if not names:
+        return AutoModel
+    for name in names:
         cls = getattr(transformers, name, None)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls
@@ -297,7 +305,16 @@ def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, devi
 
 def take_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None, model: str) -> PreTrainedTokenizerBase:
     """The tokenizer, loaded if it is a name (see `load_tokenizer`), or that of `model` if it is None."""
-    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
+    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
+    return as_in_folder(words, _folder_or_name(model))
+
+
+def _folder_or_name(model: str) -> str:
+    """Where `model` is; itself, if it names no place, as the class of one in hand."""
+    try:
+        return locate(model).folder
+    except ModelLoadError:
+        return model
 
 
 def check_dtype(name: str) -> torch.dtype:

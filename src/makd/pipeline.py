@@ -20,13 +20,13 @@ from makd.lowrank.outcome import FactorizeReport
 from makd.preparation import Data
 from makd.registry import make_settings
 from makd.report import (
-    copy_sentence_transformers_files,
     describe_environment,
     write_card,
     write_json,
     write_recipe,
 )
 from makd.run import Progress, Run, model_of, name_of, start_run
+from makd.sentence_encoder import copy_companions, origin_of
 from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     run.progress("save", 0, 1)
     student.save_pretrained(result)
     run.tokenizer.save_pretrained(result)
-    copy_sentence_transformers_files(Path(run.teacher.name_or_path or ""), result)
+    copy_companions(origin_of(run.teacher), result)
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     environment = describe_environment(student.device, run.recipe.seed)
     names = {"teacher": run.teacher_name, "recipe": run.recipe, "tokenizer": run.tokenizer_name}

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy import resolve
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, hold_out, load_texts, make_batches, tokenize
+from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
 from makd.tasks import Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
 
@@ -49,8 +51,13 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
     else:
         settings = data if isinstance(data, DataConfig) else DataConfig()
         texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
-        train = tokenize(texts.train, tokenizer, model, settings.max_length, recipe.seed)
-        held_out = tokenize(texts.evaluation, tokenizer, model, settings.max_length, recipe.seed)
+        # a sentence encoder's text is what sentence-transformers makes of it; a head's is its own affair
+        origin = origin_of(model) if resolve(model).head is None else Origin()
+        length, prompt = shortest(settings.max_length, origin, tokenizer), default_prompt(origin)
+        train, held_out = (
+            tokenize(with_prompt(rows, prompt), tokenizer, model, length, recipe.seed)
+            for rows in (texts.train, texts.evaluation)
+        )
         seen = train
     held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
     compared = held_out if task is None else without_targets(held_out)

@@ -65,13 +65,16 @@ class Run:
         """Fidelity on the held-out rows, the perplexity of a causal language model, and the metrics of a task."""
         self.progress("evaluate", 0, 1)
         with self.clock("evaluate"):
-            scores: dict[str, Any] = {"fidelity": fidelity(student, self.teacher, self.data.held_out_batches)}
+            scores: dict[str, Any] = {"fidelity": self._fidelity(student)}
             if reads_blocks(student):
                 scores["perplexity"] = perplexity(student, self.data.held_out_batches)
             if self.data.task is not None:
                 scores["task"] = self.data.task.evaluate(student)
         self.progress("evaluate", 1, 1)
         return scores
+
+    def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
+        return fidelity(student, self.teacher, self.data.held_out_batches, self.recipe.evaluation.pooling)
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""

@@ -142,7 +142,12 @@ def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Spe
 def _copy_companions(source: Path, result: Path) -> None:
     """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling."""
     weights = ("*.safetensors", "*.safetensors.index.json", "config.json", BENCH_FILE, "*.partial", "checkpoints")
-    shutil.copytree(source, result, ignore=shutil.ignore_patterns(*weights), dirs_exist_ok=True)
+    ignored = shutil.ignore_patterns(*weights)
+
+    def ignore(folder: str, names: list[str]) -> set[str]:  # a subfolder's files are of other modules than the model
+        return ignored(folder, names) if Path(folder) == source else set()
+
+    shutil.copytree(source, result, ignore=ignore, dirs_exist_ok=True)
 
 
 def _update_metrics(model: PreTrainedModel, result: Path) -> None:

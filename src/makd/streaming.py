@@ -28,7 +28,6 @@ from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.report import (
     OutputFolder,
-    copy_sentence_transformers_files,
     describe_environment,
     plain,
     write_card,
@@ -36,6 +35,7 @@ from makd.report import (
     write_recipe,
 )
 from makd.run import Progress
+from makd.sentence_encoder import as_in_folder, copy_companions, origin_of
 from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def factorize_streamed(
         )
         if words is not None:
             words.save_pretrained(result)
-        copy_sentence_transformers_files(files, result)
+        copy_companions(origin_of(model), result)
         metrics = _metrics(before, model, anatomy, result, batches)
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
@@ -127,9 +127,9 @@ def _tokenizer(
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer; None where there is none and nothing asks for it."""
     if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return tokenizer
+        return as_in_folder(tokenizer, folder)
     try:
-        return load_tokenizer(tokenizer or folder)
+        return as_in_folder(load_tokenizer(tokenizer or folder), folder)
     except ModelLoadError as error:
         if needed or tokenizer is not None:
             raise

@@ -15,6 +15,7 @@ from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
 from makd.errors import UnsupportedModelError
+from makd.sentence_encoder import origin_of
 
 HEAD_NAMES = (
     "lm_head",
@@ -72,6 +73,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         predictions=predictions_of(model),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         off=dict(off),
+        origin=origin_of(model),
         notes=notes,
     )
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.anatomy.predictions import Predictions
+from makd.sentence_encoder import Origin
 
 
 class Role(str, Enum):
@@ -121,6 +122,8 @@ class Anatomy:
     is_encoder_decoder: bool = False
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
+    origin: Origin = field(default_factory=Origin, compare=False)
+    """Where the model came from: a sentence encoder's folder says how embeddings are made."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
 

@@ -6,9 +6,7 @@ from makd.aspects.attention_mean import attention_loss
 from makd.aspects.divergences import DIVERGENCES, Divergence, divergence, forward_kl
 from makd.aspects.embedding import (
     PooledTexts,
-    Pooling,
     embedding_distance,
-    pool,
     similarity_mse,
     vector_distance,
 )
@@ -32,7 +30,6 @@ __all__ = [
     "KeptPredictions",
     "Plan",
     "PooledTexts",
-    "Pooling",
     "PredictionLosses",
     "SoftLoss",
     "Term",
@@ -53,7 +50,6 @@ __all__ = [
     "matrix_mse",
     "next_labels",
     "normalised_mse",
-    "pool",
     "regression_mse",
     "relation_kl",
     "similarity_mse",

@@ -5,7 +5,7 @@ model cannot offer.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from makd.anatomy import Anatomy, Layer, Role
@@ -13,6 +13,7 @@ from makd.aspects.layers import select_layers, spread_layers
 from makd.aspects.plan import PER_LAYER, PRESETS, RELATED_ROLES, Plan, Term
 from makd.capture import Tap
 from makd.errors import SettingError
+from makd.sentence_encoder import SentenceEncoder, encoder_of
 
 Kind = Literal["linear", "hidden", "attention", "cross_attention"]
 
@@ -40,6 +41,8 @@ class ActiveTerm:
     """What its loss is logged as: the aspect, numbered from the second term of the same aspect on."""
     term: Term
     comparisons: tuple[Comparison, ...]
+    encoder: SentenceEncoder | None = None
+    """How the embeddings are made, with `embedding` and `similarity`; the term's pooling is its own."""
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -110,12 +113,19 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
         else:
             before = sum(item.term.aspect == term.aspect for item in active)
             name = term.aspect if before == 0 else f"{term.aspect}_{before + 1}"
-            active.append(ActiveTerm(name, term, found))
+            active.append(_active(name, term, found, teacher or anatomy))
     if not plan.terms and all(item.term.aspect == "task" for item in active):
         raise SettingError(
             "The plan has no aspect to mimic on this model: " + "; ".join(f"{name}: {why}" for name, why in off.items())
         )
     return ActivePlan(tuple(active), off)
+
+
+def _active(name: str, term: Term, comparisons: tuple[Comparison, ...], teacher: Anatomy) -> ActiveTerm:
+    if term.aspect not in ("embedding", "similarity"):
+        return ActiveTerm(name, term, comparisons)
+    encoder = encoder_of(teacher.origin, term.pooling)
+    return ActiveTerm(name, replace(term, pooling=encoder.pooling), comparisons, encoder)
 
 
 def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Pooling = Literal["mean", "cls", "last"]
-"""How a text's vector is made from its tokens: their mean, the first real one, or the last real one."""
+from makd.sentence_encoder import pool
 
 _LEAST_NORM = 1e-6
 """Vectors shorter than this have no direction; a smaller bound would let their gradients overflow."""
@@ -22,35 +20,11 @@ class PooledTexts:
     by_pooling: Mapping[str, Float[Tensor, "batch hidden"]]
 
 
-def pool(
-    hidden: Float[Tensor, "batch tokens hidden"], mask: Bool[Tensor, "batch tokens"], how: Pooling
-) -> Float[Tensor, "batch hidden"]:
-    """One vector per text, from its real tokens only, padded on either side; zeros for a text that has none.
-
-    In float32, or float64 for float64 inputs.
-
-    Raises:
-        ValueError: `how` is not a pooling.
-    """
-    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    if how == "mean":
-        total = torch.where(mask.unsqueeze(-1), wide, 0).sum(1)
-        return total / mask.sum(1, keepdim=True).clamp_min(1)
-    if how == "cls":
-        index = mask.int().argmax(1)
-    elif how == "last":
-        index = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-    else:
-        raise ValueError(f"A pooling is 'mean', 'cls' or 'last'; got {how!r}.")
-    chosen = wide[torch.arange(len(wide), device=wide.device), index]
-    return torch.where(mask.any(1, keepdim=True), chosen, 0)
-
-
 def embedding_distance(
     student_hidden: Float[Tensor, "batch tokens hidden"],
     teacher_hidden: Float[Tensor, "batch tokens hidden"],
     mask: Bool[Tensor, "batch tokens"],
-    pooling: Pooling,
+    pooling: str,
 ) -> Float[Tensor, ""]:
     """Mean over texts of 1 - cosine between the student's and the teacher's pooled vectors; in [0, 2].
 

@@ -11,6 +11,7 @@ from makd.aspects.divergences import Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.errors import SettingError
 from makd.registry import Registry, unknown_name
+from makd.sentence_encoder import AUTO, check_pooling
 
 ASPECTS: Registry[str] = Registry(
     "aspect",
@@ -70,8 +71,10 @@ class Term:
     """With the skew divergences: share of the first distribution that is mixed into the second, in [0, 1)."""
     k: int = 64
     """With divergence `top_k`: how many of the teacher's likeliest tokens are told apart, at least 1."""
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    """With `embedding` and `similarity`: how a text's embedding is made from its hidden states."""
+    pooling: str = AUTO
+    """With `embedding` and `similarity`: how a text's vector is made from its hidden states: `auto`, which is what the
+    teacher's sentence-transformers folder says, or `mean` where it has none; or one of `POOLINGS`, or several joined by
+    `+`."""
 
     def __post_init__(self) -> None:
         ASPECTS[self.aspect]
@@ -96,6 +99,7 @@ class Term:
         """Of what is compared inside the layers."""
         if self.aspect == "relation" and not set(self.roles) & set(RELATED_ROLES):
             raise SettingError(f"A relation term needs at least one role of q, k and v; got {', '.join(self.roles)}.")
+        check_pooling(self.pooling, "A term's pooling")
         if self.relation_heads < 1:
             raise SettingError(f"A term's relation_heads is at least 1; got {self.relation_heads}.")
 

@@ -4,7 +4,7 @@
     linear.3.q              the output of a role's linear
     attention.3.query       query and key as attention gets them, for a scale of head_dim ** -0.5; cross_attention.3.key
                             likewise
-    embedding.mean          a text's embedding
+    embedding.mean          a text's pooled vector
     logits, start_logits    what a head over labels, numbers or the tokens of a text gives
     predictions.*           predictions over a vocabulary: the likeliest tokens, and the rest as one
 
@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, predictions_of
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
-from makd.aspects import ActivePlan, keep_predictions, pool
+from makd.aspects import ActivePlan, keep_predictions
 from makd.cache.encoding import encode, encode_exactly, encode_log_probabilities, encode_tokens
 from makd.cache.settings import CacheConfig
 from makd.capture import AttentionCall, HeadCall, Recording, Tap, has_vocabulary_head, read_predictions
 from makd.errors import SettingError
+from makd.sentence_encoder import pool
 
 Axis = Literal["text", "encoder", "decoder"]
 """What a part has one entry for: each text of a batch, or each token that one of the stacks reads."""

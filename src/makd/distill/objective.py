@@ -26,7 +26,6 @@ from makd.aspects import (
     label_divergence,
     logits_divergence,
     next_labels,
-    pool,
     regression_mse,
     similarity_mse,
     vector_distance,
@@ -258,7 +257,9 @@ def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, o
 
 
 def _embedding(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Tensor) -> Float[Tensor, ""]:
-    mask, pooling = layer_tokens(anatomy, anatomy.layers[-1], inputs), active.term.pooling
-    vectors = theirs.by_pooling[pooling] if isinstance(theirs, PooledTexts) else pool(theirs[0], mask, pooling)
+    assert active.encoder is not None
+    mask, encoder = layer_tokens(anatomy, anatomy.layers[-1], inputs), active.encoder
+    kept = isinstance(theirs, PooledTexts)
+    vectors = encoder.after(theirs.by_pooling[encoder.pooling]) if kept else encoder(theirs[0], mask)
     compare = vector_distance if active.term.aspect == "embedding" else similarity_mse
-    return compare(pool(ours, mask, pooling), vectors)
+    return compare(encoder(ours, mask), vectors)

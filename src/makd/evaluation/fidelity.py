@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Predictions, check_predictions, predictions_of
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
-from makd.aspects import Pooling, pool
 from makd.errors import DataError, SettingError
+from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
@@ -26,7 +26,7 @@ def fidelity(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
-    pooling: Pooling = "mean",
+    pooling: str = AUTO,
 ) -> dict[str, float]:
     """Compare both models on `batches`; the keys that apply, each over real tokens only.
 
@@ -40,14 +40,24 @@ def fidelity(
     - `label_set_agreement`: share of texts where both say so of the same set of labels.
     - `squared_difference`: of the outputs of a regression, a mean over texts and outputs.
 
+    Args:
+        student: the model that is measured.
+        teacher: the model that it mimics.
+        batches: tokens, as both models read them.
+        pooling: how a text's vector is made of its hidden states: `auto`, or as `Term.pooling` says. With `auto` the
+            vectors go through the modules of the teacher's sentence-transformers folder that follow the pooling, too.
+
     Raises:
         DataError: there are no batches.
         UnsupportedModelError: nobody knows what the models predict.
-        SettingError: they do not predict the same.
+        SettingError: they do not predict the same, `pooling` is not known, or the teacher's folder asks for what makd
+            cannot carry out.
     """
+    check_pooling(pooling, "The pooling")
     predictions = _common_predictions(student, teacher)
     sums: dict[str, tuple[float, int]] = {}
     ours, theirs = [], []
+    encoder: SentenceEncoder | None = None
     modes = student.training, teacher.training
     student.eval(), teacher.eval()
     for batch in batches:
@@ -60,8 +70,9 @@ def fidelity(
                 sums[name] = before[0] + value, before[1] + number
         else:
             mask = _output_tokens(inputs)
-            ours.append(pool(output[0].float(), mask, pooling).cpu())
-            theirs.append(pool(reference[0].float(), mask.to(teacher.device), pooling).cpu())
+            encoder = encoder or encoder_of(origin_of(teacher), pooling)
+            ours.append(encoder(output[0].float(), mask).cpu())
+            theirs.append(encoder(reference[0].float(), mask.to(teacher.device)).cpu())
     student.train(modes[0]), teacher.train(modes[1])
     if not ours and not sums:
         raise DataError("There is nothing to compare on: no batches were given.")

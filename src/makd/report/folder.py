@@ -7,24 +7,6 @@ from pathlib import Path
 
 from makd.errors import OutputError
 
-SENTENCE_TRANSFORMERS_FILES = (
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "1_Pooling",
-    "2_Normalize",
-)
-"""What a sentence-transformers folder has besides the model; copied, so that the student opens there too."""
-
-
-def copy_sentence_transformers_files(source: Path, result: Path) -> None:
-    """Copy those of `SENTENCE_TRANSFORMERS_FILES` that `source` has into `result`."""
-    for name in SENTENCE_TRANSFORMERS_FILES:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, result / name)
-        elif (source / name).is_file():
-            shutil.copy(source / name, result / name)
-
 
 class OutputFolder:
     """A folder that will hold a result. Until it is done the work stands in `<name>.partial` beside it."""
