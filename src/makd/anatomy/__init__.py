@@ -1,9 +1,11 @@
 """Station 1: where a model keeps its layers, linears, attention, embeddings and head."""
 
-from makd.anatomy.describe import Inspection, describe, inspect, to_table
+from makd.anatomy.describe import Inspection, describe, to_table
+from makd.anatomy.experts import count_experts
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
+from makd.anatomy.structure import is_factored
 
 __all__ = [
     "Anatomy",
@@ -13,8 +15,9 @@ __all__ = [
     "Role",
     "RoleLinear",
     "SkippedLayer",
+    "count_experts",
     "describe",
-    "inspect",
+    "is_factored",
     "linear_shape",
     "resolve",
     "to_table",

@@ -115,8 +115,12 @@ class Anatomy:
     head: str | None
     """The linear that gives logits over the vocabulary or the labels; None for a model that ends in hidden states."""
     is_encoder_decoder: bool = False
+    experts: tuple[str, ...] = ()
+    """Parameters of routed experts, as `model.get_parameter` takes them: linears in all but name, which stay dense."""
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
+    solvers_off: Mapping[str, str] = field(default_factory=dict)
+    """What a solver cannot look at in this model, and why: field of `makd.lowrank.solvers.Solver` -> reason."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
 

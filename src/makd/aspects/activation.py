@@ -96,7 +96,7 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
     active: list[ActiveTerm] = []
     off: dict[str, str] = {}
     for term in plan.terms or PRESETS[plan.preset]:
-        reason = _why_off(term, anatomy)
+        reason = _why_off(term, anatomy, teacher or anatomy)
         found = () if reason else tuple(_comparisons(term, anatomy, teacher or anatomy))
         dropped = not reason and not found and _is_dropped(term, anatomy)
         if dropped:
@@ -118,10 +118,11 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
     return ActivePlan(tuple(active), off)
 
 
-def _why_off(term: Term, anatomy: Anatomy) -> str | None:
-    """Why the model cannot offer the term's aspect; None when it can."""
-    if term.aspect in anatomy.off:
-        return anatomy.off[term.aspect]
+def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
+    """Why one of the models cannot offer the term's aspect; None when both can."""
+    for one in (anatomy, teacher):
+        if term.aspect in one.off:
+            return one.off[term.aspect]
     if term.aspect == "logits" and anatomy.head is None:
         return "the model has no head, so it predicts nothing"
     if term.aspect == "task" and anatomy.head is None:
