@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from makd import aspects
-    from makd.anatomy import Anatomy, Role, inspect, resolve
+    from makd.anatomy import Anatomy, Role, resolve
     from makd.aspects import Plan, Term
     from makd.cache import CacheConfig, TeacherCache
     from makd.caching import CacheReport, build_cache
+    from makd.capture import inspect
     from makd.comparison import Experiment, MethodConfig, SearchConfig, compare
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
@@ -77,7 +78,7 @@ _HOME = {
     "finetune": "makd.finetuning",
     "fingerprint": "makd.evaluation",
     "fold": "makd.lowrank.folding",
-    "inspect": "makd.anatomy",
+    "inspect": "makd.capture",
     "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
     "resolve": "makd.anatomy",

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from makd.anatomy import resolve
 from makd.aspects import ActivePlan, activate
 from makd.cache import CacheConfig, identify, write_cache
+from makd.capture import examine
 from makd.config import Recipe
 from makd.data import collator
 from makd.loading import check_dtype, take_model, take_tokenizer
@@ -77,7 +77,7 @@ def build_cache(
     name = teacher if isinstance(teacher, str) else str(teacher.name_or_path)
     words = take_tokenizer(tokenizer, name)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
-    anatomy = resolve(model)
+    anatomy = examine(model)
     plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))
     prepared = prepare(data, words, model, recipe)
     rows = prepared.train

@@ -87,7 +87,8 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _load_inspect() -> Callable[..., None]:
-    from makd.anatomy import describe, resolve, to_table
+    from makd.anatomy import to_table
+    from makd.capture import inspect as look
     from makd.loading import load_model
 
     def inspect(model: str, head: str = "auto") -> None:
@@ -97,8 +98,7 @@ def _load_inspect() -> Callable[..., None]:
             model: hub id, folder, .gguf file, or package:module/path.
             head: auto, base, masked_lm, causal_lm, sequence_classification, ...
         """
-        loaded = load_model(model, head)
-        _print(to_table(describe(loaded, resolve(loaded))))
+        _print(to_table(look(load_model(model, head))))
 
     return inspect
 

@@ -1,6 +1,5 @@
 """The whole method on one page. Read this first; the folders are its stations, in this order."""
 
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from makd.report import (
 from makd.run import Progress, Run, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.tasks import TaskConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,8 +205,6 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) 
         callbacks=[ReportSteps(run.progress)],
     )
     trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-    for aspect, reason in trainer.plan.off.items():
-        logger.info("aspect %s is off: %s", aspect, reason)
     with run.clock("distill"):
         run.training_tokens += train(trainer, checkpoints, run.resume)
     student.requires_grad_(True).eval()

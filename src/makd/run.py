@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from makd.anatomy import check_predictions, resolve
 from makd.aspects import activate
 from makd.cache import TeacherCache
+from makd.capture import examine
 from makd.config import Recipe
 from makd.data import count_tokens, reads_blocks
 from makd.evaluation import fidelity, latency, parameter_counts, perplexity, stored_bytes
@@ -52,7 +53,7 @@ class Run:
             where, data = self.recipe.cache, self.data
             self.cache = TeacherCache.open(where, self.teacher, data.train, self.tokenizer, data.max_length)
             for plan in plans:
-                self.cache.check_plan(activate(plan, resolve(self.teacher)), self.teacher)
+                self.cache.check_plan(activate(plan, examine(self.teacher)), self.teacher)
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -136,7 +137,7 @@ def start_run(
     model = model_of(teacher, recipe, device)
     check_predictions(model)
     for stage in recipe.trainings:
-        activate(stage.plan, resolve(model))
+        activate(stage.plan, examine(model))
     return Run(
         teacher_name=name_of(teacher),
         recipe=recipe,

@@ -1,10 +1,12 @@
 """Station 1: where a model keeps its layers, linears, attention, embeddings and head."""
 
-from makd.anatomy.describe import Inspection, describe, inspect, to_table
+from makd.anatomy.describe import Inspection, describe, to_table
+from makd.anatomy.experts import count_experts
 from makd.anatomy.predictions import Predictions, check_predictions, predictions_of
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
+from makd.anatomy.structure import is_factored
 
 __all__ = [
     "Anatomy",
@@ -16,8 +18,9 @@ __all__ = [
     "RoleLinear",
     "SkippedLayer",
     "check_predictions",
+    "count_experts",
     "describe",
-    "inspect",
+    "is_factored",
     "linear_shape",
     "predictions_of",
     "resolve",

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from makd.anatomy.resolve import linear_shape, resolve
+from makd.anatomy.experts import count_experts
+from makd.anatomy.resolve import linear_shape
 from makd.anatomy.roles import Anatomy
 
 
@@ -44,6 +45,8 @@ class Inspection:
     """Of the factorizable linears, with their biases; shared ones once."""
     embedding_parameters: int
     """Of the token embeddings."""
+    expert_parameters: int = 0
+    """Of routed experts, which stay dense."""
 
     @property
     def linear_share(self) -> float:
@@ -65,15 +68,6 @@ class Inspection:
 def break_even_rank(out_features: int, in_features: int) -> int:
     """Largest rank r with r (out + in) < out · in."""
     return (out_features * in_features - 1) // (out_features + in_features)
-
-
-def inspect(model: PreTrainedModel) -> Inspection:
-    """What makd sees in `model`.
-
-    Raises:
-        UnsupportedModelError: its linears cannot be told apart.
-    """
-    return describe(model, resolve(model))
 
 
 def describe(model: PreTrainedModel, anatomy: Anatomy) -> Inspection:
@@ -107,6 +101,7 @@ def describe(model: PreTrainedModel, anatomy: Anatomy) -> Inspection:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         linear_parameters=_count(model, anatomy.linears),
         embedding_parameters=_count(model, anatomy.embeddings),
+        expert_parameters=count_experts(model, anatomy),
     )
 
 
@@ -144,11 +139,19 @@ def to_table(inspection: Inspection) -> Group:
     lines = [
         f"parameters        {inspection.parameters:,}",
         f"  of the linears  {inspection.linear_parameters:,} ({inspection.linear_share:.1%}): what makd factorizes",
+        *_expert_line(inspection),
         f"  of embeddings   {inspection.embedding_parameters:,}",
         *(f"note: {note}" for note in anatomy.notes),
         *(f"aspect {aspect} is off: {reason}" for aspect, reason in anatomy.off.items()),
+        *(f"solvers that look at {what} are off: {reason}" for what, reason in anatomy.solvers_off.items()),
     ]
     return Group(table, Text("\n".join(lines)))
+
+
+def _expert_line(inspection: Inspection) -> Iterator[str]:
+    if inspection.expert_parameters:
+        share = inspection.expert_parameters / inspection.parameters
+        yield f"  of experts      {inspection.expert_parameters:,} ({share:.1%}): they stay dense"
 
 
 def _condensed(inspection: Inspection) -> Iterator[tuple[str, LinearRow]]:

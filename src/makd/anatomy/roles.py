@@ -120,10 +120,14 @@ class Anatomy:
     predictions: Predictions | None = None
     """What the head predicts; None without one."""
     is_encoder_decoder: bool = False
+    experts: tuple[str, ...] = ()
+    """Parameters of routed experts, as `model.get_parameter` takes them: linears in all but name, which stay dense."""
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
     origin: Origin = field(default_factory=Origin, compare=False)
     """Where the model came from: a sentence encoder's folder says how embeddings are made."""
+    solvers_off: Mapping[str, str] = field(default_factory=dict)
+    """What a solver cannot look at in this model, and why: field of `makd.lowrank.solvers.Solver` -> reason."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
 

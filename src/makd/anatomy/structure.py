@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from makd.anatomy.experts import names_expert
 from makd.anatomy.families import Place, Stack
 from makd.anatomy.roles import Role
 from makd.anatomy.skipped import SkippedLayer
@@ -39,10 +40,12 @@ def find_stack(
     readings = {name: reading for name, layers in _layer_lists(base) if (reading := _read(_first(layers))) is not None}
     if len(readings) != 1:
         found = "no list of layers has" if not readings else f"several lists of layers ({', '.join(readings)}) have"
+        experts = next((path for path, module in base.named_modules() if names_expert(path, module)), None)
+        mixture = f" Its feed-forwards are experts ({experts}), which makd cannot take in yet." if experts else ""
         raise UnsupportedModelError(
             f"makd does not know {type(base).__name__} (model type {model_type!r}), and cannot read it from its "
-            f"structure: {found} one linear each for {', '.join(role.value for role in NEEDED)}. Known model types: "
-            f"{', '.join(known)}. A new one is a row in makd/anatomy/families.py."
+            f"structure: {found} one linear each for {', '.join(role.value for role in NEEDED)}.{mixture} Known "
+            f"model types: {', '.join(known)}. A new one is a row in makd/anatomy/families.py."
         )
     (name, linears), *_ = readings.items()
     layers = base.get_submodule(name)
@@ -59,6 +62,11 @@ def find_stack(
     places: Mapping[Role, Place] = dict(linears)
     stack = Stack("decoder" if kind == "decoder" else "encoder", name, places, attention)
     return stack, tuple(notes), off
+
+
+def is_factored(module: object) -> bool:
+    """Whether a module is a linear in two factors. Stations before `lowrank` know it by what it does."""
+    return hasattr(module, "reduce") and hasattr(module, "expand")
 
 
 def _layer_lists(base: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
@@ -85,7 +93,7 @@ def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in layer.named_modules():
         if any(name.startswith(outer + ".") for outer in inside):
             continue
-        if isinstance(module, nn.Linear | Conv1D) or (hasattr(module, "reduce") and hasattr(module, "expand")):
+        if isinstance(module, nn.Linear | Conv1D) or is_factored(module):
             inside.append(name)
             yield name, module
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from makd.anatomy.roles import Anatomy, Layer, Role
-from makd.errors import DataError
+from makd.errors import DataError, UnsupportedModelError
 
 
 def encoder_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]:
@@ -58,3 +58,28 @@ def role_tokens(
     if role in (Role.CROSS_KEY, Role.CROSS_VALUE):
         return encoder_tokens(inputs)
     return layer_tokens(anatomy, layer, inputs)
+
+
+def is_by_token(tensor: Tensor, real: Bool[Tensor, "batch tokens"]) -> bool:
+    """Whether `tensor` has an entry for each of these tokens: (batch, tokens, ...), or with its rows joined (OPT)."""
+    return tensor.shape[:2] == real.shape or (tensor.dim() == 2 and len(tensor) == real.numel())
+
+
+def by_token(tensor: Tensor, real: Bool[Tensor, "batch tokens"], what: str) -> Float[Tensor, "batch tokens features"]:
+    """`tensor` with batch and tokens as its first two dimensions, and all else as the third.
+
+    Args:
+        tensor: of one entry a token, in one of the layouts that `is_by_token` knows.
+        real: whose shape says how many tokens there are.
+        what: the tensor's name, for the error.
+
+    Raises:
+        UnsupportedModelError: it is laid out otherwise, so that real tokens and padding cannot be told apart in it.
+    """
+    if not is_by_token(tensor, real):
+        raise UnsupportedModelError(
+            f"{what} has the shape {tuple(tensor.shape)}, where (batch, tokens, ...) is {tuple(real.shape)} and more: "
+            "which of its entries are real tokens cannot be told. Solver 'svd' looks at no tokens, and a plan of "
+            "'logits', 'embedding' or 'task' at none inside the layers."
+        )
+    return tensor.reshape(*real.shape, -1)

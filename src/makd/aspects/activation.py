@@ -129,9 +129,10 @@ def _active(name: str, term: Term, comparisons: tuple[Comparison, ...], teacher:
 
 
 def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
-    """Why the models cannot offer the term's aspect; None when they can."""
-    if term.aspect in anatomy.off:
-        return anatomy.off[term.aspect]
+    """Why one of the models cannot offer the term's aspect; None when both can."""
+    for one in (anatomy, teacher):
+        if term.aspect in one.off:
+            return one.off[term.aspect]
     if term.aspect == "logits":
         if anatomy.predictions is None:
             return "the model has no head, so it predicts nothing"

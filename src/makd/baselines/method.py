@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import resolve
 from makd.aspects import Plan, Term, activate
+from makd.capture import examine
 from makd.errors import SettingError
 from makd.lowrank.budget import Budget
 
@@ -128,5 +128,5 @@ def prepared(teacher: PreTrainedModel, student: PreTrainedModel, *stages: tuple[
     """
     made = tuple(PlannedStage(plan=Plan(terms=terms), share=share) for terms, share in stages)
     for stage in made:
-        activate(stage.plan, resolve(student), resolve(teacher))
+        activate(stage.plan, examine(student), examine(teacher))
     return Prepared(student=student, stages=made)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import Anatomy, count_experts, resolve
 from makd.errors import BudgetError, UnsupportedModelError
 from makd.lowrank.budget import Budget
 
@@ -23,9 +23,9 @@ TOLERANCE = 0.01
 
 
 def count_linears(model: PreTrainedModel, anatomy: Anatomy) -> int:
-    """Parameters of the linears inside the layers, weights and biases, each once."""
+    """Parameters of the linears inside the layers, weights and biases, each once; routed experts are linears too."""
     linears = {id(p): p.numel() for name in anatomy.linears for p in model.get_submodule(name).parameters()}
-    return sum(linears.values())
+    return sum(linears.values()) + count_experts(model, anatomy)
 
 
 class Sizes:

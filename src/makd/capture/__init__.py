@@ -3,6 +3,7 @@
 from makd.capture.attention import AttentionCall
 from makd.capture.questions import without_labels
 from makd.capture.recording import Receiver, Recording, Tap, capture
+from makd.capture.trial import examine, inspect
 from makd.capture.vocabulary import (
     HeadCall,
     Predictions,
@@ -21,7 +22,9 @@ __all__ = [
     "Tap",
     "VocabularyHead",
     "capture",
+    "examine",
     "has_vocabulary_head",
+    "inspect",
     "read_predictions",
     "withhold_logits",
     "without_labels",

@@ -46,7 +46,8 @@ def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
     """
     for module, recorder in recorders.items():
         _recorders.setdefault(module, []).append(recorder)
-    implementations = {_implementation(module) for module in recorders}
+    # without a config a module does not choose an implementation, so it calls none
+    implementations = {_implementation(module) for module in recorders if hasattr(module, "config")}
     installed = [name for name in implementations if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "_makd_inner")]
     for name in installed:
         _install(name)
@@ -59,6 +60,11 @@ def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
             _recorders[module].remove(recorder)
             if not _recorders[module]:
                 del _recorders[module]
+
+
+def attention_is_noted(implementation: str) -> bool:
+    """Whether calls of an implementation can be described: flex attention's masks are compiled blocks, no tensors."""
+    return "flex" not in implementation
 
 
 def _implementation(module: nn.Module) -> str:

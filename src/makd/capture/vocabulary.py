@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from makd.lowrank.linear import LowRankLinear
+from makd.anatomy import is_factored
 
 _FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
 """Where configs keep a factor of their logits (Cohere, Falcon-H1, Granite) -> its exponent."""
@@ -66,7 +66,8 @@ class Predictions:
 
 def has_vocabulary_head(model: PreTrainedModel) -> bool:
     """Whether a linear, dense or factored, is what makes the logits of `model`."""
-    return isinstance(model.get_output_embeddings(), nn.Linear | LowRankLinear)
+    head = model.get_output_embeddings()
+    return isinstance(head, nn.Linear) or is_factored(head)
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def withhold_logits(model: PreTrainedModel) -> Iterator[HeadCall]:
 
     def keep(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = inputs[0]
-        call.inputs = module.reduce(hidden) if isinstance(module, LowRankLinear) else hidden
+        call.inputs = _read_by(module, hidden)
         return (hidden[(slice(1),) * (hidden.dim() - 1)],)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)
@@ -114,12 +115,17 @@ def read_predictions(model: PreTrainedModel) -> Predictions:
     if len(seen) != 1 or logits is None:
         return Predictions(f"its head was called {len(seen)} times for one set of logits", None)
     head, hidden = _vocabulary_head(model), seen[0]
-    linear = model.get_output_embeddings()
-    repeated = head.logits(linear.reduce(hidden) if isinstance(linear, LowRankLinear) else hidden)
+    repeated = head.logits(_read_by(model.get_output_embeddings(), hidden))
     precision = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 0.05
     if repeated.shape != logits.shape or not _near(repeated, logits, precision):
         return Predictions("its logits are more than its head, a factor and a bound", None)
     return Predictions(None, _own_shift(logits.float(), tokens, output.loss, precision))
+
+
+def _read_by(linear: Any, hidden: Tensor) -> Tensor:
+    """What the weight of a `VocabularyHead` is applied to: of a factored head, what its first factor makes."""
+    read: Tensor = linear.reduce(hidden) if is_factored(linear) else hidden
+    return read
 
 
 def _vocabulary_head(model: PreTrainedModel) -> VocabularyHead:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from makd.anatomy import resolve
 from makd.aspects import Plan, activate
 from makd.cache import CacheConfig, TeacherCache, needs, write_cache
+from makd.capture import examine
 from makd.data import collator
 from makd.run import Progress
 from makd.tasks import Task
@@ -40,7 +40,7 @@ class TeacherCaches:
         Raises:
             SettingError: something that the plan compares with cannot be kept.
         """
-        active = activate(plan, resolve(student), resolve(self.teacher))
+        active = activate(plan, examine(student), examine(self.teacher))
         needed = frozenset(need.part for need in needs(active, self.teacher))
         if not needed:
             return None, 0.0

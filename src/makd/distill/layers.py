@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Role
-from makd.anatomy.tokens import layer_tokens, role_tokens
+from makd.anatomy.tokens import by_token, layer_tokens, role_tokens
 from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
 from makd.distill.projections import Projections
@@ -69,7 +69,7 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
         self, comparison: Comparison, ours: Tensor, theirs: Tensor, real: Tensor, everywhere: bool
     ) -> Float[Tensor, ""]:
         # OPT joins rows before its feed-forward: every tensor is given its (batch, tokens) back
-        student, teacher = (side.reshape(*real.shape, -1) for side in (ours, theirs))
+        student, teacher = (by_token(side, real, f"What layer {comparison.tap.layer} gives") for side in (ours, theirs))
         counted = None if everywhere and not comparison.first_token else real
         if comparison.measure == "relation":
             return relation_kl(student, teacher, counted, comparison.heads)

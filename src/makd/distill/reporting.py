@@ -6,7 +6,18 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from makd.anatomy import Anatomy
+from makd.aspects import ActivePlan
+
 logger = logging.getLogger(__name__)
+
+
+def report_off(plan: ActivePlan, *anatomies: Anatomy) -> None:
+    """Tell of every aspect that is left out, and louder where that is because of how a model is built."""
+    built_so = {aspect for anatomy in anatomies for aspect in anatomy.off}
+    for aspect, reason in plan.off.items():
+        level = logging.WARNING if aspect in built_so else logging.INFO
+        logger.log(level, "aspect %s is off: %s", aspect, reason)
 
 
 class ReportSteps(TrainerCallback):

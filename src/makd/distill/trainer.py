@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
-from makd.capture import HeadCall, Recording, capture, has_vocabulary_head, withhold_logits, without_labels
+from makd.capture import HeadCall, Recording, capture, examine, has_vocabulary_head, withhold_logits, without_labels
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
+from makd.distill.reporting import report_off
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
@@ -72,14 +73,16 @@ class DistillTrainer(Trainer):
             SettingError: teacher and student do not line up, or the plan does not fit the model.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
+            UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
         """
         check_plain(model)
         check_plain(teacher)
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
-        self.anatomy: Anatomy = resolve(model)
-        self.teacher_anatomy: Anatomy = resolve(teacher)
+        self.anatomy: Anatomy = examine(model)
+        self.teacher_anatomy: Anatomy = examine(teacher)
         check_pair(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
+        report_off(self.plan, self.anatomy, self.teacher_anatomy)
         self.student_dropout = student_dropout
         self.tokens_per_batch = tokens_per_batch
         self.teacher_dtype = teacher_dtype

@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy
+from makd.anatomy import Anatomy, count_experts
 from makd.anatomy.limits import token_limit
 
 
 def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]:
-    """`total`: every parameter once. `linears`: weights and biases of the factorizable linears, factored or not."""
+    """`total`: every parameter once. `linears`: weights and biases of the linears, factored or not, and experts."""
     linears = {id(p): p.numel() for name in anatomy.linears for p in model.get_submodule(name).parameters()}
-    return {"total": sum(p.numel() for p in model.parameters()), "linears": sum(linears.values())}
+    experts = count_experts(model, anatomy)
+    return {"total": sum(p.numel() for p in model.parameters()), "linears": sum(linears.values()) + experts}
 
 
 def bytes_on_disk(folder: str | Path) -> int:

@@ -31,6 +31,8 @@ def droppable_layers(model: PreTrainedModel, anatomy: Anatomy) -> tuple[list[str
         return [], "layers of an encoder-decoder share position biases and cross-attention"
     if any(layer.call > 0 for layer in anatomy.layers):
         return [], "its layers share one set of weights, so dropping some saves nothing"
+    if "hidden" in anatomy.off:
+        return [], anatomy.off["hidden"]
     kinds = getattr(model.config, "layer_types", None) or [""] * len(anatomy.layers)
     first = {kind: index for index, kind in reversed(list(enumerate(kinds)))}
     return [layer.module for layer in anatomy.layers if layer.index not in first.values()], None

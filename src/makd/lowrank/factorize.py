@@ -17,7 +17,8 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import Anatomy
+from makd.capture import examine
 from makd.errors import BudgetError, DataError, SettingError
 from makd.lowrank.assemble import assemble, calibrate, linear_sizes
 from makd.lowrank.budget import Budget
@@ -72,6 +73,8 @@ def factorize(
         NumericsError: weights or activations hold NaN or infinity.
         DataError: the solver needs calibration and got none, or it does not reach every linear.
         SettingError, UnknownNameError: a setting is not allowed.
+        UnsupportedModelError: the teacher's linears cannot be told apart, it does not read token ids, or the solver
+            looks at what it does not show.
     """
     started = time.perf_counter()
     settings = FactorizeConfig(
@@ -85,8 +88,8 @@ def factorize(
     progress = on_progress or (lambda what, done, of: None)
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
-    anatomy = resolve(teacher)
     check_plain(teacher)
+    anatomy = examine(teacher)
     check_finite(teacher, "The teacher")
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, Role, linear_shape
-from makd.anatomy.tokens import encoder_tokens, layer_tokens, role_tokens
-from makd.errors import DataError
+from makd.anatomy import Anatomy, Layer, Role, linear_shape
+from makd.anatomy.tokens import by_token, encoder_tokens, is_by_token, layer_tokens, role_tokens
+from makd.errors import DataError, UnsupportedModelError
 from makd.lowrank.moments import InputMoments
 
 TEXT_PROBES = 4
@@ -53,36 +53,17 @@ def collect_gradient_moments(
 
     Raises:
         DataError: there are no batches.
+        UnsupportedModelError: no gradients reach a linear, or they are not laid out by tokens.
     """
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
     moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
-    gradients = {name: _Gathered(moments[name]) for name in moments}
     places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
     places |= dict.fromkeys(embeddings or (), (anatomy.layers[0], Role.QUERY))  # these see the first layer's tokens
+    watcher = _Watcher(anatomy, places, {name: _Gathered(one) for name, one in moments.items()})
     generator = torch.Generator().manual_seed(seed)
-    probe, probes = 0, 1
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
-    batch_inputs: dict[str, Tensor] = {}
     model.eval().requires_grad_(False)
-
-    def watch(name: str) -> Callable[..., None]:
-        layer, role = places[name]
-
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            real = role_tokens(anatomy, layer, role, batch_inputs).flatten()
-
-            def add(gradient: Tensor) -> None:
-                rows = gradient.reshape(-1, gradient.shape[-1])
-                rows = rows[real] if len(rows) == len(real) else rows
-                # each token is looked at once: its neighbours share its probe, and say little besides
-                stride = min(probes, len(rows))
-                gradients[name].add(rows[probe % stride :: stride])
-
-            # nothing before the first linears asks for gradients: they start at their outputs, in every stack
-            output.requires_grad_().register_hook(add)
-
-        return hook
 
     seen = 0
     with ExitStack() as hooks:
@@ -90,21 +71,77 @@ def collect_gradient_moments(
         for parameter in wanted:
             hooks.callback(parameter.requires_grad_, True)
         for name in moments:
-            hooks.callback(model.get_submodule(name).register_forward_hook(watch(name)).remove)
+            hooks.callback(model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
         for batch in batches:
-            batch_inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            watcher.start(inputs)
             with torch.enable_grad():
-                output = model(**batch_inputs)
-                probes = _probes(output)
-                for probe in range(probes):
-                    loss = _probe(output, anatomy, batch_inputs, generator)
-                    torch.autograd.backward(loss, retain_graph=probe + 1 < probes)
+                output = model(**inputs)
+                watcher.probes = probes = _probes(output)
+                for watcher.probe in range(probes):
+                    loss = _probe(output, anatomy, inputs, generator)
+                    torch.autograd.backward(loss, retain_graph=watcher.probe + 1 < probes)
             seen += 1
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
-    for gathered in gradients.values():
-        gathered.flush()
+    watcher.finish()
     return moments
+
+
+class _Watcher:
+    """The hooks, and what they must know of the batch that runs."""
+
+    def __init__(
+        self, anatomy: Anatomy, places: Mapping[str, tuple[Layer, Role]], gradients: Mapping[str, "_Gathered"]
+    ) -> None:
+        self.anatomy, self.places, self.gradients = anatomy, places, gradients
+        self.inputs: Mapping[str, Tensor] = {}
+        self.called: set[str] = set()
+        self.probe, self.probes = 0, 1
+
+    def start(self, inputs: Mapping[str, Tensor]) -> None:
+        """A new batch begins."""
+        self.inputs = inputs
+        self.called.clear()
+
+    def hook(self, name: str) -> Callable[..., Tensor]:
+        """The forward hook of the linear called `name`."""
+        layer, role = self.places[name]
+
+        def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            real = role_tokens(self.anatomy, layer, role, self.inputs)
+            tokens = name not in self.called or is_by_token(output, real)
+            self.called.add(name)
+
+            def add(gradient: Tensor) -> None:
+                if tokens:
+                    rows = by_token(gradient, real, f"The output of {name}")[real]
+                else:  # what a later call reads are DeBERTa's relative positions
+                    rows = gradient.reshape(-1, gradient.shape[-1])
+                # each token is looked at once: its neighbours share its probe, and say little besides
+                stride = min(self.probes, len(rows))
+                self.gradients[name].add(rows[self.probe % stride :: stride])
+
+            if output.requires_grad:
+                output.register_hook(add)
+                return output
+            # nothing before the first linears asks for gradients: they start at their outputs, in every stack. The
+            # model gets a copy, since it may change it in place, and nobody may do that where gradients start
+            output.requires_grad_().register_hook(add)
+            return output.clone()
+
+        return watch
+
+    def finish(self) -> None:
+        """All batches have been seen."""
+        for gathered in self.gradients.values():
+            gathered.flush()
+        without = [name for name, gathered in self.gradients.items() if gathered.moments.rows == 0]
+        if without:
+            raise UnsupportedModelError(
+                f"No gradient of the model's outputs reaches {without[0]} (and {len(without) - 1} others): it computes "
+                "part of its forward without gradients. Take a solver that needs none: 'whitened' or 'svd'."
+            )
 
 
 class _Gathered:

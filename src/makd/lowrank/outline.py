@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy
+from makd.anatomy import Anatomy, count_experts
 from makd.errors import SettingError
 from makd.lowrank.budget import Budget
 from makd.lowrank.depth import Drop, droppable_layers, greedy_drops, layer_outputs
@@ -59,6 +59,8 @@ class Parts:
     """Of the vocabulary."""
     layers: Mapping[str, int]
     """Layer that may be dropped -> all its parameters."""
+    experts: int = 0
+    """Parameters of routed experts, which stay dense."""
 
     def sizes(self, outline: Outline) -> list[LinearSize]:
         """Everything that gets factors."""
@@ -153,9 +155,10 @@ def draw_plot(
         linears,
         {table.module: table_size(teacher, table) for table in tables},
         {name: sum(p.numel() for p in teacher.get_submodule(name).parameters()) for name in layers},
+        count_experts(teacher, anatomy),
     )
     linear_parameters = sum(size.parameters(None) for size in linears)
-    limit = budget.limit(total, linear_parameters)
+    limit = budget.limit(total, linear_parameters, parts.experts)
     tight = budget.keep_linears is None and limit - parts.rest(Outline()) < COMFORT * linear_parameters
     if vocabulary == "factored" and not tables:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
@@ -204,4 +207,5 @@ def _check(found: Plot, total: int, vocabulary: str, depth: int | str) -> None:
         f"{name} auto" for name, value in (("vocabulary", vocabulary), ("depth", depth)) if value in ("dense", "all")
     ]
     more = f" (factorize with {' and '.join(hints)} may go lower.)" if hints else ""
-    Budget.check(found.limit, total, parts.rest(outline), parts.smallest(outline), ", ".join(told), more)
+    experts = 0 if dearest else parts.experts
+    Budget.check(found.limit, total, parts.rest(outline), parts.smallest(outline), ", ".join(told), more, experts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer
-from makd.anatomy.tokens import layer_tokens
+from makd.anatomy.tokens import by_token, layer_tokens
 
 
 @dataclass
@@ -75,6 +75,10 @@ class Seen:
     """Other module of the layer -> what it read, (rows, features); "" -> the layer's output hidden states."""
 
 
+def _by_row(calls: Calls, tensor: Tensor, what: str) -> Tensor:
+    return by_token(tensor, calls.real, what).flatten(0, 1)
+
+
 class _Enough(Exception):
     """The layer has run far enough."""
 
@@ -94,7 +98,6 @@ def watch_layer(
             layer's output, and lets it run to its end.
     """
     seen, linears, readers = Seen(), set(linears), set(readers)
-    rows = calls.real.numel()
 
     def stop_if_enough() -> None:
         if seen.inputs.keys() == linears and seen.read_by.keys() == readers:
@@ -103,14 +106,15 @@ def watch_layer(
     def note(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             if name not in seen.inputs:
-                seen.inputs[name], seen.outputs[name] = inputs[0].reshape(rows, -1), output.reshape(rows, -1)
+                seen.inputs[name] = _by_row(calls, inputs[0], f"The input of {name}")
+                seen.outputs[name] = _by_row(calls, output, f"The output of {name}")
                 stop_if_enough()
 
         return hook
 
     def note_reader(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.read_by.setdefault(name, inputs[0].reshape(rows, -1))
+            seen.read_by.setdefault(name, _by_row(calls, inputs[0], f"The input of {name}"))
             stop_if_enough()
 
         return hook
@@ -121,5 +125,5 @@ def watch_layer(
         for name in readers - {""}:
             module = model.get_submodule(f"{layer.module}.{name}")
             hooks.callback(module.register_forward_pre_hook(note_reader(name)).remove)
-        seen.read_by[""] = run_layer(model, layer, calls, hidden).reshape(rows, -1)
+        seen.read_by[""] = _by_row(calls, run_layer(model, layer, calls, hidden), f"The output of {layer.module}")
     return seen

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from makd.anatomy import Anatomy
-from makd.errors import SettingError
+from makd.errors import SettingError, UnsupportedModelError
 from makd.lowrank.outline import VOCABULARY_CHOICES
 from makd.lowrank.ranks import RANK_RULES
 from makd.lowrank.sharing import SHARE_INPUT_CHOICES
@@ -16,7 +16,7 @@ class FactorizeConfig:
 
     solver: str = "auto"
     """One of `makd.lowrank.solvers.SOLVERS`. `auto` is the best that the model allows: `two_sided_regression`, or
-    `two_sided` where layers cannot be fitted one after the other (two stacks, shared layers)."""
+    `two_sided` where layers cannot be fitted one after the other (two stacks, shared layers, what a trial found)."""
     ranks: str = "auto"
     """How the budget is spread over the linears; one of `makd.lowrank.ranks.RANK_RULES`. `auto` is `global` for
     solvers that measure all linears in one unit, and `uniform` for others."""
@@ -59,8 +59,24 @@ class FactorizeConfig:
         return "global" if kind.inputs and kind.gradients else "uniform"
 
     def for_model(self, anatomy: Anatomy) -> "FactorizeConfig":
-        """The same with the solver that `auto` stands for on this model."""
+        """The same with the solver that `auto` stands for on this model.
+
+        Raises:
+            UnsupportedModelError: the solver looks at something that the model, as it was tried out, does not show.
+        """
         if self.solver != "auto":
-            return self
-        one_by_one = not anatomy.is_encoder_decoder and all(layer.call == 0 for layer in anatomy.layers)
-        return replace(self, solver="two_sided_regression" if one_by_one else "two_sided")
+            chosen = self
+        else:
+            one_by_one = not anatomy.is_encoder_decoder and all(layer.call == 0 for layer in anatomy.layers)
+            in_order = one_by_one and "in_forward_order" not in anatomy.solvers_off
+            chosen = replace(self, solver="two_sided_regression" if in_order else "two_sided")
+        kind = SOLVERS[chosen.solver]
+        reason = next((why for what, why in anatomy.solvers_off.items() if getattr(kind, what)), None)
+        if reason is not None:
+            usable = [
+                name for name, other in SOLVERS.items() if not any(getattr(other, what) for what in anatomy.solvers_off)
+            ]
+            raise UnsupportedModelError(
+                f"Solver {chosen.solver!r} cannot be used on this model: {reason}. These can: {', '.join(usable)}."
+            )
+        return chosen

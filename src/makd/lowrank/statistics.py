@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, linear_shape
-from makd.anatomy.tokens import role_tokens
+from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.errors import DataError, NumericsError
 from makd.lowrank.moments import InputMoments
 
@@ -44,6 +44,7 @@ def collect_input_moments(
     Raises:
         DataError: there are no batches, or one is all padding.
         NumericsError: activations hold NaN or infinity; the text names the first linear that met them.
+        UnsupportedModelError: a linear reads something that is not laid out by tokens.
     """
     moments: dict[str, InputMoments] = {}
     watcher = InputWatcher(model, anatomy, moments)
@@ -83,11 +84,13 @@ class InputWatcher:
         self.batch: Mapping[str, Tensor] = {}
         self.last_input: Tensor | None = None
         self.last_name = ""
+        self.called: set[str] = set()
         self.places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
 
     def start(self, batch: Mapping[str, Tensor]) -> None:
         """A new batch begins."""
         self.batch, self.last_input = batch, None
+        self.called.clear()
 
     def hook(self, name: str) -> Callable[..., None]:
         """The forward hook of the linear called `name`."""
@@ -112,8 +115,10 @@ class InputWatcher:
         return keep
 
     def _rows(self, name: str, tensor: Tensor) -> Tensor:
-        """The inputs of real tokens, one a row. Inputs that are not tokens (relative positions) count whole."""
+        """The inputs of real tokens, one a row. What a later call reads counts whole where it is relative positions."""
         layer, role = self.places.get(name, (self.anatomy.layers[-1], Role.DOWN))  # a head reads what layers end with
         real = role_tokens(self.anatomy, layer, Role(role), self.batch).to(tensor.device)
-        rows = tensor.reshape(-1, tensor.shape[-1])  # OPT joins them itself
-        return rows[real.flatten()] if len(rows) == real.numel() else rows
+        if name in self.called and not is_by_token(tensor, real):
+            return tensor.reshape(-1, tensor.shape[-1])
+        self.called.add(name)
+        return by_token(tensor, real, f"The input of {name}")[real]

@@ -6,6 +6,7 @@ The student is that of `makd.factorize` for the same settings and share_input `n
 of the teacher in memory (with solver `svd`, more than one matrix), and nothing that was kept on disk is computed again.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import Anatomy, count_experts
+from makd.capture import examine
 from makd.errors import SettingError
 from makd.lowrank.assemble import linear_sizes
 from makd.lowrank.budget import Budget
@@ -32,6 +34,8 @@ from makd.lowrank.stream.calibration import LayerByLayer, check_one_stack
 from makd.lowrank.stream.checkpoint import Checkpoint
 from makd.lowrank.stream.student import write_student
 from makd.lowrank.stream.workfolder import WorkFolder
+
+logger = logging.getLogger(__name__)
 
 STREAMABLE = ("svd", "whitened")
 """Solvers that look at one linear and its inputs, and at nothing that comes after it."""
@@ -113,12 +117,17 @@ def stream_student(
     """
     check_streamable(settings)
     started = time.perf_counter()
-    anatomy = resolve(model)
+    anatomy = examine(model)  # without its weights no forward is tried: shapes are looked at layer by layer
     if SOLVERS[settings.solver].needs_text:
         check_one_stack(anatomy)
+        logger.info(
+            "%s is not tried out, since its weights are on disk: that linears read rows by tokens is checked batch by "
+            "batch, that padding has no influence is not",
+            type(model).__name__,
+        )
     sizes = linear_sizes(model, anatomy)
     counts = count_parameters(model)["total"], sum(size.parameters(None) for size in sizes)
-    allowance = budget.allowance(*counts, smallest_parameters(sizes))
+    allowance = budget.allowance(*counts, smallest_parameters(sizes), count_experts(model, anatomy))
     uniform = allocate(sizes, allowance, "uniform", rank_multiple=settings.rank_multiple)
     checkpoint = Checkpoint(folder, model)
     job = _Job(
