@@ -2,16 +2,15 @@
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
+from makd.data.guess import check_strings, string_columns
 from makd.data.marks import check_room
 from makd.data.sources import (
     DataConfig,
     Texts,
-    check_strings,
     hold_out,
     load_splits,
     load_texts,
     rename_columns,
-    string_columns,
     validation_split,
 )
 
