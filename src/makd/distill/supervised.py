@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from makd.anatomy.key_cache import cache_setting_kept, without_cache
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import task_loss
 from makd.distill.steps import training_step
@@ -22,7 +23,8 @@ class SupervisedTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
         self.dropout = dropout
-        super().__init__(model=model, **kwargs)
+        with cache_setting_kept(model):
+            super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -41,6 +43,7 @@ class SupervisedTrainer(Trainer):
         """The loss on the labels. The Trainer calls it."""
         if model.training and not self.dropout:
             switch_dropout_off_(model)
-        output = model(**inputs)
+        with without_cache(self.accelerator.unwrap_model(model)):
+            output = model(**inputs)
         loss = task_loss(inputs, output)
         return (loss, output) if return_outputs else loss

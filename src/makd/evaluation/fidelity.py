@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.aspects import Pooling, pool
 from makd.errors import DataError
@@ -46,8 +47,9 @@ def fidelity(
     student.eval(), teacher.eval()
     for batch in batches:
         inputs = {name: value.to(student.device) for name, value in batch.items() if name != "labels"}
-        output = student(**inputs)
-        reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
+        with without_cache(student, teacher):
+            output = student(**inputs)
+            reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
         if "logits" in output or "start_logits" in output:
             found, number = _compare_predictions(output, reference, batch)
             count += number
