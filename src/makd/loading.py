@@ -240,11 +240,6 @@ def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, devi
     return model
 
 
-def take_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None, model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, loaded if it is a name (see `load_tokenizer`), or that of `model` if it is None."""
-    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
-
-
 def check_dtype(name: str) -> torch.dtype:
     """The torch dtype called `name`.
 

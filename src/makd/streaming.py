@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, count_tokens
+from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
 from makd.errors import ModelLoadError, OutputError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.loading import check_dtype, load_empty_model, load_tokenizer
@@ -126,12 +126,12 @@ def _tokenizer(
     tokenizer: str | PreTrainedTokenizerBase | None, folder: str, needed: bool
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer; None where there is none and nothing asks for it."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return tokenizer
+    if tokenizer is not None:
+        return choose_tokenizer(tokenizer, folder)
     try:
-        return load_tokenizer(tokenizer or folder)
+        return load_tokenizer(folder)
     except ModelLoadError as error:
-        if needed or tokenizer is not None:
+        if needed:
             raise
         logger.warning("The student gets no tokenizer: %s", error)
         return None

@@ -13,6 +13,7 @@ from makd.data.sources import (
     rename_columns,
     validation_split,
 )
+from makd.data.tokenizers import check_student_tokenizer, choose_tokenizer
 
 __all__ = [
     "Batch",
@@ -21,6 +22,8 @@ __all__ = [
     "TokenBatchSampler",
     "check_room",
     "check_strings",
+    "check_student_tokenizer",
+    "choose_tokenizer",
     "collator",
     "count_tokens",
     "hold_out",
