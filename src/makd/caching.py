@@ -12,8 +12,8 @@ from makd.aspects import ActivePlan, activate
 from makd.cache import CacheConfig, identify, write_cache
 from makd.capture import examine
 from makd.config import Recipe
-from makd.data import collator
-from makd.loading import check_dtype, take_model, take_tokenizer
+from makd.data import choose_tokenizer, collator
+from makd.loading import check_dtype, take_model
 from makd.preparation import Data, prepare
 from makd.report import OutputFolder
 from makd.run import Progress
@@ -74,8 +74,7 @@ def build_cache(
     folder = OutputFolder(Path(output), overwrite=overwrite)
     device = recipe.find_device()
     set_seed(recipe.seed)
-    name = teacher if isinstance(teacher, str) else str(teacher.name_or_path)
-    words = take_tokenizer(tokenizer, name)
+    words = choose_tokenizer(tokenizer, teacher)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
     anatomy = examine(model)
     plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))

@@ -12,10 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from makd.config import FinetuneRecipe
-from makd.data import collator
+from makd.data import choose_tokenizer, collator
 from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
 from makd.evaluation import bytes_on_disk, fingerprint
-from makd.loading import check_dtype, take_tokenizer
+from makd.loading import check_dtype
 from makd.lowrank.hub import is_student, mark_student
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, write_json, write_recipe
@@ -60,7 +60,7 @@ def finetune(
     recipe, progress = recipe or FinetuneRecipe(), on_progress or (lambda what, done, of: None)
     folder = OutputFolder(Path(output), overwrite=overwrite, resume=resume)
     device = recipe.find_device()
-    words = take_tokenizer(tokenizer, model)
+    words = choose_tokenizer(tokenizer, model)
     rows = read_task(task, recipe.seed)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
     data = tokenize_task(

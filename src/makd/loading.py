@@ -303,13 +303,7 @@ def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, devi
     return _ready(model, model.name_or_path or type(model).__name__, device)
 
 
-def take_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None, model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, loaded if it is a name (see `load_tokenizer`), or that of `model` if it is None."""
-    words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or model)
-    return as_in_folder(words, _folder_or_name(model))
-
-
-def _folder_or_name(model: str) -> str:
+def folder_or_name(model: str) -> str:
     """Where `model` is; itself, if it names no place, as the class of one in hand."""
     try:
         return locate(model).folder

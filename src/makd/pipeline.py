@@ -113,7 +113,7 @@ def distill(
     on_progress: Progress | None = None,
 ) -> Report:
     """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
-    run = start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress)
+    run = start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student)
     run.open_cache()
     model = model_of(student, run.recipe, run.teacher.device)
     run.scores["before"] = run.score(model)
@@ -133,7 +133,7 @@ def evaluate(
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training."""
-    run = start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress)
+    run = start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student)
     model = model_of(student, run.recipe, run.teacher.device)
     run.scores["after"] = run.score(model)
     return run.measure(model, stored_bytes(model))
@@ -214,7 +214,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     """Write the student and everything that belongs to it into `result`; `command` made it of `settings`."""
     run.progress("save", 0, 1)
     student.save_pretrained(result)
-    run.tokenizer.save_pretrained(result)
+    (run.student_tokenizer or run.tokenizer).save_pretrained(result)
     copy_companions(origin_of(run.teacher), result)
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     environment = describe_environment(student.device, run.recipe.seed)

@@ -1,11 +1,12 @@
 """Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import resolve
+from makd.anatomy.limits import token_limit
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, hold_out, load_texts, make_batches, tokenize
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
@@ -49,7 +50,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         train, held_out = task.distillation.shuffle(seed=recipe.seed), task.held_out.shuffle(seed=recipe.seed)
         seen = without_targets(task.train)
     else:
-        settings = data if isinstance(data, DataConfig) else DataConfig()
+        settings = data if isinstance(data, DataConfig) else _defaults(model)
         texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
         # a sentence encoder's text is what sentence-transformers makes of it; a head's is its own affair
         origin = origin_of(model) if resolve(model).head is None else Origin()
@@ -70,3 +71,9 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
         task=task,
     )
+
+
+def _defaults(model: PreTrainedModel) -> DataConfig:
+    """How texts in hand are read, for which there are no settings: cut where the model's positions end."""
+    settings, limit = DataConfig(), token_limit(model)
+    return settings if limit is None else replace(settings, max_length=min(settings.max_length, limit))

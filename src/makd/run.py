@@ -15,9 +15,9 @@ from makd.aspects import activate
 from makd.cache import TeacherCache
 from makd.capture import examine
 from makd.config import Recipe
-from makd.data import count_tokens, reads_blocks
+from makd.data import check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.evaluation import fidelity, latency, parameter_counts, perplexity, stored_bytes
-from makd.loading import check_dtype, take_model, take_tokenizer
+from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.report import OutputFolder
 
@@ -40,6 +40,8 @@ class Run:
     data: RunData
     resume: bool
     started: float
+    student_tokenizer: PreTrainedTokenizerBase | None = None
+    """Its own, of a saved student that has one: saved with it again."""
     cache: TeacherCache | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,6 +128,7 @@ def start_run(
     overwrite: bool,
     resume: bool,
     on_progress: Progress | None,
+    student: str | PreTrainedModel | None = None,
 ) -> Run:
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here."""
     started = time.perf_counter()
@@ -133,7 +136,8 @@ def start_run(
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite or output is None, resume=resume)
     device = recipe.find_device()
     set_seed(recipe.seed)
-    words = take_tokenizer(tokenizer, name_of(teacher))
+    words = choose_tokenizer(tokenizer, teacher)
+    student_tokenizer = None if student is None else check_student_tokenizer(student, words)
     model = model_of(teacher, recipe, device)
     check_predictions(model)
     for stage in recipe.trainings:
@@ -149,6 +153,7 @@ def start_run(
         data=prepare(data, words, model, recipe),
         resume=resume,
         started=started,
+        student_tokenizer=student_tokenizer,
     )
 
 

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, count_tokens
+from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
 from makd.errors import ModelLoadError, OutputError
 from makd.evaluation import bytes_on_disk, parameter_counts
-from makd.loading import check_dtype, load_empty_model, load_tokenizer
+from makd.loading import check_dtype, load_empty_model
 from makd.lowrank.budget import Budget
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
@@ -35,7 +35,7 @@ from makd.report import (
     write_recipe,
 )
 from makd.run import Progress
-from makd.sentence_encoder import as_in_folder, copy_companions, origin_of
+from makd.sentence_encoder import copy_companions, origin_of
 from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -126,12 +126,12 @@ def _tokenizer(
     tokenizer: str | PreTrainedTokenizerBase | None, folder: str, needed: bool
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer; None where there is none and nothing asks for it."""
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return as_in_folder(tokenizer, folder)
+    if tokenizer is not None:
+        return choose_tokenizer(tokenizer, folder)
     try:
-        return as_in_folder(load_tokenizer(tokenizer or folder), folder)
+        return choose_tokenizer(None, folder)
     except ModelLoadError as error:
-        if needed or tokenizer is not None:
+        if needed:
             raise
         logger.warning("The student gets no tokenizer: %s", error)
         return None

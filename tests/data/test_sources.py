@@ -48,16 +48,16 @@ def test_a_column_that_is_called_text_may_be_the_second_of_a_pair(tmp_path):
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
 def test_the_only_column_of_strings_is_the_text_in_whatever_form_arrow_has_them(tmp_path, kind):
     path = tmp_path / "rows.parquet"
-    table = pa.table({"number": [1, 2, 3], "review": pa.array(["one", "two", "three"], kind)})
+    table = pa.table({"number": [1, 2, 3], "review": pa.array(["one film", "two films", "three"], kind)})
     Dataset(table).to_parquet(str(path))
     texts = load_texts(DataConfig(path=str(path), held_out=0.34))
-    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one", "three", "two"]
+    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one film", "three", "two films"]
 
 
 def test_the_only_column_of_strings_of_a_csv_file_is_the_text(tmp_path):
-    (tmp_path / "rows.csv").write_text("number,review\n1,one\n2,two\n3,three\n")
+    (tmp_path / "rows.csv").write_text("number,review\n1,one film\n2,two films\n3,three\n")
     texts = load_texts(DataConfig(path=str(tmp_path / "rows.csv"), held_out=0.34))
-    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one", "three", "two"]
+    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one film", "three", "two films"]
 
 
 def test_a_folder_of_parquet_uses_its_own_validation_split(tmp_path):
@@ -89,6 +89,7 @@ def test_rows_limits_the_training_rows_only():
         ({"held_out": 1.0}, r"in \(0, 1\); got 1.0"),
         ({"rows": 0}, "rows is at least 1"),
         ({"text_columns": ()}, "one column, or two"),
+        ({"text_columns": ("a", "a")}, r"data\.text_columns names 'a' twice"),
     ],
 )
 def test_wrong_settings_are_refused_when_they_are_made(settings, hint):
@@ -107,6 +108,10 @@ def test_wrong_settings_are_refused_when_they_are_made(settings, hint):
         ({"path": "{folder}/rows.csv", "text_columns": ("sentence1",), "evaluation_split": "dev"}, "no split 'dev'"),
         ({"path": "{folder}/blank.txt"}, "every row of column 'text' is blank"),
         ({"path": "{folder}/one.txt"}, "at least 2 are needed"),
+        (
+            {"path": "{folder}/rows.csv", "text_columns": ("sentence1",), "held_out": 0.999},
+            r"data\.held_out = 0\.999 of 2 rows are all of them",
+        ),
     ],
 )
 def test_data_that_cannot_be_used_is_refused_with_what_is_there(tmp_path, settings, hint):
@@ -118,6 +123,28 @@ def test_data_that_cannot_be_used_is_refused_with_what_is_there(tmp_path, settin
     config = DataConfig(**settings)
     with pytest.raises(makd.MakdError, match=hint):
         load_texts(config)
+
+
+def test_blank_rows_and_null_rows_are_counted(tmp_path, caplog):
+    path = tmp_path / "rows.parquet"
+    Dataset.from_dict({"text": ["a text", None, " ", "another", None, "a third"]}).to_parquet(str(path))
+    with caplog.at_level("INFO", "makd"):
+        texts = load_texts(DataConfig(path=str(path)))
+    assert len(texts.train) + len(texts.evaluation) == 3
+    assert caplog.messages == [f"3 of 6 rows of {path}, column 'text', hold no text (2 null): left out"]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_blank_texts_in_hand_are_counted(caplog):
+    with caplog.at_level("INFO", "makd"):
+        texts = hold_out(["one", "", "two", "\n"], DataConfig())
+    assert sorted([*texts.train["text"], *texts.evaluation["text"]]) == ["one", "two"]
+    assert caplog.messages == ["2 of 4 rows of the texts hold no text (0 null): left out"]
+
+
+def test_texts_in_hand_are_strings():
+    with pytest.raises(makd.MakdError, match="one of them is '3', of type int"):
+        hold_out(["one", "two", 3], DataConfig())
 
 
 @pytest.mark.skipif("MAKD_DATA" not in os.environ, reason="MAKD_DATA (folder of real data sets) is not set")

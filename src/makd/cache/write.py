@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
+from makd.anatomy.key_cache import without_cache
 from makd.aspects import ActivePlan
 from makd.cache.identity import first_difference
 from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
@@ -144,6 +145,7 @@ def _read(
         with (
             capture(teacher, anatomy, plan.teacher_taps) as recording,
             withhold_logits(teacher) if predicts else nullcontext() as head,
+            without_cache(teacher),
         ):
             output = teacher(**without_labels(teacher, inputs, {"labels"}))
         stored = extract(plan, anatomy, inputs, recording, output, head, settings)

@@ -2,18 +2,18 @@
 
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
+from makd.data.guess import check_strings, string_columns
 from makd.data.marks import check_room
 from makd.data.sources import (
     DataConfig,
     Texts,
-    check_strings,
     hold_out,
     load_splits,
     load_texts,
     rename_columns,
-    string_columns,
     validation_split,
 )
+from makd.data.tokenizers import check_student_tokenizer, choose_tokenizer
 
 __all__ = [
     "Batch",
@@ -22,6 +22,8 @@ __all__ = [
     "TokenBatchSampler",
     "check_room",
     "check_strings",
+    "check_student_tokenizer",
+    "choose_tokenizer",
     "collator",
     "count_tokens",
     "hold_out",

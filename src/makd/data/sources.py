@@ -4,8 +4,9 @@ After this module every source is a `datasets.Dataset` with the column `text`, a
 labels is a task: see `makd.tasks`.
 """
 
+import logging
 import pydoc_data.topics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from makd.data.folders import check_whole
+from makd.data.guess import check_strings, guess_text
 from makd.errors import DataError, SettingError
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN = "pydoc"
 """Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
@@ -21,7 +26,6 @@ PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
 HELD_OUT_EVERY = 6
 """Each sixth passage of the built-in text is for evaluation."""
-STRINGS = ("string", "large_string", "string_view")
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -37,7 +41,7 @@ class DataConfig:
     evaluation_split: str | None = None
     """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
     text_columns: tuple[str, ...] | None = None
-    """One column, or two for pairs. None takes `text`, or the only column that holds text."""
+    """One column, or two for pairs (of encoders). None takes `text`, or the only column that holds text."""
     max_length: int = 128
     """Tokens of a row (encoders) or block (decoders)."""
     held_out: float = 0.1
@@ -54,6 +58,10 @@ class DataConfig:
             raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
         if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
             raise SettingError(f"data.text_columns names one column, or two for pairs; got {self.text_columns}.")
+        if self.text_columns is not None and len(set(self.text_columns)) < len(self.text_columns):
+            raise SettingError(
+                f"data.text_columns names {self.text_columns[0]!r} twice. Name one column, or two for pairs."
+            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
             return load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)})
         if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
+        if path.is_dir():
+            check_whole(path, configuration)
         return load_dataset(str(path) if path.is_dir() else name, configuration)
     except DataError:
         raise
@@ -121,25 +131,6 @@ def validation_split(splits: Iterable[str]) -> str | None:
     return next((split for split in splits if split.startswith(("validation", "dev"))), None)
 
 
-def string_columns(rows: Dataset) -> list[str]:
-    """Names of the columns that hold strings, in any of Arrow's forms: csv files and polars come as `large_string`."""
-    return [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) in STRINGS]
-
-
-def check_strings(rows: Dataset, columns: Iterable[str], where: str) -> None:
-    """Whether these columns of the data `where` hold text.
-
-    Raises:
-        DataError: one holds something else.
-    """
-    for name in columns:
-        kind = getattr(rows.features[name], "dtype", rows.features[name])
-        if kind not in (*STRINGS, "null"):  # null: not one text in it
-            text = ", ".join(string_columns(rows))
-            hint = f" These hold text: {text}." if text else ""
-            raise DataError(f"The column {name!r} of {where} holds {kind}, not text.{hint}")
-
-
 def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
     """Only the columns that are keys of `names`, under their values."""
     rows = rows.select_columns(list(names))
@@ -148,19 +139,28 @@ def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
     return rows.rename_columns({f"makd {new}": new for new in names.values()})
 
 
-def hold_out(texts: list[str], config: DataConfig, seed: int = 0) -> Texts:
+def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
     """The same for texts in hand: `config.held_out` of them are for evaluation.
 
     Raises:
-        DataError: fewer than two of them are not blank.
+        DataError: fewer than two of them are not blank, one is no string, or none is left to train on.
     """
-    return _split(Dataset.from_dict({"text": [text for text in texts if text.strip()]}), config, seed)
+    odd = next((text for text in texts if not isinstance(text, str | None)), None)
+    if odd is not None:
+        raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
+    return _split(_without_blank(Dataset.from_dict({"text": list(texts)}), "the texts"), config, seed)
 
 
 def _split(rows: Dataset, config: DataConfig, seed: int) -> Texts:
     if len(rows) < 2:
         raise DataError(f"There are {len(rows)} rows of text; at least 2 are needed, one of them to evaluate on.")
-    parts = rows.train_test_split(test_size=max(1, round(config.held_out * len(rows))), seed=seed)
+    count = max(1, round(config.held_out * len(rows)))
+    if count >= len(rows):
+        raise DataError(
+            f"data.held_out = {config.held_out} of {len(rows)} rows are all of them, which leaves none to train on. "
+            "Lower it, or give more rows."
+        )
+    parts = rows.train_test_split(test_size=count, seed=seed)
     return Texts(parts["train"], parts["test"])
 
 
@@ -179,29 +179,30 @@ def _passages() -> Iterator[str]:
 
 def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
     """Only `text` and `text_pair`, without rows whose text is blank."""
-    columns = config.text_columns or _guess_text(rows, config)
+    columns = config.text_columns or (guess_text(rows, config.path),)
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
         raise DataError(
             f"{config.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
         )
     check_strings(rows, columns, config.path)
-    rows = rename_columns(rows, dict(zip(columns, ("text", "text_pair"), strict=False))).filter(_has_text)
+    rows = rename_columns(rows, dict(zip(columns, ("text", "text_pair"), strict=False)))
+    rows = _without_blank(rows, f"{config.path}, column {columns[0]!r},")
     if len(rows) == 0:
         raise DataError(f"{config.path} holds no text: every row of column {columns[0]!r} is blank.")
     return rows
 
 
-def _guess_text(rows: Dataset, config: DataConfig) -> tuple[str, ...]:
-    if "text" in rows.column_names:
-        return ("text",)
-    strings = string_columns(rows)
-    if len(strings) == 1:
-        return (strings[0],)
-    raise DataError(
-        f"{config.path} has no column 'text'; say which to read with data.text_columns "
-        f"(it has {', '.join(rows.column_names)})."
-    )
+def _without_blank(rows: Dataset, where: str) -> Dataset:
+    """The rows whose `text` is neither null nor blank; how many are not is logged."""
+    kept = rows.filter(_has_text)
+    if len(kept) < len(rows):
+        nulls = sum(text is None for text in rows["text"])
+        told = (len(rows) - len(kept), len(rows), where, nulls)
+        logger.log(
+            logging.WARNING if nulls else logging.INFO, "%d of %d rows of %s hold no text (%d null): left out", *told
+        )
+    return kept
 
 
 def _has_text(row: dict[str, Any]) -> bool:

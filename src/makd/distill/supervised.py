@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy import predictions_of
+from makd.anatomy.key_cache import cache_setting_kept, without_cache
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.steps import training_step
@@ -24,7 +25,8 @@ class SupervisedTrainer(Trainer):
         """
         self.dropout = dropout
         self.predictions = predictions_of(model)
-        super().__init__(model=model, **kwargs)
+        with cache_setting_kept(model):
+            super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -44,6 +46,7 @@ class SupervisedTrainer(Trainer):
         if model.training and not self.dropout:
             switch_dropout_off_(model)
         check_labels(inputs, self.predictions)
-        output = model(**inputs)
+        with without_cache(self.accelerator.unwrap_model(model)):
+            output = model(**inputs)
         loss = task_loss(inputs, output, self.predictions)
         return (loss, output) if return_outputs else loss

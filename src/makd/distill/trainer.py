@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy import Anatomy
+from makd.anatomy.key_cache import cache_setting_kept, without_cache
 from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import HeadCall, Recording, capture, examine, has_vocabulary_head, withhold_logits, without_labels
@@ -92,7 +93,8 @@ class DistillTrainer(Trainer):
         if cache is not None:
             _check_cache(cache, self.plan, model, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
-        super().__init__(model=model, **kwargs)
+        with cache_setting_kept(model):
+            super().__init__(model=model, **kwargs)
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
             self._set_signature_columns_if_needed()
@@ -154,7 +156,11 @@ class DistillTrainer(Trainer):
         rows, inputs = inputs.get(ROW), {name: value for name, value in inputs.items() if name != ROW}
         theirs, teacher_output, teacher_head = self._teach(inputs, rows)
         layers = LayerLosses(self.anatomy, inputs, theirs, self.plan, self.projections)
-        with capture(student, self.anatomy, self.plan.taps, layers.receive), self._withhold(student) as head:
+        with (
+            capture(student, self.anatomy, self.plan.taps, layers.receive),
+            self._withhold(student) as head,
+            without_cache(student),
+        ):
             output = model(**(inputs if head is None else self._questions(student, inputs)))
         losses = aspect_losses(self.plan, self.anatomy, inputs, layers, teacher_output, output, head is None)
         predicted = None
@@ -182,6 +188,7 @@ class DistillTrainer(Trainer):
             self._teacher_precision(),
             capture(self.teacher, self.teacher_anatomy, self.plan.teacher_taps) as recording,
             self._withhold(self.teacher) as head,
+            without_cache(self.teacher),
         ):
             output = self.teacher(**self._questions(self.teacher, inputs))
         return recording, output, head

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Predictions, check_predictions, predictions_of
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.errors import DataError, SettingError
 from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
@@ -62,8 +63,9 @@ def fidelity(
     student.eval(), teacher.eval()
     for batch in batches:
         inputs = {name: value.to(student.device) for name, value in batch.items() if name != "labels"}
-        output = student(**inputs)
-        reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
+        with without_cache(student, teacher):
+            output = student(**inputs)
+            reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
         if predictions is not None:
             for name, (value, number) in _compare_predictions(predictions, output, reference, batch).items():
                 before = sums.get(name, (0.0, 0))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from makd.anatomy.key_cache import without_cache
 from makd.errors import DataError
 
 
@@ -25,8 +26,9 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     was_training = model.training
     model.eval()
     for batch in batches:
-        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
-        logits = model(**inputs).logits[:, :-1]
+        inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+        with without_cache(model):
+            logits = model(**inputs).logits[:, :-1]
         targets = inputs["input_ids"][:, 1:]
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         real = mask[:, 1:] & mask[:, :-1]

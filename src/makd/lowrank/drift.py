@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div, normalize
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import encoder_tokens, layer_tokens
 
 PROBE_TOKENS = 4096
@@ -29,9 +30,8 @@ def choose_probes(batches: Sequence[Mapping[str, Tensor]], tokens: int = PROBE_T
 def outputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Any:
     """One forward without labels and without a cache; `model` is in eval mode."""
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-    if getattr(model.config, "use_cache", False):
-        inputs["use_cache"] = False  # type: ignore[assignment]
-    return model(**inputs)
+    with without_cache(model):
+        return model(**inputs)
 
 
 def distance(anatomy: Anatomy, batch: Mapping[str, Tensor], reference: Any, output: Any) -> tuple[float, int]:

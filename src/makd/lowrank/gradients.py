@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, encoder_tokens, is_by_token, layer_tokens, role_tokens
 from makd.errors import DataError, UnsupportedModelError
 from makd.lowrank.moments import InputMoments
@@ -67,6 +68,7 @@ def collect_gradient_moments(
 
     seen = 0
     with ExitStack() as hooks:
+        hooks.enter_context(without_cache(model))
         hooks.callback(model.train, was_training)
         for parameter in wanted:
             hooks.callback(parameter.requires_grad_, True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, layer_tokens
 
 
@@ -44,9 +45,7 @@ def note_calls(model: PreTrainedModel, anatomy: Anatomy, batch: Mapping[str, Ten
 
     inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
     with ExitStack() as hooks:
-        if getattr(model.config, "use_cache", False):  # a cache would grow with every replay
-            model.config.use_cache = False
-            hooks.callback(setattr, model.config, "use_cache", True)
+        hooks.enter_context(without_cache(model))  # one would grow with every replay
         for layer in anatomy.layers:
             module = model.get_submodule(layer.module)
             hooks.callback(module.register_forward_pre_hook(note(layer.index), with_kwargs=True).remove)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, linear_shape
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.errors import DataError, NumericsError
 from makd.lowrank.moments import InputMoments
@@ -53,6 +54,7 @@ def collect_input_moments(
     model.eval()
     seen = 0
     with ExitStack() as hooks:
+        hooks.enter_context(without_cache(model))
         for name in linears:
             handle = model.get_submodule(name).register_forward_hook(watcher.hook(name))
             hooks.callback(handle.remove)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer
+from makd.anatomy.key_cache import without_cache
 from makd.errors import DataError, SettingError
 from makd.lowrank.moments import InputMoments
 from makd.lowrank.replay import Calls, run_layer
@@ -84,9 +85,7 @@ class LayerByLayer:
     def _note_calls(self) -> None:
         first = self.anatomy.layers[0]
         with ExitStack() as stack:
-            if getattr(self.model.config, "use_cache", False):  # a cache would hold what every layer gives
-                self.model.config.use_cache = False
-                stack.callback(setattr, self.model.config, "use_cache", True)
+            stack.enter_context(without_cache(self.model))  # one would hold what every layer gives
             stack.enter_context(self.checkpoint.filled(self._frame(), self.device))
             stack.enter_context(self._embedding_rows())
             with self.checkpoint.filled(self._parameters(first), self.device):

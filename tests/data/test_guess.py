@@ -1,0 +1,55 @@
+"""Which column is taken for the text where nobody says so, and which guesses are refused."""
+
+import json
+
+import pytest
+
+import makd
+from makd.data import DataConfig, load_texts
+
+CHAT = [{"role": "user", "content": "What is a list?"}, {"role": "assistant", "content": "A row of things."}]
+
+
+def write(folder, rows):
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+@pytest.mark.parametrize("name", ["id", "source"])
+def test_conversations_are_refused_and_what_to_do_is_said(tmp_path, column, name):
+    value = {"id": "a-17", "source": "the web"}[name]
+    path = write(tmp_path, [{name: value, column: CHAT}] * 4)
+    with pytest.raises(makd.MakdError, match=rf"it has {name}, {column}.*'{column}' looks like conversations") as met:
+        load_texts(DataConfig(path=path))
+    assert "apply_chat_template" in str(met.value)
+
+
+def test_conversations_that_are_named_are_refused_too(tmp_path):
+    path = write(tmp_path, [{"prompt": "a text", "messages": CHAT}] * 4)
+    with pytest.raises(makd.MakdError, match=r"'messages' of .* not text.*looks like conversations"):
+        load_texts(DataConfig(path=path, text_columns=("messages",)))
+
+
+@pytest.mark.parametrize("values", [["a-17", "b-18"], ["positive", "negative"], ["https://a.org/1", "https://a.org/2"]])
+def test_a_column_of_names_or_labels_is_not_taken_for_the_text(tmp_path, values):
+    path = write(tmp_path, [{"key": value, "number": 3} for value in values])
+    with pytest.raises(makd.MakdError, match=r"'key', holds single words like .*data\.text_columns \(it has key, num"):
+        load_texts(DataConfig(path=path))
+    assert len(load_texts(DataConfig(path=path, text_columns=("key",))).train) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"translation": {"en": "A long text", "fr": "Un long texte"}}, {"input_ids": [5] * 40}]
+)
+def test_a_column_that_holds_less_than_another_is_not_taken(tmp_path, other):
+    path = write(tmp_path, [{"source": "the web", **other}] * 4)
+    with pytest.raises(makd.MakdError, match=f"'source', holds less than '{next(iter(other))}'"):
+        load_texts(DataConfig(path=path))
+
+
+@pytest.mark.parametrize("text", ["A film about a list, seen twice.", "这是一个关于清单的故事"])
+def test_the_only_column_of_strings_is_taken_beside_shorter_lists(tmp_path, text):
+    path = write(tmp_path, [{"review": text, "tags": ["new"], "scores": [0.5] * 60}] * 4)
+    assert set(load_texts(DataConfig(path=path)).train["text"]) == {text}
