@@ -133,7 +133,7 @@ def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
 def _labelled(name: str, model: PreTrainedModel) -> Predictions:
     """A head over labels, whose number and meaning stand in the config."""
     config = model.config
-    size, kind = int(config.num_labels), getattr(config, "problem_type", None)
+    size, kind = int(config.num_labels or 0), getattr(config, "problem_type", None)
     called: dict[Any, Any] = config.id2label or {}
     names = tuple(str(called.get(place, "")) for place in range(size))
     if name.endswith("ForTokenClassification"):
