@@ -1,4 +1,4 @@
-"""Station 1: what a model's predictions are. Losses, the teacher cache and fidelity all ask here.
+"""Station 1: what a model's predictions are. Solvers, losses, the teacher cache and fidelity all ask here.
 
 Heads put out numbers that look alike: a row of logits may be one choice among classes, a yes or no for each label, or
 plain numbers. A head that is not known by its class is never guessed at.
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -84,6 +85,28 @@ class Predictions:
             found.append(values)
         return found
 
+    def rows(self, output: Any, tokens: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "predictions choices"]:
+        """One independent prediction a row: the logits of a softmax, or numbers as they are.
+
+        A label that holds or not is a softmax of two: sigmoid(z) = softmax((z, 0))[0].
+
+        Args:
+            output: the model's.
+            tokens: True at real ones.
+
+        Raises:
+            UnsupportedModelError: as for `read`.
+        """
+        found = self.read(output)
+        tokens = tokens.to(found[0].device)
+        if self.law == "places":
+            lowest = torch.finfo(torch.float32).min
+            return torch.cat([values.float().masked_fill(~tokens, lowest) for values in found])
+        values = found[0][tokens] if self.each == "token" else found[0]
+        if self.law == "labels":
+            return torch.stack([values, torch.zeros_like(values)], dim=-1).flatten(0, 1)
+        return values
+
     def why_not(self, teacher: "Predictions | None") -> str | None:
         """Why these cannot be compared with a teacher's; None where they can."""
         if teacher is None:
@@ -132,8 +155,8 @@ def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
 
 def _labelled(name: str, model: PreTrainedModel) -> Predictions:
     """A head over labels, whose number and meaning stand in the config."""
-    config: Any = model.config
-    size, kind = int(config.num_labels), getattr(config, "problem_type", None)
+    config = model.config
+    size, kind = int(config.num_labels or 0), getattr(config, "problem_type", None)
     called: dict[Any, Any] = config.id2label or {}
     names = tuple(str(called.get(place, "")) for place in range(size))
     if name.endswith("ForTokenClassification"):

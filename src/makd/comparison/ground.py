@@ -142,10 +142,10 @@ def majority_score(task: Task) -> float | None:
         return 0.0  # a constant has no correlation with anything
     if kind != "classification":
         return None
-    values, counts = np.unique(np.asarray(_labels(task.train["label"])), return_counts=True)
+    values, counts = np.unique(task.in_data_order(_labels(task.train["label"])), return_counts=True)
     found = []
     for rows in task.evaluation.values():
-        true = np.asarray(_labels(rows["label"]))
+        true = task.in_data_order(_labels(rows["label"]))
         same = np.full_like(true, values[counts.argmax()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # metrics of a class that nobody predicts are 0, which is meant

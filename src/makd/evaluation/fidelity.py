@@ -116,20 +116,11 @@ def _compare_predictions(
     predictions: Predictions, output: Any, reference: Any, batch: Mapping[str, Tensor]
 ) -> dict[str, tuple[float, int]]:
     """By the name of each measure its sum over the batch, and over how many."""
-    sides = [predictions.read(side) for side in (output, reference)]
-    device = sides[0][0].device
-    if predictions.law == "places":
-        mask, hidden = encoder_tokens(batch).to(device), torch.finfo(torch.float32).min
-        ours, theirs = (torch.cat([value.to(device).masked_fill(~mask, hidden) for value in side]) for side in sides)
-    else:
-        ours, theirs = sides[0][0], sides[1][0].to(device)
-    if predictions.each == "token":
-        tokens = _output_tokens(batch).to(device)
-        ours, theirs = ours[tokens], theirs[tokens]
+    tokens = encoder_tokens(batch) if predictions.law == "places" else _output_tokens(batch)
+    ours = predictions.rows(output, tokens)
+    theirs = predictions.rows(reference, tokens).to(ours.device)
     if predictions.law == "numbers":
         return {"squared_difference": (float((ours - theirs).float().square().sum()), ours.numel())}
-    if predictions.law == "labels":
-        return _compare_labels(ours, theirs, predictions.each)
     kl = agree = 0.0
     for mine, other in zip(ours.split(512), theirs.split(512), strict=True):  # a vocabulary is wide
         width = min(mine.shape[-1], other.shape[-1])
@@ -137,16 +128,10 @@ def _compare_predictions(
         log_t = other[..., :width].float().log_softmax(-1)
         kl += float(torch.nn.functional.kl_div(log_s, log_t, reduction="sum", log_target=True))
         agree += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
-    return {"prediction_kl": (kl, len(ours)), "top1_agreement": (agree, len(ours))}
-
-
-def _compare_labels(ours: Tensor, theirs: Tensor, each: str) -> dict[str, tuple[float, int]]:
-    """Of labels that hold or not, (rows, labels); they hold where their logit is above 0."""
-    ours, theirs = ours.float(), theirs.float()
-    kl = 0.0
-    for sign in (1, -1):  # that it holds, and that it does not
-        log_s, log_t = (torch.nn.functional.logsigmoid(sign * side) for side in (ours, theirs))
-        kl += float((log_t.exp() * (log_t - log_s)).sum())
-    same = (ours > 0) == (theirs > 0)
-    found = {"prediction_kl": (kl, ours.numel()), "label_agreement": (float(same.sum()), ours.numel())}
-    return found | ({"label_set_agreement": (float(same.all(-1).sum()), len(same))} if each == "row" else {})
+    if predictions.law != "labels":
+        return {"prediction_kl": (kl, len(ours)), "top1_agreement": (agree, len(ours))}
+    found = {"prediction_kl": (kl, len(ours)), "label_agreement": (agree, len(ours))}
+    if predictions.each == "row":
+        sets = [side.argmax(-1).unflatten(0, (-1, predictions.size or 1)) for side in (ours, theirs)]
+        found["label_set_agreement"] = float((sets[0] == sets[1]).all(-1).sum()), len(sets[0])
+    return found

@@ -35,25 +35,19 @@ def outputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Any:
 
 
 def distance(anatomy: Anatomy, batch: Mapping[str, Tensor], reference: Any, output: Any) -> tuple[float, int]:
-    """Sum over the batch's predictions (tokens, or texts), and how many there are.
+    """Sum over the batch's predictions (tokens, texts, or labels that hold or not), and how many there are.
 
     A prediction's is KL(reference ‖ output) in nats; a regression's the squared difference; without a head a text's is
     the squared distance of mean-pooled unit embeddings, in [0, 4].
     """
     tokens = layer_tokens(anatomy, anatomy.layers[-1], batch).to(output[0].device)
-    if "start_logits" in output:
-        hidden = ~encoder_tokens(batch).to(output[0].device)
-        lowest = torch.finfo(torch.float32).min
-        names = ("start_logits", "end_logits")
-        pairs = [torch.cat([side[name].float().masked_fill(hidden, lowest) for name in names])
-                 for side in (reference, output)]  # fmt: skip
-    elif "logits" in output:
-        pairs = [side.logits[tokens] if side.logits.dim() == 3 else side.logits for side in (reference, output)]
-    else:
+    if anatomy.predictions is None:
         mask = tokens[..., None].to(output[0].dtype)
-        pairs = [normalize((side[0] * mask).sum(1) / mask.sum(1), dim=-1) for side in (reference, output)]
-    theirs, ours = pairs
-    if "start_logits" not in output and ("logits" not in output or ours.shape[-1] == 1):
+        theirs, ours = (normalize((side[0] * mask).sum(1) / mask.sum(1), dim=-1) for side in (reference, output))
+    else:
+        real = encoder_tokens(batch) if anatomy.predictions.law == "places" else tokens
+        theirs, ours = (anatomy.predictions.rows(side, real) for side in (reference, output))
+    if anatomy.predictions is None or anatomy.predictions.law == "numbers":
         return float((ours - theirs).float().square().sum()), len(ours)
     total = 0.0
     for mine, other in zip(ours.split(512), theirs.split(512), strict=True):  # a vocabulary is wide

@@ -54,7 +54,8 @@ def collect_gradient_moments(
 
     Raises:
         DataError: there are no batches.
-        UnsupportedModelError: no gradients reach a linear, or they are not laid out by tokens.
+        UnsupportedModelError: nobody knows what the model predicts, or no gradients reach a linear, or not laid out
+            by tokens.
     """
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
     moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
@@ -79,7 +80,7 @@ def collect_gradient_moments(
             watcher.start(inputs)
             with torch.enable_grad():
                 output = model(**inputs)
-                watcher.probes = probes = _probes(output)
+                watcher.probes = probes = _probes(anatomy)
                 for watcher.probe in range(probes):
                     loss = _probe(output, anatomy, inputs, generator)
                     torch.autograd.backward(loss, retain_graph=watcher.probe + 1 < probes)
@@ -166,26 +167,21 @@ class _Gathered:
             self.waiting.clear()
 
 
-def _probes(output: Any) -> int:
-    by_token = "logits" in output and output.logits.dim() == 3
+def _probes(anatomy: Anatomy) -> int:
+    by_token = anatomy.predictions is not None and anatomy.predictions.each == "token"
     return TOKEN_PROBES if by_token else TEXT_PROBES
 
 
 def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
     """A scalar whose gradient is one draw from the metric of the outputs."""
-    tokens = layer_tokens(anatomy, anatomy.layers[-1], inputs)
-    if "start_logits" in output:
-        hidden = ~encoder_tokens(inputs)
-        lowest = torch.finfo(torch.float32).min
-        both = [output[name].float().masked_fill(hidden, lowest) for name in ("start_logits", "end_logits")]
-        return _likelihood(torch.cat(both), generator)
-    if "logits" in output and output.logits.shape[-1] > 1:
-        return _likelihood(output.logits[tokens] if output.logits.dim() == 3 else output.logits, generator)
-    if "logits" in output:
-        values = output.logits[tokens] if output.logits.dim() == 3 else output.logits
-    else:
+    tokens, predictions = layer_tokens(anatomy, anatomy.layers[-1], inputs), anatomy.predictions
+    if predictions is None:
         mask = tokens[..., None].to(output[0].dtype)
         values = normalize((output[0] * mask).sum(1) / mask.sum(1), dim=-1)
+    else:
+        values = predictions.rows(output, encoder_tokens(inputs) if predictions.law == "places" else tokens)
+        if predictions.law != "numbers":
+            return _likelihood(values, generator)
     probe: Tensor = (values * torch.randn(values.shape, generator=generator).to(values)).sum()
     return probe
 

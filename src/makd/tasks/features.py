@@ -8,32 +8,51 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import tokenize
 from makd.errors import DataError
+from makd.tasks.places import LOST
 from makd.tasks.settings import TaskConfig
+from makd.tasks.words import IGNORED, encode_words
 
-IGNORED = -100
-"""Label of a token, or a row, that no loss looks at."""
 NOWHERE = 1_000_000
 """The same for a place in a row: transformers takes places beyond the row's end out of the loss."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TARGETS = ("label", "labels", "start_positions", "end_positions")
 
 
-def encode(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Dataset:
-    """Token ids of `rows`, with targets; rows without a label get one that is ignored (a number: NaN)."""
+def encode(
+    config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, outputs: int = 0
+) -> Dataset:
+    """Token ids of `rows`, with targets; rows without a label get one that is ignored (numbers: NaN).
+
+    Args:
+        config: of the task.
+        rows: as `read_task` gives them.
+        tokenizer: of the model.
+        model: says how rows are read.
+        outputs: how many labels, or numbers, a row has; below 2 it has one class or number.
+    """
     kind = config.known.kind
     if kind == "token_classification":
-        return plain_inputs(_encode_words(config, rows, tokenizer))
+        return plain_inputs(encode_words(config, rows, tokenizer))
     if kind == "question_answering":
         return plain_inputs(_encode_places(config, rows, tokenizer))
     encoded = tokenize(rows, tokenizer, model, config.length, setting="task.max_length")
+    several = kind == "multi_label" or (kind == "regression" and outputs > 1)
+    absent: Any = IGNORED if kind == "classification" else float("nan")
+    form: Any = Value("int64" if kind == "classification" else "float32")
+    if several:
+        absent, form = [absent] * outputs, List(form)
     if "label" not in encoded.column_names:
-        absent = float("nan") if kind == "regression" else IGNORED
-        encoded = encoded.add_column("label", [absent] * len(encoded))
-    return plain_inputs(encoded.cast_column("label", Value("float32" if kind == "regression" else "int64")))
+        encoded = encoded.add_column("label", [absent] * len(encoded), feature=form)
+    return plain_inputs(encoded.cast_column("label", form))
 
 
 def encode_windows(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """All windows of all questions, with what `answers.best_answer` and the plan's loss need."""
+    """All windows of all rows, with what is needed to put their predictions together.
+
+    Of questions what `answers.best_answer` and the plan's loss need; of words `row` and `words`.
+    """
+    if config.known.kind == "token_classification":
+        return encode_words(config, rows, tokenizer)
     return _encode_places(config, rows, tokenizer)
 
 
@@ -45,28 +64,6 @@ def plain_inputs(rows: Dataset) -> Dataset:
 def without_targets(rows: Dataset) -> Dataset:
     """Only what a model reads."""
     return rows.select_columns([name for name in INPUTS if name in rows.column_names])
-
-
-def _encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """A word's first piece has its tag; its other pieces are not predicted."""
-    length = config.length
-
-    def pieces(batch: Mapping[str, Any]) -> dict[str, Any]:
-        encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
-        tags = batch["tags"] if "tags" in batch else [[IGNORED] * len(words) for words in batch["tokens"]]
-        labels = []
-        for row, own in enumerate(tags):
-            words = encoded.word_ids(row)
-            labels.append(
-                [
-                    IGNORED if word is None or (place and word == words[place - 1]) else own[word]
-                    for place, word in enumerate(words)
-                ]
-            )
-        return {**encoded, "labels": labels}
-
-    encoded = rows.map(pieces, batched=True, remove_columns=rows.column_names)
-    return encoded.cast_column("labels", List(Value("int64")))
 
 
 def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -117,6 +114,8 @@ def _span(answers: Mapping[str, Any], offsets: list[list[int]], first: int) -> t
     if not answers["text"]:
         return first, first
     begin = answers["answer_start"][0]
+    if begin == LOST:
+        return NOWHERE, NOWHERE
     end = begin + len(answers["text"][0])
     inside = [place for place, (left, right) in enumerate(offsets) if left >= 0 and right > begin and left < end]
     real = [place for place, (left, _) in enumerate(offsets) if left >= 0]

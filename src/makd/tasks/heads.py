@@ -5,18 +5,31 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from makd.anatomy import predictions_of
+from makd.anatomy.predictions import Law
 from makd.errors import SettingError
 from makd.loading import load_config, load_learner, locate
+from makd.tasks.labels import place_outputs
 from makd.tasks.rows import TaskRows
 from makd.tasks.settings import TaskConfig
 
 logger = logging.getLogger(__name__)
+
+PROBLEM_TYPES = {"classification": "single_label_classification", "multi_label": "multi_label_classification"}
+"""Kind of task -> what transformers calls it."""
+LAWS: dict[str, Law] = {
+    "classification": "classes",
+    "multi_label": "labels",
+    "regression": "numbers",
+    "token_classification": "classes",
+}
+"""Kind of task -> what a model of it predicts."""
 
 
 def load_task_model(
@@ -49,6 +62,8 @@ def load_task_model(
     has_head = any(kind.classes in cls for cls in getattr(config, "architectures", None) or ())
     if config is not None and has_head and settings.get("num_labels", 2) != config.num_labels:
         logger.info("the head of %s, for %d labels, is replaced", name, config.num_labels)
+    elif config is not None and has_head and "id2label" in settings:
+        settings |= _kept_names(rows, _names(config, len(rows.labels)), name)
     set_seed(seed)
     model = load_learner(name, kind.head, dtype, device, **settings)
     if model.config.pad_token_id is None:
@@ -62,18 +77,31 @@ def _config(rows: TaskRows) -> dict[str, Any]:
     if kind == "question_answering":
         return {}
     if kind == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    names = dict(enumerate(rows.labels))
+        return {"num_labels": max(1, len(rows.labels)), "problem_type": "regression"}
+    names = dict(enumerate(rows.config.labels or rows.labels))
     found: dict[str, Any] = {
         "num_labels": len(names),
         "id2label": names,
         "label2id": {name: place for place, name in names.items()},
     }
-    return found | ({"problem_type": "single_label_classification"} if kind == "classification" else {})
+    return found | ({"problem_type": PROBLEM_TYPES[kind]} if kind in PROBLEM_TYPES else {})
 
 
-def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]) -> None:
-    """Whether `model` predicts what the task asks for: this kind of head, as many labels, in this order.
+def _kept_names(rows: TaskRows, theirs: Sequence[str], name: str) -> dict[str, Any]:
+    """The labels of a head that is kept, as its outputs have them. One of another task may mean anything by them."""
+    generic = list(theirs) == [f"LABEL_{place}" for place in range(len(theirs))]
+    if not generic and sorted(map(str.lower, theirs)) != sorted(map(str.lower, rows.labels)):
+        return {}
+    order = place_outputs(rows.config, rows.labels, theirs, name)
+    names = {place: rows.labels[label] for place, label in enumerate(order)}
+    return {"id2label": names, "label2id": {label: place for place, label in names.items()}}
+
+
+def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]) -> tuple[int, ...]:
+    """Whether `model` predicts what the task asks for: this kind of head, as many labels, of the same names.
+
+    Returns:
+        For each output of the head its place in `labels`; empty where labels have no names.
 
     Raises:
         SettingError: it does not.
@@ -86,25 +114,29 @@ def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]
             f"`makd finetune {name} --task {config.name} --output runs/teacher`, and take that as teacher."
         )
     if config.known.kind == "question_answering":
-        return
+        return ()
     wanted = max(1, len(labels))
     if model.config.num_labels != wanted:
         raise SettingError(
             f"{name} predicts {model.config.num_labels} labels; the task {config.name} has {wanted}"
             f"{': ' + ', '.join(labels) if labels else ' (a number)'}. Take a model that was fine-tuned on this task."
         )
-    names = {int(place): str(label) for place, label in (model.config.id2label or {}).items()}
-    theirs = [names.get(place, f"LABEL_{place}") for place in range(wanted)]
-    if not labels or [label.lower() for label in theirs] == [label.lower() for label in labels]:
-        return
-    if theirs == [f"LABEL_{place}" for place in range(wanted)]:
-        logger.warning("%s does not say what its labels mean; they are taken to be %s", name, ", ".join(labels))
-        return
-    raise SettingError(
-        f"{name} has the labels {', '.join(theirs)}, in this order; the task {config.name} has {', '.join(labels)}. "
-        "Take a model that was fine-tuned on this task, or, for data without names of its own, give its order with "
-        "task.labels."
-    )
+    law, found = LAWS[config.known.kind], predictions_of(model)
+    if found is None or found.law != law:
+        raise SettingError(
+            f"The task {config.name} has {law} to predict; {name} predicts {found}, by its config (problem_type "
+            f"{getattr(model.config, 'problem_type', None)!r}, num_labels {model.config.num_labels}). Take a model "
+            "that was fine-tuned on this task, or correct its config.json."
+        )
+    if config.known.kind == "regression":
+        return ()
+    return place_outputs(config, labels, _names(model.config, wanted), name)
+
+
+def _names(config: PretrainedConfig, count: int) -> list[str]:
+    """What a model's config calls the outputs of its head."""
+    names = {int(place): str(label) for place, label in (config.id2label or {}).items()}
+    return [names.get(place, f"LABEL_{place}") for place in range(count)]
 
 
 def _refuse_decoder(config: TaskConfig, model_type: str, name: str) -> None:

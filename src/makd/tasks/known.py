@@ -50,6 +50,12 @@ KINDS: Registry[Kind] = Registry(
         "classification": Kind(
             head="sequence_classification", classes="ForSequenceClassification", metrics=("accuracy", "macro_f1")
         ),
+        "multi_label": Kind(
+            head="sequence_classification",
+            classes="ForSequenceClassification",
+            metrics=("micro_f1", "macro_f1", "subset_accuracy"),
+            label_column="labels",
+        ),
         "regression": Kind(
             head="sequence_classification", classes="ForSequenceClassification", metrics=("pearson", "spearman")
         ),

@@ -1,7 +1,7 @@
 """Official metrics, by kind of task. All are shares or correlations: 1 is perfect (leaderboards write 100).
 
-A metric takes what was predicted and what is true, in the same order: classes or numbers (arrays), lists of tags, or an
-answer and the list of true answers of each question.
+A metric takes what was predicted and what is true, in the same order: classes or numbers (arrays), of several labels or
+outputs a row one column each; lists of tags; or an answer and the list of true answers of each question.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, r2_score
 
 from makd.errors import DataError
 from makd.registry import Registry
@@ -38,12 +38,27 @@ def _matthews(predicted: np.ndarray, true: np.ndarray) -> float:
     return float(matthews_corrcoef(true, predicted))
 
 
-def _pearson(predicted: np.ndarray, true: np.ndarray) -> float:
-    return 0.0 if _is_constant(predicted, true) else float(pearsonr(predicted, true).statistic)
+def _micro_f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    return float(f1_score(true, predicted, average="micro", zero_division=0))
 
 
-def _spearman(predicted: np.ndarray, true: np.ndarray) -> float:
-    return 0.0 if _is_constant(predicted, true) else float(spearmanr(predicted, true).statistic)
+def _correlation(of: Callable[[np.ndarray, np.ndarray], Any]) -> Metric:
+    """A correlation; of several outputs their mean."""
+
+    def metric(predicted: np.ndarray, true: np.ndarray) -> float:
+        columns = zip(_columns(predicted), _columns(true), strict=True)
+        found = [0.0 if _is_constant(ours, theirs) else float(of(ours, theirs).statistic) for ours, theirs in columns]
+        return sum(found) / len(found)
+
+    return metric
+
+
+def _columns(values: np.ndarray) -> list[np.ndarray]:
+    return [values] if values.ndim == 1 else list(values.T)
+
+
+def _r2(predicted: np.ndarray, true: np.ndarray) -> float:
+    return float(r2_score(true, predicted)) if len(true) > 1 else 0.0
 
 
 def _is_constant(*sides: np.ndarray) -> bool:
@@ -82,7 +97,14 @@ METRICS: dict[str, Registry[Metric]] = {
         "metric of a classification",
         {"accuracy": _accuracy, "f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews},
     ),
-    "regression": Registry("metric of a regression", {"pearson": _pearson, "spearman": _spearman}),
+    "multi_label": Registry(
+        "metric of several labels a row",
+        {"micro_f1": _micro_f1, "macro_f1": _macro_f1, "subset_accuracy": _accuracy},
+    ),
+    "regression": Registry(
+        "metric of a regression",
+        {"pearson": _correlation(pearsonr), "spearman": _correlation(spearmanr), "r2": _r2},
+    ),
     "token_classification": Registry(
         "metric of a token classification",
         {

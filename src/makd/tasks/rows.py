@@ -1,25 +1,30 @@
 """From a task's settings to its rows: the same columns whatever the source, and labels in a known order.
 
-After this module a classification or regression has the columns `text`, perhaps `text_pair`, and `label`; a token
+After this module a classification or regression has the columns `text`, perhaps `text_pair`, and `label` (of several
+labels or numbers a row, a list); a token
 classification `tokens` and `tags`; question answering `question`, `context` and `answers`.
 """
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
+from datasets import Dataset, DatasetDict, List, Value
 
 from makd.data import check_strings, load_splits, rename_columns, string_columns, validation_split
 from makd.errors import DataError
+from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
+from makd.tasks.places import mend_places
 from makd.tasks.settings import TaskConfig
 
 logger = logging.getLogger(__name__)
 
 PLAIN = {
     "classification": (("text", "text_pair"), "label"),
+    "multi_label": (("text", "text_pair"), "label"),
     "regression": (("text", "text_pair"), "label"),
     "token_classification": (("tokens",), "tags"),
     "question_answering": (("question", "context"), "answers"),
@@ -28,10 +33,7 @@ PLAIN = {
 HELD_OUT = "held_out"
 """What training rows are called that are not trained on, but measured on."""
 ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
-LISTS = (List, LargeList)
 WORDS_AND_TAGS = "Each row of token classification is a list of words and a list of as many tags"
-UNLABELLED = -1
-"""What data sets have for a label that is kept secret, or that annotators did not agree on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TaskRows:
 
     config: TaskConfig
     labels: tuple[str, ...]
-    """Names of the classes in their order; none for numbers and answers."""
+    """Names of the classes in the data's order; of a regression with several outputs their numbers; else none."""
     train: Dataset
     evaluation: Mapping[str, Dataset]
     """By the name of the split."""
@@ -68,10 +70,10 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
         parts = train.train_test_split(test_size=max(1, round(config.held_out * len(train))), seed=seed)
         train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
-    labels = _labels(config, train, where)
+    labels = _read_labels(config, train, where)
     return TaskRows(
         config=config,
-        labels=labels,
+        labels=labels.names,
         train=_with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True),
         evaluation={
             name: _with_labels(config, rows, labels, f"split {name!r} of {where}", drop=name not in splits)
@@ -79,6 +81,25 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
         },
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
     )
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """How the data's labels are read."""
+
+    names: tuple[str, ...]
+    is_multi_hot: bool
+
+
+def _read_labels(config: TaskConfig, train: Dataset, where: str) -> _Labels:
+    column = PLAIN[config.known.kind][1]
+    if config.known.kind == "multi_label" and not isinstance(train.features[column], LISTS):
+        raise DataError(
+            "Several labels a row are a list of names, of numbers, or of a 0 or 1 for each label; the column of "
+            f"{where} holds {train.features[column]}. One label a row is a 'classification'."
+        )
+    names = label_names(config, train, column, where)
+    return _Labels(names, config.known.kind == "multi_label" and is_multi_hot(named_values(train, column)))
 
 
 @dataclass(frozen=True)
@@ -150,97 +171,66 @@ def _limit(rows: Dataset, count: int | None) -> Dataset:
     return rows if count is None or len(rows) <= count else rows.select(range(count))
 
 
-def _labels(config: TaskConfig, train: Dataset, where: str) -> tuple[str, ...]:
-    """Names of the classes: the data's own order has to be that of the settings, or of the task."""
-    if config.known.kind not in ("classification", "token_classification"):
-        return ()
-    wanted = config.labels or config.known.labels
-    column = PLAIN[config.known.kind][1]
-    feature = train.features[column]
-    feature = getattr(feature, "feature", feature)
-    if isinstance(feature, ClassLabel):
-        names = tuple(feature.names)
-        if wanted is not None and wanted != names:
-            asked = "task.labels asks for" if config.labels else f"{config.name} has"
-            raise DataError(f"{where} has the labels {', '.join(names)}, in this order; {asked} {', '.join(wanted)}.")
-        return names
-    if wanted is not None:
-        return wanted
-    found = _distinct(train[column])
-    if len(found) < 2:
-        raise DataError(
-            f"All training rows of {where} have the label {found[0]!r}; there is nothing to tell apart. "
-            f"({UNLABELLED} stands for no label.)"
-        )
-    if all(isinstance(label, int) for label in found):
-        found = range(max(found) + 1)
-    logger.info("labels of %s, in this order: %s", where, ", ".join(map(str, found)))
-    return tuple(map(str, found))
+def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str, drop: bool = False) -> Dataset:
+    """`rows` whose labels are numbers: places in the names, a 0 or 1 for each, or the regression's.
 
-
-def _distinct(values: Sequence[Any]) -> Any:
-    flat = {value for item in values for value in (item if isinstance(item, list) else [item])}
-    # whole numbers of a csv file with some missing are read as 0.0, 1.0
-    flat = {
-        int(value) if isinstance(value, float) and value.is_integer() else value for value in flat if value == value
-    }
-    flat -= {None, UNLABELLED}
-    if not flat:
-        raise DataError("No training row has a label.")
-    if len({type(value) for value in flat}) > 1 or not isinstance(next(iter(flat)), str | int):
-        shown = ", ".join(repr(value) for value in list(flat)[:3])
-        raise DataError(
-            f"Labels of classes are names or whole numbers from 0; these are {shown}, … Is it a regression?"
-        )
-    return sorted(flat)
-
-
-def _with_labels(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: str, drop: bool = False) -> Dataset:
-    """`rows` whose labels are numbers: places in `labels`, or the regression's. `drop` those that have none."""
+    `drop` those that have none.
+    """
     kind = config.known.kind
     column = PLAIN[kind][1]
     if kind == "question_answering":
         _check_answers(rows, where)
-        return rows
+        return mend_places(rows, where, drop)
     if kind == "token_classification":
-        return _with_tags(config, rows, labels, where)
+        return _with_tags(config, rows, labels.names, where)
     if kind == "regression":
-        try:
-            rows = rows.cast_column(column, Value("float32"))
-        except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's
-            raise DataError(f"The labels of a regression are numbers; those of {where} are not: {error}") from error
-        missing = [value is None or value != value for value in rows[column]]
+        rows, missing = _with_numbers(rows, column, max(1, len(labels.names)), where)
     else:
-        numbers = [_number(value, labels, where) for value in rows[column]]
-        rows = rows.remove_columns(column).add_column(column, numbers).cast_column(column, Value("int64"))
-        missing = [number == UNLABELLED for number in numbers]
+        values: list[Any] = named_values(rows, column)
+        form: Any = Value("int64")
+        if kind == "multi_label":
+            values = [vector_of(value, labels.names, labels.is_multi_hot, where) for value in values]
+            form, missing = List(Value("float32")), [value is None for value in values]
+        else:
+            values = [number_of(value, labels.names, where) for value in values]
+            missing = [value == UNLABELLED for value in values]
+        rows = rows.remove_columns(column).add_column(column, values, feature=form)
     if not any(missing):
         return rows
     if drop and not all(missing):
-        logger.info("%d rows of %s have no label and are left out", sum(missing), where)
+        logger.warning(
+            "%d of %d rows of %s have no label (null, or %d) and are left out",
+            sum(missing),
+            len(missing),
+            where,
+            UNLABELLED,
+        )
         return rows.select([place for place, absent in enumerate(missing) if not absent])
-    count = "none" if all(missing) else f"{sum(missing)} of {len(missing)}"
+    count = "all of them" if all(missing) else f"{sum(missing)} of {len(missing)}"
     raise DataError(
-        f"The labels of {where} are missing ({count if count != 'none' else 'all of them'} are {UNLABELLED}): they are "
-        "kept secret, as GLUE's tests are. Take a split that has labels."
+        f"The labels of {where} are missing ({count} are {UNLABELLED}): they are kept secret, as GLUE's tests are. "
+        "Take a split that has labels."
     )
 
 
-def _number(value: Any, labels: Sequence[str], where: str) -> int:
-    """The place of a label, which is a place already or a name; `UNLABELLED` where there is none."""
-    if value is None or value != value:
-        return UNLABELLED
-    if isinstance(value, str):
-        if value in labels:
-            return labels.index(value)
-    elif isinstance(value, list):
-        raise DataError(f"A classification has one label a row; the {where} has {value!r}.")
-    elif value == UNLABELLED or (value == int(value) and 0 <= value < len(labels)):
-        return int(value)
-    raise DataError(
-        f"The {where} has the label {value!r}; the task's {len(labels)} labels are {', '.join(labels)}, "
-        "numbered from 0."
-    )
+def _with_numbers(rows: Dataset, column: str, width: int, where: str) -> tuple[Dataset, list[bool]]:
+    """`rows` with float32 numbers, `width` of them a row, and which rows lack one."""
+    form = Value("float32") if width == 1 else List(Value("float32"))
+    if width == 1 and isinstance(rows.features[column], LISTS):
+        values = [None if value is None else next(iter(value), None) for value in rows[column]]
+        rows = rows.remove_columns(column).add_column(column, values)
+    try:
+        rows = rows.cast_column(column, form)
+    except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's
+        raise DataError(f"The labels of a regression are numbers; those of {where} are not: {error}") from error
+    lists = [[value] if width == 1 else value for value in rows[column]]
+    wrong = next((value for value in lists if value is not None and len(value) != width), None)
+    if wrong is not None:
+        raise DataError(f"Each row of {where} has {width} numbers as labels; one has {wrong!r}.")
+    infinite = sum(any(one is not None and math.isinf(one) for one in value or ()) for value in lists)
+    if infinite:
+        raise DataError(f"{infinite} rows of {where} have an infinite label. Leave them out, or give them a number.")
+    return rows, [value is None or any(one is None or one != one for one in value) for value in lists]
 
 
 def _check_answers(rows: Dataset, where: str) -> None:
@@ -257,8 +247,7 @@ def _check_answers(rows: Dataset, where: str) -> None:
 
 
 def _with_tags(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: str) -> Dataset:
-    column = rows["tags"]
-    tags = [[_number(value, labels, where) for value in tags or ()] for tags in column]
+    tags = [[number_of(value, labels, where) for value in tags or ()] for tags in named_values(rows, "tags")]
     for words, numbers in zip(rows["tokens"], tags, strict=True):
         if words is None or len(words) != len(numbers) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{WORDS_AND_TAGS}; {where} has {words!r} with {len(numbers)} tags.")
@@ -276,6 +265,8 @@ def _extra(config: TaskConfig, where: str) -> Dataset:
     splits = load_splits(where)
     rows = splits[config.train_split] if config.train_split in splits else next(iter(splits.values()))
     columns = config.text_columns or config.known.text_columns or config.kind.text_columns or ("text",)
-    if config.known.kind in ("classification", "regression") and not set(columns) <= set(rows.column_names):
+    if config.known.kind in ("classification", "multi_label", "regression") and not set(columns) <= set(
+        rows.column_names
+    ):
         columns = ("text",)
     return _rename(rows, config, where, columns, None)

@@ -9,11 +9,14 @@ from makd.tasks.metrics import METRICS
 PAIRS_AND_SINGLES = (1, 2)
 COLUMNS = {
     "classification": PAIRS_AND_SINGLES,
+    "multi_label": PAIRS_AND_SINGLES,
     "regression": PAIRS_AND_SINGLES,
     "token_classification": (1,),
     "question_answering": (2,),
 }
 """Kind -> how many text columns it may have."""
+NAMED = ("classification", "multi_label", "token_classification")
+"""Kinds whose labels have names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class TaskConfig:
     """What is to be predicted, from which data. None takes what the task's name stands for."""
 
     name: str
-    """`glue/cola`, … `squad`, `squad_v2`; or `classification`, `regression`, `token_classification` or
+    """`glue/cola`, … `squad`, `squad_v2`; or `classification`, `multi_label`, `regression`, `token_classification` or
     `question_answering`, for data of one's own."""
     path: str | None = None
     """A hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv or .parquet file."""
@@ -35,15 +38,17 @@ class TaskConfig:
     """One column, or two for pairs. Token classification: a column of lists of words. Question answering: the
     question's and the context's."""
     label_column: str | None = None
-    """Classes, numbers, lists of tags, or answers as SQuAD has them."""
+    """Classes, lists of labels (names, numbers, or a 0 or 1 for each), numbers, lists of numbers, lists of tags, or
+    answers as SQuAD has them."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes in their order, which the model's config keeps. None: the official ones, or the data's."""
+    """Names of the classes in the order of the model's head, which its config keeps; of data that has only numbers, in
+    the order of these. None: the official ones, or the data's, matched by name with those of a model that has some."""
     metrics: tuple[str, ...] | None = None
     """Names in `makd.tasks.METRICS` of the task's kind; the mean of those that count is its score."""
     max_length: int | None = None
     """Tokens of a row, at most; of question answering, of a window of the context with its question."""
     stride: int = 128
-    """Question answering: tokens by which two windows of a long context overlap."""
+    """Tokens by which two windows of a long context overlap; of token classification, at most a quarter of a window."""
     held_out: float = 0.1
     """Share of the training rows to measure on, where the data has no split for it or none is to be used, in (0, 1)."""
     rows: int | None = None
@@ -76,7 +81,7 @@ class TaskConfig:
         for name, (fine, meaning) in checks.items():
             if not fine:
                 raise SettingError(f"task.{name} is {meaning}; got {getattr(self, name)}.")
-        if self.labels is not None and self.known.kind not in ("classification", "token_classification"):
+        if self.labels is not None and self.known.kind not in NAMED:
             raise SettingError(
                 f"task.labels are the names of classes; a {self.known.kind} task has none. Leave them out."
             )

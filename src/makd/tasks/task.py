@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import check_room, collator
 from makd.tasks.answers import best_answer
-from makd.tasks.features import IGNORED, encode, encode_windows, plain_inputs, without_targets
+from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
+from makd.tasks.labels import number_by_outputs
 from makd.tasks.metrics import METRICS, score
 from makd.tasks.rows import TaskRows, read_task
 from makd.tasks.settings import TaskConfig
+from makd.tasks.words import NO_WORD
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Task:
 
     config: TaskConfig
     labels: tuple[str, ...]
+    """In the order of the model's head, as the rows number them."""
+    order: tuple[int, ...]
+    """For each of `labels` its place in the data's order, which metrics go by; empty where labels have no names."""
     train: Dataset
     """With labels, in shuffled order."""
     extra: Dataset | None
@@ -39,7 +44,7 @@ class Task:
     evaluation: Mapping[str, Dataset]
     """By split, with labels."""
     references: Mapping[str, Dataset]
-    """Question answering: the questions with their contexts and answers, which the windows in `evaluation` point to."""
+    """Question answering and token classification: the whole rows, which the windows in `evaluation` point to."""
     tokenizer: PreTrainedTokenizerBase
 
     @property
@@ -75,17 +80,32 @@ class Task:
         if kind == "question_answering":
             logits = _outputs(model, rows, self.tokenizer, batch_size, ("start_logits", "end_logits"), by_token=True)
             return self._answers(rows, logits, self.references[split])
-        by_token = kind == "token_classification"
-        outputs = [row[0] for row in _outputs(model, rows, self.tokenizer, batch_size, ("logits",), by_token)]
-        if by_token:
-            true = [[self.labels[tag] for tag in tags if tag != IGNORED] for tags in rows["labels"]]
-            predicted = [
-                [self.labels[tag] for tag, real in zip(output.argmax(-1), tags, strict=True) if real != IGNORED]
-                for output, tags in zip(outputs, rows["labels"], strict=True)
-            ]
-            return predicted, true
-        values = np.stack(outputs)
-        return (values[:, 0] if kind == "regression" else values.argmax(-1)), np.asarray(list(rows["label"]))
+        if kind == "token_classification":
+            logits = _outputs(model, rows, self.tokenizer, batch_size, ("logits",), by_token=True)
+            return self._tags(rows, logits, self.references[split])
+        outputs = _outputs(model, rows, self.tokenizer, batch_size, ("logits",), by_token=False)
+        values, true = np.stack([row[0] for row in outputs]), np.asarray(list(rows["label"]))
+        if kind == "multi_label":
+            return (values > 0).astype(int), true.astype(int)
+        if kind == "regression":
+            return (values[:, 0] if true.ndim == 1 else values), true
+        return self.in_data_order(values.argmax(-1)), self.in_data_order(true)
+
+    def in_data_order(self, numbers: Any) -> np.ndarray:
+        """Numbers of classes as the data has them, from those of the head."""
+        places: np.ndarray = np.asarray(self.order)[np.asarray(numbers)]
+        return places
+
+    def _tags(self, rows: Dataset, logits: Sequence[Sequence[np.ndarray]], whole: Dataset) -> tuple[Any, Any]:
+        """Names of the tags of all words that have one. A word that no token stands for is predicted to be `O`."""
+        found = [["O"] * len(words) for words in whole["tokens"]]
+        for (output,), row, words in zip(logits, rows["row"], rows["words"], strict=True):
+            for choice, word in zip(output.argmax(-1), words, strict=True):
+                if word != NO_WORD:
+                    found[row][word] = self.labels[choice]
+        real = [[word for word, tag in enumerate(tags) if tag >= 0] for tags in whole["tags"]]
+        true = [[self.labels[tags[word]] for word in words] for tags, words in zip(whole["tags"], real, strict=True)]
+        return [[tags[word] for word in words] for tags, words in zip(found, real, strict=True)], true
 
     def _answers(self, rows: Dataset, logits: Sequence[Sequence[np.ndarray]], questions: Dataset) -> tuple[Any, Any]:
         windows: dict[int, list[int]] = {}
@@ -113,9 +133,7 @@ def load_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Pre
         DataError: see `read_task`; or the rows are longer than the model can read.
         SettingError: the model's head is not the task's.
     """
-    rows = read_task(config, seed)
-    check_head(model, config, rows.labels)
-    return tokenize_task(rows, tokenizer, model, seed)
+    return tokenize_task(read_task(config, seed), tokenizer, model, seed)
 
 
 def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0) -> Task:
@@ -123,22 +141,30 @@ def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: Pre
 
     Raises:
         DataError: the rows are longer than the model can read, or the tokenizer is not this model's.
+        SettingError: the model's head is not the task's.
     """
+    order = check_head(model, rows.config, rows.labels)
+    whole = {split: number_by_outputs(data, order) for split, data in rows.evaluation.items()}
+    outputs = max(1, len(rows.labels))
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
     texts = 2 if {"text_pair", "context"} & set(rows.train.column_names) else 1
     check_room(tokenizer, model, rows.config.length, "task.max_length", texts)
+    by_window = rows.config.known.kind in ("question_answering", "token_classification")
+
+    def encoded(data: Dataset) -> Dataset:
+        return encode(rows.config, data, tokenizer, model, outputs)
+
     return Task(
         config=rows.config,
-        labels=rows.labels,
-        train=encode(rows.config, rows.train, tokenizer, model).shuffle(seed=seed),
-        extra=None if rows.extra is None else encode(rows.config, rows.extra, tokenizer, model).shuffle(seed=seed),
+        labels=tuple(rows.labels[place] for place in order) or rows.labels,
+        order=order,
+        train=encoded(number_by_outputs(rows.train, order)).shuffle(seed=seed),
+        extra=None if rows.extra is None else encoded(rows.extra).shuffle(seed=seed),
         evaluation={
-            split: encode_windows(rows.config, data, tokenizer)
-            if rows.config.known.kind == "question_answering"
-            else encode(rows.config, data, tokenizer, model)
-            for split, data in rows.evaluation.items()
+            split: encode_windows(rows.config, data, tokenizer) if by_window else encoded(data)
+            for split, data in whole.items()
         },
-        references=rows.evaluation if rows.config.known.kind == "question_answering" else {},
+        references=whole if by_window else {},
         tokenizer=tokenizer,
     )
 
