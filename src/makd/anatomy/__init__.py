@@ -4,6 +4,7 @@ from makd.anatomy.describe import Inspection, describe, inspect, to_table
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
+from makd.anatomy.stand_in import StandIn
 
 __all__ = [
     "Anatomy",
@@ -13,6 +14,7 @@ __all__ = [
     "Role",
     "RoleLinear",
     "SkippedLayer",
+    "StandIn",
     "describe",
     "inspect",
     "linear_shape",

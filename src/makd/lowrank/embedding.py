@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from makd.anatomy import StandIn
 from makd.lowrank.linear import LowRankLinear
 
 
-class LowRankEmbedding(nn.Module):
+class LowRankEmbedding(StandIn):
     """A token's embedding as a sum of `rank` directions: E ~ table @ directions, (V, rank) times (rank, d).
 
     It has rank · (V + d) weights, fewer than E as long as rank < V · d / (V + d), which is nearly d. A tied LM head

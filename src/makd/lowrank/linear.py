@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from makd.anatomy import StandIn
 from makd.lowrank.factors import Factors
 from makd.lowrank.shared_product import SharedProduct
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(StandIn):
     """y = expand(reduce(x)): W ~ B A with A `reduce` (rank, in) and B `expand` (out, rank), and W's bias.
 
     Both factors are plain `nn.Linear`, so whatever works on linears (adapters, quantizers, exporters) works on them.
