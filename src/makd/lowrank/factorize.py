@@ -27,6 +27,7 @@ from makd.lowrank.hub import is_student, mark_student
 from makd.lowrank.outcome import FactorizeReport
 from makd.lowrank.outline import EMPHASES, Plot, draw_plot
 from makd.lowrank.ranks import RANK_RULES
+from makd.lowrank.roundtrip import check_round_trip
 from makd.lowrank.settings import FactorizeConfig
 from makd.lowrank.solvers import SOLVERS
 
@@ -87,6 +88,7 @@ def factorize(
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     anatomy = resolve(teacher)
     _check_weights(teacher)
+    check_round_trip(teacher, anatomy.linears)
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)

@@ -65,7 +65,10 @@ class StudentLoader(HfQuantizer):
         if shapes is not None:
             check_factors(shapes, config)
         place_stand_ins_(model, config)
-        if shapes is not None and config.format >= NAMED_AS_IN_MEMORY:
+        if config.format < NAMED_AS_IN_MEMORY:
+            for module in _stand_ins(model):  # their files have no identities, and transformers shall not miss them
+                module.register_buffer("identity", module.identity, persistent=False)
+        elif shapes is not None:
             check_tensors(shapes, model, config)
         return model
 
@@ -125,9 +128,9 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
     student.config.quantization_config = StudentConfig(
         ranks, counts, architecture, embeddings, dropped, shared, identity
     )
-    for module in student.modules():
-        if isinstance(module, StandIn) and module.identity.device.type != "meta":
-            module.identity = identity_tensor(identity).to(module.identity.device)
+    for module in _stand_ins(student):
+        if module.identity.device.type != "meta":
+            module.register_buffer("identity", identity_tensor(identity).to(module.identity.device))
     # transformers undoes these when it saves, and nothing else: what it makes of the architecture's own names and
     # tensors, such as one matrix of queries, keys and values, cannot be made of factors
     student._weight_conversions = [file_names(student)]  # type: ignore[assignment]
@@ -135,7 +138,11 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
 
 def is_student(model: PreTrainedModel) -> bool:
     """Whether `model` has factored matrices or dropped layers."""
-    return any(isinstance(module, StandIn) for module in model.modules())
+    return bool(_stand_ins(model))
+
+
+def _stand_ins(model: nn.Module) -> list[StandIn]:
+    return [module for module in model.modules() if isinstance(module, StandIn)]
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:

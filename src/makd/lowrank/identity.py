@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from makd.anatomy import StandIn
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of tensors, by name."""
 SAMPLE = 1024
 """Numbers of each tensor that an identity is made from: to tell students apart, not to find damage."""
 
@@ -52,6 +54,14 @@ def file_names_of_any_head(model: PreTrainedModel) -> FileNames:
     longer = {prefix + file: prefix + memory for file, memory in exact.items()}
     shorter = {file.removeprefix(prefix): memory.removeprefix(prefix) for file, memory in exact.items()}
     return FileNames(longer | shorter | exact)
+
+
+def names_in_memory(shapes: Shapes, model: PreTrainedModel) -> Shapes:
+    """The same as `shapes`, by the names that transformers will give the tensors in `model`."""
+    state, names = dict(model.state_dict()), file_names_of_any_head(model)
+    return {
+        rename_source_key(name, [names], [], model.base_model_prefix, state)[0]: shape for name, shape in shapes.items()
+    }
 
 
 def _identity_names(model: PreTrainedModel) -> dict[str, str]:

@@ -8,25 +8,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.core_model_loading import rename_source_key
 
 from makd.anatomy import StandIn
 from makd.errors import ModelLoadError
 from makd.lowrank.embedding import is_tied_head
-from makd.lowrank.identity import file_names_of_any_head
+from makd.lowrank.identity import Shapes, names_in_memory
 from makd.lowrank.placing import place_stand_ins_
 from makd.lowrank.student_config import StudentConfig
 
 INDEX = "model.safetensors.index.json"
 FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", ".directions.weight")
 """How the names of factors end in a file."""
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_index(folder: Path) -> None:
@@ -108,7 +106,7 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
             return
         whole = cls(copy.deepcopy(model.config))
         place_stand_ins_(whole, config)
-    found = set(_in_memory(shapes, whole))
+    found = set(names_in_memory(shapes, whole))
     missing = sorted(name for name in whole.state_dict() if name not in found and not _may_lack(whole, name, found))
     if missing:
         raise ModelLoadError(
@@ -119,20 +117,12 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
 
 def _check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
     state = model.state_dict()
-    for name, shape in _in_memory(shapes, model).items():
+    for name, shape in names_in_memory(shapes, model).items():
         if name.endswith(FACTORS) and name in state and tuple(state[name].shape) != shape:
             raise ModelLoadError(
                 f"{name} has shape {shape} in the weight files; config.json makes it {tuple(state[name].shape)}. "
                 "Weights and config are of different students: copy the student's folder again, whole."
             )
-
-
-def _in_memory(shapes: Shapes, model: PreTrainedModel) -> Shapes:
-    """The same by the names that transformers will give them in `model`."""
-    state, names = dict(model.state_dict()), file_names_of_any_head(model)
-    return {
-        rename_source_key(name, [names], [], model.base_model_prefix, state)[0]: shape for name, shape in shapes.items()
-    }
 
 
 def _may_lack(model: PreTrainedModel, name: str, found: set[str]) -> bool:
