@@ -22,8 +22,9 @@ from makd.errors import ModelLoadError, OutputError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.loading import check_dtype, load_empty_model
 from makd.lowrank.budget import Budget
+from makd.lowrank.identity import saved_tensors
 from makd.lowrank.solvers import SOLVERS
-from makd.lowrank.stream import check_streamable, saved_tensors, stream_student
+from makd.lowrank.stream import check_streamable, stream_student
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.report import (

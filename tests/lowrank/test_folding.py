@@ -93,5 +93,5 @@ def test_what_is_trainable_stays_so_and_modes_too():
 
 def test_a_linear_that_is_not_factored_is_refused_by_name():
     student = make_student()
-    with pytest.raises(makd.MakdError, match="Unknown factored linear 'encoder"):
+    with pytest.raises(makd.MakdError, match="Unknown factored matrix 'encoder"):
         makd.fold(student, ["encoder.layer.0.attention.self.qery"])

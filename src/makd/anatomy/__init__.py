@@ -6,6 +6,7 @@ from makd.anatomy.predictions import Predictions, check_predictions, predictions
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
+from makd.anatomy.stand_in import StandIn
 from makd.anatomy.structure import is_factored
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Role",
     "RoleLinear",
     "SkippedLayer",
+    "StandIn",
     "check_predictions",
     "count_experts",
     "describe",

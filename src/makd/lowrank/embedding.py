@@ -10,10 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from makd.lowrank.linear import LowRankLinear
+from makd.anatomy import StandIn
+from makd.lowrank.linear import LowRankLinear, refuse_adapters
+
+TABLES = (".expand.weight", ".table.weight")
+"""How the names of the factors with a row for each token end: an LM head's, and the embeddings'."""
 
 
-class LowRankEmbedding(nn.Module):
+class LowRankEmbedding(StandIn):
     """A token's embedding as a sum of `rank` directions: E ~ table @ directions, (V, rank) times (rank, d).
 
     It has rank · (V + d) weights, fewer than E as long as rank < V · d / (V + d), which is nearly d. A tied LM head
@@ -44,6 +48,8 @@ class LowRankEmbedding(nn.Module):
         self.embedding_dim = embedding_dim
         self.rank = rank
         self.padding_idx = padding_idx
+        self.tied = False
+        """Whether an LM head has the same factors."""
         self.table = nn.Embedding(num_embeddings, rank, padding_idx, device=device, dtype=dtype)
         # a linear only for its weight (rank, d), which a tied head applies; here it is used transposed
         self.directions = nn.Linear(embedding_dim, rank, bias=False, device=device, dtype=dtype)
@@ -58,7 +64,12 @@ class LowRankEmbedding(nn.Module):
         return self.table.weight @ self.directions.weight
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-        """Embeddings of token ids."""
+        """Embeddings of token ids.
+
+        Raises:
+            UnsupportedModelError: an adapter stands on `directions`, or on any factor that an LM head has too.
+        """
+        refuse_adapters(self.directions, *((self.table,) if self.tied else ()))
         output: Tensor = self.table(ids) @ self.directions.weight
         return output
 
@@ -99,10 +110,32 @@ def rename_ties_(model: PreTrainedModel) -> None:
                 ours, theirs = _factor_names(module, target), _factor_names(module, source)
                 if len(ours) == len(theirs):  # else one of them stayed dense, and they are no longer one
                     renamed.update(zip(ours, theirs, strict=True))
+            module.__dict__.setdefault("_dense_ties", ties)
             module._tied_weights_keys = renamed
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)
+    _note_ties_(model)
+
+
+def _note_ties_(model: PreTrainedModel) -> None:
+    """Tell embeddings and heads that share factors so."""
+    for pair in model.all_tied_weights_keys.items():
+        modules = [model.get_submodule(name.rsplit(".", 2)[0]) for name in pair if name.endswith(TABLES)]
+        if len(modules) == 2:
+            for module in modules:
+                module.tied = True  # type: ignore[assignment]
+
+
+def untie_factors_(model: PreTrainedModel) -> None:
+    """Undo `rename_ties_`, after factored embeddings of `model` were made dense: they are tied by the model's rules."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module._tied_weights_keys = module.__dict__.pop("_dense_ties", module._tied_weights_keys)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)
+    rename_ties_(model)  # of others that are left
 
 
 def _factor_names(model: nn.Module, name: str) -> list[str]:

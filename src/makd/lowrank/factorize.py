@@ -27,6 +27,7 @@ from makd.lowrank.hub import is_student, mark_student
 from makd.lowrank.outcome import FactorizeReport
 from makd.lowrank.outline import EMPHASES, Plot, draw_plot
 from makd.lowrank.ranks import RANK_RULES
+from makd.lowrank.roundtrip import check_round_trip
 from makd.lowrank.settings import FactorizeConfig
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.weights import check_finite, check_plain
@@ -91,6 +92,7 @@ def factorize(
     check_plain(teacher)
     anatomy = examine(teacher)
     check_finite(teacher, "The teacher")
+    check_round_trip(teacher, anatomy.linears)
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)

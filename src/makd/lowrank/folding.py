@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from makd.lowrank.embedding import is_tied_head
+from makd.lowrank.embedding import LowRankEmbedding, is_tied_head, untie_factors_
 from makd.lowrank.hub import mark_student
 from makd.lowrank.linear import LowRankLinear
 from makd.registry import unknown_name
@@ -31,18 +31,25 @@ def factored_linears(model: PreTrainedModel) -> tuple[str, ...]:
     )
 
 
+def _factored(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of everything factored: linears, token embeddings, and the LM heads that are tied to those."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, LowRankLinear | LowRankEmbedding))
+
+
 def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreTrainedModel:
-    """A copy of `student` with factored linears dense again: the same outputs but for rounding, more parameters.
+    """A copy of `student` with factored matrices dense again: the same outputs but for rounding, more parameters.
 
     Args:
-        student: with factored linears; it is not changed.
-        linears: names of those to fold; None folds all (`factored_linears`).
+        student: with factored matrices; it is not changed.
+        linears: names of those to fold. Token embeddings and an LM head that is tied to them are one matrix, and are
+            folded together by either name. None folds all, the vocabulary too.
 
     Returns:
-        The copy. Saved, it loads as any student, or without makd if nothing factored is left in it.
+        The copy. Saved, it loads as any student; or without makd, if nothing factored is left in it and no layer was
+        dropped. A dropped layer stays so: no dense layer does nothing.
 
     Raises:
-        UnknownNameError: one of `linears` is not a factored linear of `student`.
+        UnknownNameError: one of `linears` is nothing factored in `student`.
     """
     folded: PreTrainedModel = copy.deepcopy(student)
     fold_(folded, linears)
@@ -52,17 +59,39 @@ def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreT
 @torch.no_grad()
 def fold_(student: PreTrainedModel, linears: Iterable[str] | None = None) -> None:
     """Fold in place; arguments and errors are those of `fold`."""
-    known = factored_linears(student)
+    known = _factored(student)
     names = known if linears is None else tuple(linears)
     for name in names:
         if name not in known:
-            raise unknown_name("factored linear", name, known)
+            raise unknown_name("factored matrix", name, known)
     kept_transposed = _kept_transposed(student)
     for name in names:
         layer = student.get_submodule(name)
-        assert isinstance(layer, LowRankLinear)
-        student.set_submodule(name, _dense(layer, name in kept_transposed).train(layer.training))
+        if isinstance(layer, LowRankEmbedding) or is_tied_head(student, layer):
+            _fold_table_(student, layer.get_parameter("weight"))
+        elif isinstance(layer, LowRankLinear):  # else it went with the embeddings that it was tied to
+            student.set_submodule(name, _dense(layer, name in kept_transposed).train(layer.training))
     mark_student(student)
+
+
+def _fold_table_(student: PreTrainedModel, table: torch.Tensor) -> None:
+    """Fold the embeddings with this `table` and all LM heads that share it, which share the dense matrix after."""
+    sharing = [
+        (name, module)
+        for name, module in student.named_modules()
+        if isinstance(module, LowRankLinear | LowRankEmbedding) and module.weight is table
+    ]
+    weight = nn.Parameter(sharing[0][1].dense_weight(), table.requires_grad)
+    for name, module in sharing:
+        dense: nn.Module
+        if isinstance(module, LowRankEmbedding):
+            with init_empty_weights():
+                dense = nn.Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx)
+        else:
+            dense = _dense(module, transposed=False)
+        dense.weight = weight
+        student.set_submodule(name, dense.train(module.training))
+    untie_factors_(student)
 
 
 def added_parameters(student: PreTrainedModel, linears: Iterable[str]) -> int:

@@ -8,11 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from makd.anatomy import StandIn
+from makd.errors import UnsupportedModelError
 from makd.lowrank.factors import Factors
 from makd.lowrank.shared_product import SharedProduct
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(StandIn):
     """y = expand(reduce(x)): W ~ B A with A `reduce` (rank, in) and B `expand` (out, rank), and W's bias.
 
     Both factors are plain `nn.Linear`, so whatever works on linears (adapters, quantizers, exporters) works on them.
@@ -53,6 +55,8 @@ class LowRankLinear(nn.Module):
         self.reduce = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.expand = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
         self.shared: SharedProduct | None = None
+        self.tied = False
+        """Whether its factors are those of the token embeddings."""
 
     @staticmethod
     def from_factors(factors: Factors, bias: Float[Tensor, " out"] | None, shared: bool = False) -> "LowRankLinear":
@@ -86,7 +90,13 @@ class LowRankLinear(nn.Module):
         return self.expand.weight @ self.reduce.weight
 
     def forward(self, inputs: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        """B (A x) + b."""
+        """B (A x) + b.
+
+        Raises:
+            UnsupportedModelError: an adapter stands on factors that the token embeddings have too.
+        """
+        if self.tied:
+            refuse_adapters(self.reduce, self.expand)
         product = self.reduce(inputs) if self.shared is None else self.shared.of(self.reduce, inputs, self)
         output: Tensor = self.expand(product)
         return output
@@ -94,6 +104,20 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` says of it."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def refuse_adapters(*factors: nn.Module) -> None:
+    """For factors that are used in two places: an adapter is added in one of them, and would be merged into both.
+
+    Raises:
+        UnsupportedModelError: one of them is wrapped in an adapter, as peft does it.
+    """
+    if any(hasattr(factor, "base_layer") for factor in factors):
+        raise UnsupportedModelError(
+            "An adapter (LoRA or a relative) stands on factors of the token embeddings, which are used in a second "
+            "place: it would act in one and be merged into both. Leave embeddings and LM head out of what is adapted: "
+            'LoraConfig(target_modules=["reduce", "expand"], exclude_modules=".*(embed|wte|lm_head|decoder).*"), say.'
+        )
 
 
 def dense_weight(linear: nn.Module) -> Float[Tensor, "out inp"]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from makd.anatomy import linear_shape
+from makd.anatomy import StandIn, linear_shape
 from makd.lowrank.factors import Factors
 from makd.lowrank.linear import LowRankLinear, dense_weight
 from makd.lowrank.shared_product import SharedProduct
@@ -32,12 +32,13 @@ class FollowingLinear(LowRankLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         """B with nn.Linear's random start."""
-        nn.Module.__init__(self)
+        StandIn.__init__(self)
         self.in_features = leader.in_features
         self.out_features = out_features
         self.rank = leader.rank
         self.expand = nn.Linear(leader.rank, out_features, bias=bias, device=device, dtype=dtype)
         self.shared = leader.shared
+        self.tied = False
         self._leader = (leader,)  # in a tuple, or it would become a part of this module, and A a second parameter
 
     @property

@@ -28,6 +28,7 @@ from makd.lowrank.hub import count_parameters
 from makd.lowrank.linear import dense_weight
 from makd.lowrank.outcome import FactorizeReport, make_report
 from makd.lowrank.ranks import RANK_RULES, LinearSize, RankPlan, allocate, smallest_parameters
+from makd.lowrank.roundtrip import check_round_trip
 from makd.lowrank.settings import FactorizeConfig
 from makd.lowrank.solvers import SOLVERS, decompose_svd, decompose_whitened
 from makd.lowrank.stream.calibration import LayerByLayer, check_one_stack
@@ -125,6 +126,7 @@ def stream_student(
             "batch, that padding has no influence is not",
             type(model).__name__,
         )
+    check_round_trip(model, anatomy.linears)
     sizes = linear_sizes(model, anatomy)
     counts = count_parameters(model)["total"], sum(size.parameters(None) for size in sizes)
     allowance = budget.allowance(*counts, smallest_parameters(sizes), count_experts(model, anatomy))

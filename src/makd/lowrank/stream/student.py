@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import split_torch_state_dict_into_shards
-from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from makd.anatomy import linear_shape
-from makd.lowrank.hub import mark_student
+from makd.lowrank.hub import describe_student
+from makd.lowrank.identity import file_names, identity_tensor, make_identity, saved_tensors
 from makd.lowrank.linear import LowRankLinear
 from makd.lowrank.ranks import RankPlan
 from makd.lowrank.shards import INDEX
@@ -44,34 +43,28 @@ def write_student(
     for name, tensor in tensors.items():
         if name not in sources:
             sources[name] = checkpoint.source(name) if name in checkpoint.tensors else Source.of(tensor)
+    identity = make_identity((name, source.shape, next(iter(source.pieces()))) for name, source in sources.items())
+    describe_student(model, identity)
+    names = {memory: file for file, memory in file_names(model).names.items()}
+    tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    sources = {
+        names.get(name, name): Source.of(identity_tensor(identity)) if name in names else source
+        for name, source in sources.items()
+    }
     pattern = "model{suffix}.safetensors"
     split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=SHARD_SIZE)
-    for done, (file, names) in enumerate(split.filename_to_tensors.items(), start=1):
-        write_tensors(folder / file, {name: sources[name] for name in names})
+    for done, (file, inside) in enumerate(split.filename_to_tensors.items(), start=1):
+        write_tensors(folder / file, {name: sources[name] for name in inside})
         on_shard(done, len(split.filename_to_tensors))
     if split.is_sharded:
         metadata = {"total_parameters": model.num_parameters(), **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    mark_student(model)
     model.config.dtype = str(model.dtype).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-
-
-def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of `model` that are saved, by name: tied ones once. They may be empty."""
-    state = model.state_dict(keep_vars=True)
-    ignored = {*(model._keys_to_ignore_on_save or ()), *(model.all_tied_weights_keys or {})}
-    seen: set[int] = set()
-    kept = {}
-    for name, tensor in state.items():
-        if name not in ignored and id(tensor) not in seen:
-            kept[name] = tensor
-            seen.add(id(tensor))
-    return kept
 
 
 def _replace_(checkpoint: Checkpoint, name: str, rank: int, work: WorkFolder) -> dict[str, Source]:
