@@ -17,6 +17,7 @@ from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, trai
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.loading import check_dtype, take_tokenizer
 from makd.lowrank.hub import is_student, mark_student
+from makd.lowrank.weights import check_finite
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, write_json, write_recipe
 from makd.run import Progress
@@ -76,6 +77,7 @@ def finetune(
         progress("evaluate", 1, 1)
         if is_student(learner):
             mark_student(learner)  # a new head changed what its config counts
+        check_finite(learner, "The fine-tuned model")
         learner.save_pretrained(result)
         words.save_pretrained(result)
         metrics = {

@@ -23,6 +23,7 @@ from makd.distill.dropout import switch_dropout_off_
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
+from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
@@ -90,6 +91,7 @@ class DistillTrainer(Trainer):
             _check_cache(cache, self.plan, model, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         super().__init__(model=model, **kwargs)
+        self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
             self._set_signature_columns_if_needed()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.aspects import Pooling, pool
 from makd.errors import DataError
+from makd.lowrank.finite import check_measured, check_outputs
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
@@ -38,6 +39,7 @@ def fidelity(
 
     Raises:
         DataError: there are no batches.
+        NumericsError: outputs hold NaN or infinity, or a measurement does.
     """
     sums: dict[str, float] = {}
     count = 0
@@ -61,8 +63,11 @@ def fidelity(
     if not ours and not count:
         raise DataError("There is nothing to compare on: no batches were given.")
     if ours:
-        return _compare_embeddings(torch.cat(ours), torch.cat(theirs))
-    return {name: value / count for name, value in sums.items()}
+        scores = _compare_embeddings(torch.cat(ours), torch.cat(theirs))
+    else:
+        scores = {name: value / count for name, value in sums.items()}
+    check_measured(scores, "between student and teacher")
+    return scores
 
 
 def _output_tokens(batch: Mapping[str, Tensor]) -> Tensor:
@@ -71,13 +76,16 @@ def _output_tokens(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare_embeddings(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    check_outputs(theirs, "The teacher's hidden states")
+    check_outputs(ours, "The student's hidden states")
     ours, theirs = (torch.nn.functional.normalize(side, dim=-1) for side in (ours, theirs))
     scores = {"cosine": float((ours * theirs).sum(-1).mean())}
     ours, theirs = ours[:TEXTS_COMPARED], theirs[:TEXTS_COMPARED]
     rows, columns = torch.triu_indices(len(ours), len(ours), offset=1)
     if len(rows) > 1:
         similarities = [(side @ side.T)[rows, columns].numpy() for side in (ours, theirs)]
-        scores["rank_correlation"] = float(spearmanr(*similarities).statistic)
+        if all(side.min() < side.max() for side in similarities):  # else there is no order to agree with
+            scores["rank_correlation"] = float(spearmanr(*similarities).statistic)
     return scores
 
 
@@ -90,6 +98,7 @@ def _compare_predictions(output: Any, reference: Any, batch: Mapping[str, Tensor
                  for name in ("start_logits", "end_logits")]  # fmt: skip
         ours, theirs = (torch.cat(side) for side in zip(*pairs, strict=True))
     elif output.logits.shape[-1] == 1:
+        _check_predictions(output.logits, reference.logits)
         difference = (output.logits - reference.logits.to(output.logits.device)).float().square()
         return {"squared_difference": float(difference.sum())}, len(difference)
     elif output.logits.dim() == 3:
@@ -97,6 +106,7 @@ def _compare_predictions(output: Any, reference: Any, batch: Mapping[str, Tensor
         ours, theirs = (side.logits[tokens.to(side.logits.device)] for side in (output, reference))
     else:
         ours, theirs = output.logits, reference.logits
+    _check_predictions(ours, theirs)
     theirs = theirs.to(ours.device)
     kl = agree = 0.0
     for mine, other in zip(ours.split(512), theirs.split(512), strict=True):  # a vocabulary is wide
@@ -106,3 +116,8 @@ def _compare_predictions(output: Any, reference: Any, batch: Mapping[str, Tensor
         kl += float(torch.nn.functional.kl_div(log_s, log_t, reduction="sum", log_target=True))
         agree += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
     return {"prediction_kl": kl, "top1_agreement": agree}, len(ours)
+
+
+def _check_predictions(ours: Tensor, theirs: Tensor) -> None:
+    check_outputs(theirs, "The teacher's predictions")
+    check_outputs(ours, "The student's predictions")

@@ -5,6 +5,7 @@ classification `tokens` and `tags`; question answering `question`, `context` and
 """
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -209,6 +210,9 @@ def _with_labels(config: TaskConfig, rows: Dataset, labels: Sequence[str], where
             rows = rows.cast_column(column, Value("float32"))
         except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's
             raise DataError(f"The labels of a regression are numbers; those of {where} are not: {error}") from error
+        endless = next((value for value in rows[column] if value is not None and math.isinf(value)), None)
+        if endless is not None:
+            raise DataError(f"A label of {where} is infinite ({endless}), or too large for float32. Take its row out.")
         missing = [value is None or value != value for value in rows[column]]
     else:
         numbers = [_number(value, labels, where) for value in rows[column]]
@@ -235,7 +239,7 @@ def _number(value: Any, labels: Sequence[str], where: str) -> int:
             return labels.index(value)
     elif isinstance(value, list):
         raise DataError(f"A classification has one label a row; the {where} has {value!r}.")
-    elif value == UNLABELLED or (value == int(value) and 0 <= value < len(labels)):
+    elif value == UNLABELLED or (0 <= value < len(labels) and value == int(value)):
         return int(value)
     raise DataError(
         f"The {where} has the label {value!r}; the task's {len(labels)} labels are {', '.join(labels)}, "
