@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, row_lengths
-from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, train
+from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
-from makd.loading import locate
+from makd.loading import check_dtype, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
@@ -185,14 +185,15 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
 def _distill(run: Run, student: PreTrainedModel) -> None:
     """Train `student` in place, one stage after the other."""
     stages = run.recipe.trainings
-    for number, stage in enumerate(stages, start=1):
-        if stage.training.steps != 0:
-            checkpoints = run.folder.checkpoints
-            _train(run, student, stage, checkpoints if len(stages) == 1 else checkpoints / f"stage_{number}")
+    with float32_weights(student):
+        for number, stage in enumerate(stages, start=1):
+            if stage.training.steps != 0:
+                checkpoints = run.folder.checkpoints
+                _train(run, student, stage, checkpoints if len(stages) == 1 else checkpoints / f"stage_{number}")
 
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
-    training = stage.training
+    training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
     choose_trainable_(student, training.trainable)
     trainer = DistillTrainer(
         student,

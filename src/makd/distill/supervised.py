@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, Trainer
 
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import task_loss
+from makd.distill.precision import check_precision
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.errors import NumericsError
@@ -24,6 +25,7 @@ class SupervisedTrainer(Trainer):
             dropout: whether the model's dropout is on in training.
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
+        check_precision(model)
         self.dropout = dropout
         super().__init__(model=model, **kwargs)
         self.add_callback(StopWhereBroken())

@@ -22,6 +22,7 @@ from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batch
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
+from makd.distill.precision import check_precision
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
@@ -70,12 +71,13 @@ class DistillTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: teacher and student do not line up, or the plan does not fit the model.
+            SettingError: the student learns in float16, teacher and student do not line up, or the plan does not fit the model.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """
         check_plain(model)
         check_plain(teacher)
+        check_precision(model)
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
         self.anatomy: Anatomy = resolve(model)
         self.teacher_anatomy: Anatomy = resolve(teacher)
