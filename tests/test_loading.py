@@ -332,4 +332,4 @@ def test_models_in_hand_that_are_quantized_or_offloaded_are_refused(make, hint):
     with pytest.raises(ModelLoadError, match=hint):
         makd.factorize(make(), makd.Budget(keep_linears=0.5), solver="svd")
     with pytest.raises(ModelLoadError, match=hint):
-        makd.DistillTrainer(tiny("bert"), make(), "matrix")
+        makd.DistillTrainer(tiny("bert"), make(), "feature")

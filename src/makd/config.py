@@ -74,7 +74,8 @@ class Recipe:
     the teacher. None asks the teacher."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     dtype: str = "float32"
-    """dtype of teacher and student: float32, bfloat16 or float16."""
+    """dtype that teacher and student run in: float32, bfloat16 or float16. While it learns, a student's parameters are
+    in float32 all the same, and its products in bfloat16 if this is."""
     device: str = "auto"
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
     seed: int = 0
@@ -118,7 +119,8 @@ class FinetuneRecipe:
     """Its defaults differ from distillation's: see `FINETUNING`."""
     evaluation_batch_size: int = 32
     dtype: str = "float32"
-    """dtype of the model: float32, bfloat16 or float16."""
+    """dtype that the model runs in: float32, bfloat16 or float16. While it learns, its parameters are in float32 all
+    the same, and its products in bfloat16 if this is."""
     device: str = "auto"
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
     seed: int = 0

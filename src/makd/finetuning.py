@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.config import FinetuneRecipe
 from makd.data import choose_tokenizer, collator
-from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
+from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, float32_weights, train
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.loading import check_dtype
 from makd.lowrank.hub import is_student, mark_student
+from makd.lowrank.weights import check_finite
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, write_json, write_recipe
 from makd.run import Progress
@@ -68,7 +69,8 @@ def finetune(
     )  # what has no labels teaches nothing here
     seconds: dict[str, float] = {}
     with folder.work() as result:
-        tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
+        with float32_weights(learner):
+            tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
         progress("evaluate", 0, 1)
         start = time.perf_counter()
         found = data.evaluate(learner, recipe.evaluation_batch_size)
@@ -76,6 +78,7 @@ def finetune(
         progress("evaluate", 1, 1)
         if is_student(learner):
             mark_student(learner)  # a new head changed what its config counts
+        check_finite(learner, "The fine-tuned model")
         learner.save_pretrained(result)
         words.save_pretrained(result)
         metrics = {
@@ -98,7 +101,7 @@ def _train(
     model: PreTrainedModel, task: Task, recipe: FinetuneRecipe, folder: OutputFolder, progress: Progress
 ) -> tuple[int, float]:
     """Train in place; gives the real tokens that were read, and the seconds that it took."""
-    training = recipe.training
+    training = recipe.training.with_products_in(check_dtype(recipe.dtype))
     if training.steps == 0:
         return 0, 0.0
     choose_trainable_(model, training.trainable)

@@ -9,13 +9,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, row_lengths
-from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, train
+from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
-from makd.loading import locate
+from makd.loading import check_dtype, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
+from makd.lowrank.weights import check_finite
 from makd.preparation import Data
 from makd.registry import make_settings
 from makd.report import (
@@ -181,14 +182,15 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
 def _distill(run: Run, student: PreTrainedModel) -> None:
     """Train `student` in place, one stage after the other."""
     stages = run.recipe.trainings
-    for number, stage in enumerate(stages, start=1):
-        if stage.training.steps != 0:
-            checkpoints = run.folder.checkpoints
-            _train(run, student, stage, checkpoints if len(stages) == 1 else checkpoints / f"stage_{number}")
+    with float32_weights(student):
+        for number, stage in enumerate(stages, start=1):
+            if stage.training.steps != 0:
+                checkpoints = run.folder.checkpoints
+                _train(run, student, stage, checkpoints if len(stages) == 1 else checkpoints / f"stage_{number}")
 
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
-    training = stage.training
+    training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
     choose_trainable_(student, training.trainable)
     trainer = DistillTrainer(
         student,
@@ -213,6 +215,7 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) 
 def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, settings: dict[str, Any]) -> Report:
     """Write the student and everything that belongs to it into `result`; `command` made it of `settings`."""
     run.progress("save", 0, 1)
+    check_finite(student, "The student")
     student.save_pretrained(result)
     (run.student_tokenizer or run.tokenizer).save_pretrained(result)
     copy_companions(origin_of(run.teacher), result)

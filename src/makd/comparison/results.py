@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from makd.errors import OutputError
-from makd.report import plain
+from makd.report import to_json
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -42,6 +42,6 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         file.seek(0)
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
-        file.write((json.dumps(plain(content)) + "\n").encode())
+        file.write((to_json(content) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
 from makd.distill.objective import aspect_losses, weighted_sum
+from makd.distill.precision import float32_weights
 from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
 from makd.distill.supervised import SupervisedTrainer
@@ -14,6 +15,7 @@ __all__ = [
     "TrainingConfig",
     "aspect_losses",
     "choose_trainable_",
+    "float32_weights",
     "train",
     "weighted_sum",
 ]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
@@ -9,7 +10,10 @@ from makd.anatomy import predictions_of
 from makd.anatomy.key_cache import cache_setting_kept, without_cache
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import check_labels, task_loss
+from makd.distill.precision import check_precision
+from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
+from makd.errors import NumericsError
 
 
 class SupervisedTrainer(Trainer):
@@ -23,10 +27,12 @@ class SupervisedTrainer(Trainer):
             dropout: whether the model's dropout is on in training.
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
+        check_precision(model)
         self.dropout = dropout
         self.predictions = predictions_of(model)
         with cache_setting_kept(model):
             super().__init__(model=model, **kwargs)
+        self.add_callback(StopWhereBroken())
         self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -42,11 +48,20 @@ class SupervisedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss on the labels. The Trainer calls it."""
+        """The loss on the labels. The Trainer calls it.
+
+        Raises:
+            NumericsError: it is NaN or infinite, which training would never recover from.
+        """
         if model.training and not self.dropout:
             switch_dropout_off_(model)
         check_labels(inputs, self.predictions)
         with without_cache(self.accelerator.unwrap_model(model)):
             output = model(**inputs)
         loss = task_loss(inputs, output, self.predictions)
+        if not bool(torch.isfinite(loss)):
+            raise NumericsError(
+                f"The loss on the labels is {float(loss.detach())}: training diverged. Lower the learning rate; if "
+                "it is so from the first step on, look at the labels for numbers that are far too large."
+            )
         return (loss, output) if return_outputs else loss

@@ -23,8 +23,10 @@ from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batch
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
+from makd.distill.precision import check_precision
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
 from makd.distill.reporting import report_off
+from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
@@ -71,13 +73,15 @@ class DistillTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: teacher and student do not line up, or the plan does not fit the model.
+            SettingError: the student learns in float16, teacher and student do not line up, or the plan does not fit
+                the model.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
         """
         check_plain(model)
         check_plain(teacher)
+        check_precision(model)
         plan = Plan(preset=plan) if isinstance(plan, str) else plan
         self.anatomy: Anatomy = examine(model)
         self.teacher_anatomy: Anatomy = examine(teacher)
@@ -95,6 +99,7 @@ class DistillTrainer(Trainer):
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         with cache_setting_kept(model):
             super().__init__(model=model, **kwargs)
+        self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
             self._set_signature_columns_if_needed()

@@ -1,7 +1,7 @@
 """Station 7: the settings of a training run, and the Trainer's arguments that they stand for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +37,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forwards under autocast; parameters and optimizer stay as they are."""
+    """bfloat16: forwards under autocast. Parameters and optimizer are in float32 whatever is said here."""
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
     """dtype of the teacher's products while the student learns; None: as `precision` says."""
     gradient_checkpointing: bool = False
@@ -82,6 +82,13 @@ class TrainingConfig:
     def find_teacher_dtype(self) -> torch.dtype | None:
         """`teacher_dtype`, as `DistillTrainer` takes it."""
         return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.teacher_dtype]
+
+    def with_products_in(self, dtype: torch.dtype) -> "TrainingConfig":
+        """The same for models that run in `dtype`: in bfloat16, so do the student's products, by autocast.
+
+        In float16 the student's stay in float32: gradients would need to be scaled to fit.
+        """
+        return replace(self, precision="bfloat16") if dtype == torch.bfloat16 else self
 
     def to_arguments(self, output: Path, seed: int, use_cpu: bool) -> TrainingArguments:
         """The Trainer's arguments; checkpoints go to `output`."""

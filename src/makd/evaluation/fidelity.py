@@ -16,6 +16,7 @@ from makd.anatomy import Predictions, check_predictions, predictions_of
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.errors import DataError, SettingError
+from makd.lowrank.finite import check_measured, check_outputs
 from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
 
 TEXTS_COMPARED = 1000
@@ -53,6 +54,7 @@ def fidelity(
         UnsupportedModelError: nobody knows what the models predict.
         SettingError: they do not predict the same, `pooling` is not known, or the teacher's folder asks for what makd
             cannot carry out.
+        NumericsError: outputs hold NaN or infinity, or a measurement does.
     """
     check_pooling(pooling, "The pooling")
     predictions = _common_predictions(student, teacher)
@@ -79,8 +81,11 @@ def fidelity(
     if not ours and not sums:
         raise DataError("There is nothing to compare on: no batches were given.")
     if ours:
-        return _compare_embeddings(torch.cat(ours), torch.cat(theirs))
-    return {name: value / count for name, (value, count) in sums.items()}
+        scores = _compare_embeddings(torch.cat(ours), torch.cat(theirs))
+    else:
+        scores = {name: value / count for name, (value, count) in sums.items()}
+    check_measured(scores, "between student and teacher")
+    return scores
 
 
 def _common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> Predictions | None:
@@ -102,13 +107,16 @@ def _output_tokens(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _compare_embeddings(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    check_outputs(theirs, "The teacher's hidden states")
+    check_outputs(ours, "The student's hidden states")
     ours, theirs = (torch.nn.functional.normalize(side, dim=-1) for side in (ours, theirs))
     scores = {"cosine": float((ours * theirs).sum(-1).mean())}
     ours, theirs = ours[:TEXTS_COMPARED], theirs[:TEXTS_COMPARED]
     rows, columns = torch.triu_indices(len(ours), len(ours), offset=1)
     if len(rows) > 1:
         similarities = [(side @ side.T)[rows, columns].numpy() for side in (ours, theirs)]
-        scores["rank_correlation"] = float(spearmanr(*similarities).statistic)
+        if all(side.min() < side.max() for side in similarities):  # else there is no order to agree with
+            scores["rank_correlation"] = float(spearmanr(*similarities).statistic)
     return scores
 
 
@@ -119,6 +127,8 @@ def _compare_predictions(
     tokens = encoder_tokens(batch) if predictions.law == "places" else _output_tokens(batch)
     ours = predictions.rows(output, tokens)
     theirs = predictions.rows(reference, tokens).to(ours.device)
+    check_outputs(theirs, "The teacher's predictions")
+    check_outputs(ours, "The student's predictions")
     if predictions.law == "numbers":
         return {"squared_difference": (float((ours - theirs).float().square().sum()), ours.numel())}
     kl = agree = 0.0

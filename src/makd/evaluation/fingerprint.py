@@ -5,6 +5,8 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from makd.lowrank.finite import check_outputs
+
 TOKENS = 32
 
 
@@ -13,6 +15,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the outputs of `model` (states or logits, as raw bytes) on fixed token ids.
 
     Equal on one machine with one number of threads if, and hardly but if, all weights are equal.
+
+    Raises:
+        NumericsError: the outputs hold NaN or infinity.
     """
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     ids = (torch.arange(2 * TOKENS).reshape(2, TOKENS) * 7919 % vocabulary).to(model.device)
@@ -22,4 +27,5 @@ def fingerprint(model: PreTrainedModel) -> str:
     was_training = model.training
     output = model.eval()(**inputs)[0]
     model.train(was_training)
+    check_outputs(output, f"The outputs of the {type(model).__name__}")
     return hashlib.sha256(output.float().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from makd.anatomy.key_cache import without_cache
-from makd.errors import DataError
+from makd.errors import DataError, NumericsError
+from makd.lowrank.finite import check_outputs
 
 
 @torch.no_grad()
@@ -21,6 +22,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
 
     Raises:
         DataError: no row has two tokens.
+        NumericsError: the predictions hold NaN or infinity, or are so wrong that the perplexity is infinite.
     """
     total, count = 0.0, 0
     was_training = model.training
@@ -35,9 +37,16 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         if "labels" in batch:
             real &= batch["labels"][:, 1:].to(model.device) != -100
         for scores, wanted, keep in zip(logits, targets, real, strict=True):  # a row at a time: a vocabulary is wide
+            check_outputs(scores[keep], f"The predictions of the {type(model).__name__}")
             total += float(cross_entropy(scores[keep].float(), wanted[keep], reduction="sum"))
         count += int(real.sum())
     model.train(was_training)
     if count == 0:
         raise DataError("Perplexity needs rows of at least two tokens; there are none.")
-    return math.exp(total / count)
+    try:
+        return math.exp(total / count)
+    except OverflowError as error:
+        raise NumericsError(
+            f"The perplexity of the {type(model).__name__} is infinite: a token costs it {total / count:,.0f} nats. "
+            "Its weights are broken, or it was made too small."
+        ) from error

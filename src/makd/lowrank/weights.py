@@ -39,8 +39,8 @@ def check_learned(model: nn.Module) -> None:
     broken = _first_broken(model)
     if broken is not None:
         raise NumericsError(
-            f"Training diverged: {broken} of the {type(model).__name__} holds NaN or infinity after it. Nothing was "
-            "saved. Lower training.learning_rate."
+            f"Training diverged: {broken} of the {type(model).__name__} holds NaN or infinity after it. Lower "
+            "training.learning_rate."
         )
 
 

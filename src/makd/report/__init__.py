@@ -2,7 +2,7 @@
 
 from makd.report.card import write_card
 from makd.report.folder import OutputFolder
-from makd.report.record import describe_environment, plain, write_json, write_recipe
+from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.report.tables import metrics_table, scores_table
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "metrics_table",
     "plain",
     "scores_table",
+    "to_json",
     "write_card",
     "write_json",
     "write_recipe",

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 import yaml
+
+from makd.errors import NumericsError
 
 RECORDED_PACKAGES = (
     "makd",
@@ -44,8 +47,38 @@ def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`content` as indented JSON."""
-    path.write_text(json.dumps(plain(content), indent=2) + "\n", encoding="utf-8")
+    """`content` as indented JSON.
+
+    Raises:
+        NumericsError: a number in it is NaN or infinite, which JSON does not know; the text names it.
+    """
+    path.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """`content` as JSON, on one line without `indent`.
+
+    Raises:
+        NumericsError: a number in it is NaN or infinite, which JSON does not know; the text names it.
+    """
+    known = plain(content)
+    try:
+        return json.dumps(known, indent=indent, allow_nan=False)
+    except ValueError as error:
+        place, value = next(_not_finite(known))
+        raise NumericsError(
+            f"{place} is {value}: not a number that can be written down or relied on. A model's weights or outputs are "
+            "broken, or it was measured on too little."
+        ) from error
+
+
+def _not_finite(content: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Where NaN or infinity stands in what JSON knows, as keys joined by dots, and which of them."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield place, content
+    elif isinstance(content, dict | list):
+        for key, item in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _not_finite(item, f"{place}.{key}" if place else str(key))
 
 
 def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import check_room, collator
+from makd.lowrank.finite import check_measured, check_outputs
 from makd.tasks.answers import best_answer
 from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
@@ -69,6 +70,7 @@ class Task:
             predicted, true = self._predict(model, split, rows, batch_size)
             kind = self.config.known.kind
             values = {name: METRICS[kind][name](predicted, true) for name in self.config.measured}
+            check_measured(values, f"on the split {split} of {self.config.name}")
             scores.append(score(kind, values))
             suffix = "" if len(self.evaluation) == 1 else f"_{split.removeprefix('validation_')}"
             found |= {name + suffix: value for name, value in values.items()}
@@ -191,8 +193,12 @@ def _outputs(
     places = iter(order)
     for batch in DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model)):
         output = model(**{name: value.to(model.device) for name, value in batch.items()})
+        real = batch["attention_mask"].bool()
+        for name in names:
+            outputs = output[name][real.to(output[name].device)] if by_token else output[name]
+            check_outputs(outputs, f"The predictions of the {type(model).__name__}")
         sides = [output[name].float().cpu().numpy() for name in names]
-        for line, mask in enumerate(batch["attention_mask"].bool().numpy()):
+        for line, mask in enumerate(real.numpy()):
             found[next(places)] = [side[line][mask] if by_token else side[line] for side in sides]
     model.train(was_training)
     return found

@@ -1,0 +1,57 @@
+"""Station 7: which numbers a student learns in. Steps are far smaller than the distance between numbers of 16 bits.
+
+At a weight of 0.1 the next bfloat16 is 0.0005 away and a step of Adam's is the learning rate, such as 0.0001: it is
+rounded away. In float16 the squares of small gradients are 0, and Adam divides by them. So parameters that learn are in
+float32; products may be in bfloat16, by autocast.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from makd.errors import SettingError
+
+logger = logging.getLogger(__name__)
+
+NARROW = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def float32_weights(model: nn.Module) -> Iterator[None]:
+    """Inside the block the parameters of `model` are in float32; after it, rounded to the dtype that they had."""
+    before = {parameter: parameter.dtype for parameter in model.parameters() if parameter.dtype in NARROW}
+    for parameter in before:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in before.items():
+            parameter.data = parameter.data.to(dtype)
+            parameter.grad = None
+
+
+def check_precision(model: nn.Module) -> None:
+    """Whether the parameters of `model` that learn can.
+
+    Raises:
+        SettingError: some are in float16. Those in bfloat16 are told of: some optimizers round so that they can.
+    """
+    learning = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    advice = (
+        "Give it `model.float()` and train with TrainingArguments(bf16=True), which makes its products in bfloat16; "
+        "round the result after."
+    )
+    if torch.float16 in learning:
+        raise SettingError(
+            f"A {type(model).__name__} with parameters in float16 cannot learn: training ruins it. {advice}"
+        )
+    if torch.bfloat16 in learning:
+        logger.warning(
+            "The %s has parameters in bfloat16: most steps are smaller than what they round to, and it learns about "
+            "half as much. %s",
+            type(model).__name__,
+            advice,
+        )
