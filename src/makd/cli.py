@@ -7,7 +7,6 @@ Heavy imports wait until a subcommand runs, so that `makd --help` answers at onc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from makd.errors import MakdError
 from makd.registry import unknown_name
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"makd: {error}", file=sys.stderr)
         return USER_ERROR
     except (KeyboardInterrupt, Terminated) as stop:
-        print("makd: stopped. What was on disk is as it was.", file=sys.stderr)
+        print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
 
@@ -83,6 +82,9 @@ def _run(name: str, words: list[str]) -> int:
     except PARSING_ERRORS as error:
         raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
+    for flag in switches:  # a file may hold anything in their place
+        if not isinstance(settings[flag], bool):
+            raise MakdError(f"{flag} is true or false; got {settings[flag]!r}.\nSee `makd {name} --help`.")
     set_up_logging()
     unwind_at_sigterm()
     function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
@@ -233,7 +235,7 @@ def _load_evaluate() -> Callable[..., None]:
     from makd import pipeline
     from makd.config import Recipe
     from makd.data import DataConfig
-    from makd.report import write_json
+    from makd.report import OutputFile
     from makd.tasks import TaskConfig
 
     def evaluate(
@@ -244,6 +246,7 @@ def _load_evaluate() -> Callable[..., None]:
         recipe: Recipe = Recipe(),  # noqa: B008 - frozen
         tokenizer: str | None = None,
         json: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Measure a saved student against its teacher on held-out text.
 
@@ -255,13 +258,15 @@ def _load_evaluate() -> Callable[..., None]:
             recipe: its evaluation part says what is measured.
             tokenizer: where the tokenizer is, if not with the teacher.
             json: file to write the measurements to.
+            overwrite: replace that file.
         """
+        file = None if json is None else OutputFile(json, overwrite)
         chosen = pipeline.data_of(student) if data is None and task is None else task_or_data(data, task)
         with _progress_bars() as progress:
             metrics = pipeline.evaluate(student, teacher, chosen, recipe, tokenizer=tokenizer, on_progress=progress)
         _print_metrics(metrics, f"{student} against {teacher}")
-        if json is not None:
-            write_json(Path(json), metrics)
+        if file is not None:
+            file.write(metrics)
 
     return evaluate
 
@@ -366,7 +371,7 @@ _SWITCHES = {
     "dry_run": "print the cells, and which are done; run nothing",
     "compile": "time torch.compiled forwards too",
     "fold": "save the student with those linears dense where factored is slower, to --output",
-    "overwrite": "replace the output folder when all is done",
+    "overwrite": "replace the output that makd wrote there before, when all is done",
     "resume": "go on from the last checkpoint of a run that was stopped",
     "stream": "from files to files, for teachers larger than memory; the student is not compared with its teacher",
 }
