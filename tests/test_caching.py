@@ -20,7 +20,7 @@ def test_a_student_is_taught_from_a_cache_and_a_stale_one_is_refused(run, encode
     code, out, err = run("cache", "--teacher", encoder_folder, "--output", cache, "--cache.dtype", "float32", *DATA)
     assert code == 0, err
     assert "40 rows" in out
-    assert not (tmp_path / "cache.partial").exists()
+    assert not (tmp_path / ".cache.makd").exists()
     assert {path.suffix for path in cache.iterdir()} == {".json", ".safetensors"}
 
     compress = ["compress", "--teacher", encoder_folder, *DATA, *TRAIN]

@@ -223,8 +223,10 @@ def test_an_output_that_is_not_empty_is_kept(run, encoder_folder, tmp_path):
     code, _, err = run(*compress(encoder_folder, tmp_path / "student", "--overwrite", "--budget.keep_linears", "2"))
     assert code == 2
     assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
-    assert run(*compress(encoder_folder, tmp_path / "student", "--overwrite"))[0] == 0
-    assert not (tmp_path / "student" / "thesis.txt").exists()
+    code, _, err = run(*compress(encoder_folder, tmp_path / "student", "--overwrite"))
+    assert code == 2
+    assert "holds what makd did not write: thesis.txt" in err
+    assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
 
 
 def test_an_unknown_command_offers_the_nearest(run):

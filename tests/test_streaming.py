@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import makd
 from makd.cli import main
+from makd.report import OutputFolder
 
 QUICK = [
     "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16", "--recipe.evaluation.rows", "8",
@@ -64,7 +65,7 @@ def test_the_folder_is_that_of_the_path_in_memory(stream, decoder_folder, tmp_pa
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "stream")
     assert sum(parameter.numel() for parameter in student.parameters()) == metrics["params"]["total"]["student"]
     assert AutoTokenizer.from_pretrained(tmp_path / "stream").eos_token == "[SEP]"
-    assert not (tmp_path / "stream.partial").exists()
+    assert not (tmp_path / ".stream.makd").exists()
 
 
 def test_the_written_recipe_repeats_the_run(stream, decoder_folder, tmp_path):
@@ -92,6 +93,7 @@ def test_python_and_the_command_line_are_the_same(stream, encoder_folder, tmp_pa
 KILLED = """
 import os, signal, sys
 from makd.cli import main
+from makd.report import OutputFolder
 from makd.lowrank.stream import factorize
 decompose, calls = factorize.decompose_svd, []
 def dies_at_the_fourth(weight, rank):
@@ -110,7 +112,7 @@ def test_a_killed_run_goes_on_where_it_was(stream, decoder_folder, tmp_path, mon
     done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "cut").exists()
-    assert len(list((tmp_path / "cut.partial" / "stream" / "matrices").glob("*.safetensors"))) == 3
+    assert len(list((tmp_path / ".cut.makd" / "stream" / "matrices").glob("*.safetensors"))) == 3
     code, _, err = stream(decoder_folder, tmp_path / "cut", *WHITENED)
     assert code == 2
     assert "its solver is svd, this one's is whitened" in err
@@ -184,10 +186,14 @@ def test_an_output_that_is_not_empty_and_checkpoints_of_a_training_are_kept(stre
     code, _, err = stream(decoder_folder, tmp_path / "student", *SVD)
     assert code == 2
     assert "not empty" in err
-    assert stream(decoder_folder, tmp_path / "student", *SVD, "--overwrite")[0] == 0
-    assert not (tmp_path / "student" / "thesis.txt").exists()
-    (tmp_path / "taught.partial" / "checkpoints").mkdir(parents=True)
+    code, _, err = stream(decoder_folder, tmp_path / "student", *SVD, "--overwrite")
+    assert code == 2
+    assert "holds what makd did not write: thesis.txt" in err
+    assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
+    with OutputFolder(tmp_path / "taught") as training:
+        training.checkpoints.mkdir()
+        (training.checkpoints / "checkpoint-1").mkdir()
     code, _, err = stream(decoder_folder, tmp_path / "taught", *SVD)
     assert code == 2
-    assert "checkpoints of a training run" in err
-    assert (tmp_path / "taught.partial" / "checkpoints").is_dir()
+    assert "the unfinished work of another command: checkpoints" in err
+    assert training.checkpoints.is_dir()

@@ -1,10 +1,8 @@
 """The command `makd bench`: its flags are the parameters of `bench` below. Prints what `makd.speed` measures."""
 
-from pathlib import Path
-
 from makd import speed
 from makd.evaluation.speed import BenchConfig
-from makd.report import write_json
+from makd.report import OutputFile
 from makd.report.speed import fold_line, linears_table, speed_table
 from makd.terminal import print_table, progress_bars
 
@@ -44,13 +42,14 @@ def bench(
         card: put the table into the student's README.md, and bench.json beside it.
         fold: save the student with those linears dense where factored is slower, to --output.
         output: folder for that student.
-        overwrite: replace the output folder when all is done.
+        overwrite: replace the output folder, and the file of --json, when all is done.
         json: file to write the measurements to.
     """
     settings = BenchConfig(
         batches=batches, lengths=lengths, point=point, compile=compile, repeats=repeats, threads=threads,
         dtype=dtype, device=device,
     )  # fmt: skip
+    file = None if json is None else OutputFile(json, overwrite)
     with progress_bars() as progress:
         report = speed.bench(
             student, teacher, settings,
@@ -68,5 +67,5 @@ def bench(
         print(f"written: {report.card / 'README.md'}, {report.card / 'bench.json'}")
     if report.folder is not None:
         print(f"the student with dense linears: {report.folder}")
-    if json is not None:
-        write_json(Path(json), {"settings": settings, "speed": found, "environment": report.environment})
+    if file is not None:
+        file.write({"settings": settings, "speed": found, "environment": report.environment})

@@ -9,14 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.aspects import ActivePlan, activate
-from makd.cache import CacheConfig, identify, write_cache
+from makd.cache import CacheConfig, identify, take_up, write_cache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, prepare
 from makd.report import OutputFolder
-from makd.run import Progress
+from makd.run import Progress, name_of, names_of, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def build_cache(
 ) -> CacheReport:
     """Keep what the recipe's plans need of `teacher` on the rows that `compress` and `distill` train on.
 
-    What is done stands in `<output>.partial`; the same call continues there after a run that was killed.
+    What is done stands in a hidden folder beside the output; the same call continues there after a run that was killed.
 
     Args:
         teacher: hub id, folder, `.gguf` file, or `package:module/path`; or a model.
@@ -69,9 +69,22 @@ def build_cache(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
     """
+    recipe = recipe or Recipe()
+    named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
+    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="cache") as folder:
+        return _build(teacher, data, recipe, folder, settings or CacheConfig(), tokenizer, on_progress)
+
+
+def _build(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe,
+    folder: OutputFolder,
+    settings: CacheConfig,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    on_progress: Progress | None,
+) -> CacheReport:
     started = time.perf_counter()
-    recipe, settings = recipe or Recipe(), settings or CacheConfig()
-    folder = OutputFolder(Path(output), overwrite=overwrite)
     device = recipe.find_device()
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
@@ -81,11 +94,8 @@ def build_cache(
     prepared = prepare(data, words, model, recipe)
     rows = prepared.train
     identity = identify(model, rows, words, prepared.max_length)
-    with folder.work(keep=True) as result:
-        content = write_cache(
-            model, rows, collator(words, model), plan, folder.partial / "cache", identity, settings, on_progress
-        )
-        for path in (folder.partial / "cache").iterdir():
-            path.rename(result / path.name)
+    with folder.work() as result:
+        take_up(result)
+        content = write_cache(model, rows, collator(words, model), plan, result, identity, settings, on_progress)
     tokens = sum(len(ids) for ids in rows["input_ids"])
     return CacheReport(folder.path, content, len(rows), tokens, time.perf_counter() - started)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"makd: {error}", file=sys.stderr)
         return USER_ERROR
     except (KeyboardInterrupt, Terminated) as stop:
-        print("makd: stopped. What was on disk is as it was.", file=sys.stderr)
+        print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
 
@@ -80,6 +80,9 @@ def _run(name: str, words: list[str]) -> int:
     except PARSING_ERRORS as error:
         raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
+    for flag in switches:  # a file may hold anything in their place
+        if not isinstance(settings[flag], bool):
+            raise MakdError(f"{flag} is true or false; got {settings[flag]!r}.\nSee `makd {name} --help`.")
     set_up_logging()
     unwind_at_sigterm()
     function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
@@ -227,7 +230,7 @@ _SWITCHES = {
     "dry_run": "print the cells, and which are done; run nothing",
     "compile": "time torch.compiled forwards too",
     "fold": "save the student with those linears dense where factored is slower, to --output",
-    "overwrite": "replace the output folder when all is done",
+    "overwrite": "replace the output that makd wrote there before, when all is done",
     "resume": "go on from the last checkpoint of a run that was stopped",
     "stream": "from files to files, for teachers larger than memory; the student is not compared with its teacher",
 }

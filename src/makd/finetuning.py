@@ -13,14 +13,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.config import FinetuneRecipe
 from makd.data import choose_tokenizer, collator
-from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, float32_weights, train
+from makd.distill import (
+    ReportSteps,
+    SupervisedTrainer,
+    check_same_run,
+    choose_trainable_,
+    float32_weights,
+    identify_run,
+    train,
+    with_start,
+    write_identity,
+)
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.loading import check_dtype
 from makd.lowrank.hub import is_student, mark_student
 from makd.lowrank.weights import check_finite
 from makd.pipeline import Report
-from makd.report import OutputFolder, describe_environment, write_json, write_recipe
-from makd.run import Progress
+from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
+from makd.run import Progress, tokenizer_name
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
 
 logger = logging.getLogger(__name__)
@@ -57,9 +67,20 @@ def finetune(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
     """
+    inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
+    with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
+        return _finetune(model, task, recipe or FinetuneRecipe(), folder, tokenizer, on_progress or _silent)
+
+
+def _finetune(
+    model: str,
+    task: TaskConfig,
+    recipe: FinetuneRecipe,
+    folder: OutputFolder,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    progress: Progress,
+) -> Report:
     started = time.perf_counter()
-    recipe, progress = recipe or FinetuneRecipe(), on_progress or (lambda what, done, of: None)
-    folder = OutputFolder(Path(output), overwrite=overwrite, resume=resume)
     device = recipe.find_device()
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task, recipe.seed)
@@ -68,7 +89,10 @@ def finetune(
         replace(rows, extra=None), words, learner, recipe.seed
     )  # what has no labels teaches nothing here
     seconds: dict[str, float] = {}
+    identity = _identify(recipe, folder, data)
     with folder.work() as result:
+        if identity:
+            _compare(identity, folder, learner)
         with float32_weights(learner):
             tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
         progress("evaluate", 0, 1)
@@ -90,11 +114,33 @@ def finetune(
             "fingerprint": fingerprint(learner),
         }
         settings: dict[str, Any] = {"model": model, "task": task, "recipe": recipe, "output": folder.path}
-        settings["tokenizer"] = None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer))
+        settings["tokenizer"] = tokenizer_name(tokenizer)
         write_recipe(result, settings)
         write_json(result / "metrics.json", metrics)
         write_json(result / "environment.json", describe_environment(device, recipe.seed))
     return Report(folder.path, metrics)
+
+
+def _identify(recipe: FinetuneRecipe, folder: OutputFolder, data: Task) -> dict[str, Any]:
+    """What a run that resumes is compared by, but for the weights; empty where no checkpoints are kept."""
+    if not (folder.resume or recipe.training.save_every):
+        return {}
+    known = {name: value for name, value in plain(recipe).items() if name not in ("evaluation_batch_size", "device")}
+    device = recipe.find_device().type
+    return identify_run({"command": "finetune", **known, "device": device}, data.train, data.tokenizer)
+
+
+def _compare(identity: dict[str, Any], folder: OutputFolder, learner: PreTrainedModel) -> None:
+    """Note what this run is of; or refuse to resume another one."""
+    whole = with_start(identity, learner)
+    if folder.resume:
+        check_same_run(folder.identity, whole)
+    else:
+        write_identity(folder.identity, whole)
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """No bar."""
 
 
 def _train(

@@ -72,14 +72,15 @@ def compress(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
-    run = start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress)
-    run.open_cache()
-    student = _factorize(run, budget)
-    run.scores["before"] = run.score(student)
-    with run.folder.work() as result:
-        _distill(run, student)
-        run.scores["after"] = run.score(student)
-        return _finish(run, student, result, "compress", {"budget": budget})
+    with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress) as run:
+        run.open_cache()
+        run.identify({"command": "compress", "budget": budget})
+        student = _factorize(run, budget)
+        run.scores["before"] = run.score(student)
+        with run.folder.work() as result:
+            _distill(run, student)
+            run.scores["after"] = run.score(student)
+            return _finish(run, student, result, "compress", {"budget": budget})
 
 
 def factorize_only(
@@ -94,11 +95,11 @@ def factorize_only(
     on_progress: Progress | None = None,
 ) -> Report:
     """Make a student and measure it, without training. Arguments and errors are those of `compress`."""
-    run = start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress)
-    student = _factorize(run, budget)
-    with run.folder.work() as result:
-        run.scores["after"] = run.score(student)
-        return _finish(run, student, result, "factorize", {"budget": budget})
+    with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
+        student = _factorize(run, budget)
+        with run.folder.work() as result:
+            run.scores["after"] = run.score(student)
+            return _finish(run, student, result, "factorize", {"budget": budget})
 
 
 def distill(
@@ -114,14 +115,15 @@ def distill(
     on_progress: Progress | None = None,
 ) -> Report:
     """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
-    run = start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student)
-    run.open_cache()
-    model = model_of(student, run.recipe, run.teacher.device)
-    run.scores["before"] = run.score(model)
-    with run.folder.work() as result:
-        _distill(run, model)
-        run.scores["after"] = run.score(model)
-        return _finish(run, model, result, "distill", {"student": name_of(student)})
+    with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
+        run.open_cache()
+        run.identify({"command": "distill"})
+        model = model_of(student, run.recipe, run.teacher.device)
+        run.scores["before"] = run.score(model)
+        with run.folder.work() as result:
+            _distill(run, model)
+            run.scores["after"] = run.score(model)
+            return _finish(run, model, result, "distill", {"student": name_of(student)})
 
 
 def evaluate(
@@ -134,10 +136,10 @@ def evaluate(
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training."""
-    run = start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student)
-    model = model_of(student, run.recipe, run.teacher.device)
-    run.scores["after"] = run.score(model)
-    return run.measure(model, stored_bytes(model))
+    with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
+        model = model_of(student, run.recipe, run.teacher.device)
+        run.scores["after"] = run.score(model)
+        return run.measure(model, stored_bytes(model))
 
 
 def data_of(student: str) -> DataConfig | TaskConfig:
@@ -181,6 +183,8 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
 
 def _distill(run: Run, student: PreTrainedModel) -> None:
     """Train `student` in place, one stage after the other."""
+    run.note_start(student)
+    run.check_room(student)
     stages = run.recipe.trainings
     with float32_weights(student):
         for number, stage in enumerate(stages, start=1):

@@ -1,8 +1,8 @@
 """What the stages of one run share: the loaded teacher and text, and what is measured of the student on the way."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,19 @@ from makd.aspects import activate
 from makd.cache import TeacherCache
 from makd.capture import examine
 from makd.config import Recipe
-from makd.data import check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
+from makd.data import DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
+from makd.distill import CHECKPOINT_SIZES, check_same_run, identify_run, with_start, write_identity
 from makd.evaluation import fidelity, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
-from makd.report import OutputFolder
+from makd.report import OutputFolder, plain
+from makd.tasks import TaskConfig
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is going on, how much is done, of how much)."""
+
+_COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "cache")
+"""Parts of a recipe that a run which resumes is not compared by as they stand there."""
 
 
 @dataclass
@@ -47,6 +52,8 @@ class Run:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_tokens: int = 0
     shared_inputs: list[dict[str, Any]] = field(default_factory=list)
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What a run that resumes is compared by; empty where no checkpoints are kept."""
 
     def open_cache(self) -> None:
         """Open the recipe's teacher cache, before any work that a stale one would make useless."""
@@ -56,6 +63,49 @@ class Run:
             self.cache = TeacherCache.open(where, self.teacher, data.train, self.tokenizer, data.max_length)
             for plan in plans:
                 self.cache.check_plan(activate(plan, examine(self.teacher)), self.teacher)
+
+    def identify(self, settings: Mapping[str, Any]) -> None:
+        """Note what this run is of, and refuse to resume another one, before any work that it would make useless.
+
+        Args:
+            settings: that are not in the recipe, such as the budget.
+
+        Raises:
+            OutputError: the run to resume is another one; it names each difference.
+        """
+        trainings = self.recipe.trainings
+        if not (self.resume or any(stage.training.save_every for stage in trainings)):
+            return
+        few = {name: value for name, value in plain(self.recipe).items() if name not in _COMPARED_OTHERWISE}
+        staged = {"stages": plain(trainings)} if len(trainings) > 1 else plain(trainings[0])
+        device, cache = self.teacher.device.type, None if self.cache is None else self.cache.identity
+        known = {**plain(settings), **few, **staged, "device": device, "cache": cache}
+        self.identity = identify_run(known, self.data.train, self.tokenizer, self.teacher)
+        if self.resume:
+            check_same_run(self.folder.identity, self.identity)
+
+    def note_start(self, student: PreTrainedModel) -> None:
+        """Training starts from `student`: compare it with that of the run to resume, or note it for one that will.
+
+        Raises:
+            OutputError: the run to resume started from another one.
+        """
+        if not self.identity:
+            return
+        whole = with_start(self.identity, student)
+        if self.resume:
+            check_same_run(self.folder.identity, whole)
+        else:
+            write_identity(self.folder.identity, whole)
+
+    def check_room(self, student: PreTrainedModel) -> None:
+        """Refuse to train what the disk has no room for, with its checkpoints.
+
+        Raises:
+            OutputError: there is less room.
+        """
+        keeps = any(stage.training.save_every for stage in self.recipe.trainings)
+        self.folder.check_room(stored_bytes(student) * (1 + (CHECKPOINT_SIZES if keeps and not self.resume else 0)))
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -119,6 +169,7 @@ class Run:
         return found
 
 
+@contextmanager
 def start_run(
     teacher: str | PreTrainedModel,
     data: Data,
@@ -129,11 +180,30 @@ def start_run(
     resume: bool,
     on_progress: Progress | None,
     student: str | PreTrainedModel | None = None,
-) -> Run:
-    """Check what can be checked, load the teacher and the text: everything that can fail early does so here."""
+) -> Iterator[Run]:
+    """Check what can be checked, load the teacher and the text: everything that can fail early does so here.
+
+    While the block runs, the output is this run's alone. `student` is a saved one that it reads besides.
+    """
     started = time.perf_counter()
     recipe = recipe or Recipe()
-    folder = OutputFolder(Path(output or "runs"), overwrite=overwrite or output is None, resume=resume)
+    models = [model for model in (teacher, student) if model is not None]
+    named = [recipe.cache, *names_of(data), tokenizer_name(tokenizer), *map(name_of, models)]
+    folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named)
+    with nullcontext() if output is None else folder:
+        yield _load(teacher, data, recipe, folder, tokenizer, on_progress, started, student)
+
+
+def _load(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe,
+    folder: OutputFolder,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    on_progress: Progress | None,
+    started: float,
+    student: str | PreTrainedModel | None,
+) -> Run:
     device = recipe.find_device()
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
@@ -147,14 +217,26 @@ def start_run(
         recipe=recipe,
         folder=folder,
         progress=on_progress or (lambda what, done, of: None),
-        tokenizer_name=None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
+        tokenizer_name=tokenizer_name(tokenizer),
         teacher=model,
         tokenizer=words,
         data=prepare(data, words, model, recipe),
-        resume=resume,
+        resume=folder.resume,
         started=started,
         student_tokenizer=student_tokenizer,
     )
+
+
+def names_of(data: Data) -> list[str | None]:
+    """The paths that data have."""
+    if isinstance(data, TaskConfig):
+        return [data.path or data.known.path, data.extra_text]
+    return [data.path if isinstance(data, DataConfig) else data if isinstance(data, str) else None]
+
+
+def tokenizer_name(tokenizer: str | PreTrainedTokenizerBase | None) -> str | None:
+    """What the recipe calls a tokenizer; None for the teacher's."""
+    return None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer))
 
 
 def name_of(model: str | PreTrainedModel) -> str:

@@ -3,13 +3,11 @@
 Prints what was measured. Imported when one of them is asked for: what stands here needs torch.
 """
 
-from pathlib import Path
-
 from makd import pipeline, streaming
 from makd.config import Recipe
 from makd.data import DataConfig
 from makd.lowrank.budget import Budget
-from makd.report import write_json
+from makd.report import OutputFile
 from makd.task_commands import task_or_data
 from makd.tasks import TaskConfig
 from makd.terminal import print_metrics, progress_bars
@@ -120,6 +118,7 @@ def evaluate(
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     tokenizer: str | None = None,
     json: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Measure a saved student against its teacher on held-out text.
 
@@ -131,10 +130,12 @@ def evaluate(
         recipe: its evaluation part says what is measured.
         tokenizer: where the tokenizer is, if not with the teacher.
         json: file to write the measurements to.
+        overwrite: replace that file.
     """
+    file = None if json is None else OutputFile(json, overwrite)
     chosen = pipeline.data_of(student) if data is None and task is None else task_or_data(data, task)
     with progress_bars() as progress:
         metrics = pipeline.evaluate(student, teacher, chosen, recipe, tokenizer=tokenizer, on_progress=progress)
     print_metrics(metrics, f"{student} against {teacher}")
-    if json is not None:
-        write_json(Path(json), metrics)
+    if file is not None:
+        file.write(metrics)

@@ -7,6 +7,7 @@ bench.json, and by choice a folder with the student whose slow linears are dense
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
 from makd.loading import check_dtype, load_model, locate
 from makd.lowrank.folding import fold as folded_copy
 from makd.lowrank.folding import fold_
-from makd.report import OutputFolder, describe_environment, write_json
+from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
 
@@ -76,10 +77,25 @@ def bench(
     settings = settings or BenchConfig()
     if fold != (output is not None):
         raise SettingError("fold and output belong together: --fold --output FOLDER saves the faster student there.")
-    target = OutputFolder(Path(output), overwrite=overwrite) if output is not None else None
     source = _folder_of(student)
-    if target is not None and source is not None and target.path == source.absolute():
-        raise OutputError(f"{output} is the student's own folder. Name another output: the factors would be lost.")
+    with ExitStack() as stack:
+        target = None
+        if output is not None:
+            inputs = [source, *(model for model in (student, teacher) if isinstance(model, str))]
+            target = stack.enter_context(OutputFolder(Path(output), overwrite=overwrite, inputs=inputs))
+        return _bench(student, teacher, settings, card, source, target, head, on_progress)
+
+
+def _bench(
+    student: str | PreTrainedModel,
+    teacher: str | PreTrainedModel,
+    settings: BenchConfig,
+    card: bool,
+    source: Path | None,
+    target: OutputFolder | None,
+    head: str,
+    on_progress: Progress | None,
+) -> BenchReport:
     if card and source is not None and not os.access(source, os.W_OK):
         raise OutputError(f"{source} cannot be written to, so its card cannot hold the table. Give --card false.")
     recipe = Recipe(device=settings.device, dtype=settings.dtype, head=head)
@@ -141,7 +157,15 @@ def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Spe
 
 def _copy_companions(source: Path, result: Path) -> None:
     """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling."""
-    weights = ("*.safetensors", "*.safetensors.index.json", "config.json", BENCH_FILE, "*.partial", "checkpoints")
+    weights = (
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "config.json",
+        BENCH_FILE,
+        MANIFEST,
+        "*.partial",
+        "checkpoints",
+    )
     ignored = shutil.ignore_patterns(*weights)
 
     def ignore(folder: str, names: list[str]) -> set[str]:  # a subfolder's files are of other modules than the model

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
-from makd.errors import ModelLoadError, OutputError
+from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.loading import check_dtype, load_empty_model
 from makd.lowrank.budget import Budget
@@ -35,7 +35,7 @@ from makd.report import (
     write_json,
     write_recipe,
 )
-from makd.run import Progress
+from makd.run import Progress, names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.tasks import TaskConfig
 
@@ -55,7 +55,7 @@ def factorize_streamed(
 ) -> Report:
     """Make the student that `factorize_only` makes, without ever having the teacher or the student in memory.
 
-    What is done stands in `<output>.partial`. The same call continues there after a run that was killed.
+    What is done stands in a hidden folder beside the output. The same call continues there after a run that was killed.
 
     Args:
         teacher: hub id, folder, or `package:module/path`, with safetensors.
@@ -74,17 +74,25 @@ def factorize_streamed(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
     """
-    started = time.perf_counter()
     recipe = recipe or Recipe()
     if recipe.factorize.solver == "auto":  # the best of those that can stream
         recipe = replace(recipe, factorize=replace(recipe.factorize, solver="whitened"))
     check_streamable(recipe.factorize)
-    folder = OutputFolder(Path(output), overwrite=overwrite)
-    if folder.checkpoints.is_dir():
-        raise OutputError(
-            f"{folder.partial} holds the checkpoints of a training run that was stopped. Resume it, remove the folder, "
-            "or name another output."
-        )
+    named = [teacher, *names_of(data), tokenizer_name(tokenizer)]
+    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream") as folder:
+        return _stream(teacher, data, budget, recipe, folder, tokenizer, on_progress)
+
+
+def _stream(
+    teacher: str,
+    data: Data,
+    budget: Budget,
+    recipe: Recipe,
+    folder: OutputFolder,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    on_progress: Progress | None,
+) -> Report:
+    started = time.perf_counter()
     device = recipe.find_device()
     set_seed(recipe.seed)
     model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
@@ -93,10 +101,9 @@ def factorize_streamed(
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     identity = _identity(teacher, files, budget, recipe, batches)
     before, anatomy = _measure(model), resolve(model)
-    with folder.work(keep=True) as result:
-        work = folder.partial / "stream"
+    with folder.work() as result:
         made = stream_student(
-            model, files, budget, recipe.factorize, work, result, identity, batches, device, on_progress
+            model, files, budget, recipe.factorize, folder.unfinished, result, identity, batches, device, on_progress
         )
         if words is not None:
             words.save_pretrained(result)
@@ -108,7 +115,7 @@ def factorize_streamed(
             "teacher": teacher,
             "task" if isinstance(data, TaskConfig) else "data": _named(data),
             "recipe": recipe,
-            "tokenizer": None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer)),
+            "tokenizer": tokenizer_name(tokenizer),
             "budget": budget,
             "stream": True,
             "output": folder.path,

@@ -1,11 +1,11 @@
 """Station 6: what a teacher says about the training rows, on disk, so that later epochs need no teacher."""
 
-from makd.cache.identity import identify
+from makd.cache.identity import hash_teacher, hash_tokenizer, identify, shorten
 from makd.cache.parts import needs
 from makd.cache.read import Recalled, TeacherCache
 from makd.cache.rows import ROW, RowCollator, number_rows
 from makd.cache.settings import CacheConfig
-from makd.cache.write import write_cache
+from makd.cache.write import take_up, write_cache
 
 __all__ = [
     "ROW",
@@ -13,8 +13,12 @@ __all__ = [
     "Recalled",
     "RowCollator",
     "TeacherCache",
+    "hash_teacher",
+    "hash_tokenizer",
     "identify",
     "needs",
     "number_rows",
+    "shorten",
+    "take_up",
     "write_cache",
 ]

@@ -3,6 +3,7 @@
 Shards are mapped into memory: what is read is what a batch needs, and the system keeps what it has room for.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class TeacherCache:
         self.folder = folder
         self.content = content
         """What `cache.json` says."""
+        of_no_weight = ("versions", "shards", "bytes")
+        known = {name: value for name, value in content.items() if name not in of_no_weight}
+        self.identity = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what the cache is of and how it is stored; the same for one that was made anew or moved."""
         self.dtype: torch.dtype = getattr(torch, content["dtype"])
         self._shards: list[dict[str, Tensor]] = []
         self._axes: dict[str, str] = {}

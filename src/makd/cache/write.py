@@ -96,6 +96,12 @@ def write_cache(
     return content
 
 
+def take_up(folder: Path) -> None:
+    """Let `write_cache` go on in a folder that it had finished, when what comes after it was stopped."""
+    if (folder / FINISHED).is_file() and not (folder / UNFINISHED).is_file():
+        (folder / FINISHED).replace(folder / UNFINISHED)
+
+
 def shards_of(folder: Path) -> list[Path]:
     """The shards that are whole, one row after the other from the first on."""
     found: list[Path] = []

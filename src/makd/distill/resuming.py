@@ -1,28 +1,47 @@
 """Station 7: a training that goes on where it was stopped, and leaves the model as it is saved."""
 
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+
+from makd.distill.checkpoints import ListFiles, checkpoint_folders, find_fault
+
+_logger = logging.getLogger(__name__)
 
 
 def train(trainer: Trainer, checkpoints: Path, resume: bool) -> int:
-    """Train to the end, with `resume` from the last checkpoint on, if there is one; gives the real tokens read.
+    """Train to the end, with `resume` from the newest whole checkpoint on; gives the real tokens read.
 
+    Checkpoints that are not whole are removed: the run writes them again. Where none is left, training begins anew.
     A training that had already ended is not begun again: the Trainer would take one more step. After a training in
     bfloat16 the model's forward is its own again, without autocast.
     """
-    last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
+    last = _newest_whole(checkpoints) if resume else None
     if last is not None:
-        state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
         if state.global_step >= state.max_steps:
-            trainer._load_from_checkpoint(last)
+            trainer._load_from_checkpoint(str(last))
             return int(state.num_input_tokens_seen)
+    trainer.add_callback(ListFiles())
     with _own_forward_after(trainer):
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return int(trainer.state.num_input_tokens_seen)
+
+
+def _newest_whole(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint; newer ones that are not whole are removed."""
+    for folder in checkpoint_folders(checkpoints):
+        fault = find_fault(folder)
+        if fault is None:
+            _logger.info("going on from %s", folder.name)
+            return folder
+        _logger.warning("%s is not whole (%s) and is left out", folder, fault)
+        shutil.rmtree(folder)
+    return None
 
 
 @contextmanager

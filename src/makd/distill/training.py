@@ -11,6 +11,11 @@ from transformers import PreTrainedModel, TrainingArguments
 from makd.anatomy import resolve
 from makd.errors import SettingError
 
+KEPT_CHECKPOINTS = 2
+CHECKPOINT_SIZES = 3 * (KEPT_CHECKPOINTS + 1)
+"""Room for a training's checkpoints, in sizes of its model: weights and AdamW's two moments, and one more than are kept
+while it is written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -115,7 +120,7 @@ class TrainingConfig:
             eval_steps=self.evaluate_every,
             save_strategy="no" if self.save_every is None else "steps",
             save_steps=self.save_every or 500,
-            save_total_limit=2,
+            save_total_limit=KEPT_CHECKPOINTS,
             report_to=self.report_to,
             seed=seed,
             data_seed=seed,

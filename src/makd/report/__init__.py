@@ -1,11 +1,15 @@
 """Station 9: what a person looks at, and what a run leaves on disk."""
 
 from makd.report.card import write_card
+from makd.report.file import OutputFile
 from makd.report.folder import OutputFolder
+from makd.report.manifest import MANIFEST
 from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.report.tables import metrics_table, scores_table
 
 __all__ = [
+    "MANIFEST",
+    "OutputFile",
     "OutputFolder",
     "describe_environment",
     "metrics_table",

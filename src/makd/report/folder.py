@@ -1,75 +1,326 @@
 """Station 9: where a student is written. The folder appears whole or not at all, and replaces nothing unasked."""
 
+import errno
+import logging
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Literal
 
-from makd.errors import OutputError
+from makd.distill.checkpoints import checkpoint_folders, find_fault, newest_step
+from makd.errors import OutputError, SettingError
+from makd.report.manifest import foreign_files, write_manifest
+from makd.report.workplace import KINDS, REPLACED, RESULT, UNPLACED, Workplace, remove
+
+_logger = logging.getLogger(__name__)
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+"""What ails a disk, not a program."""
+_FULL = ("No space left", "os error 28", "Disk quota exceeded")
+"""The same in the words of libraries that pass no number on."""
 
 
 class OutputFolder:
-    """A folder that will hold a result. Until it is done the work stands in `<name>.partial` beside it."""
+    """A folder that will hold a result. Until it is done the work stands in a hidden folder beside it, `.NAME.makd`.
 
-    def __init__(self, path: Path, overwrite: bool = False, resume: bool = False) -> None:
-        """Check early that the result can be written.
+    As a context manager it keeps other processes out from the first check to the last rename. Whatever ends the block,
+    nothing is removed that makd did not make.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        overwrite: object = False,
+        resume: object = False,
+        inputs: Iterable[str | Path | None] = (),
+        kind: Literal["checkpoints", "stream", "cache"] = "checkpoints",
+    ) -> None:
+        """Nothing is looked at before the block begins.
+
+        Args:
+            path: of the folder.
+            overwrite: whether a folder that makd made may be replaced, and checkpoints be thrown away.
+            resume: whether to go on from the checkpoints of an earlier run.
+            inputs: what the run reads; names that are no paths are passed over.
+            kind: which unfinished work of an earlier run this one may go on with: checkpoints if `resume` says so;
+                what streaming left, unasked; likewise a cache, which is the result itself while it grows.
 
         Raises:
-            OutputError: the folder is not empty and `overwrite` is off, or is a file, or cannot be made; or there is
-                nothing to resume.
+            SettingError: a switch is neither true nor false.
         """
-        self.path = path.expanduser().absolute()
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.overwrite = overwrite
-        self.resume = resume
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{path} is a file; the output is a folder. Name another one.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
-            raise OutputError(f"{path} exists and is not empty. Name another output, or replace it with --overwrite.")
-        if resume and not self.checkpoints.is_dir():
-            raise OutputError(
-                f"There is nothing to resume: {self.checkpoints} does not exist. Checkpoints are kept with "
-                "training.save_every; leave out --resume to start anew."
-            )
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path.parent} cannot be made: {error}.") from error
+        absolute = path.expanduser().absolute()
+        is_roundabout = os.path.islink(absolute) or ".." in absolute.parts
+        self.path = Path(os.path.realpath(absolute)) if is_roundabout else absolute
+        self._is_dangling = os.path.islink(absolute) and not os.path.exists(absolute)
+        self.overwrite = _switch("overwrite", overwrite)
+        self.resume = _switch("resume", resume)
+        self._given = path
+        self._inputs = [there for name in inputs if name is not None and (there := _existing(name)) is not None]
+        self._kind = kind
+        self._place = Workplace(self.path)
 
     @property
     def checkpoints(self) -> Path:
         """Where the Trainer keeps its checkpoints while the work goes on."""
-        return self.partial / "checkpoints"
+        return self._place.path / "checkpoints"
+
+    @property
+    def identity(self) -> Path:
+        """File that says which run the checkpoints are of."""
+        return self._place.path / "run.json"
+
+    @property
+    def _result(self) -> Path:
+        return self.unfinished if self._kind == "cache" else self._place.path / RESULT
+
+    @property
+    def unfinished(self) -> Path:
+        """Folder for work of `kind`, which stays when the run is stopped."""
+        return self._place.path / self._kind
+
+    def __enter__(self) -> "OutputFolder":
+        """Try the whole way, before any work.
+
+        Raises:
+            OutputError: the result could not be written, would replace what makd did not make, or another process is
+                at it; there are checkpoints and neither `resume` nor `overwrite`; or there is nothing to resume.
+        """
+        with self._told_early():
+            self._check_place()
+            self._place.enter()
+        try:
+            with self._told_early():
+                self._put_back()
+                self._check_replaced()
+                self._check_unfinished()
+                self._place.rehearse()
+        except BaseException:
+            self._place.leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._place.leave()
+
+    def check_room(self, size: int) -> None:
+        """Refuse to begin with what the disk has no room for.
+
+        Args:
+            size: bytes that will be written, about.
+
+        Raises:
+            OutputError: there are fewer free.
+        """
+        free = shutil.disk_usage(self._place.path).free
+        if free < size:
+            raise OutputError(
+                f"{self.path} needs about {size / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free. Make room, "
+                "name an output on another disk, or keep no checkpoints (training.save_every)."
+            )
 
     @contextmanager
-    def work(self, keep: bool = False) -> Iterator[Path]:
+    def work(self) -> Iterator[Path]:
         """A folder to write into; at the end of the block it becomes `path`. On an error `path` is as it was.
 
-        What an unfinished run left is removed, but for checkpoints: those stay until a run finishes or starts anew.
-        With `keep` all of `partial` stays, and its owner knows whether it can go on with it.
+        What an unfinished run left goes now, unless this one goes on with it. Checkpoints, and work of `kind`, stay
+        until a run finishes.
+
+        Raises:
+            OutputError: the disk is full; or the result is finished and cannot be renamed, which leaves it where the
+                error says.
         """
-        if not (self.resume or keep) and self.partial.exists():
-            shutil.rmtree(self.partial)
-        result = self.partial / "result"
-        shutil.rmtree(result, ignore_errors=True)
-        result.mkdir(parents=True)
+        going_on = self.resume or self._kind != "checkpoints"
+        old = None if self.resume else newest_step(self.checkpoints)
+        if old is not None:
+            _logger.warning("the checkpoints of an earlier run, up to %s, are removed, as --overwrite says", old)
+        for name in (*KINDS, RESULT, UNPLACED, self.identity.name):
+            if not (going_on and name in (self._kind, self.identity.name)):
+                remove(self._place.path / name)
+        result = self._result
         try:
+            result.mkdir(exist_ok=True)
             yield result
-        except BaseException:
-            if not (keep or self.checkpoints.is_dir()):
-                shutil.rmtree(self.partial, ignore_errors=True)
-            elif keep:
-                shutil.rmtree(result, ignore_errors=True)
-                if not any(self.partial.iterdir()):
-                    self.partial.rmdir()
+            write_manifest(result)
+            _sync(result)
+        except BaseException as error:
+            with suppress(OSError):
+                remove(self._place.path / RESULT)
+            stays = self._what_stays()
+            if stays:
+                _logger.warning("%s", stays)
+            if _is_of_the_disk(error):
+                raise OutputError(
+                    f"{self._place.path} cannot be written to any more: {error}. Make room, and give the "
+                    f"command again. {stays}".rstrip()
+                ) from error
             raise
         self._put_in_place(result)
 
+    @contextmanager
+    def _told_early(self) -> Iterator[None]:
+        """An error of the system's is one that the user can mend."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"{self._given} cannot be written: {reason}. Name another output.") from error
+
+    def _check_place(self) -> None:
+        if self._is_dangling:
+            raise OutputError(
+                f"{self._given} is a link to {self.path}, which is not there. Make it, or name another output."
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self._given} is a file; the output is a folder. Name another one.")
+        if os.path.ismount(self.path):
+            raise OutputError(
+                f"{self._given} is where a disk is mounted, which nothing can take the place of. Name a folder in it, "
+                f"such as {self.path / 'student'}."
+            )
+        if Path.cwd().is_relative_to(self.path):
+            raise OutputError(
+                f"{self._given} is the folder that makd runs in, or one above it. Name a folder of its own for "
+                "the output."
+            )
+
+    def _check_replaced(self) -> None:
+        """What stands in the output's place may go."""
+        if not (self.path.is_dir() and any(self.path.iterdir())):
+            return
+        if not self.overwrite:
+            raise OutputError(
+                f"{self._given} exists and is not empty. Name another output, or replace it with --overwrite."
+            )
+        here = self.path.resolve()
+        for there in self._inputs:
+            if there.is_relative_to(here) or here.is_relative_to(there):
+                relation = "is" if here == there else "holds" if there.is_relative_to(here) else "lies in"
+                raise OutputError(
+                    f"{self._given} {relation} {there}, which this run reads. It is not replaced: name another output."
+                )
+        self._check_own()
+
+    def _check_own(self) -> None:
+        foreign = foreign_files(self.path)
+        if foreign:
+            others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise OutputError(
+                f"{self._given} holds what makd did not write: {foreign[0]}{others}. It is not replaced: move that "
+                "away, or name another output."
+            )
+
+    def _check_unfinished(self) -> None:
+        """What an earlier run left is gone on with, or may go."""
+        found, place = self._place.unfinished(), self._place.path
+        if self.overwrite and not self.resume:
+            return
+        if RESULT in found:
+            raise OutputError(
+                f"{place / RESULT} is the finished result of an earlier run, which could not be put in its place. "
+                f"Move it to {self.path}; or start anew with --overwrite."
+            )
+        others = [name for name in found if name in KINDS and name != self._kind]
+        if others:
+            raise OutputError(
+                f"{place} holds the unfinished work of another command: {', '.join(others)} that were being made. "
+                "Finish it, start anew with --overwrite, or name another output."
+            )
+        if self._kind == "checkpoints":
+            self._check_checkpoints(newest_step(self.checkpoints))
+
+    def _check_checkpoints(self, step: str | None) -> None:
+        if self.resume and step is None:
+            faults = [f"{path.name}: {find_fault(path)}" for path in checkpoint_folders(self.checkpoints)]
+            told = f"no checkpoint there is whole ({'; '.join(faults)})" if faults else "it has no checkpoints"
+            raise OutputError(
+                f"There is nothing to resume in {self._place.path}: {told}. Checkpoints are kept with "
+                "training.save_every; leave out --resume to start anew."
+            )
+        if step is not None and not self.resume:
+            raise OutputError(
+                f"{self.checkpoints} are those of a run that was stopped, up to {step}. Go on with it by --resume, "
+                "start anew with --overwrite, which removes them, or name another output."
+            )
+
+    def _put_back(self) -> None:
+        """After a kill between two renames: the old output is there again."""
+        old, result = self._place.path / REPLACED, self._result
+        if not old.is_dir():
+            return
+        if not self.path.exists():
+            old.rename(self.path)
+        elif result.is_dir() and any(result.iterdir()):
+            raise OutputError(
+                f"{old} was to be replaced by a run that was killed, and now {self.path} is there again. Move "
+                "it where you want it."
+            )
+        else:
+            remove(old)
+
+    def _what_stays(self) -> str:
+        """What a person who stopped a run has to know; empty where nothing stays."""
+        step = newest_step(self.checkpoints)
+        if step is not None:
+            return f"Checkpoints up to {step} stay in {self.checkpoints}; the same command with --resume goes on."
+        with suppress(OSError):
+            remove(self.checkpoints)
+        if self._kind in self._place.unfinished():
+            return f"What is done stays in {self.unfinished}; the same command goes on."
+        return ""
+
     def _put_in_place(self, result: Path) -> None:
-        old = self.path.with_name(self.path.name + ".old")
-        if self.path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.path.rename(old)
-        result.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(self.partial, ignore_errors=True)
+        old = self._place.path / REPLACED
+        try:
+            if self.path.exists():
+                self._check_own()  # hours may have passed
+                self.path.rename(old)
+            try:
+                result.rename(self.path)
+            except BaseException:
+                if old.exists():
+                    old.rename(self.path)
+                raise
+        except OSError as error:
+            with suppress(OSError):
+                (self._place.path / UNPLACED).touch()
+            raise OutputError(
+                f"The result is finished and stands in {result}, but could not be put in its place: {error} Move it to "
+                f"{self.path}."
+            ) from error
+        for name in (REPLACED, *KINDS, self.identity.name):
+            remove(self._place.path / name)
+
+
+def _switch(name: str, value: object) -> bool:
+    """A word such as "false" is true to Python: it must not replace anything."""
+    if not isinstance(value, bool):
+        raise SettingError(f"{name} is true or false; got {value!r}.")
+    return value
+
+
+def _existing(name: str | Path) -> Path | None:
+    """The file or folder called `name`; None if it is none."""
+    try:
+        path = Path(name).expanduser().resolve()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno in _DISK) or any(words in str(error) for words in _FULL)
+
+
+def _sync(folder: Path) -> None:
+    """All files of `folder` are on disk when this returns."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

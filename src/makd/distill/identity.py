@@ -1,0 +1,126 @@
+"""Station 7: what a training run is of, so that a run that resumes is the one that was stopped.
+
+Whatever the student's weights depend on is compared: settings by their names, weights, rows and tokenizer by digests.
+What changes no weight may differ.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from makd.cache import hash_teacher, hash_tokenizer, shorten
+from makd.errors import OutputError
+
+VERSIONS = "versions"
+"""An entry that is there to be read, not compared."""
+START = "student before training"
+"""An entry that is known later than the others: the weights that training starts from."""
+_NO_WEIGHT = ("log_every", "report_to", "save_every")
+"""Settings of a training that change no weight."""
+_SHOWN = 80
+"""Characters of a value in a message."""
+
+
+def identify_run(
+    settings: Mapping[str, Any],
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | None = None,
+) -> dict[str, Any]:
+    """What a run is compared by, but for the weights that it starts from: `with_start` adds those.
+
+    Args:
+        settings: nested, as YAML has them.
+        rows: what is trained on, labels too, in their order.
+        tokenizer: that made the rows.
+        teacher: None where there is none.
+    """
+    known = {name: value for name, value in flatten(settings) if name.rpartition(".")[2] not in _NO_WEIGHT}
+    if teacher is not None:
+        known["teacher's weights"] = hash_teacher(teacher)
+    known["training rows"] = hash_all_columns(rows)
+    known["tokenizer"] = hash_tokenizer(tokenizer)
+    known[VERSIONS] = {name: version(name) for name in ("makd", "torch", "transformers", "accelerate")}
+    plain: dict[str, Any] = json.loads(json.dumps(known))
+    return plain
+
+
+def with_start(identity: Mapping[str, Any], student: PreTrainedModel) -> dict[str, Any]:
+    """The identity of a run whose training starts from the weights of `student`."""
+    return {**identity, START: hash_teacher(student)}
+
+
+def hash_all_columns(rows: Dataset) -> str:
+    """SHA-256 of everything in `rows`, in its order."""
+    found = hashlib.sha256(str(len(rows)).encode())
+    for name in sorted(rows.column_names):
+        found.update(name.encode())
+        for batch in rows.select_columns([name]).iter(1000):
+            found.update(json.dumps(batch[name], default=str).encode())
+    return found.hexdigest()
+
+
+def write_identity(file: Path, identity: Mapping[str, Any]) -> None:
+    """Keep it, on disk when this returns."""
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as stream:
+        json.dump(dict(identity), stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(file)
+
+
+def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with the run that `write_identity` noted in `file` if it is another one.
+
+    Args:
+        file: of the run that was stopped.
+        identity: of this run, with or without the weights that it starts from.
+
+    Raises:
+        OutputError: names each difference; or the file is not there or damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        items = dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(
+            f"{file} does not say which run the checkpoints beside it are of ({error}). Start anew with --overwrite."
+        ) from error
+    late = {VERSIONS} | {START} - identity.keys()
+    differences = [
+        f"{name} was {_show(items.get(name))}, is {_show(identity.get(name))}"
+        for name in dict.fromkeys((*identity, *items))
+        if name not in late and items.get(name) != identity.get(name)
+    ]
+    if differences:
+        raise OutputError(
+            f"The run that was stopped is not this one: {'; '.join(differences)}. Give what that run was given to go "
+            "on with it, or start anew with --overwrite and without --resume; or name another output."
+        )
+
+
+def flatten(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; the entries of a list of mappings are numbered."""
+    for name, value in settings.items():
+        items = {str(place): item for place, item in enumerate(value, 1)} if _is_list_of_settings(value) else value
+        if isinstance(items, Mapping):
+            yield from flatten(items, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def _is_list_of_settings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _show(value: Any) -> str:
+    text = shorten(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
