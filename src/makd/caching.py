@@ -13,6 +13,7 @@ from makd.aspects import ActivePlan, activate
 from makd.cache import CacheConfig, identify, write_cache
 from makd.config import Recipe
 from makd.data import collator
+from makd.kinds import takes
 from makd.loading import check_dtype, take_model, take_tokenizer
 from makd.preparation import Data, prepare
 from makd.report import OutputFolder
@@ -38,6 +39,7 @@ class CacheReport:
         return float(self.content["bytes"]) / self.tokens
 
 
+@takes
 def build_cache(
     teacher: str | PreTrainedModel,
     data: Data,

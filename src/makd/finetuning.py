@@ -15,6 +15,7 @@ from makd.config import FinetuneRecipe
 from makd.data import collator
 from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
 from makd.evaluation import bytes_on_disk, fingerprint
+from makd.kinds import takes
 from makd.loading import check_dtype, take_tokenizer
 from makd.lowrank.hub import is_student, mark_student
 from makd.pipeline import Report
@@ -25,6 +26,7 @@ from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_ta
 logger = logging.getLogger(__name__)
 
 
+@takes
 def finetune(
     model: str,
     task: TaskConfig,

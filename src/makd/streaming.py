@@ -20,6 +20,7 @@ from makd.config import Recipe
 from makd.data import Batch, DataConfig, count_tokens
 from makd.errors import ModelLoadError, OutputError
 from makd.evaluation import bytes_on_disk, parameter_counts
+from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model, load_tokenizer
 from makd.lowrank.budget import Budget
 from makd.lowrank.solvers import SOLVERS
@@ -41,6 +42,7 @@ from makd.tasks import TaskConfig
 logger = logging.getLogger(__name__)
 
 
+@takes
 def factorize_streamed(
     teacher: str,
     data: Data,

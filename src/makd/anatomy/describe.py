@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy
+from makd.kinds import takes
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def break_even_rank(out_features: int, in_features: int) -> int:
     return (out_features * in_features - 1) // (out_features + in_features)
 
 
+@takes
 def inspect(model: PreTrainedModel) -> Inspection:
     """What makd sees in `model`.
 

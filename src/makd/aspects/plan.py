@@ -10,6 +10,7 @@ from makd.anatomy import Role
 from makd.aspects.divergences import Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.errors import SettingError
+from makd.kinds import checked
 from makd.registry import Registry, unknown_name
 
 ASPECTS: Registry[str] = Registry(
@@ -38,6 +39,7 @@ RELATED_ROLES = ("q", "k", "v")
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("plan.terms[]")
 class Term:
     """One aspect at some layers."""
 
@@ -148,6 +150,7 @@ PRESETS: Registry[tuple[Term, ...]] = Registry(
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("plan")
 class Plan:
     """Aspects, layers and weights: a table."""
 

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from makd.errors import DataError, SettingError
+from makd.kinds import checked
 
 BUILT_IN = "pydoc"
 """Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
@@ -26,6 +27,7 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "p
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("data")
 class DataConfig:
     """Which text a run uses, for calibration, training and evaluation."""
 
@@ -54,6 +56,8 @@ class DataConfig:
             raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
         if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
             raise SettingError(f"data.text_columns names one column, or two for pairs; got {self.text_columns}.")
+        if self.text_columns is not None and len(set(self.text_columns)) < len(self.text_columns):
+            raise SettingError(f"data.text_columns names two columns that differ; got {self.text_columns[0]!r} twice.")
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,20 @@ def hold_out(texts: list[str], config: DataConfig, seed: int = 0) -> Texts:
 def _split(rows: Dataset, config: DataConfig, seed: int) -> Texts:
     if len(rows) < 2:
         raise DataError(f"There are {len(rows)} rows of text; at least 2 are needed, one of them to evaluate on.")
-    parts = rows.train_test_split(test_size=max(1, round(config.held_out * len(rows))), seed=seed)
+    parts = rows.train_test_split(test_size=count_held_out(len(rows), config.held_out, "data"), seed=seed)
     return Texts(parts["train"], parts["test"])
+
+
+def count_held_out(rows: int, share: float, called: str) -> int:
+    """How many of `rows` are `share` of them, at least one.
+
+    Raises:
+        SettingError: none would be left to train on.
+    """
+    count = max(1, round(share * rows))
+    if count >= rows:
+        raise SettingError(f"{called}.held_out of {share} leaves none of {rows} rows to train on; lower it.")
+    return count
 
 
 def _passages() -> Iterator[str]:

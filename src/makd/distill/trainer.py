@@ -26,6 +26,7 @@ from makd.distill.projections import ForgetGradients, Projections, check_pair, m
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
+from makd.kinds import fit
 
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +73,9 @@ class DistillTrainer(Trainer):
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """
-        plan = Plan(preset=plan) if isinstance(plan, str) else plan
+        plan = Plan(preset=plan) if isinstance(plan, str) else fit(plan, Plan, "plan of a DistillTrainer")
+        for side, given in (("model", model), ("teacher", teacher)):
+            fit(given, nn.Module, f"{side} of a DistillTrainer")
         self.anatomy: Anatomy = resolve(model)
         self.teacher_anatomy: Anatomy = resolve(teacher)
         check_pair(self.anatomy, self.teacher_anatomy)

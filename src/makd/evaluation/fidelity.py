@@ -12,14 +12,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.batches import check_batches
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.aspects import Pooling, pool
 from makd.errors import DataError
+from makd.kinds import takes
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
 
 
+@takes
 @torch.no_grad()
 def fidelity(
     student: PreTrainedModel,
@@ -44,7 +47,7 @@ def fidelity(
     ours, theirs = [], []
     modes = student.training, teacher.training
     student.eval(), teacher.eval()
-    for batch in batches:
+    for batch in check_batches(batches, student):
         inputs = {name: value.to(student.device) for name, value in batch.items() if name != "labels"}
         output = student(**inputs)
         reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})

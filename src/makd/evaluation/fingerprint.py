@@ -5,9 +5,12 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from makd.kinds import takes
+
 TOKENS = 32
 
 
+@takes
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the outputs of `model` (states or logits, as raw bytes) on fixed token ids.

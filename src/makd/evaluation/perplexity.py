@@ -8,9 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from makd.anatomy.batches import check_batches
 from makd.errors import DataError
+from makd.kinds import takes
 
 
+@takes
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> float:
     """Exp of the mean negative log-likelihood of a token given those before it in its row, over all real tokens.
@@ -23,7 +26,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     total, count = 0.0, 0
     was_training = model.training
     model.eval()
-    for batch in batches:
+    for batch in check_batches(batches, model):
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
         logits = model(**inputs).logits[:, :-1]
         targets = inputs["input_ids"][:, 1:]

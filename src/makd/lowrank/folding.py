@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from makd.kinds import takes
 from makd.lowrank.embedding import is_tied_head
 from makd.lowrank.hub import mark_student
 from makd.lowrank.linear import LowRankLinear
@@ -31,6 +32,7 @@ def factored_linears(model: PreTrainedModel) -> tuple[str, ...]:
     )
 
 
+@takes
 def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreTrainedModel:
     """A copy of `student` with factored linears dense again: the same outputs but for rounding, more parameters.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
-from makd.data import check_strings, load_splits, rename_columns, string_columns, validation_split
+from makd.data import check_strings, count_held_out, load_splits, rename_columns, string_columns, validation_split
 from makd.errors import DataError
 from makd.tasks.settings import TaskConfig
 
@@ -66,7 +66,7 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
-        parts = train.train_test_split(test_size=max(1, round(config.held_out * len(train))), seed=seed)
+        parts = train.train_test_split(test_size=count_held_out(len(train), config.held_out, "task"), seed=seed)
         train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
     labels = _labels(config, train, where)
     return TaskRows(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import collator
 from makd.errors import DataError
+from makd.kinds import takes
 from makd.tasks.answers import best_answer
 from makd.tasks.features import IGNORED, encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
@@ -101,6 +102,7 @@ class Task:
         return predicted, [answers["text"] for answers in questions["answers"]]
 
 
+@takes
 def load_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0) -> Task:
     """The task of `config` for a model that has its head.
 
