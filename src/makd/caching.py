@@ -13,6 +13,7 @@ from makd.cache import CacheConfig, identify, take_up, write_cache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
+from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, prepare
 from makd.report import OutputFolder
@@ -38,6 +39,7 @@ class CacheReport:
         return float(self.content["bytes"]) / self.tokens
 
 
+@takes
 def build_cache(
     teacher: str | PreTrainedModel,
     data: Data,

@@ -7,6 +7,7 @@ Heavy imports wait until a subcommand runs, so that `makd --help` answers at onc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_type_hints
 
 from makd.errors import MakdError
 from makd.registry import unknown_name
@@ -59,12 +60,17 @@ class Command:
 def _run(name: str, words: list[str]) -> int:
     import jsonargparse
 
-    from makd.parsing import PARSING_ERRORS, explain
+    from makd.kinds import fit
+    from makd.parsing import PARSING_ERRORS, SYNTAX, check_files, explain
 
     command = COMMANDS[name]
     function = command.load()
+    kinds = {key: kind for key, kind in get_type_hints(function).items() if key != "return"}
     parser = jsonargparse.ArgumentParser(
-        prog=f"makd {name}", description=f"{command.summary}\n\nexample: {command.example}", exit_on_error=False
+        prog=f"makd {name}",
+        description=f"{command.summary}\n\nexample: {command.example}",
+        exit_on_error=False,
+        parser_mode=SYNTAX,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     switches = [flag for flag in _SWITCHES if flag in function.__annotations__]
@@ -73,19 +79,19 @@ def _run(name: str, words: list[str]) -> int:
     parser.add_function_arguments(function, as_positional=False, skip={*switches, *command.positional})
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
+    words = expand(name, words, command.positional)
+    check_files(words, kinds)
     try:
-        settings = parser.instantiate(parser.parse_args(expand(name, words, command.positional)))
+        settings = parser.instantiate(parser.parse_args(words))
     except MakdError:
         raise
     except PARSING_ERRORS as error:
         raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
     settings.pop("config", None)
-    for flag in switches:  # a file may hold anything in their place
-        if not isinstance(settings[flag], bool):
-            raise MakdError(f"{flag} is true or false; got {settings[flag]!r}.\nSee `makd {name} --help`.")
+    given = {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}
     set_up_logging()
     unwind_at_sigterm()
-    function(**{key: getattr(settings, key) for key in function.__annotations__ if key != "return"})
+    function(**given)
     return 0
 
 

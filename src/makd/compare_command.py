@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jsonargparse
 
@@ -10,7 +10,8 @@ from makd import comparison
 from makd.comparison import Cell, Experiment
 from makd.comparison.forecast import forecast_seconds, own_seconds
 from makd.errors import MakdError, SettingError
-from makd.parsing import PARSING_ERRORS, explain
+from makd.parsing import PARSING_ERRORS, SYNTAX, check_maps, explain
+from makd.plain_yaml import read_yaml
 from makd.terminal import progress_bars
 
 
@@ -78,12 +79,14 @@ def load_experiment(path: str | Path, **changes: Any) -> Experiment:
     Raises:
         SettingError: there is no such file, or it is not an experiment.
     """
-    if not Path(path).is_file():
-        raise SettingError(f"{path} is no file. Give a YAML file such as examples/encoder/experiment.yaml.")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    content = read_yaml(Path(path))
+    if not isinstance(content, dict):
+        raise SettingError(f"{path} is no experiment. Give a YAML file such as examples/encoder/experiment.yaml.")
+    check_maps(content, get_type_hints(Experiment))
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, parser_mode=SYNTAX)
     parser.add_class_arguments(Experiment, nested_key=None)
     try:
-        settings = parser.parse_path(str(path), defaults=True)
+        settings = parser.parse_object(content, defaults=True)
         for name, value in changes.items():
             if value is not None:
                 settings[name] = value

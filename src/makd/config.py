@@ -10,12 +10,14 @@ import torch
 from makd.aspects import Plan
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
+from makd.kinds import checked
 from makd.loading import HEADS, check_dtype
 from makd.lowrank.settings import FactorizeConfig
 from makd.sentence_encoder import AUTO, check_pooling
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("calibration")
 class CalibrationConfig:
     """Which part of the training text the solvers see."""
 
@@ -29,6 +31,7 @@ class CalibrationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("evaluation")
 class EvaluationConfig:
     """What is measured on held-out rows."""
 
@@ -50,6 +53,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("recipe.stages[]")
 class Stage:
     """One of several trainings that follow each other."""
 
@@ -58,6 +62,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("recipe")
 class Recipe:
     """How a student is made, whatever the teacher, data and budget."""
 
@@ -87,8 +92,7 @@ class Recipe:
             HEADS[self.head]
         if self.cache == "":
             raise SettingError("cache is a folder that `makd cache` made, or null; got an empty name.")
-        if self.seed < 0:
-            raise SettingError(f"seed is at least 0; got {self.seed}.")
+        check_seed("seed", self.seed)
 
     @property
     def trainings(self) -> tuple[Stage, ...]:
@@ -112,6 +116,7 @@ model."""
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("recipe")
 class FinetuneRecipe:
     """How a model is taught a task from its labels alone."""
 
@@ -129,8 +134,7 @@ class FinetuneRecipe:
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
         _at_least_one("evaluation_batch_size", self.evaluation_batch_size)
-        if self.seed < 0:
-            raise SettingError(f"seed is at least 0; got {self.seed}.")
+        check_seed("seed", self.seed)
 
     def find_device(self) -> torch.device:
         """The device that `device` means on this machine.
@@ -147,6 +151,8 @@ def find_device(name: str) -> torch.device:
     Raises:
         SettingError: it is not there.
     """
+    if name.partition(":")[0] == "meta":
+        raise SettingError("device 'meta' holds no numbers, so nothing can be computed on it. Take auto, cpu or cuda.")
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")
@@ -154,6 +160,16 @@ def find_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise SettingError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
+
+
+def check_seed(name: str, value: int) -> None:
+    """Whether `value` is a seed that torch, numpy and Python take alike.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if not 0 <= value < 2**32:
+        raise SettingError(f"{name} is at least 0 and less than 2^32; got {value}.")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -25,6 +25,7 @@ from makd.distill import (
     write_identity,
 )
 from makd.evaluation import bytes_on_disk, fingerprint
+from makd.kinds import takes
 from makd.loading import check_dtype
 from makd.lowrank.hub import is_student, mark_student
 from makd.lowrank.weights import check_finite
@@ -36,6 +37,7 @@ from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_ta
 logger = logging.getLogger(__name__)
 
 
+@takes
 def finetune(
     model: str,
     task: TaskConfig,

@@ -10,16 +10,32 @@ import difflib
 import importlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
-from makd.errors import MakdError
-from makd.kinds import KINDS
+from makd.errors import MakdError, SettingError
+from makd.kinds import KINDS, shown
+from makd.plain_yaml import load_yaml, read_yaml
 from makd.registry import unknown_name
 
+SYNTAX = "makd"
+"""The parser's mode in which whatever it reads, files and flags, goes through `load_yaml`."""
 PARSING_ERRORS = (jsonargparse.ArgumentError, TypeError, ValueError)
 """What jsonargparse raises when it is given wrong settings."""
+
+
+def _load(text: str) -> Any:
+    """YAML; a word that only looks like a map (`C:`) is a word."""
+    value = load_yaml(text)
+    is_word = isinstance(value, dict) and list(value.values()) == [None] and text.strip() == f"{next(iter(value))}:"
+    return text if is_word else value
+
+
+jsonargparse.set_loader(SYNTAX, _load, exceptions=(SettingError,))
 
 _KEY = re.compile(r'(?P<indent> *)(?:- )?Parser key "(?P<name>.+)":')
 
@@ -42,6 +58,63 @@ def explain(error: BaseException, known: Iterable[str] = ()) -> str:
         if told is not None:
             return told
     return message
+
+
+def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
+    """Whether what stands in YAML, in files and flags, can be read at all and has maps where settings have names.
+
+    The parser takes a list in the place of a map for nothing, without a word.
+
+    Args:
+        words: of the command line.
+        kinds: the command's parameters and their types.
+
+    Raises:
+        SettingError: it is not so.
+    """
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        value = value if equals else next(iter(words[place + 1 :]), "")
+        name = flag.removeprefix("--")
+        inside = kinds if flag == "--config" else _kinds_at(name.split("."), kinds) if flag != name else None
+        if inside is None or not value:
+            continue
+        if value.lstrip().startswith("{"):
+            content = load_yaml(value, flag)
+        elif flag == "--config" or Path(value).exists():
+            content = read_yaml(Path(value))
+        else:
+            continue  # the parser says what is wrong with it
+        if not isinstance(content, dict):
+            raise SettingError(f"{value} holds no settings (name: value, a line each); got {shown(content)}.")
+        if flag == "--config" and "config" in content:
+            raise SettingError(f"{value} names another file with `config`. Give several --config instead.")
+        check_maps(content, inside, "" if flag == "--config" else f"{name}.")
+
+
+def check_maps(content: Mapping[str, Any], kinds: Mapping[str, Any], above: str = "") -> None:
+    """Whether there is a map wherever a dataclass is asked for.
+
+    Raises:
+        SettingError: there is something else.
+    """
+    for name, value in content.items():
+        inside = _kinds_at([name], kinds)
+        if inside is None or isinstance(value, str) or (value is None and type(None) in typing.get_args(kinds[name])):
+            continue  # a text is the name of a file
+        if not isinstance(value, dict):
+            raise SettingError(f"{above}{name} is settings with names ({', '.join(inside)}); got {shown(value)}.")
+        check_maps(value, inside, f"{above}{name}.")
+
+
+def _kinds_at(path: Sequence[str], kinds: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The fields of the dataclass at a dotted name, and their types; None where there is no dataclass."""
+    found: Mapping[str, Any] | None = kinds
+    for part in path:
+        kind = None if found is None else found.get(part)
+        made = next((one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)), None)
+        found = None if made is None or typing.get_origin(kind) is tuple else typing.get_type_hints(made)
+    return found
 
 
 def _unknown_flag(message: str, known: Sequence[str]) -> str | None:

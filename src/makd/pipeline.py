@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from makd.config import Recipe, Stage
@@ -12,11 +11,13 @@ from makd.data import DataConfig, collator, row_lengths
 from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
+from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
 from makd.lowrank.weights import check_finite
+from makd.plain_yaml import read_yaml
 from makd.preparation import Data
 from makd.registry import make_settings
 from makd.report import (
@@ -39,6 +40,7 @@ class Report:
     """The content of `metrics.json`."""
 
 
+@takes
 def compress(
     teacher: str | PreTrainedModel,
     data: Data,
@@ -83,6 +85,7 @@ def compress(
             return _finish(run, student, result, "compress", {"budget": budget})
 
 
+@takes
 def factorize_only(
     teacher: str | PreTrainedModel,
     data: Data,
@@ -102,6 +105,7 @@ def factorize_only(
             return _finish(run, student, result, "factorize", {"budget": budget})
 
 
+@takes
 def distill(
     student: str | PreTrainedModel,
     teacher: str | PreTrainedModel,
@@ -126,6 +130,7 @@ def distill(
             return _finish(run, model, result, "distill", {"student": name_of(student)})
 
 
+@takes
 def evaluate(
     student: str | PreTrainedModel,
     teacher: str | PreTrainedModel,
@@ -142,6 +147,7 @@ def evaluate(
         return run.measure(model, stored_bytes(model))
 
 
+@takes
 def data_of(student: str) -> DataConfig | TaskConfig:
     """The data or task that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none.
 
@@ -152,10 +158,12 @@ def data_of(student: str) -> DataConfig | TaskConfig:
     recipe = Path(locate(student).folder) / "recipe.yaml"
     if not recipe.is_file():
         return DataConfig()
-    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    written = read_yaml(recipe)
+    if not isinstance(written, dict) or not isinstance(written.get("task") or written.get("data", 0), dict | None):
+        raise DataError(f"{recipe} is no recipe that makd wrote: it names no data. Give --data.path or --task.")
     if written.get("task") is not None:
         return make_settings(TaskConfig, "setting of a task", written["task"])
-    settings = written["data"]
+    settings = written.get("data")
     if settings is None:
         raise DataError(f"{student} was made with texts in hand, not kept in its recipe.yaml. Give --data.path.")
     return make_settings(DataConfig, "setting of data", settings)

@@ -21,6 +21,7 @@ from makd.config import Recipe
 from makd.errors import OutputError, SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
 from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
+from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
 from makd.lowrank.folding import fold as folded_copy
 from makd.lowrank.folding import fold_
@@ -42,6 +43,7 @@ class BenchReport:
     """Where the student with dense linears is, if it was asked for."""
 
 
+@takes
 def bench(
     student: str | PreTrainedModel,
     teacher: str | PreTrainedModel,

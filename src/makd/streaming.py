@@ -20,6 +20,7 @@ from makd.config import Recipe
 from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
+from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
 from makd.lowrank.budget import Budget
 from makd.lowrank.identity import saved_tensors
@@ -42,6 +43,7 @@ from makd.tasks import TaskConfig
 logger = logging.getLogger(__name__)
 
 
+@takes
 def factorize_streamed(
     teacher: str,
     data: Data,

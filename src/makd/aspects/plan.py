@@ -10,6 +10,7 @@ from makd.anatomy import Role
 from makd.aspects.divergences import Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.errors import SettingError
+from makd.kinds import checked
 from makd.registry import Registry, unknown_name
 from makd.sentence_encoder import AUTO, check_pooling
 
@@ -39,6 +40,7 @@ RELATED_ROLES = ("q", "k", "v")
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("plan.terms[]")
 class Term:
     """One aspect at some layers."""
 
@@ -152,6 +154,7 @@ PRESETS: Registry[tuple[Term, ...]] = Registry(
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("plan")
 class Plan:
     """Aspects, layers and weights: a table."""
 

@@ -10,11 +10,13 @@ from transformers import PreTrainedModel
 
 from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.kinds import checked
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("settings")
 class LowRankLogits:
     """Factors by truncated SVD; predictions and labels."""
 

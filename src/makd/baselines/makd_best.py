@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 from makd.aspects import PRESETS, Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
 from makd.errors import SettingError
+from makd.kinds import checked
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.registry import unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("settings")
 class BestMakd:
     """Factors by the default solver, and a preset with one weight for all that is inside the layers."""
 

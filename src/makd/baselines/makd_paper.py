@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 
 from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span, prepared
+from makd.kinds import checked
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("settings")
 class PaperMakd:
     """Factors by truncated SVD; every aspect at every layer."""
 

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, prepared
 from makd.baselines.narrow import Initial, narrower
+from makd.kinds import checked
 from makd.lowrank.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("settings")
 class MiniLM:
     """Narrower; attention and value relation of the last layer, then labels."""
 

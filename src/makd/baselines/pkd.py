@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
 from makd.baselines.shallow import fewer_layers
+from makd.kinds import checked
 from makd.lowrank.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("settings")
 class PatientDistillation:
     """The first layers; predictions, labels, and the first token's states of all layers but the last."""
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from makd.errors import SettingError
+from makd.kinds import checked
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("cache")
 class CacheConfig:
     """How what a teacher says about the training rows is kept on disk. What is kept follows from the recipe's plan."""
 

@@ -20,6 +20,7 @@ from makd.anatomy import Anatomy, Inspection, Role, describe, resolve
 from makd.capture.attention import attention_is_noted
 from makd.capture.listening import CHANGED, differ, listen
 from makd.capture.recording import Tap
+from makd.kinds import takes
 
 LENGTHS = (7, 5, 3)
 """Real tokens of the three rows that are tried, and of the targets of an encoder-decoder. Batch (3), tokens (7, 6) and
@@ -28,6 +29,7 @@ TARGET_LENGTHS = (6, 4, 2)
 _RELATED = (Role.QUERY, Role.KEY, Role.VALUE)
 
 
+@takes
 def inspect(model: PreTrainedModel) -> Inspection:
     """What makd sees in `model`: where everything is, what is off, and why.
 

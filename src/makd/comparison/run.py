@@ -11,10 +11,12 @@ from makd.comparison.search import check_optuna
 from makd.comparison.settings import Experiment, short_name
 from makd.comparison.workers import run_here, run_in_processes
 from makd.errors import SettingError
+from makd.kinds import takes
 from makd.run import Progress
 from makd.tasks import read_task
 
 
+@takes
 def compare(
     experiment: Experiment,
     *,

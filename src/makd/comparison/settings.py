@@ -8,10 +8,10 @@ from typing import Any
 
 from makd.baselines import BASELINES, Baseline
 from makd.cache import CacheConfig
-from makd.config import CalibrationConfig, FinetuneRecipe, find_device
+from makd.config import CalibrationConfig, FinetuneRecipe, check_seed, find_device
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
-from makd.kinds import is_of, name_kind
+from makd.kinds import checked, fit
 from makd.lowrank.budget import Budget
 from makd.registry import unknown_name
 from makd.tasks import TaskConfig
@@ -21,6 +21,7 @@ OURS = ("makd", "makd_paper")
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("methods[]")
 class MethodConfig:
     """A row of the comparison: a method, with whatever differs from its own hyper-parameters."""
 
@@ -51,15 +52,11 @@ class MethodConfig:
     def _checked(self) -> dict[str, int | float | str | bool | None]:
         """The settings; `3` of what is a number is `3.0`, so that both are one cell."""
         kinds = {name: kind for name, kind in typing.get_type_hints(type(self._own)).items() if name != "search"}
-        for name, value in self.settings.items():
+        for name in self.settings:
             if name not in kinds:
                 raise unknown_name(f"setting of the method {self.kind}", name, kinds)
-            if not is_of(value, kinds[name]):
-                raise SettingError(
-                    f"methods[].settings.{name} of {self.name} is {name_kind(kinds[name])}; got {value!r}."
-                )
         return {
-            name: float(value) if kinds[name] is float and isinstance(value, int) else value
+            name: fit(value, kinds[name], f"methods[].settings.{name} of {self.name}")
             for name, value in self.settings.items()
         }
 
@@ -89,6 +86,7 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("search")
 class SearchConfig:
     """A search of every method's hyper-parameters by optuna, the same for all, on training rows alone."""
 
@@ -119,6 +117,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("experiment")
 class Experiment:
     """Which methods are compared, on which tasks, at which budgets, with which seeds; and what all of them share."""
 
@@ -156,8 +155,8 @@ class Experiment:
     def __post_init__(self) -> None:
         self._check_lists()
         self._check_search()
-        if min(self.seeds) < 0:
-            raise SettingError(f"seeds are at least 0; got {min(self.seeds)}.")
+        for seed in self.seeds:
+            check_seed("each of an experiment's seeds", seed)
         if self.training.steps == 0:
             raise SettingError("training.steps of an experiment is at least 1, or null to train for `epochs`; got 0.")
         if self.latency_tokens < 1:

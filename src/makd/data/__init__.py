@@ -7,6 +7,7 @@ from makd.data.marks import check_room
 from makd.data.sources import (
     DataConfig,
     Texts,
+    count_held_out,
     hold_out,
     load_splits,
     load_texts,
@@ -25,6 +26,7 @@ __all__ = [
     "check_student_tokenizer",
     "choose_tokenizer",
     "collator",
+    "count_held_out",
     "count_tokens",
     "hold_out",
     "load_splits",

@@ -17,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
 from makd.errors import DataError, SettingError
+from makd.kinds import checked
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "p
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("data")
 class DataConfig:
     """Which text a run uses, for calibration, training and evaluation."""
 
@@ -154,14 +156,20 @@ def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
 def _split(rows: Dataset, config: DataConfig, seed: int) -> Texts:
     if len(rows) < 2:
         raise DataError(f"There are {len(rows)} rows of text; at least 2 are needed, one of them to evaluate on.")
-    count = max(1, round(config.held_out * len(rows)))
-    if count >= len(rows):
-        raise DataError(
-            f"data.held_out = {config.held_out} of {len(rows)} rows are all of them, which leaves none to train on. "
-            "Lower it, or give more rows."
-        )
-    parts = rows.train_test_split(test_size=count, seed=seed)
+    parts = rows.train_test_split(test_size=count_held_out(len(rows), config.held_out, "data"), seed=seed)
     return Texts(parts["train"], parts["test"])
+
+
+def count_held_out(rows: int, share: float, called: str) -> int:
+    """How many of `rows` are `share` of them, at least one.
+
+    Raises:
+        SettingError: none would be left to train on.
+    """
+    count = max(1, round(share * rows))
+    if count >= rows:
+        raise SettingError(f"{called}.held_out of {share} leaves none of {rows} rows to train on; lower it.")
+    return count
 
 
 def _passages() -> Iterator[str]:

@@ -30,6 +30,7 @@ from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
+from makd.kinds import fit
 from makd.lowrank.weights import check_plain
 
 _logger = logging.getLogger(__name__)
@@ -79,10 +80,10 @@ class DistillTrainer(Trainer):
             UnknownNameError: the plan has no such name.
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
         """
-        check_plain(model)
-        check_plain(teacher)
+        plan = Plan(preset=plan) if isinstance(plan, str) else fit(plan, Plan, "plan of a DistillTrainer")
+        for side, given in (("model", model), ("teacher", teacher)):
+            check_plain(fit(given, nn.Module, f"{side} of a DistillTrainer"))
         check_precision(model)
-        plan = Plan(preset=plan) if isinstance(plan, str) else plan
         self.anatomy: Anatomy = examine(model)
         self.teacher_anatomy: Anatomy = examine(teacher)
         check_pair(self.anatomy, self.teacher_anatomy)

@@ -7,9 +7,11 @@ from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from makd.anatomy import resolve
 from makd.errors import SettingError
+from makd.kinds import checked
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINT_SIZES = 3 * (KEPT_CHECKPOINTS + 1)
@@ -18,6 +20,7 @@ while it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("training")
 class TrainingConfig:
     """How long and how fast the student learns. What is not here is `transformers.TrainingArguments`' default."""
 
@@ -78,6 +81,7 @@ class TrainingConfig:
         for name, (fine, allowed) in checks.items():
             if not fine:
                 raise SettingError(f"training.{name} is {allowed}; got {getattr(self, name)}.")
+        _check_report_to(self.report_to)
 
     def find_tokens(self, lengths: Sequence[int]) -> int:
         """`tokens_per_batch`, for rows of these lengths; no fewer than the longest row has."""
@@ -128,6 +132,16 @@ class TrainingConfig:
             disable_tqdm=True,
             dataloader_pin_memory=not use_cpu,
         )
+
+
+def _check_report_to(name: str) -> None:
+    """Loggers are asked for only when training starts, after the factorization."""
+    if name not in ("none", "all"):
+        available = ("none", "all", *get_available_reporting_integrations())
+        if name not in available:
+            raise SettingError(
+                f"training.report_to is one of those that are installed here ({', '.join(available)}); got {name!r}."
+            )
 
 
 def choose_trainable_(model: PreTrainedModel, trainable: str) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Predictions, check_predictions, predictions_of
+from makd.anatomy.batches import check_batches
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.errors import DataError, SettingError
+from makd.kinds import takes
 from makd.lowrank.finite import check_measured, check_outputs
 from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
 
@@ -23,6 +25,7 @@ TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
 
 
+@takes
 @torch.no_grad()
 def fidelity(
     student: PreTrainedModel,
@@ -63,7 +66,7 @@ def fidelity(
     encoder: SentenceEncoder | None = None
     modes = student.training, teacher.training
     student.eval(), teacher.eval()
-    for batch in batches:
+    for batch in check_batches(batches, student):
         inputs = {name: value.to(student.device) for name, value in batch.items() if name != "labels"}
         with without_cache(student, teacher):
             output = student(**inputs)

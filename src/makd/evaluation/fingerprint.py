@@ -5,11 +5,13 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from makd.kinds import takes
 from makd.lowrank.finite import check_outputs
 
 TOKENS = 32
 
 
+@takes
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the outputs of `model` (states or logits, as raw bytes) on fixed token ids.

@@ -8,11 +8,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from makd.anatomy.batches import check_batches
 from makd.anatomy.key_cache import without_cache
 from makd.errors import DataError, NumericsError
+from makd.kinds import takes
 from makd.lowrank.finite import check_outputs
 
 
+@takes
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> float:
     """Exp of the mean negative log-likelihood of a token given those before it in its row, over all real tokens.
@@ -27,7 +30,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     total, count = 0.0, 0
     was_training = model.training
     model.eval()
-    for batch in batches:
+    for batch in check_batches(batches, model):
         inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
         with without_cache(model):
             logits = model(**inputs).logits[:, :-1]

@@ -17,6 +17,7 @@ from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
 from makd.evaluation.costs import stored_bytes
 from makd.evaluation.pairing import check_pair
+from makd.kinds import checked
 from makd.lowrank.folding import added_parameters, factored_linears, fold_
 from makd.lowrank.linear import LowRankLinear
 
@@ -28,6 +29,7 @@ and parameters are paid for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("bench")
 class BenchConfig:
     """What is timed, and on what."""
 

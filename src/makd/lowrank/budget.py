@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from makd.errors import BudgetError
+from makd.kinds import checked
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("budget")
 class Budget:
     """A bound on a student's parameters. Exactly one of the three is given; shared parameters count once.
 

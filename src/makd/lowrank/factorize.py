@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
+from makd.anatomy.batches import check_batches
 from makd.capture import examine
 from makd.errors import BudgetError, DataError, SettingError
+from makd.kinds import takes
 from makd.lowrank.assemble import assemble, calibrate, linear_sizes
 from makd.lowrank.budget import Budget
 from makd.lowrank.drift import choose_probes, drift
@@ -35,6 +37,7 @@ from makd.lowrank.weights import check_finite, check_plain
 logger = logging.getLogger(__name__)
 
 
+@takes
 def factorize(
     teacher: PreTrainedModel,
     budget: Budget,
@@ -101,6 +104,7 @@ def factorize(
             f"Solver {settings.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
             "Give `calibration`, or take solver 'svd', which needs none."
         )
+    calibration = None if calibration is None else check_batches(calibration, teacher)
     several_passes = kind.in_forward_order or kind.gradients or bool(plot.tables) or bool(plot.layers)
     batches = list(calibration or ()) if several_passes else (calibration or ())
     was_training = teacher.training

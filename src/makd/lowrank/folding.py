@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from makd.kinds import takes
 from makd.lowrank.embedding import LowRankEmbedding, is_tied_head, untie_factors_
 from makd.lowrank.hub import mark_student
 from makd.lowrank.linear import LowRankLinear
@@ -36,6 +37,7 @@ def _factored(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(name for name, module in model.named_modules() if isinstance(module, LowRankLinear | LowRankEmbedding))
 
 
+@takes
 def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreTrainedModel:
     """A copy of `student` with factored matrices dense again: the same outputs but for rounding, more parameters.
 

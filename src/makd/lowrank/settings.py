@@ -4,13 +4,18 @@ from dataclasses import dataclass, replace
 
 from makd.anatomy import Anatomy
 from makd.errors import SettingError, UnsupportedModelError
+from makd.kinds import checked
 from makd.lowrank.outline import VOCABULARY_CHOICES
 from makd.lowrank.ranks import RANK_RULES
 from makd.lowrank.sharing import SHARE_INPUT_CHOICES
 from makd.lowrank.solvers import SOLVERS
 
+LARGEST_MULTIPLE = 1024
+"""Of `rank_multiple`: larger than any tile of a machine's; what is beyond no rank is rounded to."""
+
 
 @dataclass(frozen=True, kw_only=True)
+@checked("factorize")
 class FactorizeConfig:
     """How the student's factors and ranks are found."""
 
@@ -36,8 +41,10 @@ class FactorizeConfig:
         if self.solver != "auto":
             SOLVERS[self.solver]
         RANK_RULES[self.rank_rule]
-        if self.rank_multiple < 1:
-            raise SettingError(f"factorize.rank_multiple is at least 1; got {self.rank_multiple}.")
+        if not 1 <= self.rank_multiple <= LARGEST_MULTIPLE:
+            raise SettingError(
+                f"factorize.rank_multiple is at least 1 and at most {LARGEST_MULTIPLE}; got {self.rank_multiple}."
+            )
         if self.share_input not in SHARE_INPUT_CHOICES:
             raise SettingError(f"factorize.share_input is auto, never or always; got {self.share_input!r}.")
         if self.vocabulary not in VOCABULARY_CHOICES:

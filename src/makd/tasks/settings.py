@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from makd.errors import SettingError
+from makd.kinds import checked
 from makd.tasks.known import KINDS, TASKS, Kind, KnownTask
 from makd.tasks.metrics import METRICS
 
@@ -20,6 +21,7 @@ NAMED = ("classification", "multi_label", "token_classification")
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("task")
 class TaskConfig:
     """What is to be predicted, from which data. None takes what the task's name stands for."""
 
@@ -69,8 +71,8 @@ class TaskConfig:
             "evaluation_splits": (self.evaluation_splits != (), "at least one name, or null"),
             "labels": (self.labels is None or len(set(self.labels)) == len(self.labels) > 1, "two or more names"),
             "text_columns": (
-                self.text_columns is None or len(self.text_columns) in allowed,
-                f"{' or '.join(map(str, allowed))} of {self.known.kind}",
+                self.text_columns is None or len(set(self.text_columns)) == len(self.text_columns) in allowed,
+                f"{' or '.join(map(str, allowed))} of {self.known.kind}, each another column",
             ),
             "max_length": (self.max_length is None or self.max_length >= 4, "at least 4 tokens, or null"),
             "stride": (self.stride >= 0, "at least 0"),

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import check_room, collator
+from makd.kinds import takes
 from makd.lowrank.finite import check_measured, check_outputs
 from makd.tasks.answers import best_answer
 from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
@@ -122,6 +123,7 @@ class Task:
         return predicted, [answers["text"] for answers in questions["answers"]]
 
 
+@takes
 def load_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0) -> Task:
     """The task of `config` for a model that has its head.
 

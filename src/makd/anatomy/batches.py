@@ -1,0 +1,70 @@
+"""Station 1: whether what is handed over as batches is inputs of a model, before the model reads it.
+
+A model answers a wrong batch with an IndexError of a kernel's, far away from who made it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from makd.errors import DataError
+from makd.kinds import shown
+
+IDS = ("input_ids", "decoder_input_ids")
+MASKS = {"attention_mask": "input_ids", "token_type_ids": "input_ids", "decoder_attention_mask": "decoder_input_ids"}
+"""What has a number for each token -> the tokens."""
+ADVICE = "Give a list of what `tokenizer(texts, padding=True, return_tensors='pt')` gives, or a DataLoader."
+
+
+def check_batches(batches: Iterable[Mapping[str, Tensor]], model: PreTrainedModel) -> Iterator[Mapping[str, Tensor]]:
+    """The same batches, each one looked at when it is asked for.
+
+    Args:
+        batches: model inputs, as a DataLoader gives them.
+        model: that will read them.
+
+    Raises:
+        DataError: one is no dict of tensors, or has ids that the model has no embeddings for.
+    """
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    for batch in batches:
+        _check(batch, vocabulary)
+        yield batch
+
+
+def _check(batch: Any, vocabulary: int) -> None:
+    if not isinstance(batch, Mapping):
+        raise DataError(f"A batch is a dict of tensors, with input_ids in it; got {shown(batch)}. {ADVICE}")
+    if "input_ids" not in batch:
+        raise DataError(f"A batch needs `input_ids`; this one has {', '.join(map(repr, batch)) or 'nothing'}. {ADVICE}")
+    for name in (*IDS, *MASKS):
+        value = batch.get(name)
+        if value is not None and not isinstance(value, Tensor):
+            raise DataError(f"{name} of a batch is a tensor; got {shown(value)}. {ADVICE}")
+    for name in IDS:
+        if batch.get(name) is not None:
+            _check_ids(name, batch[name], vocabulary)
+    for name, tokens in MASKS.items():
+        mask, ids = batch.get(name), batch.get(tokens)
+        if mask is not None and ids is not None and mask.dim() == 2 and mask.shape != ids.shape:
+            raise DataError(
+                f"{name} of a batch has a number for each of {tokens}, which are {tuple(ids.shape)}; got "
+                f"{tuple(mask.shape)}."
+            )
+
+
+def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
+    if ids.dtype not in (torch.int64, torch.int32) or ids.dim() != 2 or ids.numel() == 0:
+        raise DataError(
+            f"{name} of a batch are whole numbers (int64), rows x tokens, at least one; got "
+            f"{str(ids.dtype).removeprefix('torch.')} of shape {tuple(ids.shape)}."
+        )
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= vocabulary:
+        raise DataError(
+            f"The batch holds token {lowest if lowest < 0 else highest}, but the model has embeddings for "
+            f"{vocabulary:,} tokens, from 0. Give the tokenizer that this model was trained with."
+        )

@@ -1,0 +1,106 @@
+"""Python calls with arguments of another kind: told by name, with what is allowed, before any work."""
+
+import pytest
+import torch
+
+import makd
+from makd.errors import DataError, SettingError
+from tests.models import VOCABULARY, tiny
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return tiny("bert")
+
+
+@pytest.fixture
+def ids():
+    return torch.arange(12).reshape(2, 6)
+
+
+HALF = makd.Budget(keep_linears=0.5)
+
+
+class TestOfAnotherKind:
+    @pytest.mark.parametrize(
+        ("call", "told"),
+        [
+            (lambda teacher: makd.factorize(teacher, 0.5), "budget of factorize is a Budget; got 0.5"),
+            (lambda teacher: makd.factorize("bert", HALF), "teacher of factorize is a PreTrainedModel; got 'bert'"),
+            (lambda teacher: makd.factorize(teacher), "missing a required argument: 'budget'"),
+            (lambda teacher: makd.factorize(teacher, HALF, solvr="svd"), "'solvr'"),
+            (lambda teacher: makd.factorize(teacher, HALF, solver=3), "solver of factorize is a text; got 3"),
+            (lambda teacher: makd.factorize(teacher, HALF, calibration="text"), "calibration of factorize is a list"),
+            (lambda teacher: makd.factorize(teacher, HALF, calibration={"input_ids": 1}), "calibration of factorize"),
+            (lambda teacher: makd.factorize(teacher, HALF, on_progress=3), "on_progress of factorize is a function"),
+            (lambda teacher: makd.inspect("bert"), "model of inspect is a PreTrainedModel; got 'bert'"),
+            (lambda teacher: makd.fidelity(teacher, "bert", []), "teacher of fidelity is a PreTrainedModel"),
+            (lambda teacher: makd.fidelity(teacher, teacher, None), "batches of fidelity is a list"),
+            (lambda teacher: makd.fidelity(teacher, teacher, [], pooling="max"), "one of mean, cls, last"),
+            (lambda teacher: makd.perplexity(teacher, 3), "batches of perplexity is a list"),
+            (lambda teacher: makd.compress(teacher, 3, HALF), "data of compress is"),
+            (lambda teacher: makd.compress(teacher, ["a", 3], HALF), "data of compress is"),
+            (lambda teacher: makd.compress(teacher, "pydoc", 0.5), "budget of compress is a Budget; got 0.5"),
+            (lambda teacher: makd.compress(teacher, "pydoc", HALF, {}), "recipe of compress is a Recipe or null"),
+            (lambda teacher: makd.compress(teacher, "pydoc", HALF, overwrite="false"), "true or false; got 'false'"),
+            (lambda teacher: makd.compress(teacher, "pydoc", HALF, output=3), "output of compress is"),
+            (lambda teacher: makd.evaluate(teacher, 7, "pydoc"), "teacher of evaluate is"),
+            (lambda teacher: makd.finetune("x", "glue/cola"), "task of finetune is a TaskConfig"),
+            (lambda teacher: makd.bench(teacher, teacher, {}), "settings of bench is a BenchConfig or null"),
+            (
+                lambda teacher: makd.build_cache(teacher, "pydoc", settings=3),
+                "settings of build_cache is a CacheConfig",
+            ),
+            (lambda teacher: makd.compare("experiment.yaml"), "experiment of compare is an Experiment"),
+            (lambda teacher: makd.fold(3), "student of fold is a PreTrainedModel"),
+            (lambda teacher: makd.fingerprint("bert"), "model of fingerprint is a PreTrainedModel"),
+        ],
+    )
+    def test_an_argument_is_named_with_what_it_may_be(self, teacher, call, told):
+        with pytest.raises(SettingError) as error:
+            call(teacher)
+        assert told in str(error.value)
+
+    def test_what_is_of_the_right_kind_goes_through_unchanged(self, teacher, ids):
+        student = makd.factorize(teacher, HALF, calibration=({"input_ids": ids} for _ in range(2)))
+        assert 0.5 < makd.fidelity(student, teacher, [{"input_ids": ids}])["cosine"] <= 1.0
+
+
+WRONG_BATCHES = [
+    (["a text"], "A batch is a dict of tensors"),
+    ([torch.arange(4)], "A batch is a dict of tensors"),
+    ([3], "A batch is a dict of tensors"),
+    ([{}], "this one has nothing"),
+    ([{"labels": torch.ones(2)}], "this one has 'labels'"),
+    ([{"input_ids": [[1, 2]]}], "input_ids of a batch is a tensor"),
+    ([{"input_ids": torch.rand(2, 3)}], "got float32 of shape (2, 3)"),
+    ([{"input_ids": torch.arange(3)}], "rows x tokens, at least one; got int64 of shape (3,)"),
+    ([{"input_ids": torch.ones(0, 3, dtype=torch.int64)}], "shape (0, 3)"),
+    ([{"input_ids": torch.full((1, 2), VOCABULARY)}], f"token {VOCABULARY}, but the model has embeddings for"),
+    ([{"input_ids": torch.full((1, 2), -1)}], "token -1"),
+    ([{"input_ids": torch.ones(2, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 4)}], "got (2, 4)"),
+]
+
+
+class TestBatches:
+    @pytest.mark.parametrize(("batches", "told"), WRONG_BATCHES)
+    @pytest.mark.parametrize("solver", ["auto", "whitened"])
+    def test_calibration_that_the_model_cannot_read(self, teacher, batches, told, solver):
+        with pytest.raises(DataError) as error:
+            makd.factorize(teacher, HALF, calibration=(batch for batch in batches), solver=solver)
+        assert told in str(error.value)
+
+    @pytest.mark.parametrize(("batches", "told"), WRONG_BATCHES)
+    def test_fidelity_and_perplexity_on_them(self, teacher, batches, told):
+        for measure in (
+            lambda given: makd.fidelity(teacher, teacher, given),
+            lambda given: makd.perplexity(teacher, given),
+        ):
+            with pytest.raises(DataError) as error:
+                measure(batch for batch in batches)
+            assert told in str(error.value)
+
+    @pytest.mark.parametrize("solver", ["auto", "whitened", "fisher", "two_sided", "regression"])
+    def test_no_batch_at_all(self, teacher, solver):
+        with pytest.raises(DataError):
+            makd.factorize(teacher, HALF, calibration=[], solver=solver)
