@@ -77,6 +77,69 @@ RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The same for model types that are built like one of `CONFIGS`; not in `TINY`, to keep the tests short."""
 
+_HEADED = {**DECODER, "head_dim": 8}
+_FULL = {"layer_types": ["full_attention"] * 2}
+_MOE = {**DECODER, "moe_intermediate_size": 32, "num_experts_per_tok": 2}
+
+STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("Apertus", {**DECODER, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "arcee": ("Arcee", DECODER),
+    "bert_generation": ("BertGeneration", ENCODER),
+    "biogpt": ("BioGpt", ENCODER),
+    "bitnet": ("BitNet", DECODER),
+    "clip_text": ("CLIPText", ENCODER),
+    "cohere": ("Cohere", DECODER),
+    "cohere2": ("Cohere2", {**_HEADED, **_FULL}),
+    "diffllama": ("DiffLlama", DECODER),
+    "ernie4_5": ("Ernie4_5", DECODER),
+    "esm": ("Esm", {**ENCODER, "mask_token_id": 4}),
+    "eurobert": ("EuroBert", {**DECODER, "mask_token_id": 4}),
+    "exaone4": ("Exaone4", {**_HEADED, **_FULL}),
+    "helium": ("Helium", _HEADED),
+    "layoutlm": ("LayoutLM", {**ENCODER, "max_2d_position_embeddings": 64}),
+    "lilt": ("Lilt", {**ENCODER, "hidden_size": 48, "max_2d_position_embeddings": 64}),
+    "megatron_bert": ("MegatronBert", ENCODER),
+    "ministral": ("Ministral", _HEADED),
+    "mpnet": ("MPNet", ENCODER),
+    "nanochat": ("NanoChat", DECODER),
+    "nemotron": ("Nemotron", _HEADED),
+    "olmo": ("Olmo", DECODER),
+    "olmo3": ("Olmo3", {**DECODER, **_FULL}),
+    "phi": ("Phi", DECODER),
+    "rembert": ("RemBert", {**ENCODER, "input_embedding_size": 16, "output_embedding_size": 16}),
+    "roberta_prelayernorm": ("RobertaPreLayerNorm", ENCODER),
+    "roformer": ("RoFormer", {**ENCODER, "embedding_size": 32}),
+    "seed_oss": ("SeedOss", _HEADED),
+    "stablelm": ("StableLm", DECODER),
+    "tapas": ("Tapas", {**ENCODER, "type_vocab_sizes": [3, 64, 64, 2, 64, 64, 10]}),
+    "vaultgemma": ("VaultGemma", {**_HEADED, **_FULL, "query_pre_attn_scalar": 8}),
+    "visual_bert": ("VisualBert", {**ENCODER, "visual_embedding_dim": 16}),
+    "xglm": ("XGLM", {"vocab_size": VOCABULARY, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64,
+                      "max_position_embeddings": 64, **SPECIAL}),
+    "xlm_roberta_xl": ("XLMRobertaXL", ENCODER),
+    "nomic_bert": ("NomicBert", DECODER),
+    "gte": ("Gte", ENCODER),
+    # mixtures of experts with a shared one
+    "qwen2_moe": ("Qwen2Moe", {**_MOE, "num_experts": 4, "shared_expert_intermediate_size": 32}),
+    "glm4_moe": ("Glm4Moe", {**_MOE, "head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
+                             "topk_group": 1, "first_k_dense_replace": 0}),
+    "aria": ("AriaText", {**_MOE, "moe_num_experts": 4, "moe_num_shared_experts": 1, "moe_topk": 2}),
+    # something is not what its name says
+    "convbert": ("ConvBert", {**ENCODER, "embedding_size": 32}),
+    "yoso": ("Yoso", ENCODER),
+    "nystromformer": ("Nystromformer", {**ENCODER, "num_landmarks": 4, "segment_means_seq_len": 4}),
+    "doge": ("Doge", DECODER),
+    "llama4": ("Llama4Text", {**_HEADED, **_FULL, "num_local_experts": 4, "intermediate_size_mlp": 64,
+                              "moe_layers": [0, 1], "no_rope_layers": [1, 1], "attention_chunk_size": 16}),
+    "gemma3n": ("Gemma3nText", {**_HEADED, **_FULL, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY,
+                                "hidden_size_per_layer_input": 8, "altup_num_inputs": 2, "laurel_rank": 4,
+                                "activation_sparsity_pattern": [0.0, 0.0]}),
+    "longformer": ("Longformer", {**ENCODER, "attention_window": [4, 4], "sep_token_id": 2}),
+    "big_bird": ("BigBird", {**ENCODER, "max_position_embeddings": 128, "block_size": 4, "num_random_blocks": 1,
+                             "sep_token_id": 2}),
+}  # fmt: skip
+"""The same for model types that no family names, and that are read from their structure."""
+
 AUTO = {
     "base": transformers.AutoModel,
     "causal_lm": transformers.AutoModelForCausalLM,
@@ -93,7 +156,7 @@ def tiny(name: str, head: str = "base", seed: int = 0, **changes: Any) -> PreTra
 
     `changes` go into its config.
     """
-    prefix, settings = (CONFIGS | RELATIVES)[name]
+    prefix, settings = (CONFIGS | RELATIVES | STRUCTURAL)[name]
     torch.manual_seed(seed)
     model = AUTO[head].from_config(getattr(transformers, f"{prefix}Config")(**(settings | changes))).eval()
     for module in model.modules():

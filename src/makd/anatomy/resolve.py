@@ -141,8 +141,8 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
                     f"{type(base).__name__} has no {name}.{module}, where its family keeps {role.value!r}. It is a "
                     "variant that makd does not know; add a row for it to makd/anatomy/families.py."
                     if mixture is None
-                    else f"{type(base).__name__} has no {name}.{module}: in this layer the feed-forward is a mixture of "
-                    f"experts ({mixture}), in others it is not, which makd cannot take in yet. Take a dense model."
+                    else f"{type(base).__name__} has no {name}.{module}: in this layer the feed-forward is a mixture "
+                    f"of experts ({mixture}), in others it is not, which makd cannot take in yet. Take a dense model."
                 )
             out_features, _ = linear_shape(layer.get_submodule(module))
             part = place.locate(out_features, config) if isinstance(place, Fused) else None

@@ -7,11 +7,14 @@ texts inside. Whoever trusts what `capture` hears, or counts tokens in what line
 """
 
 import copy
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +23,7 @@ from makd.anatomy import Anatomy, Inspection, Role, describe, resolve
 from makd.capture.attention import attention_is_noted
 from makd.capture.listening import CHANGED, differ, listen
 from makd.capture.recording import Tap
+from makd.errors import UnsupportedModelError
 from makd.kinds import takes
 
 LENGTHS = (7, 5, 3)
@@ -71,25 +75,24 @@ def _examine(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
     if not attention_is_noted(_implementation(model)):
         if model.device.type == "cpu" and not torch.accelerator.is_available():
             raise UnsupportedModelError(
-                f"{type(model).__name__} has attention implementation {_implementation(model)!r}, which has no backward "
-                "on the CPU. Load it with attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')."
+                f"{type(model).__name__} has attention implementation {_implementation(model)!r}, which has no "
+                "backward on the CPU. Call model.set_attn_implementation('sdpa'), or load it so."
             )
         reason = f"{_implementation(model)!r} gives attention masks that are no tensors; load it with 'sdpa'"
         anatomy = replace(anatomy, off={**anatomy.off, "attention": reason})
     tried = _copy_of(model).eval()
     inputs = _inputs(model)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), _same_dice(model.device):
         first = listen(tried, anatomy, inputs)
         other = listen(tried, anatomy, _with_other_padding(inputs))
-        faults = first.faults
+        faults = first.faults | other.faults
         if own := differ(first.output, other.output):
             again = differ(first.output, listen(tried, anatomy, inputs).output)
         else:
             faults = faults | {
                 tap: "what stands in the padding changes"
                 for tap, heard in first.heard.items()
-                if tap not in faults and differ(heard, other.heard.get(tap, []))
+                if tap not in faults and differ(heard, other.heard[tap])
             }
     notes, solvers_off = anatomy.notes, dict(anatomy.solvers_off)
     if first.breaks:
@@ -104,6 +107,18 @@ _OWN_PADDING = (
     "lengths keep that small"
 )
 _OWN_CHANCE = "two forwards of the same text differ, in eval mode, so a student cannot equal it"
+
+
+@contextmanager
+def _same_dice(device: torch.device) -> Iterator[None]:
+    """Random numbers go on after the block as if it had not been; BigBird seeds numpy's in each forward."""
+    ours, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)
 
 
 def _copy_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,0 +1,295 @@
+"""What a trial forward promises for every type: copies are equal, padding has no influence, or it is off and said."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import makd
+from makd.anatomy import Role, resolve
+from makd.aspects import Plan, Term, activate
+from makd.capture import capture, examine
+from makd.distill.layers import LayerLosses
+from makd.errors import UnsupportedModelError
+from makd.lowrank.gradients import collect_gradient_moments
+from makd.lowrank.statistics import collect_input_moments
+from tests.models import CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, tiny
+
+NAMES = (*CONFIGS, *RELATIVES, *STRUCTURAL)
+OWN_ATTENTION = "does not go through transformers' attention interface"
+PADDED = r"have the shape \(\d+, \d+, \d+\), where batch and tokens are \(3, \d+, \.\.\.\)"
+OFF = {
+    **{
+        name: {"attention": OWN_ATTENTION}
+        for name in ("convbert", "lilt", "megatron_bert", "mpnet", "nystromformer", "rembert", "roformer", "tapas",
+                     "visual_bert", "xglm", "yoso")
+    },
+    "deberta_v2": {"attention": "outside the attention interface"},
+    "doge": {"attention": "never given"},
+    "llama4": {"matrix": r"shared_expert\.down_proj \(down\) are changed in place"},
+    "gemma3n": {"hidden": r"shape \(2, 3, 7, 32\)"},
+    "longformer": {"attention": OWN_ATTENTION, "matrix": PADDED, "relation": PADDED, "hidden": PADDED},
+    "big_bird": {"attention": OWN_ATTENTION, "matrix": PADDED, "relation": PADDED, "hidden": PADDED},
+}  # fmt: skip
+"""Name -> aspects that are off, with what the reason says; all other types have none."""
+SOLVERS_OFF = {
+    "llama4": {"in_forward_order"},
+    "gemma3n": {"in_forward_order"},
+    "longformer": {"inputs", "gradients", "in_forward_order"},
+    "big_bird": {"inputs", "gradients", "in_forward_order"},
+}
+READS_PADDING = ("convbert", "nystromformer", "yoso")
+"""Their own outputs at real tokens depend on the ids in the padding, whatever makd does."""
+
+
+def everything_on(anatomy):
+    """A plan of every aspect inside the layers that is on, with every role."""
+    terms = (
+        Term(aspect="matrix", roles=tuple(role.value for role in Role)),
+        Term(aspect="hidden"),
+        Term(aspect="attention"),
+        Term(aspect="relation", relation_heads=2),
+    )
+    return Plan(terms=(*(term for term in terms if term.aspect not in anatomy.off), Term(aspect="embedding")))
+
+
+@torch.no_grad()
+def losses_between(teacher, student, inputs):
+    anatomy = examine(teacher)
+    active = activate(everything_on(anatomy), examine(student), anatomy)
+    with capture(teacher, anatomy, active.teacher_taps) as theirs:
+        teacher(**inputs)
+    layers = LayerLosses(anatomy, inputs, theirs, active)
+    with capture(student, anatomy, active.taps, layers.receive):
+        student(**inputs)
+    assert layers.keys() == set(active.comparisons)
+    return {comparison.tap: loss.item() for comparison, loss in layers.items()}
+
+
+def with_other_padding(inputs):
+    changed = dict(inputs)
+    for prefix in ("", "decoder_"):
+        if f"{prefix}input_ids" in inputs:
+            real = inputs[f"{prefix}attention_mask"].bool()
+            changed[f"{prefix}input_ids"] = torch.where(real, inputs[f"{prefix}input_ids"], 9)
+    assert not torch.equal(changed["input_ids"], inputs["input_ids"])
+    return changed
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryType:
+    def test_what_is_off_is_known_by_name_and_has_its_reason(self, name):
+        anatomy = examine(tiny(name))
+        expected = OFF.get(name, {})
+        assert anatomy.off.keys() == expected.keys()
+        for aspect, words in expected.items():
+            assert re.search(words, anatomy.off[aspect]), anatomy.off[aspect]
+        assert anatomy.solvers_off.keys() == SOLVERS_OFF.get(name, set())
+        assert any("depend on what stands in the padding" in note for note in anatomy.notes) == (name in READS_PADDING)
+
+    def test_an_identical_copy_has_loss_0_for_every_aspect_that_is_on(self, name):
+        teacher = tiny(name)
+        for tap, loss in losses_between(teacher, copy.deepcopy(teacher), batch(teacher)).items():
+            assert abs(loss) <= 1e-6, tap
+
+    def test_other_ids_in_the_padding_change_no_loss(self, name):
+        if name in READS_PADDING:
+            pytest.skip("the model's own outputs depend on them")
+        teacher = tiny(name)
+        student = makd.factorize(teacher, makd.Budget(keep_linears=0.97), solver="svd")
+        inputs = batch(teacher)
+        before, after = (losses_between(teacher, student, one) for one in (inputs, with_other_padding(inputs)))
+        for tap in before:
+            assert after[tap] == pytest.approx(before[tap], rel=1e-4, abs=1e-7), tap
+
+    def test_other_ids_in_the_padding_change_no_statistics_or_they_are_refused(self, name):
+        teacher = tiny(name)
+        inputs = batch(teacher)
+        if "inputs" in SOLVERS_OFF.get(name, set()):
+            with pytest.raises(UnsupportedModelError, match=r"cannot be used on this model.*These can: svd\."):
+                makd.factorize(teacher, makd.Budget(keep_linears=0.9), calibration=[inputs])
+            return
+        if name in READS_PADDING:
+            pytest.skip("the model's own outputs depend on them")
+        anatomy = examine(teacher)
+        both = [inputs, with_other_padding(inputs)]
+        for collect in (collect_input_moments, collect_gradient_moments):
+            before, after = (collect(teacher, anatomy, [one]) for one in both)
+            for linear in anatomy.linears:
+                assert before[linear].rows == after[linear].rows
+                torch.testing.assert_close(after[linear].gram, before[linear].gram, rtol=1e-3, atol=1e-7)
+
+
+class TestTheModelIsLeftAlone:
+    def test_modes_gradients_hooks_and_random_numbers_are_as_they_were(self):
+        model = tiny("llama", "causal_lm").train()
+        model.model.layers[0].eval()
+        model.model.embed_tokens.weight.requires_grad_(False)
+        torch.manual_seed(3), np.random.seed(3)
+        expected = torch.rand(1).item(), np.random.rand()
+        torch.manual_seed(3), np.random.seed(3)
+        examine(model)
+        assert (torch.rand(1).item(), np.random.rand()) == expected
+        assert model.training
+        assert not model.model.layers[0].training
+        assert not model.model.embed_tokens.weight.requires_grad
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+    def test_a_model_that_changes_itself_in_a_short_forward_does_not(self):
+        model = tiny("big_bird", max_position_embeddings=32)  # too few for a row that it reads in blocks
+        examine(model)
+        assert model.attention_type == "block_sparse"
+
+    def test_dropout_has_no_part_in_it(self):
+        assert examine(tiny("bert", hidden_dropout_prob=0.5).train()).off == {}
+
+
+class TestWhatIsRemembered:
+    def count_forwards(self, monkeypatch):
+        calls = []
+        forward = transformers.BertModel.forward
+
+        def counted(self, *args, **kwargs):
+            calls.append(1)
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(transformers.BertModel, "forward", counted)
+        return calls
+
+    def test_a_model_is_tried_once(self, monkeypatch):
+        calls, model = self.count_forwards(monkeypatch), tiny("bert")
+        first = examine(model)
+        tried = len(calls)
+        assert examine(model) is first
+        assert len(calls) == tried == 2
+
+    def test_it_is_tried_again_when_its_attention_is_another(self, monkeypatch):
+        calls, model = self.count_forwards(monkeypatch), tiny("bert")
+        examine(model)
+        model.set_attn_implementation("eager")
+        examine(model)
+        assert len(calls) == 4
+
+    def test_nothing_keeps_a_model_alive(self):
+        from makd.capture import trial
+
+        model = tiny("bert")
+        examine(model)
+        before = len(trial._KNOWN)
+        del model
+        assert len(trial._KNOWN) < before
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["bert", "llama", "t5", "bart"])
+def test_nothing_is_off_under_either_attention_implementation(name, attention):
+    model = tiny(name)
+    model.set_attn_implementation(attention)
+    assert examine(model).off == {}
+
+
+def test_without_weights_nothing_is_tried_which_a_note_says():
+    with torch.device("meta"):
+        model = transformers.LongformerModel(transformers.LongformerConfig(**STRUCTURAL["longformer"][1]))
+    anatomy = examine(model)
+    assert "no forward was tried" in anatomy.notes[-1]
+    assert anatomy.off == resolve(model).off
+
+
+def test_a_model_that_rolls_dice_in_eval_mode_is_said_to(monkeypatch):
+    model = tiny("bert")
+    embeddings = type(model.embeddings)
+    forward = embeddings.forward
+    monkeypatch.setattr(embeddings, "forward", lambda self, *a, **k: forward(self, *a, **k) + torch.rand(1))
+    assert "two forwards of the same text differ" in examine(model).notes[-1]
+
+
+def test_bigbird_on_full_attention_has_everything_but_its_own_attention():
+    anatomy = examine(tiny("big_bird", attention_type="original_full"))
+    assert anatomy.off.keys() == {"attention"}
+    assert anatomy.solvers_off == {}
+
+
+def bert_that_divides_queries_in_place(in_place):
+    model = tiny("bert")
+    attention = model.encoder.layer[0].attention.self
+
+    def forward(hidden, *_args, **_named):
+        query = attention.query(hidden)
+        if in_place:
+            query /= 2.0
+        else:
+            query = query / 2.0
+        return query * attention.key(hidden) + attention.value(hidden), None
+
+    attention.forward = forward
+    return model
+
+
+def test_solvers_that_differentiate_work_where_an_output_is_changed_in_place():
+    inputs = [batch(tiny("bert"))]
+    models = [bert_that_divides_queries_in_place(in_place) for in_place in (True, False)]
+    ours, expected = (collect_gradient_moments(model, resolve(model), inputs) for model in models)
+    for linear in expected:
+        torch.testing.assert_close(ours[linear].gram, expected[linear].gram)
+
+
+def refused(model):
+    """The error that says why, from every way in that would trust the model's tensors."""
+    inputs = {"input_ids": torch.ones(2, 4).long(), "attention_mask": torch.ones(2, 4).long()}
+    arguments = transformers.TrainingArguments(output_dir="unused", report_to="none", use_cpu=True)
+    with pytest.raises(UnsupportedModelError) as caught:
+        makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=[inputs])
+    with pytest.raises(UnsupportedModelError):
+        makd.DistillTrainer(model, model, args=arguments)
+    with pytest.raises(UnsupportedModelError):
+        makd.inspect(model)
+    return str(caught.value)
+
+
+class TestWhatIsRefused:
+    def test_a_model_of_pictures(self):
+        config = transformers.ViTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
+            patch_size=8,
+        )  # fmt: skip
+        error = refused(transformers.ViTModel(config))
+        assert "ViTModel cannot be run on token ids and an attention mask" in error
+        assert "Give a model that reads text" in error
+
+    def test_a_model_that_needs_more_than_ids(self):
+        config = transformers.BrosConfig(**ENCODER)
+        assert "You have to specify bbox" in refused(transformers.BrosModel(config))
+
+    def test_a_text_model_that_ends_in_a_projection(self):
+        config = transformers.CLIPTextConfig(**ENCODER, projection_dim=16)
+        error = refused(transformers.CLIPTextModelWithProjection(config).eval())
+        assert "gives (3, 16) first" in error
+        assert "Load its base model" in error
+
+    def test_a_text_model_that_ends_in_a_pooled_text(self):
+        assert "gives (3, 32) first" in refused(transformers.DPRQuestionEncoder(transformers.DPRConfig(**ENCODER)))
+
+    @pytest.mark.skipif(torch.accelerator.is_available(), reason="there it has a backward")
+    def test_flex_attention_on_the_cpu(self):
+        model = tiny("bert")
+        model.set_attn_implementation("flex_attention")
+        assert "set_attn_implementation('sdpa')" in refused(model)
+
+    def test_a_model_that_computes_without_gradients_has_a_solver_that_needs_none(self):
+        model = transformers.MraModel(transformers.MraConfig(**ENCODER)).eval()
+        with pytest.raises(UnsupportedModelError, match="No gradient of the model's outputs reaches .*'whitened'"):
+            makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=[batch(model)])
+        assert makd.factorize(model, makd.Budget(keep_linears=0.5), solver="whitened", calibration=[batch(model)])
+
+
+def test_the_encoder_of_t5gemma_is_read_and_factorized():
+    part = {**ENCODER, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8}
+    config = transformers.T5GemmaConfig(encoder=part, decoder=part, is_encoder_decoder=False, vocab_size=64)
+    model = transformers.T5GemmaEncoderModel(config).eval()
+    assert examine(model).off == {}
+    makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=[batch(model)])
