@@ -71,7 +71,8 @@ class DistillTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: the student learns in float16, teacher and student do not line up, or the plan does not fit the model.
+            SettingError: the student learns in float16, teacher and student do not line up, or the plan does not fit
+                the model.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
         """

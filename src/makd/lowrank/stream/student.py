@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,13 +18,19 @@ from makd.lowrank.shards import INDEX
 from makd.lowrank.stream.checkpoint import Checkpoint
 from makd.lowrank.stream.files import Source, write_tensors
 from makd.lowrank.stream.workfolder import WorkFolder
+from makd.lowrank.weights import set_dtypes_
 
 SHARD_SIZE = "50GB"
 """Of a weight file at most, as in `save_pretrained`."""
 
 
 def write_student(
-    checkpoint: Checkpoint, plan: RankPlan, work: WorkFolder, folder: Path, on_shard: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    plan: RankPlan,
+    work: WorkFolder,
+    folder: Path,
+    dtype: torch.dtype,
+    on_shard: Callable[[int, int], None],
 ) -> None:
     """Write the student's shards and configs into `folder`; the checkpoint's model becomes the (empty) student.
 
@@ -32,6 +39,7 @@ def write_student(
         plan: rank of every linear.
         work: has the factors.
         folder: exists, and is empty.
+        dtype: of the weights in its files.
         on_shard: called with (how many are written, of how many).
     """
     model = checkpoint.model
@@ -44,6 +52,8 @@ def write_student(
     for name, tensor in tensors.items():
         if name not in sources:
             sources[name] = checkpoint.source(name) if name in checkpoint.tensors else Source.of(tensor)
+    set_dtypes_(model, dtype)
+    sources = {name: source.to(tensors[name].dtype) for name, source in sources.items() if name in tensors}
     pattern = "model{suffix}.safetensors"
     split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=SHARD_SIZE)
     for done, (file, names) in enumerate(split.filename_to_tensors.items(), start=1):
