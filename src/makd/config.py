@@ -14,6 +14,7 @@ from makd.kinds import checked
 from makd.loading import HEADS, check_dtype
 from makd.lowrank.settings import FactorizeConfig
 from makd.sentence_encoder import AUTO, check_pooling
+from makd.storage import check_save_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,9 @@ class Recipe:
     dtype: str = "float32"
     """dtype that teacher and student run in: float32, bfloat16 or float16. While it learns, a student's parameters are
     in float32 all the same, and its products in bfloat16 if this is."""
+    save_dtype: str = "auto"
+    """dtype of the student on disk: `auto` keeps the checkpoint's, or takes `dtype` where that is narrower; or float32,
+    bfloat16 or float16. It is measured as it is saved."""
     device: str = "auto"
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
     seed: int = 0
@@ -88,6 +92,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+        check_save_dtype(self.save_dtype)
         if self.head != "auto":
             HEADS[self.head]
         if self.cache == "":
@@ -126,6 +131,8 @@ class FinetuneRecipe:
     dtype: str = "float32"
     """dtype that the model runs in: float32, bfloat16 or float16. While it learns, its parameters are in float32 all
     the same, and its products in bfloat16 if this is."""
+    save_dtype: str = "auto"
+    """dtype of the model on disk: `auto` keeps the checkpoint's, or takes `dtype` where that is narrower."""
     device: str = "auto"
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
     seed: int = 0
@@ -133,6 +140,7 @@ class FinetuneRecipe:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+        check_save_dtype(self.save_dtype)
         _at_least_one("evaluation_batch_size", self.evaluation_batch_size)
         check_seed("seed", self.seed)
 

@@ -28,10 +28,11 @@ from makd.evaluation import bytes_on_disk, fingerprint
 from makd.kinds import takes
 from makd.loading import check_dtype
 from makd.lowrank.hub import is_student, mark_student
-from makd.lowrank.weights import check_finite
+from makd.lowrank.weights import check_finite, round_weights_, stored_in
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import Progress, tokenizer_name
+from makd.storage import find_save_dtype
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def _finetune(
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task, recipe.seed)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
+    save_dtype = find_save_dtype(recipe.save_dtype, model, check_dtype(recipe.dtype))
     data = tokenize_task(
         replace(rows, extra=None), words, learner, recipe.seed
     )  # what has no labels teaches nothing here
@@ -97,6 +99,8 @@ def _finetune(
             _compare(identity, folder, learner)
         with float32_weights(learner):
             tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
+        round_weights_(learner, save_dtype)
+        check_finite(learner, "The fine-tuned model")
         progress("evaluate", 0, 1)
         start = time.perf_counter()
         found = data.evaluate(learner, recipe.evaluation_batch_size)
@@ -104,8 +108,8 @@ def _finetune(
         progress("evaluate", 1, 1)
         if is_student(learner):
             mark_student(learner)  # a new head changed what its config counts
-        check_finite(learner, "The fine-tuned model")
-        learner.save_pretrained(result)
+        with stored_in(learner, save_dtype):
+            learner.save_pretrained(result)
         words.save_pretrained(result)
         metrics = {
             "task": {"name": task.name, "after": found},

@@ -5,7 +5,6 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 
 import importlib.util
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,16 @@ from transformers import (
 )
 
 import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
-from makd.checkpoint import check_complete, check_complete_below_head, check_padding, read_config, refusing
+from makd.checkpoint import (
+    check_complete,
+    check_complete_below_head,
+    check_padding,
+    read_config,
+    refusing,
+)
 from makd.errors import ModelLoadError, SettingError
 from makd.lowrank.shards import weight_files
-from makd.lowrank.weights import check_finite, check_plain
+from makd.lowrank.weights import check_finite, check_plain, set_dtypes_
 from makd.registry import Registry
 from makd.sentence_encoder import as_in_folder, find_folder, is_sentence_encoder, transformer_path
 
@@ -177,10 +182,7 @@ def load_empty_model(name: str, head: str = "auto", dtype: torch.dtype = torch.f
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = build(config, dtype=dtype)
     model.tie_weights()  # each got an empty tensor of its own
-    for pattern, kept in model._get_dtype_plan(dtype).items():
-        for parameter_name, parameter in model.named_parameters():
-            if re.search(rf"(^|\.){pattern}(\.|$)", parameter_name):
-                parameter.data = parameter.data.to(kept)
+    set_dtypes_(model, dtype)
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), folder

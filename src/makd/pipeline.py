@@ -10,13 +10,13 @@ from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, row_lengths
 from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
 from makd.errors import DataError
-from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
+from makd.evaluation import bytes_on_disk, fingerprint
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
 from makd.lowrank.outcome import FactorizeReport
-from makd.lowrank.weights import check_finite
+from makd.lowrank.weights import check_finite, round_weights_, stored_in
 from makd.plain_yaml import read_yaml
 from makd.preparation import Data
 from makd.registry import make_settings
@@ -26,8 +26,9 @@ from makd.report import (
     write_json,
     write_recipe,
 )
-from makd.run import Progress, Run, model_of, name_of, start_run
+from makd.run import Progress, Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
+from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
 
 
@@ -81,7 +82,6 @@ def compress(
         run.scores["before"] = run.score(student)
         with run.folder.work() as result:
             _distill(run, student)
-            run.scores["after"] = run.score(student)
             return _finish(run, student, result, "compress", {"budget": budget})
 
 
@@ -101,7 +101,6 @@ def factorize_only(
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
         student = _factorize(run, budget)
         with run.folder.work() as result:
-            run.scores["after"] = run.score(student)
             return _finish(run, student, result, "factorize", {"budget": budget})
 
 
@@ -122,11 +121,11 @@ def distill(
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
         run.open_cache()
         run.identify({"command": "distill"})
+        run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["before"] = run.score(model)
         with run.folder.work() as result:
             _distill(run, model)
-            run.scores["after"] = run.score(model)
             return _finish(run, model, result, "distill", {"student": name_of(student)})
 
 
@@ -144,7 +143,7 @@ def evaluate(
     with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
-        return run.measure(model, stored_bytes(model))
+        return run.measure(model, bytes_of(student, model))
 
 
 @takes
@@ -225,10 +224,13 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) 
 
 
 def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, settings: dict[str, Any]) -> Report:
-    """Write the student and everything that belongs to it into `result`; `command` made it of `settings`."""
-    run.progress("save", 0, 1)
+    """Measure the student as it is saved, and write it with what belongs to it; `command` made it of `settings`."""
+    round_weights_(student, run.save_dtype)
     check_finite(student, "The student")
-    student.save_pretrained(result)
+    run.scores["after"] = run.score(student)
+    run.progress("save", 0, 1)
+    with stored_in(student, run.save_dtype):
+        student.save_pretrained(result)
     (run.student_tokenizer or run.tokenizer).save_pretrained(result)
     copy_companions(origin_of(run.teacher), result)
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}

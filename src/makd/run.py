@@ -17,10 +17,11 @@ from makd.capture import examine
 from makd.config import Recipe
 from makd.data import DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.distill import CHECKPOINT_SIZES, check_same_run, identify_run, with_start, write_identity
-from makd.evaluation import fidelity, latency, parameter_counts, perplexity, stored_bytes
+from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.report import OutputFolder, plain
+from makd.storage import find_save_dtype, stored_folder
 from makd.tasks import TaskConfig
 
 Progress = Callable[[str, int, int], None]
@@ -41,6 +42,8 @@ class Run:
     tokenizer_name: str | None
     """None when it came with the teacher."""
     teacher: PreTrainedModel
+    teacher_bytes: int
+    save_dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase
     data: RunData
     resume: bool
@@ -135,7 +138,7 @@ class Run:
         counts = {side: parameter_counts(model, anatomy) for side, model in pair.items()}
         metrics: dict[str, Any] = {
             "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
-            "bytes": {"teacher": stored_bytes(self.teacher), "student": student_bytes},
+            "bytes": {"teacher": self.teacher_bytes, "student": student_bytes},
             "fidelity": {when: scores["fidelity"] for when, scores in self.scores.items()},
         }
         if self.shared_inputs:
@@ -219,6 +222,8 @@ def _load(
         progress=on_progress or (lambda what, done, of: None),
         tokenizer_name=tokenizer_name(tokenizer),
         teacher=model,
+        teacher_bytes=bytes_of(teacher, model),
+        save_dtype=find_save_dtype(recipe.save_dtype, teacher, check_dtype(recipe.dtype)),
         tokenizer=words,
         data=prepare(data, words, model, recipe),
         resume=folder.resume,
@@ -247,3 +252,9 @@ def name_of(model: str | PreTrainedModel) -> str:
 def model_of(model: str | PreTrainedModel, recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """The model, loaded as the recipe says if it is a name."""
     return take_model(model, recipe.head, check_dtype(recipe.dtype), device)
+
+
+def bytes_of(source: str | PreTrainedModel, model: PreTrainedModel) -> int:
+    """Bytes of the weights of `model` on disk; of one in hand, or of a GGUF, if it were saved as it is."""
+    folder = stored_folder(source) if isinstance(source, str) else None
+    return stored_bytes(model) if folder is None else bytes_on_disk(folder)

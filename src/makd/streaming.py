@@ -23,7 +23,6 @@ from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
 from makd.lowrank.budget import Budget
-from makd.lowrank.identity import saved_tensors
 from makd.lowrank.solvers import SOLVERS
 from makd.lowrank.stream import check_streamable, stream_student
 from makd.pipeline import Report
@@ -38,6 +37,7 @@ from makd.report import (
 )
 from makd.run import Progress, names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
+from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -102,15 +102,16 @@ def _stream(
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     identity = _identity(teacher, files, budget, recipe, batches)
-    before, anatomy = _measure(model), resolve(model)
+    before, anatomy = parameter_counts(model, resolve(model)), resolve(model)
     with folder.work() as result:
         made = stream_student(
-            model, files, budget, recipe.factorize, folder.unfinished, result, identity, batches, device, on_progress
-        )
+            model, files, budget, recipe.factorize, folder.unfinished, result, identity, batches, device, on_progress,
+            find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype)),
+        )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        metrics = _metrics(before, model, anatomy, result, batches)
+        metrics = _metrics(before, bytes_on_disk(files), model, anatomy, result, batches)
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
         settings = {
@@ -172,22 +173,18 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
     }
 
 
-def _measure(model: PreTrainedModel) -> dict[str, Any]:
-    """Sizes of an empty model."""
-    tensors = saved_tensors(model).values()
-    return {
-        "params": parameter_counts(model, resolve(model)),
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-    }
-
-
 def _metrics(
-    before: Mapping[str, Any], student: PreTrainedModel, anatomy: Anatomy, result: Path, batches: list[Batch]
+    before: Mapping[str, int],
+    teacher_bytes: int,
+    student: PreTrainedModel,
+    anatomy: Anatomy,
+    result: Path,
+    batches: list[Batch],
 ) -> dict[str, Any]:
-    counts = {"teacher": before["params"], "student": parameter_counts(student, anatomy)}
+    counts = {"teacher": before, "student": parameter_counts(student, anatomy)}
     return {
         "params": {key: {side: counts[side][key] for side in counts} for key in ("total", "linears")},
-        "bytes": {"teacher": before["bytes"], "student": bytes_on_disk(result)},
+        "bytes": {"teacher": teacher_bytes, "student": bytes_on_disk(result)},
         "memory": {"peak_bytes": _peak_bytes()},
         "tokens": {"calibration": count_tokens(batches), "training": 0, "evaluation": 0},
     }

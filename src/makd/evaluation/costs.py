@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, count_experts
 from makd.anatomy.limits import token_limit
+from makd.lowrank.shards import weight_files
 
 
 def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]:
@@ -19,8 +20,8 @@ def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]
 
 
 def bytes_on_disk(folder: str | Path) -> int:
-    """Bytes of the weight files (.safetensors) in `folder`."""
-    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    """Bytes of the files in `folder` that its weights are read from."""
+    return sum(path.stat().st_size for path in weight_files(Path(folder)))
 
 
 def stored_bytes(model: PreTrainedModel) -> int:

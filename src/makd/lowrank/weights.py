@@ -4,6 +4,10 @@ Asked of every teacher and learner before work, and of every student before it i
 error by itself, and scores such as an accuracy look like any other.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -83,3 +87,41 @@ def check_plain(model: PreTrainedModel) -> None:
             "Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
             "`makd factorize --stream`."
         )
+
+
+def dtypes_in(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype that each parameter has in a model of `dtype`: what its architecture keeps in float32 stays so."""
+    plan = model._get_dtype_plan(dtype)
+    found = dict.fromkeys((name for name, _ in model.named_parameters()), dtype)
+    for pattern, kept in plan.items():
+        for name in found:
+            if re.search(rf"(^|\.){pattern}(\.|$)", name):
+                found[name] = kept
+    return found
+
+
+def round_weights_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the parameters of `model` to numbers of `dtype`, in which it will be saved; they keep their own."""
+    for name, stored in dtypes_in(model, dtype).items():
+        parameter = model.get_parameter(name)
+        if parameter.dtype != stored:
+            parameter.data = parameter.data.to(stored).to(parameter.dtype)
+
+
+@contextmanager
+def stored_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the parameters of `model` have the dtype that they are saved in: see `round_weights_`."""
+    before = {parameter: parameter.dtype for parameter in model.parameters()}
+    set_dtypes_(model, dtype)
+    try:
+        yield
+    finally:
+        for parameter, own in before.items():
+            parameter.data = parameter.data.to(own)
+
+
+def set_dtypes_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the parameters of `model`, which may be empty, as `dtypes_in` says."""
+    for name, wanted in dtypes_in(model, dtype).items():
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.to(wanted)

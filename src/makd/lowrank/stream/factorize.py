@@ -93,6 +93,7 @@ def stream_student(
     calibration: Sequence[Mapping[str, Tensor]] = (),
     device: torch.device | None = None,
     on_progress: Progress | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FactorizeReport:
     """Write a student of the teacher in `folder` into `output`.
 
@@ -107,6 +108,7 @@ def stream_student(
         calibration: model inputs, for solvers that need text.
         device: where layers are run and matrices decomposed; None is the CPU.
         on_progress: called with (what, done, of) as the work goes on.
+        dtype: of the student's files; None is that of `model`.
 
     Raises:
         BudgetError: the budget is above the teacher or below the smallest student.
@@ -154,7 +156,14 @@ def stream_student(
     if RANK_RULES[settings.rank_rule].needs_spectra:
         spectra = {name: job.work.read_matrix(name).singular_values for name in anatomy.linears}
         plan = allocate(sizes, allowance, settings.rank_rule, spectra=spectra, rank_multiple=settings.rank_multiple)
-    write_student(checkpoint, plan, job.work, output, lambda done, of: job.progress("write shards", done, of))
+    write_student(
+        checkpoint,
+        plan,
+        job.work,
+        output,
+        dtype or model.dtype,
+        lambda done, of: job.progress("write shards", done, of),
+    )
     seconds = {**clock, "factorize": time.perf_counter() - started - clock["calibrate"]}
     return replace(_report(model, plan, job.work), seconds=seconds)
 

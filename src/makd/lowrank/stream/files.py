@@ -131,6 +131,12 @@ class Source:
         """A tensor in hand."""
         return Source(tensor.dtype, tuple(tensor.shape), lambda: (tensor,))
 
+    def to(self, dtype: torch.dtype) -> "Source":
+        """The same numbers, rounded to `dtype`."""
+        if dtype == self.dtype:
+            return self
+        return Source(dtype, self.shape, lambda: (piece.to(dtype) for piece in self.pieces()))
+
 
 def write_tensors(path: Path, sources: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file at `path`; until it is whole it has another name.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from transformers.core_model_loading import dot_natural_key
 
@@ -16,13 +17,19 @@ from makd.lowrank.shards import INDEX
 from makd.lowrank.stream.checkpoint import Checkpoint
 from makd.lowrank.stream.files import Source, write_tensors
 from makd.lowrank.stream.workfolder import WorkFolder
+from makd.lowrank.weights import set_dtypes_
 
 SHARD_SIZE = "50GB"
 """Of a weight file at most, as in `save_pretrained`."""
 
 
 def write_student(
-    checkpoint: Checkpoint, plan: RankPlan, work: WorkFolder, folder: Path, on_shard: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    plan: RankPlan,
+    work: WorkFolder,
+    folder: Path,
+    dtype: torch.dtype,
+    on_shard: Callable[[int, int], None],
 ) -> None:
     """Write the student's shards and configs into `folder`; the checkpoint's model becomes the (empty) student.
 
@@ -31,6 +38,7 @@ def write_student(
         plan: rank of every linear.
         work: has the factors.
         folder: exists, and is empty.
+        dtype: of the weights in its files.
         on_shard: called with (how many are written, of how many).
     """
     model = checkpoint.model
@@ -45,6 +53,8 @@ def write_student(
             sources[name] = checkpoint.source(name) if name in checkpoint.tensors else Source.of(tensor)
     identity = make_identity((name, source.shape, next(iter(source.pieces()))) for name, source in sources.items())
     describe_student(model, identity)
+    set_dtypes_(model, dtype)
+    sources = {name: source.to(tensors[name].dtype) for name, source in sources.items() if name in tensors}
     names = {memory: file for file, memory in file_names(model).names.items()}
     tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
     sources = {
