@@ -10,6 +10,7 @@ from makd.data import tokenize
 from makd.errors import DataError
 from makd.tasks.places import LOST
 from makd.tasks.settings import TaskConfig
+from makd.tasks.windows import check_questions
 from makd.tasks.words import IGNORED, encode_words
 
 NOWHERE = 1_000_000
@@ -78,6 +79,7 @@ def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedToken
 
     def windows(batch: Mapping[str, Any], numbers: list[int]) -> dict[str, Any]:
         questions = [question.strip() for question in batch["question"]]
+        check_questions(config, tokenizer, questions, batch["context"], numbers)
         encoded = tokenizer(
             questions, batch["context"], truncation="only_second", max_length=length, stride=stride,
             return_overflowing_tokens=True, return_offsets_mapping=True,
@@ -98,15 +100,7 @@ def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedToken
                 made[name].append(value)
         return {name: encoded[name] for name in INPUTS if name in encoded} | made
 
-    try:
-        return rows.map(windows, batched=True, with_indices=True, remove_columns=rows.column_names)
-    except Exception as error:  # tokenizers raises plain ones for questions longer than a window
-        if "truncat" in str(error).lower() or "stride" in str(error).lower():
-            raise DataError(
-                f"A question fills a window of task.max_length = {length} tokens, or leaves fewer than task.stride = "
-                f"{stride} to its context; raise max_length, or lower stride."
-            ) from error
-        raise
+    return rows.map(windows, batched=True, with_indices=True, remove_columns=rows.column_names)
 
 
 def _span(answers: Mapping[str, Any], offsets: list[list[int]], first: int) -> tuple[int, int]:
