@@ -112,7 +112,8 @@ class TestLongRows:
     def test_a_word_has_its_tag_where_it_has_most_context(self, tmp_path, tokenizer):
         rows = read_task(tagged(tmp_path, [self.LONG] * 2, max_length=24))
         encoded = [line for line in encode_words(rows.config, rows.train, tokenizer) if line["row"] == 0]
-        alone = tokenizer([self.LONG[0]], is_split_into_words=True).word_ids(0)
+        whole = tokenizer([self.LONG[0]], is_split_into_words=True)
+        alone, ids = whole.word_ids(0), whole["input_ids"][0]
         begins = {word: place for place, word in reversed([*enumerate(alone)]) if word is not None}
         ends = [0]  # how far the windows reach in the whole row's tokens, [CLS] first
         margins = {}
@@ -120,7 +121,7 @@ class TestLongRows:
             inner = line["input_ids"][1:-1]
             first = next(
                 start for start in range(max(0, ends[-1] - 6), ends[-1] + 1)
-                if tokenizer([self.LONG[0]], is_split_into_words=True)["input_ids"][0][1 + start :][: len(inner)] == inner
+                if ids[1 + start :][: len(inner)] == inner
             )  # fmt: skip
             for word, place in begins.items():
                 inside = place - 1 - first
