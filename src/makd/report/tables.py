@@ -10,6 +10,8 @@ LABELS = {
     "cosine": ("cosine to teacher", "{:.4f}"),
     "prediction_kl": ("prediction KL (nats)", "{:.4f}"),
     "top1_agreement": ("top-1 agreement", "{:.1%}"),
+    "label_agreement": ("labels alike", "{:.1%}"),
+    "label_set_agreement": ("sets of labels alike", "{:.1%}"),
     "squared_difference": ("squared difference", "{:.4g}"),
     "perplexity": ("perplexity", "{:.2f}"),
 }
@@ -21,6 +23,9 @@ TASK_LABELS = {
     "accuracy": "accuracy",
     "f1": "F1",
     "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "subset_accuracy": "subset accuracy",
+    "r2": "R²",
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",

@@ -71,12 +71,15 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
         parts = train.train_test_split(test_size=count_held_out(len(train), config.held_out, "task"), seed=seed)
         train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
     labels = _read_labels(config, train, where)
+    by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
     return TaskRows(
         config=config,
         labels=labels.names,
         train=_with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True),
         evaluation={
-            name: _with_labels(config, rows, labels, f"split {name!r} of {where}", drop=name not in splits)
+            name: _with_labels(
+                config, rows, labels, f"split {name!r} of {where}", drop=name not in splits and not by_text
+            )
             for name, rows in evaluation.items()
         },
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
