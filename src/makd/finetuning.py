@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from makd.config import FinetuneRecipe
 from makd.data import collator
 from makd.distill import (
+    CHECKPOINT_SIZES,
     ReportSteps,
     SupervisedTrainer,
     check_same_run,
@@ -23,7 +24,7 @@ from makd.distill import (
     with_start,
     write_identity,
 )
-from makd.evaluation import bytes_on_disk, fingerprint
+from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.loading import check_dtype, take_tokenizer
 from makd.lowrank.hub import is_student, mark_student
 from makd.pipeline import Report
@@ -91,6 +92,8 @@ def _finetune(
     with folder.work() as result:
         if identity:
             _compare(identity, folder, learner)
+        keeps = recipe.training.save_every is not None and not folder.resume
+        folder.check_room(stored_bytes(learner) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
         tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
         progress("evaluate", 0, 1)
         start = time.perf_counter()
