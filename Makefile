@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test soak check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test: check ## lint, types and all tests but the slow ones
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -q -m slow
+
+soak: $(READY) ## kill runs at random moments and go on with them: ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests/soak
 
 check: $(READY) ## lint, formatting, types, and that stations import only what stands before them
 	$(BIN)/ruff check .

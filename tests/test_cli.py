@@ -70,7 +70,13 @@ def test_a_run_that_was_stopped_resumes_to_the_same_student(encoder_folder, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(DistillTrainer, "training_step", stop_at_the_third)
-        assert run(*compress(encoder_folder, tmp_path / "cut", *settings))[0] == 130
+        code, _, err = run(*compress(encoder_folder, tmp_path / "cut", *settings))
+    assert code == 130
+    assert "Checkpoints up to step 2 stay in" in err
+    assert "makd: stopped. Outputs that were finished before are as they were." in err
+    code, _, err = run(*compress(encoder_folder, tmp_path / "cut", *settings))
+    assert code == 2
+    assert "up to step 2. Go on with it by --resume" in err
     assert not (tmp_path / "cut").exists()
     assert run(*compress(encoder_folder, tmp_path / "cut", *settings, "--resume"))[0] == 0
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
@@ -227,6 +233,42 @@ def test_an_output_that_is_not_empty_is_kept(run, encoder_folder, tmp_path):
     assert code == 2
     assert "holds what makd did not write: thesis.txt" in err
     assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
+
+
+def test_the_word_false_in_a_file_does_not_overwrite(run, encoder_folder, tmp_path):
+    assert run(*compress(encoder_folder, tmp_path / "student", "--recipe.training.steps", "0"))[0] == 0
+    before = (tmp_path / "student" / "model.safetensors").stat().st_mtime_ns
+    for value in ('"false"', '"no"', "1", "[]"):
+        (tmp_path / "switches.yaml").write_text(f"overwrite: {value}\n")
+        code, _, err = run(*compress(encoder_folder, tmp_path / "student", "--config", tmp_path / "switches.yaml"))
+        assert code == 2
+        assert "overwrite is true or false; got" in err
+    assert (tmp_path / "student" / "model.safetensors").stat().st_mtime_ns == before
+    (tmp_path / "switches.yaml").write_text("overwrite: false\n")
+    assert (
+        "not empty" in run(*compress(encoder_folder, tmp_path / "student", "--config", tmp_path / "switches.yaml"))[2]
+    )
+
+
+def test_a_teacher_is_not_overwritten_by_its_student(run, tmp_path, encoder_folder):
+    assert run(*compress(encoder_folder, tmp_path / "all" / "one", "--recipe.training.steps", "0"))[0] == 0
+    one = tmp_path / "all" / "one"
+    for output in (one, tmp_path / "all", encoder_folder):
+        code, _, err = run("distill", one, "--teacher", encoder_folder, "--output", output, "--overwrite")
+        assert code == 2
+        assert "which this run reads" in err
+    assert (one / "model.safetensors").is_file()
+    assert (encoder_folder / "model.safetensors").is_file()
+
+
+def test_measurements_do_not_overwrite_a_file_unasked(run, encoder_folder, tmp_path):
+    (tmp_path / "thesis.json").write_text("precious")
+    (tmp_path / "file").write_text("")
+    for path, hint in {"thesis.json": "exists", "file/scores.json": "cannot be written"}.items():
+        code, _, err = run("evaluate", "./nowhere", "--teacher", encoder_folder, "--json", tmp_path / path)
+        assert code == 2
+        assert hint in err  # before anything is loaded
+    assert (tmp_path / "thesis.json").read_text() == "precious"
 
 
 def test_an_unknown_command_offers_the_nearest(run):

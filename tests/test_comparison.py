@@ -593,6 +593,12 @@ class TestPage:
         assert "layers" not in page
 
     def test_a_page_of_nothing_says_what_to_run(self, data, encoder_folder, tmp_path):
+        for name in ("thesis.md", "thesis.svg"):
+            (tmp_path / name).write_text("precious")
+            with pytest.raises(OutputError, match=f"{name} is there, and not of a page"):
+                comparison.write_page(here, tmp_path / "thesis.md")
+            assert (tmp_path / name).read_text() == "precious"
+            (tmp_path / name).unlink()
         with pytest.raises(OutputError, match="makd compare"):
             comparison.write_page(make(data, encoder_folder, tmp_path / "none"), tmp_path / "page.md")
 

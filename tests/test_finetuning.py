@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 import makd
 from makd import pipeline
 from makd.cli import main
+from makd.errors import OutputError
 from makd.lowrank.hub import is_student
 from makd.tasks import Task
 from tests.models import tiny
@@ -95,7 +96,13 @@ def test_a_run_that_was_stopped_resumes_to_the_same_teacher(task, encoder_folder
         with pytest.raises(KeyboardInterrupt):
             makd.finetune(str(encoder_folder), task, long, tmp_path / "stopped")
     assert not (tmp_path / "stopped").exists()
-    resumed = makd.finetune(str(encoder_folder), task, long, tmp_path / "stopped", resume=True)
+    faster = replace(long, training=replace(long.training, learning_rate=1e-3))
+    with pytest.raises(OutputError, match=r"not this one: training.learning_rate was 0.0001, is 0.001\. Give"):
+        makd.finetune(str(encoder_folder), task, faster, tmp_path / "stopped", resume=True)
+    with pytest.raises(OutputError, match="up to step 2"):
+        makd.finetune(str(encoder_folder), task, long, tmp_path / "stopped")
+    measured_otherwise = replace(long, evaluation_batch_size=1)
+    resumed = makd.finetune(str(encoder_folder), task, measured_otherwise, tmp_path / "stopped", resume=True)
     assert resumed.metrics["fingerprint"] == whole.metrics["fingerprint"]
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from makd.config import FinetuneRecipe
 from makd.data import choose_tokenizer, collator
 from makd.distill import (
+    CHECKPOINT_SIZES,
     ReportSteps,
     SupervisedTrainer,
     check_same_run,
@@ -24,7 +25,7 @@ from makd.distill import (
     with_start,
     write_identity,
 )
-from makd.evaluation import bytes_on_disk, fingerprint
+from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes
 from makd.loading import check_dtype
 from makd.lowrank.hub import is_student, mark_student
@@ -97,6 +98,8 @@ def _finetune(
     with folder.work() as result:
         if identity:
             _compare(identity, folder, learner)
+        keeps = recipe.training.save_every is not None and not folder.resume
+        folder.check_room(stored_bytes(learner) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
         with float32_weights(learner):
             tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
         round_weights_(learner, save_dtype)

@@ -13,7 +13,7 @@ import makd
 from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.baselines.narrow import narrower
-from makd.cache import CacheConfig, TeacherCache, identify, write_cache
+from makd.cache import CacheConfig, TeacherCache, identify, take_up, write_cache
 from makd.cache.write import FORMAT, shards_of
 from makd.distill import DistillTrainer
 from makd.errors import CacheError, DataError
@@ -440,6 +440,21 @@ class TestAKilledBuild:
         self.cut(tmp_path, teacher, rows, "fast")
         with pytest.raises(CacheError, match="unfinished cache of something else: its parts"):
             write(tmp_path, teacher, rows, "feature")
+
+    def test_a_damaged_note_is_no_traceback(self, tmp_path):
+        teacher, rows = tiny("bert"), make_rows()
+        self.cut(tmp_path, teacher, rows, "fast")
+        (tmp_path / "unfinished.json").write_text('{"data"')
+        with pytest.raises(CacheError, match=r"unfinished\.json is damaged"):
+            write(tmp_path, teacher, rows)
+
+    def test_a_finished_one_is_taken_up_without_asking_the_teacher(self, tmp_path):
+        teacher, rows, told = tiny("bert"), make_rows(), []
+        content = write(tmp_path, teacher, rows)
+        take_up(tmp_path)
+        again = write(tmp_path, teacher, rows, on_progress=lambda *word: told.append(word))
+        assert told == [("cache", 8, 8)]
+        assert again == content
 
     def test_a_folder_of_something_else_is_left_alone(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("precious")

@@ -166,6 +166,13 @@ def test_work_of_other_settings_is_not_continued(llama, tmp_path):
         stream(llama, tmp_path, identity={"solver": "svd", "seed": 1})
 
 
+def test_a_damaged_note_is_no_traceback(llama, tmp_path):
+    stream(llama, tmp_path)
+    (tmp_path / "work" / "stream.json").write_text('{"seed"')
+    with pytest.raises(OutputError, match=r"stream\.json is damaged"):
+        stream(llama, tmp_path)
+
+
 def test_work_of_something_else_is_not_touched(llama, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("precious")

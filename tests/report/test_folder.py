@@ -321,6 +321,22 @@ def test_a_rename_that_will_fail_is_told_before_the_work(tmp_path, monkeypatch):
         OutputFolder(tmp_path / "student").__enter__()
 
 
+def test_an_output_that_cannot_be_moved_away_is_told_before_the_work(tmp_path, monkeypatch):
+    make(tmp_path / "student", "old")
+    rename = Path.rename
+
+    def busy(self, target):
+        if self == tmp_path / "student":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OutputError, match="Device or resource busy"):
+        OutputFolder(tmp_path / "student", overwrite=True).__enter__()
+    assert (tmp_path / "student" / "a").read_text() == "old"
+    assert names(tmp_path) == ["student"]
+
+
 def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", _fails(errno.ENOSPC))
     with pytest.raises(OutputError, match="No space left"):

@@ -9,6 +9,7 @@ tokens begin), and the parts, row after row. It gets its name when it is whole.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -119,7 +120,7 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> int:
     note = folder / UNFINISHED
     wanted = json.loads(json.dumps(dict(content)))
     if note.is_file():
-        other = first_difference(json.loads(note.read_text(encoding="utf-8")), wanted)
+        other = first_difference(_read_json(note), wanted)
         if other is not None:
             raise CacheError(
                 f"{folder} holds an unfinished cache of something else: its {other[0]} is {other[1]}, this one's is "
@@ -187,6 +188,8 @@ class _Shard:
         path = folder / f"{self.start:08}-{self.start + len(self.rows):08}.safetensors"
         part = path.with_name(path.name + ".part")
         save_file(tensors, part, metadata=self.axes)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # its name says that it is whole, after a power cut too
         part.replace(path)
 
 
@@ -203,7 +206,17 @@ def _describe(folder: Path, teacher: PreTrainedModel) -> dict[str, Any]:
     }
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CacheError(f"{path} is damaged: {error}. Remove {path.parent} to start anew.") from error
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)

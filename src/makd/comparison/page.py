@@ -27,6 +27,9 @@ from makd.report.tables import TASK_LABELS
 
 logger = logging.getLogger(__name__)
 
+_COMMAND = "```text\nmakd compare "
+"""How every page begins to say what wrote it."""
+
 
 def write_page(experiment: Experiment, path: str | Path, name: str = "experiment.yaml") -> Path:
     """Write what is known of `experiment` to `path`, and beside it, with two budgets or more, a plot as `.svg`.
@@ -35,15 +38,16 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
 
     Args:
         experiment: its output folder has the results; cells that were not run are left open.
-        path: of the page; replaced.
+        path: of the page; an older one is replaced, another file is not.
         name: of the experiment's file, for the command that the page tells.
 
     Returns:
         The path of the page.
 
     Raises:
-        OutputError: no cell was run with these settings, or the page cannot be written.
+        OutputError: no cell was run with these settings, or the page cannot be written, or would replace something else.
     """
+    check_page(Path(path))
     path, cells = Path(path), all_cells(experiment)
     lines = list(done_lines(experiment, cells).values())
     timed = known_latencies(experiment, cells)
@@ -78,10 +82,29 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
                 )
                 parts += [f"## {budget_name(budget)}", *(table for table in tables if table is not None)]
         parts += ["## Settings of the methods", settings_table(experiment, lines)]
-        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        part = path.with_name(f".makd-{path.name}")
+        part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        part.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}. Name another file.") from error
     return path
+
+
+def check_page(path: Path) -> None:
+    """Refuse to write a page over what is none.
+
+    Raises:
+        OutputError: there is another file, or a plot without a page.
+    """
+    try:
+        is_page = path.is_file() and _COMMAND in path.read_text(encoding="utf-8", errors="replace")
+        for there in (path, path.with_suffix(".svg")):
+            if there.exists() and not is_page:
+                raise OutputError(f"{there} is there, and not of a page that makd wrote. Name another file.")
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}. Name another file.") from error
 
 
 def _introduction(experiment: Experiment, lines: Lines, timed: Lines, total: int, name: str) -> str:
@@ -97,7 +120,7 @@ def _introduction(experiment: Experiment, lines: Lines, timed: Lines, total: int
         f"Seeds {', '.join(map(str, experiment.seeds))}; all methods have the same teacher, rows, batches and steps.\n"
         f"\nTaught on: {machines}.\n"
         + (f"\nLatencies are of: {latencies}.\n" if latencies else "")
-        + f"\n```text\nmakd compare {shlex.quote(name)}\n```"
+        + f"\n{_COMMAND}{shlex.quote(name)}\n```"
     )
 
 

@@ -184,7 +184,7 @@ class OutputFolder:
                 f"{self._given} is where a disk is mounted, which nothing can take the place of. Name a folder in it, "
                 f"such as {self.path / 'student'}."
             )
-        if Path.cwd().is_relative_to(self.path):
+        if Path.cwd().is_relative_to(self.path.resolve()):
             raise OutputError(
                 f"{self._given} is the folder that makd runs in, or one above it. Name a folder of its own for "
                 "the output."

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,20 @@ class Workplace:
 
     def leave(self) -> None:
         """Let others in; the folder goes, unless there is something in it to go on with or to save."""
-        if not self.unfinished():
-            for name in self._inside() - {LOCK, MARK}:
-                remove(self.path / name)
-            (self.path / MARK).unlink(missing_ok=True)
-            if os.name != "nt":  # where a file that is open cannot be removed
-                (self.path / LOCK).unlink(missing_ok=True)
+        is_open_kept = os.name == "nt"  # there a file that is open cannot be removed
+        with suppress(OSError):  # what is left is makd's, and the next run takes it up
+            if not self.unfinished():
+                for name in self._inside() - {LOCK, MARK}:
+                    remove(self.path / name)
+                (self.path / MARK).unlink(missing_ok=True)
+                if not is_open_kept:
+                    (self.path / LOCK).unlink(missing_ok=True)
         self._lock.release()
-        if not self._inside() - {LOCK}:
-            (self.path / LOCK).unlink(missing_ok=True)
-            self.path.rmdir()
+        with suppress(OSError):
+            if is_open_kept and self._inside() == {LOCK}:
+                (self.path / LOCK).unlink()
+            if not self._inside():
+                self.path.rmdir()
 
     def unfinished(self) -> list[str]:
         """Names of the folders in here that hold something to go on with, or to save."""
@@ -99,7 +104,10 @@ class Workplace:
             file.flush()
             os.fsync(file.fileno())
         (trial / "model.safetensors").unlink()
-        if not self.output.exists():
+        if self.output.exists():  # a kill in between is mended by the next run
+            self.output.rename(self.path / REPLACED)
+            (self.path / REPLACED).rename(self.output)
+        else:
             trial.rename(self.output)
             self.output.rename(trial)
         trial.rmdir()

@@ -10,6 +10,7 @@ Files and folders get their names when they are whole.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class WorkFolder:
         found = path / IDENTITY
         wanted = json.loads(json.dumps(dict(identity)))
         if found.is_file():
-            _compare(path, json.loads(found.read_text(encoding="utf-8")), wanted)
+            _compare(path, _read_json(found), wanted)
         elif path.is_dir() and any(path.iterdir()):
             raise OutputError(
                 f"{path} holds the unfinished work of something else, not of a streamed factorization. Finish it, "
@@ -181,9 +182,19 @@ def _whole(folder: Path) -> Iterator[Path]:
     part.rename(folder)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{path} is damaged: {error}. Remove {path.parent} to start anew.") from error
+
+
 def _write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

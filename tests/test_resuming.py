@@ -1,0 +1,216 @@
+"""A run that was stopped goes on as itself, bit for bit, from its newest whole checkpoint; or it says why not."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from transformers import AutoTokenizer
+
+import makd
+from makd.distill import DistillTrainer
+from makd.distill.checkpoints import LIST
+from makd.errors import OutputError
+from makd.pipeline import factorize_only
+from tests.models import tiny
+
+TEXTS = [f"The {kind} number {index} is a sequence of names." for kind in ("list", "class") for index in range(10)]
+BUDGET = makd.Budget(keep_linears=0.5)
+TRAINING = makd.TrainingConfig(steps=4, batch_size=4, save_every=1, student_dropout=True)
+RECIPE = makd.Recipe(
+    training=TRAINING,
+    calibration=makd.CalibrationConfig(rows=8),
+    evaluation=makd.EvaluationConfig(rows=2, latency=False),
+    device="cpu",
+)
+STOP_AFTER = 3
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny("bert", vocab_size=300, max_position_embeddings=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def go(teacher, output, texts=TEXTS, budget=BUDGET, recipe=RECIPE, **more):
+    return makd.compress(str(teacher), texts, budget, recipe, output, **more).metrics["fingerprint"]
+
+
+def stopped(teacher, output, recipe=RECIPE, **more):
+    """A run that is stopped in the step after its third."""
+    step = DistillTrainer.training_step
+
+    def stop(self, *arguments, **named):
+        if self.state.global_step == STOP_AFTER:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillTrainer, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go(teacher, output, recipe=recipe, **more)
+    return output.parent / f".{output.name}.makd" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+    """The student of a run that was never stopped."""
+    return go(teacher, tmp_path_factory.mktemp("whole") / "student")
+
+
+@pytest.fixture(scope="module")
+def left(teacher, tmp_path_factory):
+    """What a run that was stopped left, to be copied: its folder's parent."""
+    parent = tmp_path_factory.mktemp("left")
+    checkpoints = stopped(teacher, parent / "student")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    return parent
+
+
+@pytest.fixture
+def run_left(left, tmp_path):
+    """A copy of it, in which `student` can be gone on with."""
+    shutil.copytree(left, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def damage_none(newest):
+    pass
+
+
+def cut_weights(newest):
+    file = newest / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def killed_while_writing(newest):
+    (newest / LIST).unlink()
+    (newest / "trainer_state.json").unlink()
+
+
+def without_optimizer(newest):
+    (newest / "optimizer.pt").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_none, cut_weights, killed_while_writing, without_optimizer])
+def test_the_student_is_that_of_an_unstopped_run_whatever_befell_the_last_checkpoint(
+    teacher, whole, run_left, damage, caplog
+):
+    damage(run_left / ".student.makd" / "checkpoints" / "checkpoint-3")
+    assert go(teacher, run_left / "student", resume=True) == whole
+    assert ("checkpoint-3 is not whole" in caplog.text) == (damage is not damage_none)
+    assert [path.name for path in run_left.iterdir()] == ["student"]
+
+
+def test_no_whole_checkpoint_is_an_error_that_names_the_faults(teacher, run_left):
+    for step in (2, 3):
+        cut_weights(run_left / ".student.makd" / "checkpoints" / f"checkpoint-{step}")
+    with pytest.raises(OutputError, match=r"checkpoint-3: model.safetensors is damaged; checkpoint-2"):
+        go(teacher, run_left / "student", resume=True)
+
+
+def test_what_changes_no_weight_may_differ(teacher, whole, run_left):
+    training = replace(TRAINING, log_every=1, save_every=None)
+    recipe = replace(RECIPE, training=training, evaluation=makd.EvaluationConfig(rows=1, latency=False))
+    assert go(teacher, run_left / "student", recipe=recipe, resume=True) == whole
+
+
+STAGES = (makd.Stage(training=TRAINING),) * 2
+
+
+def learn(**changes):
+    return replace(RECIPE, training=replace(TRAINING, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"recipe": learn(learning_rate=1e-3)}, "training.learning_rate was 0.0001, is 0.001"),
+        ({"recipe": learn(steps=6)}, "training.steps was 4, is 6"),
+        ({"recipe": learn(batch_size=2)}, "training.batch_size was 4, is 2"),
+        ({"recipe": learn(accumulate=2)}, "training.accumulate was 1, is 2"),
+        ({"recipe": replace(RECIPE, seed=1)}, "seed was 0, is 1"),
+        ({"recipe": replace(RECIPE, dtype="bfloat16")}, "dtype was float32, is bfloat16"),
+        ({"recipe": replace(RECIPE, plan=makd.Plan(preset="logits"))}, "plan.preset was full, is logits"),
+        ({"recipe": replace(RECIPE, stages=STAGES)}, "stages.1.training.steps was None, is 4"),
+        ({"budget": makd.Budget(keep_linears=0.4)}, "budget.keep_linears was 0.5, is 0.4"),
+        ({"texts": ["Another text."] * len(TEXTS)}, "training rows was [0-9a-f]{12}, is [0-9a-f]{12}"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_another_run_is_not_gone_on_with_and_every_difference_is_named(teacher, run_left, changes, told):
+    before = sorted(run_left.rglob("*"))
+    with pytest.raises(OutputError, match=rf"The run that was stopped is not this one: .*{told}"):
+        go(teacher, run_left / "student", resume=True, **changes)
+    assert sorted(run_left.rglob("*")) == before
+
+
+def test_another_teacher_or_tokenizer_is_named(teacher, tmp_path, run_left):
+    tiny("bert", seed=1, vocab_size=300, max_position_embeddings=128).save_pretrained(tmp_path / "other")
+    with pytest.raises(OutputError, match="teacher's weights was"):
+        go(tmp_path / "other", run_left / "student", resume=True, tokenizer=str(teacher))
+    words = AutoTokenizer.from_pretrained(teacher)
+    words.add_special_tokens({"bos_token": "[MASK]"})
+    with pytest.raises(OutputError, match="tokenizer was"):
+        go(teacher, run_left / "student", resume=True, tokenizer=words)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("{")])
+def test_checkpoints_of_an_unknown_run_are_not_gone_on_with(teacher, run_left, damage):
+    damage(run_left / ".student.makd" / "run.json")
+    with pytest.raises(OutputError, match="does not say which run"):
+        go(teacher, run_left / "student", resume=True)
+
+
+def test_another_command_is_not_gone_on_with(teacher, tmp_path, run_left):
+    factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "start")
+    with pytest.raises(OutputError, match="command was compress, is distill"):
+        makd.distill(str(tmp_path / "start"), str(teacher), TEXTS, RECIPE, run_left / "student", resume=True)
+
+
+def test_another_student_is_named(teacher, tmp_path):
+    for name, keep in (("one", 0.5), ("other", 0.6)):
+        factorize_only(str(teacher), TEXTS, makd.Budget(keep_linears=keep), RECIPE, tmp_path / name)
+
+    def distil(student, **more):
+        return makd.distill(str(tmp_path / student), str(teacher), TEXTS, RECIPE, tmp_path / "taught", **more)
+
+    step = DistillTrainer.training_step
+
+    def stop(self, *arguments, **named):
+        if self.state.global_step == STOP_AFTER:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillTrainer, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            distil("one")
+    with pytest.raises(OutputError, match="student before training was"):
+        distil("other", resume=True)
+    distil("one", resume=True)
+
+
+def test_a_stage_whose_first_checkpoint_is_not_whole_begins_again(teacher, tmp_path):
+    few = replace(TRAINING, steps=2)
+    staged = replace(RECIPE, stages=(makd.Stage(training=few), makd.Stage(training=TRAINING)))
+    unstopped = go(teacher, tmp_path / "whole", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged)
+    for folder in (checkpoints / "stage_2").iterdir():
+        cut_weights(folder)
+    assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
+
+
+def test_a_cache_that_was_moved_is_the_same_and_another_is_not(teacher, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    data = str(tmp_path / "texts.txt")
+    for name, dtype in (("cache", "float32"), ("rounded", "float16")):
+        makd.build_cache(str(teacher), data, RECIPE, tmp_path / name, settings=makd.CacheConfig(dtype=dtype))
+    cached = replace(RECIPE, cache=str(tmp_path / "cache"))
+    stopped(teacher, tmp_path / "student", recipe=cached, texts=data)
+    for other in (None, str(tmp_path / "rounded")):
+        with pytest.raises(OutputError, match="cache was"):
+            go(teacher, tmp_path / "student", data, recipe=replace(cached, cache=other), resume=True)
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    go(teacher, tmp_path / "student", data, recipe=replace(cached, cache=str(tmp_path / "moved")), resume=True)
