@@ -19,6 +19,7 @@ from makd.evaluation import fidelity, latency, parameter_counts, perplexity, sto
 from makd.loading import check_dtype, take_model, take_tokenizer
 from makd.preparation import Data, RunData, prepare
 from makd.report import OutputFolder
+from makd.sentence_encoder import encoder_of, origin_of
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is going on, how much is done, of how much)."""
@@ -136,6 +137,8 @@ def start_run(
     model = model_of(teacher, recipe, device)
     for stage in recipe.trainings:
         activate(stage.plan, resolve(model))
+    if resolve(model).head is None:
+        encoder_of(origin_of(model), recipe.evaluation.pooling)  # what cannot be measured is refused before the work
     return Run(
         teacher_name=name_of(teacher),
         recipe=recipe,

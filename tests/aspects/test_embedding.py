@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from makd.aspects import embedding_distance, similarity_mse
-from makd.sentence_encoder import POOLINGS, pool
+from makd.sentence_encoder import pool
 
 RIGHT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
 LEFT = RIGHT.flip(1)

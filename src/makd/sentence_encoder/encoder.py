@@ -19,7 +19,7 @@ from makd.sentence_encoder.layout import (
     SETTINGS,
     TRANSFORMER_SETTINGS,
     Origin,
-    folder_of,
+    find_folder,
     is_sentence_encoder,
     read_json,
     read_modules,
@@ -124,7 +124,7 @@ def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
         SettingError: `pooling` is `AUTO`, and the folder asks for what makd cannot carry out.
         ModelLoadError: `pooling` is `AUTO`, and a file of the folder is missing or damaged.
     """
-    folder = folder_of(origin)
+    folder = find_folder(origin.name)
     if folder is None:
         return SentenceEncoder("mean" if pooling == AUTO else pooling)
     if pooling != AUTO and not is_sentence_encoder(folder):
