@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 import makd
@@ -94,6 +95,33 @@ class TestModulesAfterThePooling:
         with pytest.raises(SettingError, match=name):
             read_sentence_encoder(folder)
 
+    @pytest.mark.parametrize("name", ["linear.weight", "linear.bias"])
+    @pytest.mark.parametrize("wrong", [None, torch.zeros(3)])
+    def test_with_weights_missing_or_of_another_shape_are_refused(self, dense_folder, tmp_path, name, wrong):
+        folder = copy(dense_folder, tmp_path / "teacher")
+        weights = load_file(folder / "2_Dense" / "model.safetensors")
+        del weights[name]
+        save_file(weights | ({} if wrong is None else {name: wrong}), folder / "2_Dense" / "model.safetensors")
+        with pytest.raises(ModelLoadError, match=f"has to hold {name}"):
+            read_sentence_encoder(folder)
+
+    def test_that_do_not_fit_onto_each_other_are_refused(self, tmp_path, tokenizer):
+        folder = make_folder(tmp_path / "teacher", tokenizer, after=("Dense", "Dense"))
+        add_dense(folder / "3_Dense", 20)
+        with pytest.raises(SettingError, match="takes 20 channels, but the module before it gives 16"):
+            read_sentence_encoder(folder)
+
+    def test_may_add_what_they_take(self, dense_folder, tmp_path):
+        folder = copy(dense_folder, tmp_path / "teacher")
+        add_dense(folder / "2_Dense", WIDTH, use_residual=True)
+        weights = load_file(folder / "2_Dense" / "model.safetensors")
+        weights["residual.weight"] = torch.randn(16, WIDTH)
+        save_file(weights, folder / "2_Dense" / "model.safetensors")
+        vectors = torch.randn(3, WIDTH)
+        expected = torch.tanh(vectors @ weights["linear.weight"].T + weights["linear.bias"])
+        expected += vectors @ weights["residual.weight"].T
+        torch.testing.assert_close(read_sentence_encoder(folder).after(vectors), expected)
+
     def test_with_weights_in_a_pickle_alone_are_refused(self, dense_folder, tmp_path):
         folder = copy(dense_folder, tmp_path / "teacher")
         (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
@@ -126,12 +154,26 @@ class TestWhatMakdCannotCarryOut:
     @pytest.mark.parametrize(
         "changes",
         [{"transformer_task": "fill-mask"}, {"module_output_name": "sentence_embedding"}, {"config_args": {"a": 1}},
+         {"modality_config": ["text"]},
          {"modality_config": {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}}}],
     )  # fmt: skip
     def test_in_settings_is_refused(self, cls_folder, tmp_path, changes):
         folder = copy(cls_folder, tmp_path / "teacher")
         change(folder, "sentence_bert_config.json", **changes)
         with pytest.raises(SettingError, match=r"Remove modules\.json"):
+            read_sentence_encoder(folder)
+
+    @pytest.mark.parametrize("mode", ["median", [], [["cls"]], 3, {"cls": True}, ["cls", "median"]])
+    def test_in_the_pooling_is_refused(self, cls_folder, tmp_path, mode):
+        folder = copy(cls_folder, tmp_path / "teacher")
+        change(folder, "1_Pooling/config.json", pooling_mode=mode)
+        with pytest.raises(SettingError, match="makd knows cls, max, mean"):
+            read_sentence_encoder(folder)
+
+    def test_a_missing_pooling_is_said(self, cls_folder, tmp_path):
+        folder = copy(cls_folder, tmp_path / "teacher")
+        (folder / "1_Pooling" / "config.json").unlink()
+        with pytest.raises(ModelLoadError, match="No such file"):
             read_sentence_encoder(folder)
 
     def test_is_refused_also_where_only_the_measures_need_it(self, cls_folder, tmp_path):
@@ -163,7 +205,8 @@ class TestTextSettings:
         [("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length"),
          ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length"),
          ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case"),
-         ("config_sentence_transformers.json", {"default_prompt_name": "other"}, "default prompt 'other'")],
+         ("config_sentence_transformers.json", {"default_prompt_name": "other"}, "default prompt 'other'"),
+         ("config_sentence_transformers.json", {"default_prompt_name": ["a"]}, "default prompt")],
     )  # fmt: skip
     def test_of_a_wrong_type_are_refused(self, cls_folder, tmp_path, file, changes, match):
         folder = copy(cls_folder, tmp_path / "teacher")

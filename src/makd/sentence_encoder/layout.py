@@ -156,6 +156,8 @@ def read_json(path: Path, kind: type[Any]) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}. Copy the file anew.") from error
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not JSON: {error}. Copy the file anew.") from error
     if not isinstance(content, kind):
