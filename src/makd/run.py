@@ -21,6 +21,7 @@ from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, 
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.report import OutputFolder, plain
+from makd.sentence_encoder import encoder_of, origin_of
 from makd.storage import find_save_dtype, stored_folder
 from makd.tasks import TaskConfig
 
@@ -215,6 +216,8 @@ def _load(
     check_predictions(model)
     for stage in recipe.trainings:
         activate(stage.plan, examine(model))
+    if resolve(model).head is None:
+        encoder_of(origin_of(model), recipe.evaluation.pooling)  # what cannot be measured is refused before the work
     return Run(
         teacher_name=name_of(teacher),
         recipe=recipe,

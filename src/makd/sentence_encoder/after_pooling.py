@@ -61,18 +61,23 @@ def read_after_pooling(folder: Path, modules: tuple[Module, ...]) -> AfterPoolin
     while chosen and chosen[-1].kind == "Normalize":
         chosen.pop()
     steps: list[Step] = []
-    width: int | None = None
+    widths: list[int] = []  # of what goes into the first, between the others, and out of the last
     for module in chosen:
         if module.kind == "Normalize":
             steps.append(lambda vectors: nn.functional.normalize(vectors, dim=-1))
             continue
-        step, size = (_dense if module.kind == "Dense" else _layer_norm)(folder / module.path)
+        step, *ends = (_dense if module.kind == "Dense" else _layer_norm)(folder / module.path)
+        if widths and widths[-1] != ends[0]:
+            raise SettingError(
+                f"{folder / module.path} takes {ends[0]} channels, but the module before it gives {widths[-1]}. Its "
+                "files do not belong together."
+            )
         steps.append(step)
-        width = size if width is None else width
-    return AfterPooling(tuple(steps), width)
+        widths += ends
+    return AfterPooling(tuple(steps), widths[0] if widths else None)
 
 
-def _dense(folder: Path) -> tuple[Step, int]:
+def _dense(folder: Path) -> tuple[Step, int, int]:
     settings, weights = _files(folder)
     name = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     activation = ACTIVATIONS.get(name.rpartition(".")[2]) if name.startswith("torch.nn.") else None
@@ -87,8 +92,12 @@ def _dense(folder: Path) -> tuple[Step, int]:
                 f"{folder / 'config.json'} has {key} {settings[key]!r}; makd carries out a Dense module of the whole "
                 "text's embedding alone. Remove modules.json to treat the model as a plain transformer."
             )
-    weight, bias = _take(folder, weights, "linear.weight", 2), weights.get("linear.bias")
-    residual = weights.get("residual.weight")
+    outer, inner = _take(folder, weights, "linear.weight", 2).shape
+    weight = weights["linear.weight"]
+    bias = _take(folder, weights, "linear.bias", 1, outer) if settings.get("bias", True) else None
+    residual: Tensor | None = None
+    if settings.get("use_residual") and inner != outer:
+        residual = _take(folder, weights, "residual.weight", 2, outer)
 
     def apply(vectors: Tensor) -> Tensor:
         out = activation(_linear(vectors, weight, bias))
@@ -96,19 +105,22 @@ def _dense(folder: Path) -> tuple[Step, int]:
             out = out + (vectors if residual is None else _linear(vectors, residual, None))
         return out
 
-    return apply, weight.shape[1]
+    return apply, inner, outer
 
 
 def _linear(vectors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return nn.functional.linear(vectors, weight.to(vectors), None if bias is None else bias.to(vectors))
 
 
-def _layer_norm(folder: Path) -> tuple[Step, int]:
+def _layer_norm(folder: Path) -> tuple[Step, int, int]:
     _, weights = _files(folder)
-    weight, bias = (_take(folder, weights, f"norm.{name}", 1) for name in ("weight", "bias"))
-    return lambda vectors: nn.functional.layer_norm(
-        vectors, weight.shape, weight.to(vectors), bias.to(vectors)
-    ), weight.shape[0]
+    weight = _take(folder, weights, "norm.weight", 1)
+    bias = _take(folder, weights, "norm.bias", 1, len(weight))
+
+    def apply(vectors: Tensor) -> Tensor:
+        return nn.functional.layer_norm(vectors, weight.shape, weight.to(vectors), bias.to(vectors))
+
+    return apply, len(weight), len(weight)
 
 
 def _files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -127,12 +139,13 @@ def _files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return settings, weights
 
 
-def _take(folder: Path, weights: dict[str, Tensor], name: str, dimensions: int) -> Tensor:
+def _take(folder: Path, weights: dict[str, Tensor], name: str, dimensions: int, size: int | None = None) -> Tensor:
     found = weights.get(name)
-    if found is None or found.dim() != dimensions:
-        shape = None if found is None else tuple(found.shape)
+    if found is None or found.dim() != dimensions or (size is not None and len(found) != size):
+        shape = "none" if found is None else str(tuple(found.shape))
+        wanted = f"{dimensions} dimensions" + ("" if size is None else f", the first of {size}")
         raise ModelLoadError(
-            f"{folder / 'model.safetensors'} has to hold {name} with {dimensions} dimensions; got {shape or 'none'} "
-            f"({', '.join(weights)}). Copy the file anew."
+            f"{folder / 'model.safetensors'} has to hold {name} with {wanted}; got {shape} (it has "
+            f"{', '.join(weights)}). Copy the file anew."
         )
     return found

@@ -6,8 +6,9 @@ Files are copied as they are; none is opened but `modules.json`. A pickle is not
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from makd.sentence_encoder.layout import (
     CLASSIFIER,
@@ -15,7 +16,7 @@ from makd.sentence_encoder.layout import (
     SETTINGS,
     TRANSFORMER_SETTINGS,
     Origin,
-    folder_of,
+    find_folder,
     read_json,
     read_modules,
     transformer_path,
@@ -37,7 +38,7 @@ def copy_companions(origin: Origin, result: Path) -> None:
     Raises:
         ModelLoadError: `modules.json` is damaged.
     """
-    folder = folder_of(origin)
+    folder = find_folder(origin.name)
     if folder is None:
         return
     _copy_files([folder / MODULES], result)
@@ -55,8 +56,8 @@ def copy_companions(origin: Origin, result: Path) -> None:
         )
 
 
-def _is_transformer(line: dict[str, str]) -> bool:
-    return line["type"].endswith(".Transformer")
+def _is_transformer(line: Mapping[str, Any]) -> bool:
+    return str(line["type"]).endswith(".Transformer")
 
 
 def _copy_modules(folder: Path, result: Path) -> None:

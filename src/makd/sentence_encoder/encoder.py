@@ -19,7 +19,7 @@ from makd.sentence_encoder.layout import (
     SETTINGS,
     TRANSFORMER_SETTINGS,
     Origin,
-    folder_of,
+    find_folder,
     is_sentence_encoder,
     read_json,
     read_modules,
@@ -93,9 +93,10 @@ def read_text_settings(folder: Path) -> TextSettings:
         raise SettingError(f"do_lower_case of {folder} is true or false; got {lower!r}.")
     common = read_json(folder / SETTINGS, dict) if (folder / SETTINGS).is_file() else {}
     prompts, name = common.get("prompts") or {}, common.get("default_prompt_name")
-    if name is not None and (not isinstance(prompts, dict) or not isinstance(prompts.get(name), str)):
+    named = [text for key, text in prompts.items() if key == name] if isinstance(prompts, dict) else []
+    if name is not None and not (named and isinstance(named[0], str)):
         raise SettingError(f"{folder / SETTINGS} has the default prompt {name!r}, which is not among its prompts.")
-    return TextSettings(length, lower, "" if name is None else prompts[name])
+    return TextSettings(length, lower, "" if name is None else named[0])
 
 
 def read_sentence_encoder(folder: Path) -> SentenceEncoder:
@@ -124,7 +125,7 @@ def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
         SettingError: `pooling` is `AUTO`, and the folder asks for what makd cannot carry out.
         ModelLoadError: `pooling` is `AUTO`, and a file of the folder is missing or damaged.
     """
-    folder = folder_of(origin)
+    folder = find_folder(origin.name)
     if folder is None:
         return SentenceEncoder("mean" if pooling == AUTO else pooling)
     if pooling != AUTO and not is_sentence_encoder(folder):
@@ -168,8 +169,10 @@ def _check_modules(folder: Path) -> None:
     for name, usual in _AS_USUAL.items():
         if own.get(name, usual) != usual:
             raise SettingError(f"{folder} has {name} {own[name]!r}; makd knows {usual!r} alone. {_PLAIN}")
-    text = (own.get("modality_config") or {}).get("text", {})
-    if text and (text.get("method"), text.get("method_output_name")) != ("forward", "last_hidden_state"):
+    modes = own.get("modality_config") or {}
+    usual_text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    text = modes.get("text", usual_text) if isinstance(modes, dict) else modes
+    if text != usual_text:
         raise SettingError(f"{folder} takes {text} of the model for a text; makd knows its last hidden state. {_PLAIN}")
     for name in _NOT_CARRIED_OUT:
         if own.get(name):
@@ -183,9 +186,9 @@ def _pooling(folder: Path, settings: dict[str, Any]) -> str:
     else:
         modes = [_FLAGS[name] for name in _FLAGS if settings.get(name)] or ["mean"]
         modes = [next(key for key, value in _MODES.items() if value == mode) for mode in modes]
-    if not isinstance(modes, list) or not modes or any(mode not in _MODES for mode in modes):
+    if not isinstance(modes, list) or not modes or any(mode not in list(_MODES) for mode in modes):
         raise SettingError(
-            f"{folder} has the pooling {settings['pooling_mode']!r}; known are {', '.join(_MODES)}. {_PLAIN}"
+            f"{folder} has the pooling {settings['pooling_mode']!r}; makd knows {', '.join(_MODES)}. {_PLAIN}"
         )
     if settings.get("include_prompt") is False and read_text_settings(folder).prompt:
         raise SettingError(

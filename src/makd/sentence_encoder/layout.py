@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -59,8 +60,6 @@ class Origin:
 
     name: str = ""
     """Folder or hub id; "" for a model made in hand."""
-    revision: str | None = None
-    """Commit, if it came from the hub."""
     width: int | None = None
     """Channels of its hidden states."""
     is_encoder_decoder: bool = False
@@ -71,47 +70,44 @@ def origin_of(model: PreTrainedModel) -> Origin:
     width = getattr(model.config, "hidden_size", None)
     return Origin(
         str(getattr(model, "name_or_path", "") or ""),
-        getattr(model.config, "_commit_hash", None),
         width if isinstance(width, int) else None,
         bool(getattr(model.config, "is_encoder_decoder", False)),
     )
 
 
-def folder_of(origin: Origin) -> Path | None:
-    """The sentence-transformers folder of a model; None for one without, or one whose folder is gone.
-
-    Raises:
-        ModelLoadError: its `modules.json` is damaged.
-    """
-    is_known = origin.revision is not None or (origin.name != "" and Path(origin.name).is_dir())
-    return find_folder(origin.name, origin.revision) if is_known else None
-
-
-def find_folder(name: str, revision: str | None = None) -> Path | None:
+def find_folder(name: str) -> Path | None:
     """The sentence-transformers folder that the model `name` belongs to; None for any other model.
 
     Args:
-        name: folder (of the model, which may be a subfolder) or hub id.
-        revision: commit of a hub id.
+        name: folder (of the model, which may be a subfolder), or hub id of a model that was loaded before.
 
     Raises:
         ModelLoadError: its `modules.json` is damaged.
     """
     path = Path(name).expanduser()
-    if name and path.is_dir():
-        if (path / MODULES).is_file():
-            return path
-        outer = path.absolute().parent
-        if (outer / MODULES).is_file() and outer / transformer_path(outer) == path.absolute():
-            return outer
+    if not name or not path.is_dir():
+        return _hub_folder(name)
+    if (path / MODULES).is_file():
+        return path
+    outer = path.absolute().parent
+    is_inside = (outer / MODULES).is_file() and outer / transformer_path(outer) == path.absolute()
+    return outer if is_inside else None
+
+
+def _hub_folder(name: str) -> Path | None:
+    """Where the hub's files are on this machine, of the commit that the model was loaded from."""
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
         return None
-    if name.count("/") != 1 or path.is_absolute() or path.exists() or name.startswith((".", "~")):
-        return None
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     try:
-        found = cached_file(name, MODULES, revision=revision, **quiet)
-    except OSError:  # no such repository: the model was loaded from a folder that is gone
+        paths = [try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json")]
+    except HFValidationError:
         return None
+    loaded = next((path for path in paths if isinstance(path, str)), None)
+    if loaded is None:  # never loaded from the hub: a folder that is gone
+        return None
+    revision = Path(loaded).parent.name
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    found = cached_file(name, MODULES, revision=revision, **quiet)
     if found is None:
         return None
     subfolders = [module.path for module in read_modules(Path(found).parent) if module.kind != "Transformer"]
@@ -160,6 +156,8 @@ def read_json(path: Path, kind: type[Any]) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}. Copy the file anew.") from error
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not JSON: {error}. Copy the file anew.") from error
     if not isinstance(content, kind):

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from makd.errors import SettingError
 from makd.sentence_encoder.encoder import read_text_settings
-from makd.sentence_encoder.layout import Origin, find_folder, folder_of
+from makd.sentence_encoder.layout import Origin, find_folder
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def as_in_folder(tokenizer: PreTrainedTokenizerBase, model: str) -> PreTrainedTo
 
 def default_prompt(origin: Origin) -> str:
     """What sentence-transformers puts before every text of the model from `origin`; "" for nothing."""
-    folder = folder_of(origin)
+    folder = find_folder(origin.name)
     return "" if folder is None else read_text_settings(folder).prompt
 
 
@@ -59,7 +59,7 @@ def with_prompt(rows: Dataset, prompt: str) -> Dataset:
 
 def shortest(max_length: int, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of a text, at most: `max_length`, or where sentence-transformers cuts for `origin`, if that is less."""
-    folder = folder_of(origin)
+    folder = find_folder(origin.name)
     if folder is None:
         return max_length
     limit = read_text_settings(folder).max_seq_length or tokenizer.model_max_length
