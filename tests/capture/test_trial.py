@@ -293,7 +293,7 @@ class TestWhatIsRefused:
 
     def test_a_model_that_computes_without_gradients_has_a_solver_that_needs_none(self):
         model = transformers.MraModel(transformers.MraConfig(**ENCODER)).eval()
-        with pytest.raises(UnsupportedModelError, match="No gradient of the model's outputs reaches .*'whitened'"):
+        with pytest.raises(UnsupportedModelError, match=r"No gradient of the model's outputs reaches .*'whitened'"):
             makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=[batch(model)])
         assert makd.factorize(model, makd.Budget(keep_linears=0.5), solver="whitened", calibration=[batch(model)])
 
