@@ -69,6 +69,16 @@ def losses_between(teacher, student, inputs):
     return {comparison.tap: loss.item() for comparison, loss in layers.items()}
 
 
+def perturbed(teacher):
+    """A student that is near its teacher."""
+    student = copy.deepcopy(teacher)
+    generator = torch.Generator().manual_seed(1)
+    for name in resolve(student).linears:
+        weight = student.get_submodule(name).weight
+        weight.data += 0.02 * torch.randn(weight.shape, generator=generator)
+    return student
+
+
 def with_other_padding(inputs):
     changed = dict(inputs)
     for prefix in ("", "decoder_"):
@@ -99,10 +109,11 @@ class TestEveryType:
         if name in READS_PADDING:
             pytest.skip("the model's own outputs depend on them")
         teacher = tiny(name)
-        student = makd.factorize(teacher, makd.Budget(keep_linears=0.97), solver="svd")
+        student = perturbed(teacher)
         inputs = batch(teacher)
         before, after = (losses_between(teacher, student, one) for one in (inputs, with_other_padding(inputs)))
         for tap in before:
+            assert before[tap] > 0
             assert after[tap] == pytest.approx(before[tap], rel=1e-4, abs=1e-7), tap
 
     def test_other_ids_in_the_padding_change_no_statistics_or_they_are_refused(self, name):
