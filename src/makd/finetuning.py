@@ -16,7 +16,7 @@ from makd.data import collator
 from makd.distill import ReportSteps, SupervisedTrainer, choose_trainable_, train
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.loading import check_dtype, take_tokenizer
-from makd.lowrank.hub import is_student, mark_student
+from makd.lowrank.hub import mark_student
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, write_json, write_recipe
 from makd.run import Progress
@@ -74,8 +74,7 @@ def finetune(
         found = data.evaluate(learner, recipe.evaluation_batch_size)
         seconds["evaluate"] = time.perf_counter() - start
         progress("evaluate", 1, 1)
-        if is_student(learner):
-            mark_student(learner)  # a new head changed what its config counts
+        mark_student(learner)  # a new head changed what its config counts
         learner.save_pretrained(result)
         words.save_pretrained(result)
         metrics = {

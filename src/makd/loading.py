@@ -27,6 +27,7 @@ from transformers import (
 
 import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
 from makd.errors import ModelLoadError, SettingError
+from makd.lowrank.stored import check_folder
 from makd.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def load_model(
         UnknownNameError: `head` is not in `HEADS` (nor "auto").
     """
     where = locate(name)
+    check_folder(Path(where.folder))
     arguments: dict[str, Any] = {"dtype": dtype, **config}
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file

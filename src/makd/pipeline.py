@@ -16,6 +16,7 @@ from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.loading import locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
+from makd.lowrank.hub import mark_student
 from makd.lowrank.outcome import FactorizeReport
 from makd.preparation import Data
 from makd.registry import make_settings
@@ -218,6 +219,7 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) 
 def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, settings: dict[str, Any]) -> Report:
     """Write the student and everything that belongs to it into `result`; `command` made it of `settings`."""
     run.progress("save", 0, 1)
+    mark_student(student)
     student.save_pretrained(result)
     run.tokenizer.save_pretrained(result)
     copy_sentence_transformers_files(Path(run.teacher.name_or_path or ""), result)
