@@ -1,4 +1,4 @@
-"""Whether a student can be saved and loaded is known before there is one, for every architecture and every converter."""
+"""That a student can be saved and loaded is known before there is one, for every architecture and every converter."""
 
 import pytest
 import torch
