@@ -28,7 +28,7 @@ from makd.distill import (
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes
 from makd.loading import check_dtype
-from makd.lowrank.hub import is_student, mark_student
+from makd.lowrank.hub import mark_student
 from makd.lowrank.weights import check_finite, round_weights_, stored_in
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
@@ -109,8 +109,7 @@ def _finetune(
         found = data.evaluate(learner, recipe.evaluation_batch_size)
         seconds["evaluate"] = time.perf_counter() - start
         progress("evaluate", 1, 1)
-        if is_student(learner):
-            mark_student(learner)  # a new head changed what its config counts
+        mark_student(learner)  # a new head changed what its config counts
         with stored_in(learner, save_dtype):
             learner.save_pretrained(result)
         words.save_pretrained(result)

@@ -34,6 +34,7 @@ from makd.checkpoint import (
 )
 from makd.errors import ModelLoadError, SettingError
 from makd.lowrank.shards import weight_files
+from makd.lowrank.stored import check_folder
 from makd.lowrank.weights import check_finite, check_plain, set_dtypes_
 from makd.registry import Registry
 from makd.sentence_encoder import as_in_folder, find_folder, is_sentence_encoder, transformer_path
@@ -135,6 +136,7 @@ def load_learner(
 def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -> tuple[PreTrainedModel, Any]:
     """A model, and what transformers tells of how its weights and those of the files match."""
     where = locate(name)
+    check_folder(Path(where.folder))
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **config}
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file

@@ -15,6 +15,7 @@ from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.lowrank.budget import Budget
 from makd.lowrank.factorize import factorize
+from makd.lowrank.hub import mark_student
 from makd.lowrank.outcome import FactorizeReport
 from makd.lowrank.weights import check_finite, round_weights_, stored_in
 from makd.plain_yaml import read_yaml
@@ -229,6 +230,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     check_finite(student, "The student")
     run.scores["after"] = run.score(student)
     run.progress("save", 0, 1)
+    mark_student(student)
     with stored_in(student, run.save_dtype):
         student.save_pretrained(result)
     (run.student_tokenizer or run.tokenizer).save_pretrained(result)

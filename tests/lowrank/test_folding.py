@@ -95,3 +95,56 @@ def test_a_linear_that_is_not_factored_is_refused_by_name():
     student = make_student()
     with pytest.raises(makd.MakdError, match="Unknown factored matrix 'encoder"):
         makd.fold(student, ["encoder.layer.0.attention.self.qery"])
+
+
+class TestTheVocabulary:
+    @pytest.mark.parametrize(
+        ("name", "head", "auto", "tied"),
+        [
+            ("gpt2", "causal_lm", AutoModelForCausalLM, True),
+            ("bert", "masked_lm", AutoModelForMaskedLM, True),
+            ("llama", "causal_lm", AutoModelForCausalLM, False),
+        ],
+    )
+    def test_embeddings_and_head_are_folded_too_and_tied_as_the_teachers(self, name, head, auto, tied, tmp_path):
+        student = make_student(name, head, vocabulary="factored")
+        folded = makd.fold(student)
+        assert difference(folded, student) < 1e-5
+        ends = folded.get_input_embeddings(), folded.get_output_embeddings()
+        assert (type(ends[0]), type(ends[1])) == (nn.Embedding, nn.Linear)
+        assert (ends[0].weight is ends[1].weight) == tied
+        folded.save_pretrained(tmp_path)
+        assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+        again = auto.from_pretrained(tmp_path)
+        assert makd.fingerprint(again) == makd.fingerprint(folded)
+        teacher = tiny(name, head)
+        assert again.state_dict().keys() == teacher.state_dict().keys()
+        assert again.all_tied_weights_keys == teacher.all_tied_weights_keys
+
+    @pytest.mark.parametrize("name", ["lm_head", "transformer.wte"])
+    def test_a_tied_head_goes_with_its_embeddings_by_either_name(self, name):
+        student = make_student("gpt2", "causal_lm", vocabulary="factored")
+        folded = makd.fold(student, [name])
+        assert type(folded.lm_head) is nn.Linear
+        assert folded.lm_head.weight is folded.transformer.wte.weight
+        assert difference(folded, student) < 1e-5
+        assert set(factored_linears(folded)) == set(factored_linears(student))
+
+    def test_a_head_of_its_own_is_folded_alone(self):
+        student = make_student("llama", "causal_lm", vocabulary="factored")
+        folded = makd.fold(student, ["lm_head"])
+        assert type(folded.lm_head) is nn.Linear
+        assert type(folded.model.embed_tokens) is not nn.Embedding
+        assert difference(folded, student) < 1e-5
+
+
+def test_a_dropped_layer_stays_dropped_and_the_folded_student_says_so(tmp_path):
+    teacher = tiny("llama", "causal_lm", num_hidden_layers=4)
+    calibration = [batch(teacher)]
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.4), solver="svd", depth=2, calibration=calibration)
+    folded = makd.fold(student)
+    assert difference(folded, student) < 1e-5
+    folded.save_pretrained(tmp_path)
+    dropped = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["dropped"]
+    assert len(dropped) == 2
+    assert makd.fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path)) == makd.fingerprint(folded)

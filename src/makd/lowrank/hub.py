@@ -106,7 +106,7 @@ class StudentLoader(HfQuantizer):
 def mark_student(student: PreTrainedModel) -> None:
     """Write into `student.config` what a load needs to build it again, and give it an identity of its own.
 
-    Call after modules were replaced, and before makd saves what it trained.
+    Call after modules were replaced, and before makd saves what it trained. A plain model is left as it is.
     """
     settle_groups_(student)
     tensors = saved_tensors(student)
@@ -120,9 +120,10 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
     ranks = {name: module.rank for name, module in modules.items() if _is_own_linear(student, module)}
     embeddings = {name: module.rank for name, module in modules.items() if isinstance(module, LowRankEmbedding)}
     dropped = {name: module.outputs for name, module in modules.items() if isinstance(module, SkippedLayer)}
-    student.__dict__.pop("_weight_conversions", None)
-    if not is_student(student):  # all of it was folded: a plain model again
-        student.config.__dict__.pop("quantization_config", None)
+    if not is_student(student):
+        if isinstance(getattr(student.config, "quantization_config", None), StudentConfig):  # all of it was folded
+            del student.config.quantization_config
+            student.__dict__.pop("_weight_conversions", None)
         return
     counts, architecture = count_parameters(student), type(student).__name__
     student.config.quantization_config = StudentConfig(

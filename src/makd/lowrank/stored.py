@@ -16,15 +16,43 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from makd.anatomy import StandIn
+from makd.anatomy.stand_in import NUMBER
 from makd.errors import ModelLoadError
 from makd.lowrank.embedding import is_tied_head
 from makd.lowrank.identity import Shapes, names_in_memory
 from makd.lowrank.placing import place_stand_ins_
-from makd.lowrank.student_config import StudentConfig
+from makd.lowrank.student_config import METHOD, StudentConfig
 
 INDEX = "model.safetensors.index.json"
 FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", ".directions.weight")
 """How the names of factors end in a file."""
+
+
+def check_folder(folder: Path) -> None:
+    """Whether config and weights in `folder` agree on being a student's, or on not being one.
+
+    Raises:
+        ModelLoadError: the weights are a student's, and config.json does not say so, or cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # transformers says what is wrong with it
+        return
+    method = config.get("quantization_config") if isinstance(config, dict) else None
+    if method is not None and not isinstance(method, dict):
+        raise ModelLoadError(
+            f"{folder / 'config.json'}: quantization_config is a mapping; it is {method!r:.80}. Copy the file again."
+        )
+    check_index(folder)
+    if (method or {}).get("quant_method") == METHOD:
+        return
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+    for name, shape in read_shapes([str(path) for path in files]).items():
+        if shape == NUMBER or name.endswith((".reduce.weight", ".directions.weight")):
+            raise ModelLoadError(
+                f"{folder} holds the weights of a makd student, but its config.json has no quantization_config of "
+                "makd's: it is another model's, or was changed after saving. Copy the student's folder again, whole."
+            )
 
 
 def check_index(folder: Path) -> None:

@@ -39,9 +39,6 @@ class StudentConfig(QuantizationConfigMixin):
             weight files has it too: weights and config of two students do not go together.
         format: version of this layout.
         quant_method: always "makd"; transformers finds the quantizer by it.
-
-    Raises:
-        ModelLoadError: something of it is not as described here, or the format is a newer one.
     """
 
     def __init__(
@@ -56,35 +53,13 @@ class StudentConfig(QuantizationConfigMixin):
         format: int = FORMAT,
         quant_method: str = METHOD,
     ) -> None:
-        _check("format", format, _is_size, "a number from 1 on")
-        if format > FORMAT:
-            raise ModelLoadError(
-                f"This student was saved in makd's format {format}; this makd reads up to {FORMAT}. Update makd."
-            )
-        embeddings = {} if embeddings is None else embeddings
-        dropped = {} if dropped is None else dropped
-        shared = {} if shared is None else shared
-        _check("ranks", ranks, _are_sizes, "names of linears with their ranks, from 1 on")
-        _check("embeddings", embeddings, _are_sizes, "names of embeddings with their ranks, from 1 on")
-        _check("dropped", dropped, _are_counts, "names of layers with what they returned, from 0 on")
-        _check("shared", shared, _are_groups, "names of linears with lists of other linears")
-        _check("parameters", parameters, _are_counts, f"{', '.join(COUNTS)} with numbers from 0 on")
-        for count in COUNTS:
-            if count not in parameters:
-                raise ModelLoadError(f"quantization_config.parameters lacks {count!r}. {_WHAT_NEXT}")
-        for name in (name for leader, others in shared.items() for name in (leader, *others)):
-            if name not in ranks:
-                raise ModelLoadError(f"quantization_config.shared names {name!r}, which has no rank. {_WHAT_NEXT}")
-        _check("architecture", architecture, _is_name, "the name of a model's class")
-        if format >= 4 or identity is not None:
-            _check("identity", identity, _is_identity, "sixteen hexadecimal digits, the first below 8")
         self.quant_method = quant_method  # type: ignore[assignment]
         self.ranks = dict(ranks)
         self.parameters = dict(parameters)
         self.architecture = architecture
-        self.embeddings = dict(embeddings)
-        self.dropped = dict(dropped)
-        self.shared = {name: list(others) for name, others in shared.items()}
+        self.embeddings = dict(embeddings or {})
+        self.dropped = dict(dropped or {})
+        self.shared = {name: list(others) for name, others in (shared or {}).items()}
         self.identity = identity
         self.format = format
 
@@ -93,27 +68,47 @@ class StudentConfig(QuantizationConfigMixin):
         """What stands in `config.json`, checked. The signature is transformers'.
 
         Raises:
-            ModelLoadError: a key is missing, or there is one too many, or a value is of another kind.
+            ModelLoadError: something of it is not as described here, or the format is a newer one.
         """
-        for key in config_dict:
-            if key not in _KEYS:
-                raise ModelLoadError(f"{unknown_name('key of quantization_config', str(key), _KEYS)} {_WHAT_NEXT}")
-        for key in ("ranks", "parameters", "architecture", "format"):
-            if key not in config_dict:
-                raise ModelLoadError(f"The quantization_config in config.json lacks {key!r}. {_WHAT_NEXT}")
+        _check_keys(config_dict)
+        for key, (is_right, allowed) in _VALUES.items():
+            if key in config_dict and not is_right(config_dict[key]):
+                raise ModelLoadError(
+                    f"quantization_config.{key} is {allowed}; config.json has {config_dict[key]!r:.80}. {_WHAT_NEXT}"
+                )
+        _check_names(config_dict)
         config = cls(**config_dict)
         return (config, kwargs) if return_unused_kwargs else config
 
 
-_KEYS = (
-    "ranks", "parameters", "architecture", "embeddings", "dropped", "shared", "identity", "format", "quant_method"
-)  # fmt: skip
 _WHAT_NEXT = "It was changed after saving: copy the student's config.json again, as makd wrote it."
 
 
-def _check(key: str, value: object, is_right: Callable[[Any], bool], allowed: str) -> None:
-    if not is_right(value):
-        raise ModelLoadError(f"quantization_config.{key} is {allowed}; config.json has {value!r:.80}. {_WHAT_NEXT}")
+def _check_keys(values: Mapping[str, Any]) -> None:
+    found = values.get("format", 0)
+    if _is_size(found) and found > FORMAT:  # it may have keys that are not known here
+        raise ModelLoadError(
+            f"This student was saved in makd's format {found}; this makd reads up to {FORMAT}. Update makd."
+        )
+    for key in values:
+        if key not in _VALUES:
+            raise ModelLoadError(f"{unknown_name('key of quantization_config', key, _VALUES)} {_WHAT_NEXT}")
+    needed = ["ranks", "parameters", "architecture", "format"]
+    if _is_size(found) and found >= 4:
+        needed.append("identity")
+    for key in needed:
+        if key not in values:
+            raise ModelLoadError(f"The quantization_config in config.json lacks {key!r}. {_WHAT_NEXT}")
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    for count in COUNTS:
+        if count not in values["parameters"]:
+            raise ModelLoadError(f"quantization_config.parameters lacks {count!r}. {_WHAT_NEXT}")
+    for leader, others in values.get("shared", {}).items():
+        for name in (leader, *others):
+            if name not in values["ranks"]:
+                raise ModelLoadError(f"quantization_config.shared names {name!r}, which has no rank. {_WHAT_NEXT}")
 
 
 def _is_name(value: object) -> bool:
@@ -145,3 +140,17 @@ def _are_groups(value: object) -> bool:
 
 def _is_identity(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-7][0-9a-f]{15}", value) is not None
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "format": (_is_size, "a number from 1 on"),
+    "ranks": (_are_sizes, "names of linears with their ranks, from 1 on"),
+    "embeddings": (_are_sizes, "names of embeddings with their ranks, from 1 on"),
+    "dropped": (_are_counts, "names of layers with what they returned, from 0 on"),
+    "shared": (_are_groups, "names of linears with lists of other linears"),
+    "parameters": (_are_counts, f"{', '.join(COUNTS)} with numbers from 0 on"),
+    "architecture": (_is_name, "the name of a model's class"),
+    "identity": (_is_identity, "sixteen hexadecimal digits, the first below 8"),
+    "quant_method": (_is_name, f"{METHOD!r}"),
+}
+"""Key -> whether a value may stand there, and what may."""
