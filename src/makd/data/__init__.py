@@ -11,6 +11,7 @@ from makd.data.sources import (
     load_splits,
     load_texts,
     rename_columns,
+    split_off,
     validation_split,
 )
 from makd.data.tokenizers import check_student_tokenizer, choose_tokenizer
@@ -34,6 +35,7 @@ __all__ = [
     "reads_blocks",
     "rename_columns",
     "row_lengths",
+    "split_off",
     "string_columns",
     "token_batches",
     "tokenize",

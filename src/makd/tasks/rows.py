@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
-from makd.data import check_strings, load_splits, rename_columns, string_columns, validation_split
+from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, validation_split
 from makd.errors import DataError
 from makd.tasks.settings import TaskConfig
 
@@ -66,8 +66,8 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
-        parts = train.train_test_split(test_size=max(1, round(config.held_out * len(train))), seed=seed)
-        train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
+        train, held_out = split_off(train, config.held_out, seed, "task.held_out")
+        evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
     labels = _labels(config, train, where)
     return TaskRows(
         config=config,

@@ -64,8 +64,8 @@ class TaskConfig:
             "evaluation_splits": (self.evaluation_splits != (), "at least one name, or null"),
             "labels": (self.labels is None or len(set(self.labels)) == len(self.labels) > 1, "two or more names"),
             "text_columns": (
-                self.text_columns is None or len(self.text_columns) in allowed,
-                f"{' or '.join(map(str, allowed))} of {self.known.kind}",
+                self.text_columns is None or len(set(self.text_columns)) == len(self.text_columns) in allowed,
+                f"{' or '.join(map(str, allowed))} of {self.known.kind}, each another one",
             ),
             "max_length": (self.max_length is None or self.max_length >= 4, "at least 4 tokens, or null"),
             "stride": (self.stride >= 0, "at least 0"),
