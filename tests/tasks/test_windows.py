@@ -1,11 +1,16 @@
-"""Questions and their windows: what fits is read, what cannot be is refused before the tokenizer panics."""
+"""What fits into rows and windows of a task is read; what cannot be is refused before the tokenizer panics."""
+
+import copy
 
 import pytest
 from datasets import Dataset
 
+import makd
 from makd.errors import DataError
-from makd.tasks import TaskConfig
+from makd.tasks import TaskConfig, read_task, tokenize_task
 from makd.tasks.features import encode_windows
+from makd.tasks.rows import TaskRows
+from tests.models import tiny
 
 CONTEXT = "The names of a class are a list and a list is read from left to right."
 
@@ -15,6 +20,13 @@ def encoded(tokenizer, question, length=24, stride=4, context=CONTEXT):
     rows = {"question": ["What?", question], "context": [context] * 2}
     rows["answers"] = [{"text": ["names"], "answer_start": [4]}] * 2
     return encode_windows(config, Dataset.from_dict(rows), tokenizer)
+
+
+def pairs(length):
+    """Rows of two texts, longer than any row may be."""
+    config = TaskConfig(name="glue/mrpc", path="data", max_length=length)
+    rows = Dataset.from_dict({"text": [CONTEXT * 3] * 4, "text_pair": [CONTEXT * 3] * 4, "label": [0, 1, 0, 1]})
+    return TaskRows(config, ("not_equivalent", "equivalent"), rows, {"validation": rows}, None)
 
 
 def question_of(tokenizer, tokens):
@@ -40,3 +52,35 @@ def test_the_longest_question_that_leaves_room_is_read_in_windows_that_move_by_a
 def test_a_long_question_whose_context_fits_is_read(tokenizer):
     found = encoded(tokenizer, question_of(tokenizer, 17), context="The")
     assert list(found["question"]) == [0, 1]
+
+
+def test_a_tasks_rows_are_no_longer_than_robertas_positions(tokenizer):
+    model = tiny("roberta", "sequence_classification", vocab_size=300)
+    with pytest.raises(DataError, match=r"task\.max_length is 64 tokens, but RobertaForSequ\w+ has positions for 63"):
+        tokenize_task(pairs(64), tokenizer, model)
+    task = tokenize_task(pairs(63), tokenizer, model)
+    assert max(map(len, task.held_out["input_ids"])) == 63
+    assert set(task.evaluate(model)) == {"accuracy", "f1", "score"}
+
+
+def test_token_types_that_a_model_has_no_embedding_for_are_refused_before_its_forward(tokenizer):
+    typed = copy.deepcopy(tokenizer)
+    typed.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model = tiny("roberta", "sequence_classification", vocab_size=300, type_vocab_size=1)
+    with pytest.raises(DataError, match="token type 1, but RobertaForSequenceClassification knows 1"):
+        tokenize_task(pairs(32), typed, model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"text_columns": ("a", "a")}, r"task\.text_columns is 1 or 2 of classification, each another one"),
+        ({"held_out": 0.999}, r"task\.held_out = 0\.999 of 4 rows are all of them"),
+    ],
+)
+def test_settings_that_leave_nothing_to_read_or_to_train_on_are_refused(tmp_path, settings, told):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\nsome text,0\nmore text,1\nsome text,0\nmore text,1\n", encoding="utf-8")
+    settings = {"text_columns": ("a",), "label_column": "b", **settings}
+    with pytest.raises(makd.MakdError, match=told):
+        read_task(TaskConfig(name="classification", path=str(path), **settings))

@@ -7,11 +7,11 @@ from makd.data.marks import check_room
 from makd.data.sources import (
     DataConfig,
     Texts,
-    count_held_out,
     hold_out,
     load_splits,
     load_texts,
     rename_columns,
+    split_off,
     validation_split,
 )
 from makd.data.tokenizers import check_student_tokenizer, choose_tokenizer
@@ -26,7 +26,6 @@ __all__ = [
     "check_student_tokenizer",
     "choose_tokenizer",
     "collator",
-    "count_held_out",
     "count_tokens",
     "hold_out",
     "load_splits",
@@ -36,6 +35,7 @@ __all__ = [
     "reads_blocks",
     "rename_columns",
     "row_lengths",
+    "split_off",
     "string_columns",
     "token_batches",
     "tokenize",

@@ -19,6 +19,7 @@ ABOUT = (
     "changelog",
     "requirements",
     "dataset_info",
+    "dataset_dict",
     "state.json",
 )
 """How names of files begin that are about the data."""

@@ -95,7 +95,7 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
         if name not in splits:
             raise DataError(f"{config.path} has no split {name!r}; it has {', '.join(splits)}.")
         return Texts(train, _plain_columns(splits[name], config))
-    return _split(train, config, seed)
+    return Texts(*split_off(train, config.held_out, seed, "data.held_out"))
 
 
 def load_splits(name: str, configuration: str | None = None, file_split: str = "train") -> DatasetDict:
@@ -150,26 +150,26 @@ def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
-    return _split(_without_blank(Dataset.from_dict({"text": list(texts)}), "the texts"), config, seed)
+    rows = _without_blank(Dataset.from_dict({"text": list(texts)}), "the texts")
+    return Texts(*split_off(rows, config.held_out, seed, "data.held_out"))
 
 
-def _split(rows: Dataset, config: DataConfig, seed: int) -> Texts:
-    if len(rows) < 2:
-        raise DataError(f"There are {len(rows)} rows of text; at least 2 are needed, one of them to evaluate on.")
-    parts = rows.train_test_split(test_size=count_held_out(len(rows), config.held_out, "data"), seed=seed)
-    return Texts(parts["train"], parts["test"])
-
-
-def count_held_out(rows: int, share: float, called: str) -> int:
-    """How many of `rows` are `share` of them, at least one.
+def split_off(rows: Dataset, share: float, seed: int, setting: str) -> tuple[Dataset, Dataset]:
+    """The rows to train on, and `share` of them, at least one, to evaluate on.
 
     Raises:
-        SettingError: none would be left to train on.
+        DataError: there are fewer than two, or none would be left to train on; the text names the `setting`.
     """
-    count = max(1, round(share * rows))
-    if count >= rows:
-        raise SettingError(f"{called}.held_out of {share} leaves none of {rows} rows to train on; lower it.")
-    return count
+    if len(rows) < 2:
+        raise DataError(f"There are {len(rows)} rows; at least 2 are needed, one of them to evaluate on.")
+    count = max(1, round(share * len(rows)))
+    if count >= len(rows):
+        raise DataError(
+            f"{setting} = {share} of {len(rows)} rows are all of them, which leaves none to train on. Lower it, or "
+            "give more rows."
+        )
+    parts = rows.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
 
 
 def _passages() -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, List, Value
 
-from makd.data import check_strings, count_held_out, load_splits, rename_columns, string_columns, validation_split
+from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, validation_split
 from makd.errors import DataError
 from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
 from makd.tasks.places import mend_places
@@ -68,8 +68,8 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
-        parts = train.train_test_split(test_size=count_held_out(len(train), config.held_out, "task"), seed=seed)
-        train, evaluation = parts["train"], {HELD_OUT: _limit(parts["test"], config.evaluation_rows)}
+        train, held_out = split_off(train, config.held_out, seed, "task.held_out")
+        evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
     labels = _read_labels(config, train, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
     return TaskRows(
