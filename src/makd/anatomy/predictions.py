@@ -188,9 +188,9 @@ def check_predictions(model: PreTrainedModel) -> None:
         return
     if predictions.law == "unknown":
         raise UnsupportedModelError(
-            f"{predictions.reason[0].upper()}{predictions.reason[1:]}, so its predictions can be neither taught nor "
-            "measured. Load the model under a head that is known, with recipe.head: base, masked_lm, causal_lm, "
-            "seq2seq_lm, sequence_classification, token_classification or question_answering."
+            f"The predictions of {type(model).__name__} can be neither taught nor measured: {predictions.reason}. Load "
+            "the model under a head that is known, with recipe.head: base, masked_lm, causal_lm, seq2seq_lm, "
+            "sequence_classification, token_classification or question_answering."
         )
     if predictions.each == "token" and predictions.size is None:
         return
