@@ -596,7 +596,7 @@ class TestPage:
         for name in ("thesis.md", "thesis.svg"):
             (tmp_path / name).write_text("precious")
             with pytest.raises(OutputError, match=f"{name} is there, and not of a page"):
-                comparison.write_page(here, tmp_path / "thesis.md")
+                comparison.write_page(make(data, encoder_folder, tmp_path / "none"), tmp_path / "thesis.md")
             assert (tmp_path / name).read_text() == "precious"
             (tmp_path / name).unlink()
         with pytest.raises(OutputError, match="makd compare"):

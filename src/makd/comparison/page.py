@@ -45,7 +45,7 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
         The path of the page.
 
     Raises:
-        OutputError: no cell was run with these settings, or the page cannot be written or would replace another file.
+        OutputError: no cell was run with these settings; or the page cannot be written, or would replace what is none.
     """
     check_page(Path(path))
     path, cells = Path(path), all_cells(experiment)
