@@ -18,6 +18,7 @@ from makd.aspects.matrix import matrix_mse
 from makd.aspects.plan import ASPECTS, PRESETS, Plan, Term
 from makd.aspects.relation import relation_kl
 from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
+from makd.sentence_encoder import pool
 
 __all__ = [
     "ASPECTS",
@@ -50,6 +51,7 @@ __all__ = [
     "matrix_mse",
     "next_labels",
     "normalised_mse",
+    "pool",
     "regression_mse",
     "relation_kl",
     "similarity_mse",

@@ -122,8 +122,8 @@ def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
             than the folder's is taken, and said; the modules that follow the folder's pooling are then left out.
 
     Raises:
-        SettingError: `pooling` is `AUTO`, and the folder asks for what makd cannot carry out.
-        ModelLoadError: `pooling` is `AUTO`, and a file of the folder is missing or damaged.
+        SettingError: the folder asks for what makd cannot carry out.
+        ModelLoadError: a file of the folder is missing or damaged.
     """
     folder = find_folder(origin.name)
     if folder is None:
