@@ -34,7 +34,7 @@ COMPRESS = ["compress", "--teacher", "a-model", "--output", "a-folder"]
         ),
         (["--task.rows", "many"], "task.rows is a whole number or null; got many."),
         (["--task", "glue/cole"], "Unknown task 'glue/cole'. Did you mean 'glue/cola'"),
-        (["--config", "nowhere.yaml"], "--config: File does not exist:"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml is no file. Give a YAML file."),
         (
             ["--budget", "0.5"],
             "--budget is a YAML file with settings; got '0.5'. A single setting: --budget.params, --budget.keep, "
