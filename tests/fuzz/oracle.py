@@ -1,4 +1,4 @@
-"""What holds for any input whatever: a sound result, or one message; nothing else on disk, in little memory and time."""
+"""What holds for any input: a sound result or one message, nothing else on disk, in little memory and time."""
 
 import contextlib
 import hashlib

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from tests.fuzz.oracle import generated
 
 TOKENS = [
-    ".nan", ".inf", "-.inf", "1e999", "-1", "0", "true", "yes", "null", "~", "[]", "{}", "[1, 2]", "{a: b}", "*a", "&a x",
-    "!!python/object/apply:os.system [ls]", "!!binary aGk=", "2020-01-01", "1:30", "010", "0x7f", '""', '"a\\0b"', "'false'",
-    "9" * 30, "9" * 5000, "x" * 3000, "[" * 60, "{a: " * 60, "?", "-", ":", "@", "`", "%", "|", ">", "\t", "\x07", "\u2028",
-    "é", "𝕏", "class_path: os.system", "<<: x", "../..", "/", "99999999", "4294967296", "meta", "0.999", "half",
+    ".nan", ".inf", "-.inf", "1e999", "-1", "0", "true", "yes", "null", "~", "[]", "{}", "[1, 2]", "{a: b}", "*a",
+    "&a x", "!!python/object/apply:os.system [ls]", "2020-01-01", "1:30", "010", "0x7f", '""', '"a\\0b"', "'false'",
+    "!!binary aGk=",
+    "9" * 30, "9" * 5000, "x" * 3000, "[" * 60, "{a: " * 60, "?", "-", ":", "@", "`", "%", "|", ">", "\t", "\x07",
+    "\u2028", "é", "\U0001f642", "class_path: os.system", "<<: x", "../..", "/", "99999999", "4294967296",
+    "meta", "0.999", "half",
 ]  # fmt: skip
 
 
@@ -48,10 +50,10 @@ MARK = "MARK"
 
 @pytest.mark.parametrize("command", ["factorize", "compress"])
 def test_a_setting_is_something_else(ground, cases, command):
-    """In both commands the fields that the case itself needs keep their place: a path outside of the case is nobody's."""
+    """Not where the output is: a folder outside of the case is nobody's."""
     places = [place for place in paths(recipe(ground)) if place not in (("output",), ("overwrite",))]
 
-    @generated(90)
+    @generated(60)
     @given(place=st.sampled_from(places), token=st.sampled_from(TOKENS))
     def case(place, token):
         tree = recipe(ground)
@@ -61,16 +63,15 @@ def test_a_setting_is_something_else(ground, cases, command):
         inside[place[-1]] = MARK
         file = ground.folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(tree).replace(MARK, token), encoding="utf-8")
-        cases.command(
-            f"{place} {token[:30]!r}", [command, "--config", file], [ground.teacher, ground.text], ground.output
-        )
+        inputs = [ground.teacher, ground.text]
+        cases.command(f"{place} {token[:30]!r}", [command, "--config", file], inputs, ground.output)
 
     case()
     cases.settle()
 
 
 def test_a_text_is_damaged(ground, cases):
-    @generated(90)
+    @generated(60)
     @given(
         place=st.integers(0, 10**6), length=st.integers(0, 40), token=st.sampled_from(TOKENS),
         encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-8-sig", "cp037"]),
@@ -81,16 +82,15 @@ def test_a_text_is_damaged(ground, cases):
         file = ground.folder / "recipe.yaml"
         file.write_bytes((text[:place] + token + text[place + length :]).encode(encoding, "replace"))
         words = ["factorize", "--config", file, "--output", ground.output, "--teacher", ground.teacher]
-        cases.command(
-            f"{place} {length} {token[:30]!r} {encoding}", words, [ground.teacher, ground.text], ground.output
-        )
+        inputs = [ground.teacher, ground.text]
+        cases.command(f"{place} {length} {token[:30]!r} {encoding}", words, inputs, ground.output)
 
     case()
     cases.settle()
 
 
 def test_a_line_is_twice_there_or_moved(ground, cases):
-    @generated(50)
+    @generated(40)
     @given(source=st.integers(0, 100), target=st.integers(0, 100), indent=st.sampled_from(["", "  ", "    ", "\t"]))
     def case(source, target, indent):
         lines = yaml.safe_dump(recipe(ground)).splitlines()
@@ -113,7 +113,7 @@ def test_an_experiment_is_damaged(ground, cases):
         }
     )  # fmt: skip
 
-    @generated(50)
+    @generated(40)
     @given(place=st.integers(0, 10**6), length=st.integers(0, 30), token=st.sampled_from(TOKENS))
     def case(place, length, token):
         place %= len(experiment)

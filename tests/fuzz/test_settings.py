@@ -38,9 +38,9 @@ SETTINGS = {
 """With what each needs."""
 FIELDS = [(kind, item.name) for kind in SETTINGS for item in dataclasses.fields(kind)]
 VALUES = [
-    None, True, 0, -1, 1, 2**32, 2**63, 10**400, 0.5, 1.5, -0.0, math.nan, math.inf, -math.inf, 1e308, "", "half", "a\0b",
-    "\ud800", "x" * 5000, b"x", [], [1, 2], ["a", "a"], [None], (), {}, {"a": 1}, set(), object(), int, range(2), [[[]]],
-    lambda: 3, makd.Plan(), [makd.Plan()], 3j,
+    None, True, 0, -1, 1, 2**32, 2**63, 10**400, 0.5, 1.5, -0.0, math.nan, math.inf, -math.inf, 1e308, "", "half",
+    "a\0b", "\ud800", "x" * 5000, b"x", [], [1, 2], ["a", "a"], [None], (), {}, {"a": 1}, set(), object(), int,
+    range(2), [[[]]], lambda: 3, makd.Plan(), [makd.Plan()], 3j,
 ]  # fmt: skip
 
 
@@ -69,8 +69,8 @@ def names(kind=makd.Recipe, above="recipe"):
 
 PLACES = [*names(), *names(makd.DataConfig, "data"), *names(makd.Budget, "budget"), "tokenizer", "overwrite", "stream"]
 TEXTS = [
-    "nan", ".nan", "inf", "-1", "0", "1.5", "half", "", "[]", "{}", "[1, 2]", "{a: b}", "{a: b, a: c}", "null", "true", "*a",
-    "!!set {a}", "99999999", "9" * 40, "x" * 3000, "\ud800", "/", ".", "meta", "\n", "[" * 40, "- 1", "a: b: c",
+    "nan", ".nan", "inf", "-1", "0", "1.5", "half", "", "[]", "{}", "[1, 2]", "{a: b}", "{a: b, a: c}", "null", "true",
+    "*a", "!!set {a}", "99999999", "9" * 40, "x" * 3000, "\ud800", "/", ".", "meta", "\n", "[" * 40, "- 1", "a: b: c",
 ]  # fmt: skip
 
 
