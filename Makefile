@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test soak check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-slow: $(READY) ## the slow tests
 
 soak: $(READY) ## kill runs at random moments and go on with them: ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests/soak
+
+fuzz: $(READY) ## hundreds of wrong inputs: a sound result or one message, within 10 minutes on 2 cores
+	$(BIN)/python -m pytest -q -o addopts="-ra --strict-markers" -m fuzz -W ignore tests/fuzz
 
 check: $(READY) ## lint, formatting, types, and that stations import only what stands before them
 	$(BIN)/ruff check .

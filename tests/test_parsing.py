@@ -34,7 +34,7 @@ COMPRESS = ["compress", "--teacher", "a-model", "--output", "a-folder"]
         ),
         (["--task.rows", "many"], "task.rows is a whole number or null; got many."),
         (["--task", "glue/cole"], "Unknown task 'glue/cole'. Did you mean 'glue/cola'"),
-        (["--config", "nowhere.yaml"], "--config: File does not exist:"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml is no file. Give a YAML file."),
         (
             ["--budget", "0.5"],
             "--budget is a YAML file with settings; got '0.5'. A single setting: --budget.params, --budget.keep, "
@@ -93,7 +93,7 @@ def test_a_file_of_settings_that_is_no_yaml(run, tmp_path):
         ("finetune: {training: {epoch: 2}}", "Unknown setting of finetune.training 'epoch'. Did you mean 'epochs'?"),
         ("cache: {dtypes: float16}", "Unknown setting of cache 'dtypes'. Did you mean 'dtype'?"),
         ("cache: {dtype: float61}", "cache.dtype is one of float32, float16, bfloat16, int8; got float61."),
-        ("cache: 3", "cache is the settings of a CacheConfig or null; got 3."),
+        ("cache: 3", "cache is settings with names (dtype, top_k, batch_size, shard_megabytes); got 3."),
         ("tasks: [{nam: glue/mrpc}]", "Unknown setting of tasks 'nam'. Did you mean 'name'?"),
         ("methods: [{method: makd}]", "Required, but not given: methods.name."),
         ("seeds: [1, two]", "seeds is a whole number; got two."),

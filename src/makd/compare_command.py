@@ -82,7 +82,7 @@ def load_experiment(path: str | Path, **changes: Any) -> Experiment:
     content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise SettingError(f"{path} is no experiment. Give a YAML file such as examples/encoder/experiment.yaml.")
-    check_maps(content, get_type_hints(Experiment))
+    check_maps(content, get_type_hints(Experiment), f"{path}: ")
     parser = jsonargparse.ArgumentParser(exit_on_error=False, parser_mode=SYNTAX)
     parser.add_class_arguments(Experiment, nested_key=None)
     try:

@@ -89,7 +89,7 @@ def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
             raise SettingError(f"{value} holds no settings (name: value, a line each); got {shown(content)}.")
         if flag == "--config" and "config" in content:
             raise SettingError(f"{value} names another file with `config`. Give several --config instead.")
-        check_maps(content, inside, "" if flag == "--config" else f"{name}.")
+        check_maps(content, inside, f"{value}: " if flag == "--config" else f"{name}.")
 
 
 def check_maps(content: Mapping[str, Any], kinds: Mapping[str, Any], above: str = "") -> None:

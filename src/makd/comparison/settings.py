@@ -163,6 +163,12 @@ class Experiment:
             raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
         if self.device != "auto":
             find_device(self.device)
+        try:
+            Path(self.output).exists()
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise SettingError(
+                f"output of an experiment is a folder; {error.strerror}: {self.output[:80]!r}."
+            ) from error
 
     def _check_search(self) -> None:
         tasks = [short_name(task) for task in self.tasks]

@@ -1,0 +1,98 @@
+"""Weights that were cut, flipped, renamed, dropped or swapped on their way."""
+
+import json
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from tests.fuzz.conftest import SHORT
+from tests.fuzz.oracle import generated
+from tests.fuzz.test_configs import without_solver
+
+FILE = "model.safetensors"
+CHANGES = {
+    "renamed": lambda tensor: {"nobody.knows": tensor},
+    "dropped": lambda tensor: {},
+    "another shape": lambda tensor: {None: tensor.flatten()[:-1].clone()},
+    "transposed": lambda tensor: {None: tensor.mT.contiguous() if tensor.dim() == 2 else tensor[:1].clone()},
+    "whole numbers": lambda tensor: {None: tensor.to(torch.int32)},
+    "not finite": lambda tensor: {None: torch.full_like(tensor, float("nan"))},
+    "empty": lambda tensor: {None: tensor[:0].clone()},
+}
+
+
+def damage(folder, place, change):
+    """Change one of the tensors."""
+    tensors = load_file(folder / FILE)
+    name = sorted(tensors)[place % len(tensors)]
+    tensor = tensors.pop(name)
+    tensors |= {new or name: made for new, made in CHANGES[change](tensor).items()}
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    return name
+
+
+def test_a_tensor_of_a_teacher(ground, cases, copied):
+    """The pooler's alone may be missing: no text needs it, and transformers' checkpoints often have none."""
+
+    @generated(40)
+    @given(place=st.integers(0, 100), change=st.sampled_from(sorted(CHANGES)))
+    def case(place, change):
+        folder = copied(ground.teacher)
+        name = damage(folder, place, change)
+        cases.command(f"{name} {change}", ["factorize", *ground.flags(teacher=folder)], [folder], ground.output)
+        if cases.last == "fine" and not name.startswith("pooler"):
+            cases.note(f"{name} {change}", "fine", "taken for a sound teacher")
+
+    case()
+    cases.settle()
+
+
+def test_a_tensor_of_a_student(ground, cases, copied):
+    @generated(40)
+    @given(place=st.integers(0, 100), change=st.sampled_from(sorted(CHANGES)))
+    def case(place, change):
+        folder = copied(ground.student)
+        name = damage(folder, place, change)
+        words = ["evaluate", folder, "--teacher", ground.teacher, "--data.path", ground.text, *without_solver(SHORT)]
+        cases.command(f"{name} {change}", words, [folder, ground.teacher])
+        if cases.last == "fine":
+            cases.note(f"{name} {change}", "fine", "taken for a sound student")
+
+    case()
+    cases.settle()
+
+
+def test_bytes_of_a_file(ground, cases, copied):
+    """Flipped in the header, or cut anywhere; a flipped bit of a number is another number."""
+    header = int.from_bytes((ground.teacher / FILE).read_bytes()[:8], "little") + 8
+
+    @generated(40)
+    @given(place=st.integers(0, header - 1), bit=st.integers(0, 7), cut=st.booleans(), share=st.floats(0, 0.999))
+    def case(place, bit, cut, share):
+        folder = copied(ground.teacher)
+        content = bytearray((folder / FILE).read_bytes())
+        content[place] ^= 1 << bit
+        (folder / FILE).write_bytes(content[: int(share * len(content))] if cut else content)
+        words = ["factorize", *ground.flags(teacher=folder)]
+        cases.command(f"byte {place} bit {bit} cut {share if cut else None}", words, [folder], ground.output)
+
+    case()
+    cases.settle()
+
+
+def test_an_index_of_shards(ground, cases, copied):
+    index = {"metadata": {}, "weight_map": {name: FILE for name in load_file(ground.teacher / FILE)}}
+    name = sorted(index["weight_map"])[0]
+    for content in (
+        None, [], 3, {}, {"weight_map": None}, {"weight_map": []}, {"weight_map": {}}, {"metadata": {}},
+        {"weight_map": {name: "gone.safetensors"}}, {"weight_map": {name: "../../outside.safetensors"}},
+        {"weight_map": {name: 3}}, {"weight_map": {**index["weight_map"], "nobody.knows": FILE}},
+    ):  # fmt: skip
+        folder = copied(ground.teacher)
+        (folder / "part.safetensors").write_bytes((folder / FILE).read_bytes())
+        (folder / FILE).unlink()
+        (folder / f"{FILE}.index.json").write_text(json.dumps(content))
+        cases.command(f"{content!r:.80}", ["factorize", *ground.flags(teacher=folder)], [folder], ground.output)
+    cases.settle()
