@@ -89,6 +89,8 @@ def factorize(
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     anatomy = examine(teacher)
+    for note in anatomy.notes:
+        logger.info("%s: %s", type(teacher).__name__, note)
     _check_weights(teacher)
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
