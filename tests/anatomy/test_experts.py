@@ -92,3 +92,9 @@ def test_a_mixture_is_factorized_from_text_too():
     teacher = tiny("qwen2_moe")
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.9), calibration=[batch(teacher)])
     assert student.factorization.ranks
+
+
+def test_a_factorization_logs_what_stays_dense(caplog):
+    with caplog.at_level("INFO", logger="makd"):
+        makd.factorize(tiny("qwen2_moe"), makd.Budget(keep_linears=0.9), solver="svd")
+    assert any("the routed ones (mlp.experts, 24,576 parameters) stay dense" in line.message for line in caplog.records)

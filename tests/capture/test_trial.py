@@ -16,7 +16,7 @@ from makd.distill.layers import LayerLosses
 from makd.errors import UnsupportedModelError
 from makd.lowrank.gradients import collect_gradient_moments
 from makd.lowrank.statistics import collect_input_moments
-from tests.models import CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, tiny
+from tests.models import AUTO, CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, tiny
 
 NAMES = (*CONFIGS, *RELATIVES, *STRUCTURAL)
 OWN_ATTENTION = "does not go through transformers' attention interface"
@@ -201,6 +201,27 @@ def test_nothing_is_off_under_either_attention_implementation(name, attention):
     model = tiny(name)
     model.set_attn_implementation(attention)
     assert examine(model).off == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        (name, head)
+        for name in ("bert", "albert", "llama", "gemma2", "t5", "bart")
+        for head in AUTO
+        if getattr(transformers, f"{CONFIGS[name][0]}Config") in AUTO[head]._model_mapping
+        and (name, head) != ("bart", "causal_lm")
+    ],
+)
+def test_a_head_takes_nothing_away(name, head):
+    anatomy = examine(tiny(name, head))
+    assert anatomy.off == anatomy.solvers_off == {}
+
+
+def test_a_decoder_without_its_encoder_has_its_cross_attention_off():
+    anatomy = examine(tiny("bart", "causal_lm"))
+    assert "never given" in anatomy.off["attention"]
+    assert "(cross_q) are never given" in anatomy.off["matrix"]
 
 
 def test_without_weights_nothing_is_tried_which_a_note_says():

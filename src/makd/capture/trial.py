@@ -175,7 +175,8 @@ def _without(anatomy: Anatomy, faults: Mapping[Tap, str]) -> Anatomy:
             off.setdefault("hidden", reason)
             solvers_off.setdefault("in_forward_order", reason)
         elif tap.role is None:
-            off.setdefault("attention", f"queries and keys of {layer.module} {fault}")
+            where = layer.cross_attention if tap.kind == "cross_attention" else layer.attention
+            off.setdefault("attention", f"queries and keys of {where} {fault}")
         else:
             reason = f"outputs of {layer.roles[tap.role].module} ({tap.role.value}) {fault}"
             off.setdefault("matrix", reason)

@@ -94,6 +94,8 @@ def factorize(
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     check_plain(teacher)
     anatomy = examine(teacher)
+    for note in anatomy.notes:
+        logger.info("%s: %s", type(teacher).__name__, note)
     check_finite(teacher, "The teacher")
     check_round_trip(teacher, anatomy.linears)
     settings = settings.for_model(anatomy)
