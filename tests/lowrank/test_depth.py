@@ -132,3 +132,26 @@ def test_families_read_from_their_structure_keep_their_reading():
     assert resolve(model).family == "resolved from structure"
     with skipping(model, ["encoder.layer.1"]):
         assert [layer.is_skipped for layer in resolve(model).layers] == [False, True]
+
+
+def test_a_model_whose_code_looks_for_parts_of_its_layers_is_refused_by_what_it_looks_for():
+    teacher = tiny("llama", "causal_lm", **FOUR)
+
+    def look(model, _inputs):
+        for layer in model.layers:
+            assert layer.self_attn.layer_idx >= 0
+
+    teacher.model.register_forward_pre_hook(look)
+    budget, calibration = makd.Budget(keep_linears=0.5), [batch(teacher)]
+    with pytest.raises(makd.MakdError, match=r"does not run without model\.layers\.1 .*self_attn.*depth to all"):
+        makd.factorize(teacher, budget, solver="svd", depth=3, calibration=calibration)
+    assert not any(isinstance(layer, SkippedLayer) for layer in teacher.model.layers)
+
+
+def test_a_layer_that_does_nothing_takes_what_it_is_told():
+    class Layer(torch.nn.Linear):
+        def set_attention_type(self, value, layer_idx):
+            self.attention_type = value
+
+    skipped = SkippedLayer.in_place_of(Layer(2, 2), 0)
+    assert skipped.set_attention_type("original_full", layer_idx=3) is None

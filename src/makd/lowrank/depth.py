@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, SkippedLayer
+from makd.errors import UnsupportedModelError
 from makd.lowrank.drift import distance, outputs_of
 
 
@@ -72,6 +73,18 @@ def layer_outputs(model: PreTrainedModel, anatomy: Anatomy, batch: Mapping[str, 
     return found[0]
 
 
+def _check_runs(model: PreTrainedModel, layers: Sequence[str], batch: Mapping[str, Tensor], outputs: int) -> None:
+    """Some models' own code looks for parts of its layers, which a layer that does nothing does not have."""
+    try:
+        with skipping(model, layers, outputs):
+            outputs_of(model, batch)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run without {layers[0]} and those after it: {error}. Its layers cannot "
+            "be dropped: set factorize.depth to all."
+        ) from error
+
+
 def greedy_drops(
     model: PreTrainedModel,
     anatomy: Anatomy,
@@ -90,7 +103,11 @@ def greedy_drops(
         layers: that may be dropped.
         batches: that drift is measured on.
         outputs: what a layer returns, as `SkippedLayer` takes it.
+
+    Raises:
+        UnsupportedModelError: the model does not run without them.
     """
+    _check_runs(model, layers, batches[0], outputs)
     gone: list[str] = []
     while len(gone) < len(layers):
         sums, count = dict.fromkeys((name for name in layers if name not in gone), 0.0), 0
