@@ -8,7 +8,9 @@ import torch
 import makd
 from makd.distill.precision import float32_weights
 from makd.errors import SettingError
+from makd.loading import load_model, load_tokenizer
 from tests.models import batch, tiny
+from tests.tasks.test_tasks import PAIRS, write
 
 TEXT = "The student is taught what its teacher says about each word that stands in the text of number "
 RATE = 1e-4
@@ -25,8 +27,6 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sharp_folder(decoder_folder, tmp_path_factory):
     """The tiny decoder, with weights as wide as in trained models."""
-    from makd.loading import load_model, load_tokenizer
-
     folder = tmp_path_factory.mktemp("sharp")
     model = load_model(str(decoder_folder))
     torch.manual_seed(1)
@@ -63,7 +63,7 @@ def learned(sharp_folder, texts, tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_decoder_learns_at_the_default_rate_what_it_learns_in_float32(learned, dtype):
-    assert learned["float32"] > 0.05
+    assert learned["float32"] > 0.03
     assert learned[dtype] == pytest.approx(learned["float32"], rel=0.05)
 
 
@@ -122,21 +122,21 @@ def test_frozen_half_precision_parameters_are_nobodys_business(tmp_path, caplog)
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_finetuning_in_half_precision_learns_in_float32(encoder_folder, tmp_path, dtype):
-    from tests.tasks.test_tasks import PAIRS, write
-
     path = write(tmp_path / "mrpc", train=PAIRS, validation=PAIRS[:6])
     task = makd.TaskConfig(name="glue/mrpc", path=path, max_length=32)
-    scores = {}
+    start, weights = weights_of(encoder_folder), {}
     for name in ("float32", dtype):
         settings = makd.FinetuneRecipe(
-            training=makd.TrainingConfig(steps=10, batch_size=4, learning_rate=1e-5), dtype=name, device="cpu"
+            training=makd.TrainingConfig(steps=10, batch_size=4, learning_rate=1e-3), dtype=name, device="cpu"
         )
-        report = makd.finetune(str(encoder_folder), task, settings, tmp_path / name)
-        weights = makd.loading.load_model(str(report.folder))
-        scores[name] = torch.cat([parameter.detach().flatten() for parameter in weights.parameters()])
-    start = makd.loading.load_model(str(encoder_folder))
-    moved = (scores["float32"] - scores[dtype]).abs().max()
-    assert moved < 0.02, start.dtype
+        weights[name] = weights_of(makd.finetune(str(encoder_folder), task, settings, tmp_path / name).folder)
+    learned = (weights["float32"] - start).norm()
+    assert (weights[dtype] - weights["float32"]).norm() < 0.3 * learned
+
+
+def weights_of(folder):
+    """All of an encoder's weights, in a row."""
+    return torch.cat([parameter.detach().flatten() for parameter in load_model(str(folder), "base").parameters()])
 
 
 def test_the_dtype_of_the_run_is_that_of_the_products_too(sharp_folder, texts, tmp_path):
