@@ -103,3 +103,13 @@ def test_every_kind_of_prediction_is_compared(head):
     scores = makd.fidelity(make_student(teacher), teacher, [batch(teacher)])
     assert scores["prediction_kl"] > 0
     assert 0 <= scores["top1_agreement"] <= 1
+
+
+def test_latency_is_timed_at_as_many_tokens_as_a_model_has_positions_for():
+    model = tiny("roberta")  # 64 positions, the first of them padding's
+    lengths = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    latency({"student": model}, batch_size=1, tokens=128, repeats=1)
+    assert set(lengths) == {63}

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, count_experts
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
 from makd.lowrank.shards import weight_files
 
@@ -51,12 +52,13 @@ def latency(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(repeats + 2):
         for name, model in models.items():
-            _wait(model)
-            start = time.perf_counter()
-            model.eval()(**inputs[name])
-            _wait(model)
-            if turn >= 2:  # the first calls set up kernels
-                seconds[name].append(time.perf_counter() - start)
+            with without_cache(model):  # on neither side: their configs may differ
+                _wait(model)
+                start = time.perf_counter()
+                model.eval()(**inputs[name])
+                _wait(model)
+                if turn >= 2:  # the first calls set up kernels
+                    seconds[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
@@ -157,7 +158,8 @@ def measure_speed(
         best = _sharing_copy(student)
         fold_(best, fold)
         models = {"teacher": teacher, "factored": student, "folded": folded, "best": best}
-        forwards = _time_forwards(models, settings, progress)
+        with without_cache(*models.values()):
+            forwards = _time_forwards(models, settings, progress)
     return Speed(
         models=tuple(_size(name, model) for name, model in models.items()),
         forwards=forwards,
