@@ -36,13 +36,18 @@ def probabilities_metric(logits):
     return torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
 
 
-def outputs_and_metric(output):
+def outputs_and_metric(output, problem_type=None):
     """Each independent part of a text's outputs, and the metric in which changes of it are measured."""
     if "start_logits" in output:
         parts = [output.start_logits[0], output.end_logits[0]]
         return [(part, probabilities_metric(part.detach())) for part in parts]
     if "logits" in output:
         parts = output.logits[0] if output.logits.dim() == 3 else output.logits
+        if problem_type == "multi_label_classification":  # each label is a choice of its own, of variance p (1 - p)
+            p = parts.detach().sigmoid()
+            return [(part, torch.diag(variance)) for part, variance in zip(parts, p * (1 - p), strict=True)]
+        if problem_type == "regression":
+            return [(part, torch.eye(len(part), dtype=part.dtype)) for part in parts]
         if output.logits.shape[-1] > 1:
             return [(part, probabilities_metric(part.detach())) for part in parts]
         return [(part, torch.eye(1, dtype=part.dtype)) for part in parts]
@@ -66,7 +71,7 @@ def exact_moments(model, inputs, names):
     for hook in hooks:
         hook.remove()
     moments = {name: torch.zeros(seen[name].shape[-1], seen[name].shape[-1], dtype=torch.float64) for name in names}
-    for part, metric in outputs_and_metric(output):
+    for part, metric in outputs_and_metric(output, model.config.problem_type):
         rows = [torch.autograd.grad(value, [seen[name] for name in names], retain_graph=True) for value in part]
         for index, name in enumerate(names):
             jacobian = torch.stack([row[index][0] for row in rows]).double()  # outputs, tokens, features
@@ -80,6 +85,18 @@ def exact_moments(model, inputs, names):
         ("bert", "base", {}, ["encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense"]),
         ("bert", "sequence_classification", {"num_labels": 3}, ["bert.encoder.layer.0.attention.self.value"]),
         ("bert", "sequence_classification", {"num_labels": 1}, ["bert.encoder.layer.0.intermediate.dense"]),
+        (
+            "bert",
+            "sequence_classification",
+            {"num_labels": 3, "problem_type": "multi_label_classification"},
+            ["bert.encoder.layer.1.output.dense"],
+        ),
+        (
+            "bert",
+            "sequence_classification",
+            {"num_labels": 3, "problem_type": "regression"},
+            ["bert.encoder.layer.0.output.dense"],
+        ),
         ("bert", "token_classification", {"num_labels": 3}, ["bert.encoder.layer.1.intermediate.dense"]),
         ("bert", "token_classification", {"num_labels": 1}, ["bert.encoder.layer.1.intermediate.dense"]),
         ("bert", "question_answering", {}, ["bert.encoder.layer.0.attention.output.dense"]),

@@ -121,6 +121,8 @@ class TestHeads:
         ([[0.5, 1.0], [0.25, 0.0]], {}, "Is it a regression"),
         ([1, 2], {}, "One label a row is a 'classification'"),
         ([[-1], [2]], {}, "may be a class"),
+        ([[[1, 0]], [[1]]], {}, "these hold"),
+        ([["glad"], ["glad"]], {}, "nothing to tell apart"),
     ],
 )
 def test_labels_of_another_form_are_refused(tmp_path, values, settings, text):

@@ -82,7 +82,11 @@ def _shown(values: Iterable[Any]) -> str:
 
 def _distinct(values: Sequence[Any]) -> Any:
     """All labels that occur, in order: `UNLABELLED` too, if it does."""
-    flat = {value for item in values for value in (item if isinstance(item, list) else [item])}
+    each = [value for item in values for value in (item if isinstance(item, list) else [item])]
+    nested = next((value for value in each if isinstance(value, list | dict)), None)
+    if nested is not None:
+        raise DataError(f"Labels of classes are names or whole numbers from 0; these hold {nested!r}.")
+    flat = set(each)
     # whole numbers of a csv file with some missing are read as 0.0, 1.0
     flat = {
         int(value) if isinstance(value, float) and value.is_integer() else value for value in flat if value == value
@@ -161,7 +165,7 @@ def is_multi_hot(values: Sequence[Any]) -> bool:
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or not lengths - {0, 1}:
         return False
-    return all(not isinstance(one, str) and one in (0, 1) for row in rows for one in row)
+    return all(isinstance(one, int | float) and one in (0, 1) for row in rows for one in row)
 
 
 def vector_of(value: Any, labels: Sequence[str], hot: bool, where: str) -> list[float] | None:
