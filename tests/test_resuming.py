@@ -10,7 +10,7 @@ import makd
 from makd.distill import DistillTrainer
 from makd.distill.checkpoints import LIST
 from makd.errors import OutputError
-from makd.pipeline import factorize_only
+from makd.pipeline import distill, factorize_only
 from tests.models import tiny
 
 TEXTS = [f"The {kind} number {index} is a sequence of names." for kind in ("list", "class") for index in range(10)]
@@ -166,7 +166,7 @@ def test_checkpoints_of_an_unknown_run_are_not_gone_on_with(teacher, run_left, d
 def test_another_command_is_not_gone_on_with(teacher, tmp_path, run_left):
     factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "start")
     with pytest.raises(OutputError, match="command was compress, is distill"):
-        makd.distill(str(tmp_path / "start"), str(teacher), TEXTS, RECIPE, run_left / "student", resume=True)
+        distill(str(tmp_path / "start"), str(teacher), TEXTS, RECIPE, run_left / "student", resume=True)
 
 
 def test_another_student_is_named(teacher, tmp_path):
@@ -174,7 +174,7 @@ def test_another_student_is_named(teacher, tmp_path):
         factorize_only(str(teacher), TEXTS, makd.Budget(keep_linears=keep), RECIPE, tmp_path / name)
 
     def distil(student, **more):
-        return makd.distill(str(tmp_path / student), str(teacher), TEXTS, RECIPE, tmp_path / "taught", **more)
+        return distill(str(tmp_path / student), str(teacher), TEXTS, RECIPE, tmp_path / "taught", **more)
 
     step = DistillTrainer.training_step
 
@@ -214,3 +214,11 @@ def test_a_cache_that_was_moved_is_the_same_and_another_is_not(teacher, tmp_path
             go(teacher, tmp_path / "student", data, recipe=replace(cached, cache=other), resume=True)
     (tmp_path / "cache").rename(tmp_path / "moved")
     go(teacher, tmp_path / "student", data, recipe=replace(cached, cache=str(tmp_path / "moved")), resume=True)
+
+
+def test_a_disk_without_room_for_checkpoints_is_told_before_training(teacher, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OutputError, match="keep no checkpoints"):
+        go(teacher, tmp_path / "student")
+    go(teacher, tmp_path / "student", recipe=learn(save_every=None))
