@@ -5,6 +5,7 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 
 import importlib.util
 import logging
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def load_model(
         model = _model_class(where, head).from_pretrained(where.folder, **arguments)
     except ModelLoadError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelLoadError(f"No model could be loaded from {name!r}: {_first_lines(error)}") from error
     if where.gguf_file is not None:
         _forget_gguf(model)
