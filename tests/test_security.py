@@ -41,13 +41,15 @@ class Planted:
         return Path.touch, (self.file,)
 
 
-def test_no_pickle_is_read_and_no_remote_code_is_run(run, encoder_folder, tmp_path):
+def test_neither_a_pickles_code_nor_remote_code_is_run(run, encoder_folder, tmp_path):
     """A pickle with code in it beside or instead of the weights; a config that names code of its own."""
     planted, folder = tmp_path / "planted", tmp_path / "teacher"
     shutil.copytree(encoder_folder, folder)
     torch.save({**load_file(folder / "model.safetensors"), "code": Planted(planted)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert run("inspect", folder)[0] == 2
+    code, _, err = run("inspect", folder)
+    assert code == 2
+    assert "No model could be loaded" in err
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"model_type": "bert"', '"model_type": "nobody_knows"'))
     text = config.read_text()

@@ -23,6 +23,10 @@ CHANGES = {
 }
 
 
+UNSEEN = ("transposed", "whole numbers")
+"""Other numbers of the right shape, or the same where they are whole: nothing in a teacher's files tells these."""
+
+
 def damage(folder, place, change):
     """Change one of the tensors."""
     tensors = load_file(folder / FILE)
@@ -42,7 +46,7 @@ def test_a_tensor_of_a_teacher(ground, cases, copied):
         folder = copied(ground.teacher)
         name = damage(folder, place, change)
         cases.command(f"{name} {change}", ["factorize", *ground.flags(teacher=folder)], [folder], ground.output)
-        if cases.last == "fine" and not name.startswith("pooler"):
+        if cases.last == "fine" and not name.startswith("pooler") and change not in UNSEEN:
             cases.note(f"{name} {change}", "fine", "taken for a sound teacher")
 
     case()
@@ -57,7 +61,7 @@ def test_a_tensor_of_a_student(ground, cases, copied):
         name = damage(folder, place, change)
         words = ["evaluate", folder, "--teacher", ground.teacher, "--data.path", ground.text, *without_solver(SHORT)]
         cases.command(f"{name} {change}", words, [folder, ground.teacher])
-        if cases.last == "fine":
+        if cases.last == "fine" and change != "whole numbers":  # the fingerprint tells the others
             cases.note(f"{name} {change}", "fine", "taken for a sound student")
 
     case()
