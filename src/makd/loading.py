@@ -5,12 +5,7 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 
 import importlib.util
 import logging
-<<<<<<< HEAD
 from collections.abc import Mapping
-=======
-import pickle
-import re
->>>>>>> w-settings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,19 +140,10 @@ def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **config}
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
-<<<<<<< HEAD
     cls = _model_class(where, head)
     weight_files(Path(where.folder))
     with refusing(f"No model could be loaded from {name!r}"):
         model, found = cls.from_pretrained(where.folder, **arguments)
-=======
-    try:
-        model = _model_class(where, head).from_pretrained(where.folder, **arguments)
-    except ModelLoadError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ModelLoadError(f"No model could be loaded from {name!r}: {_first_lines(error)}") from error
->>>>>>> w-settings
     if where.gguf_file is not None:
         _forget_gguf(model)
     return model, found
