@@ -126,13 +126,13 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
         ModelLoadError: a tensor is missing, or a factor has another shape.
     """
     _check_shapes(shapes, model)
-    saved = next(iter(model.config.architectures or ()), config.architecture)
+    named = model.config.architectures
+    saved = str(named[0]) if isinstance(named, list) and named else config.architecture
     whole = model
     if type(model).__name__ != saved:
-        cls = getattr(transformers, saved, None)
-        if cls is None:  # of remote code: only what this model has can be looked for
+        if getattr(model.config, "auto_map", None):  # of remote code, which is not run to find out
             return
-        whole = cls(copy.deepcopy(model.config))
+        whole = _class_of(model, saved)(copy.deepcopy(model.config))
         place_stand_ins_(whole, config)
     found = set(names_in_memory(shapes, whole))
     missing = sorted(name for name in whole.state_dict() if name not in found and not _may_lack(whole, name, found))
@@ -141,6 +141,21 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
             f"The weight files lack {missing[0]!r} and {len(missing) - 1} other tensors of this {saved}; transformers "
             "would fill them at random. They are not whole, or were renamed: copy the student's folder again."
         )
+
+
+def _class_of(model: PreTrainedModel, name: str) -> type[PreTrainedModel]:
+    """The class called `name`, of another head for the same kind of model."""
+    cls = getattr(transformers, name, None)
+    if (
+        not isinstance(cls, type)
+        or not issubclass(cls, PreTrainedModel)
+        or not isinstance(model.config, cls.config_class or ())
+    ):
+        raise ModelLoadError(
+            f"config.json says that this student is a {name}, which transformers has not for model type "
+            f"{model.config.model_type!r}. It was changed after saving: copy the student's folder again, whole."
+        )
+    return cls
 
 
 def _check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
