@@ -43,11 +43,13 @@ def check_folder(folder: Path) -> None:
         raise ModelLoadError(
             f"{folder / 'config.json'}: quantization_config is a mapping; it is {method!r:.80}. Copy the file again."
         )
-    check_index(folder)
     if (method or {}).get("quant_method") == METHOD:
+        return  # what its files must hold is checked when they are read
+    try:
+        shapes = read_shapes([str(path) for path in sorted(folder.glob("*.safetensors")) if path.is_file()])
+    except ModelLoadError:  # perhaps of a plain model: transformers says what is wrong with it
         return
-    files = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
-    for name, shape in read_shapes([str(path) for path in files]).items():
+    for name, shape in shapes.items():
         if shape == NUMBER or name.endswith((".reduce.weight", ".directions.weight")):
             raise ModelLoadError(
                 f"{folder} holds the weights of a makd student, but its config.json has no quantization_config of "
