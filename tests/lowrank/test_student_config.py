@@ -118,6 +118,16 @@ def test_weights_of_a_student_with_the_config_of_none_are_refused(saved, tmp_pat
         load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["Trainer", "GPT2Model", "NoModel", ""])
+def test_a_class_that_is_none_of_this_model_is_refused(saved, tmp_path, name):
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((saved / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+    with pytest.raises(ModelLoadError, match=f"is a {name}, which transformers has not for model type 'bert'"):
+        AutoModel.from_pretrained(tmp_path)
+
+
 @pytest.fixture
 def shards(tmp_path):
     student = makd.factorize(tiny("llama", "causal_lm"), makd.Budget(keep_linears=0.5), solver="svd")

@@ -43,11 +43,13 @@ def check_folder(folder: Path) -> None:
         raise ModelLoadError(
             f"{folder / 'config.json'}: quantization_config is a mapping; it is {method!r:.80}. Copy the file again."
         )
-    check_index(folder)
     if (method or {}).get("quant_method") == METHOD:
+        return  # what its files must hold is checked when they are read
+    try:
+        shapes = read_shapes([str(path) for path in sorted(folder.glob("*.safetensors")) if path.is_file()])
+    except ModelLoadError:  # perhaps of a plain model: transformers says what is wrong with it
         return
-    files = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
-    for name, shape in read_shapes([str(path) for path in files]).items():
+    for name, shape in shapes.items():
         if shape == NUMBER or name.endswith((".reduce.weight", ".directions.weight")):
             raise ModelLoadError(
                 f"{folder} holds the weights of a makd student, but its config.json has no quantization_config of "
@@ -126,13 +128,13 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
         ModelLoadError: a tensor is missing, or a factor has another shape.
     """
     _check_shapes(shapes, model)
-    saved = next(iter(model.config.architectures or ()), config.architecture)
+    named = model.config.architectures
+    saved = str(named[0]) if isinstance(named, list) and named else config.architecture
     whole = model
     if type(model).__name__ != saved:
-        cls = getattr(transformers, saved, None)
-        if cls is None:  # of remote code: only what this model has can be looked for
+        if getattr(model.config, "auto_map", None):  # of remote code, which is not run to find out
             return
-        whole = cls(copy.deepcopy(model.config))
+        whole = _class_of(model, saved)(copy.deepcopy(model.config))
         place_stand_ins_(whole, config)
     found = set(names_in_memory(shapes, whole))
     missing = sorted(name for name in whole.state_dict() if name not in found and not _may_lack(whole, name, found))
@@ -141,6 +143,21 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
             f"The weight files lack {missing[0]!r} and {len(missing) - 1} other tensors of this {saved}; transformers "
             "would fill them at random. They are not whole, or were renamed: copy the student's folder again."
         )
+
+
+def _class_of(model: PreTrainedModel, name: str) -> type[PreTrainedModel]:
+    """The class called `name`, of another head for the same kind of model."""
+    cls = getattr(transformers, name, None)
+    if (
+        not isinstance(cls, type)
+        or not issubclass(cls, PreTrainedModel)
+        or not isinstance(model.config, cls.config_class or ())
+    ):
+        raise ModelLoadError(
+            f"config.json says that this student is a {name}, which transformers has not for model type "
+            f"{model.config.model_type!r}. It was changed after saving: copy the student's folder again, whole."
+        )
+    return cls
 
 
 def _check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
