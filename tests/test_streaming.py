@@ -171,7 +171,7 @@ def test_teachers_that_cannot_be_streamed(stream, decoder_folder, tmp_path):
         tmp_path / "nowhere": "does not exist",
         pickles: "pytorch_model.bin and no safetensors",
         tmp_path / "model.gguf": "only safetensors can be streamed",
-        "some-org/no-such-model": "No model could be built",
+        "some-org/no-such-model": "No model could be loaded",
     }
     for teacher, hint in cases.items():
         code, _, err = stream(teacher, tmp_path / "student", *SVD)

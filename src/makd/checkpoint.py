@@ -52,7 +52,8 @@ def read_config(folder: str) -> PretrainedConfig:
     file = Path(folder) / "config.json"
     if file.is_file():
         read_object(file)
-    with refusing(f"No model could be loaded from {folder!r}: its config.json cannot be read as a model's"):
+    where = ": its config.json cannot be read as a model's" if file.is_file() else ""
+    with refusing(f"No model could be loaded from {folder!r}{where}"):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     named = config.architectures
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
