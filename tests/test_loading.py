@@ -20,6 +20,7 @@ from makd.loading import load_model, load_tokenizer, locate
         ("./nowhere", "does not exist"),
         ("model.gguf", "does not exist"),
         ("a/b/c", "does not exist"),
+        ("x" * 300, "at most 255 bytes"),
     ],
 )
 def test_names_that_lead_nowhere_are_refused(name, hint):

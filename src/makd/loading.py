@@ -28,6 +28,7 @@ from transformers import (
 
 import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
 from makd.errors import ModelLoadError, SettingError
+from makd.kinds import shown
 from makd.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ HEADS: Registry[str] = Registry(
 """Head name in recipes -> transformers' class; "auto" takes the class that the checkpoint names."""
 
 PACKAGE_SCHEME = "package:"
+LONGEST_NAME = 255
+"""Bytes of a part of a path; beyond, file systems answer with an error instead of no."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def locate(name: str) -> Location:
     """
     if not name:
         raise ModelLoadError("The model's name is empty. Give a folder, a .gguf file, or a hub id such as org/model.")
+    if any(len(part.encode()) > LONGEST_NAME for part in name.split("/")):
+        raise ModelLoadError(f"A file's name has at most {LONGEST_NAME} bytes; got {shown(name)}.")
     if name.startswith(PACKAGE_SCHEME):
         name = str(_inside_package(name.removeprefix(PACKAGE_SCHEME)))
     path = Path(name).expanduser()
