@@ -44,6 +44,7 @@ def student_folder(encoder_folder, tmp_path_factory):
         ("./nowhere", "does not exist"),
         ("model.gguf", "does not exist"),
         ("a/b/c", "does not exist"),
+        ("x" * 300, "at most 255 bytes"),
     ],
 )
 def test_names_that_lead_nowhere_are_refused(name, hint):

@@ -33,6 +33,7 @@ from makd.checkpoint import (
     refusing,
 )
 from makd.errors import ModelLoadError, SettingError
+from makd.kinds import shown
 from makd.lowrank.shards import weight_files
 from makd.lowrank.stored import check_folder
 from makd.lowrank.weights import check_finite, check_plain, set_dtypes_
@@ -56,6 +57,8 @@ HEADS: Registry[str] = Registry(
 """Head name in recipes -> transformers' class; "auto" takes the class that the checkpoint names."""
 
 PACKAGE_SCHEME = "package:"
+LONGEST_NAME = 255
+"""Bytes of a part of a path; beyond, file systems answer with an error instead of no."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def locate(name: str) -> Location:
     """
     if not name:
         raise ModelLoadError("The model's name is empty. Give a folder, a .gguf file, or a hub id such as org/model.")
+    if any(len(part.encode()) > LONGEST_NAME for part in name.split("/")):
+        raise ModelLoadError(f"A file's name has at most {LONGEST_NAME} bytes; got {shown(name)}.")
     if name.startswith(PACKAGE_SCHEME):
         name = str(_inside_package(name.removeprefix(PACKAGE_SCHEME)))
     path = Path(name).expanduser()
