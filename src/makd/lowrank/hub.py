@@ -44,8 +44,7 @@ class StudentLoader(HfQuantizer):
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Changes nothing: it is the first that transformers tells of a folder, before it follows the index there."""
-        if config.name_or_path and Path(config.name_or_path).is_dir():
-            check_index(Path(config.name_or_path))
+        _check_index_of(config)
         return config
 
     def update_weight_conversions(
@@ -60,6 +59,7 @@ class StudentLoader(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **_: Any
     ) -> PreTrainedModel:
         config = self.quantization_config
+        _check_index_of(model.config)  # again: only now the folder is known where a model's own class loads it
         # the caller is inside `torch.device("meta")`: no memory is taken here
         shapes = None if checkpoint_files is None else read_shapes(list(checkpoint_files))
         if shapes is not None:
@@ -101,6 +101,11 @@ class StudentLoader(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """Asked for by the Trainer while a model still counts as quantized."""
         return True
+
+
+def _check_index_of(config: PreTrainedConfig) -> None:
+    if config.name_or_path and Path(config.name_or_path).is_dir():
+        check_index(Path(config.name_or_path))
 
 
 def mark_student(student: PreTrainedModel) -> None:

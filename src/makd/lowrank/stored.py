@@ -44,7 +44,8 @@ def check_folder(folder: Path) -> None:
             f"{folder / 'config.json'}: quantization_config is a mapping; it is {method!r:.80}. Copy the file again."
         )
     if (method or {}).get("quant_method") == METHOD:
-        return  # what its files must hold is checked when they are read
+        check_index(folder)  # what the files must hold is checked when they are read
+        return
     try:
         shapes = read_shapes([str(path) for path in sorted(folder.glob("*.safetensors")) if path.is_file()])
     except ModelLoadError:  # perhaps of a plain model: transformers says what is wrong with it
