@@ -263,7 +263,7 @@ def test_a_masked_language_model_loads_without_its_head_though_it_has_no_pooler(
 
 
 def test_a_student_without_its_quantization_config_is_refused(student_folder, tmp_path):
-    with pytest.raises(ModelLoadError, match=r"lacks weights.*reduce\.weight|reduce"):
+    with pytest.raises(ModelLoadError, match="holds the weights of a makd student"):
         load_model(str(spoiled(student_folder, tmp_path / "model", quantization_config=...)))
 
 

@@ -141,12 +141,12 @@ def load_learner(
 def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -> tuple[PreTrainedModel, Any]:
     """A model, and what transformers tells of how its weights and those of the files match."""
     where = locate(name)
+    weight_files(Path(where.folder))
     check_folder(Path(where.folder))
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **config}
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
     cls = _model_class(where, head)
-    weight_files(Path(where.folder))
     with refusing(f"No model could be loaded from {name!r}"):
         model, found = cls.from_pretrained(where.folder, **arguments)
     if where.gguf_file is not None:

@@ -157,14 +157,14 @@ def not_there(index, folder):
 
 
 INDEXES = {
-    "out of the folder": (out_of_the_folder, "beside the index"),
-    "absolute": (absolute, "beside the index"),
-    "of another kind": (of_another_kind, "beside the index"),
-    "not there": (not_there, "has no other.safetensors"),
-    "without weight_map": (lambda index, folder: {"metadata": {}}, "has no weight_map"),
-    "weight_map a list": (lambda index, folder: {"weight_map": ["x"]}, "has no weight_map"),
-    "a list": (lambda index, folder: [], "has no weight_map"),
-    "files that are numbers": (lambda index, folder: {"weight_map": {"x": 1}}, "beside the index"),
+    "out of the folder": (out_of_the_folder, "outside its folder"),
+    "absolute": (absolute, "outside its folder"),
+    "of another kind": (of_another_kind, "names weights.bin, which does not exist"),
+    "not there": (not_there, "names other.safetensors, which does not exist"),
+    "without weight_map": (lambda index, folder: {"metadata": {}}, "says under `weight_map`"),
+    "weight_map a list": (lambda index, folder: {"weight_map": ["x"]}, "says under `weight_map`"),
+    "a list": (lambda index, folder: [], "holds an object"),
+    "files that are numbers": (lambda index, folder: {"weight_map": {"x": 1}}, "says under `weight_map`"),
 }
 
 

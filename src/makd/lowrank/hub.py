@@ -25,8 +25,9 @@ from makd.lowrank.embedding import LowRankEmbedding, is_tied_head
 from makd.lowrank.identity import file_names, file_names_of_any_head, identity_tensor, make_identity, saved_tensors
 from makd.lowrank.linear import LowRankLinear
 from makd.lowrank.placing import place_stand_ins_
+from makd.lowrank.shards import weight_files
 from makd.lowrank.shared_linear import settle_groups_
-from makd.lowrank.stored import check_factors, check_identity, check_index, check_tensors, read_shapes
+from makd.lowrank.stored import check_factors, check_identity, check_tensors, read_shapes
 from makd.lowrank.student_config import METHOD, StudentConfig
 
 ALIGNMENT = 64
@@ -105,7 +106,7 @@ class StudentLoader(HfQuantizer):
 
 def _check_index_of(config: PreTrainedConfig) -> None:
     if config.name_or_path and Path(config.name_or_path).is_dir():
-        check_index(Path(config.name_or_path))
+        weight_files(Path(config.name_or_path))
 
 
 def mark_student(student: PreTrainedModel) -> None:

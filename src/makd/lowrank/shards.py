@@ -57,7 +57,5 @@ def _shards(index: Path) -> list[Path]:
         if place.is_absolute() or ".." in place.parts or "\\" in name or ":" in name:
             raise ModelLoadError(f"{index} names {name!r}, which is outside its folder; a checkpoint is one folder.")
         if not (index.parent / name).is_file():
-            raise ModelLoadError(
-                f"{index} names {name}, which does not exist, though the checkpoint's index names it. Copy it again."
-            )
+            raise ModelLoadError(f"{index} names {name}, which does not exist. Copy the checkpoint again, whole.")
     return [index.parent / name for name in files]

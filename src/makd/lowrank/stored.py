@@ -6,7 +6,6 @@ transformers fills what it does not find at random and goes on; here that is an 
 import copy
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ from makd.errors import ModelLoadError
 from makd.lowrank.embedding import is_tied_head
 from makd.lowrank.identity import Shapes, names_in_memory
 from makd.lowrank.placing import place_stand_ins_
+from makd.lowrank.shards import weight_files
 from makd.lowrank.student_config import METHOD, StudentConfig
 
-INDEX = "model.safetensors.index.json"
 FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", ".directions.weight")
 """How the names of factors end in a file."""
 
@@ -44,10 +43,9 @@ def check_folder(folder: Path) -> None:
             f"{folder / 'config.json'}: quantization_config is a mapping; it is {method!r:.80}. Copy the file again."
         )
     if (method or {}).get("quant_method") == METHOD:
-        check_index(folder)  # what the files must hold is checked when they are read
-        return
+        return  # what the files must hold is checked when they are read
     try:
-        shapes = read_shapes([str(path) for path in sorted(folder.glob("*.safetensors")) if path.is_file()])
+        shapes = read_shapes([str(path) for path in weight_files(folder) if path.suffix == ".safetensors"])
     except ModelLoadError:  # perhaps of a plain model: transformers says what is wrong with it
         return
     for name, shape in shapes.items():
@@ -56,32 +54,6 @@ def check_folder(folder: Path) -> None:
                 f"{folder} holds the weights of a makd student, but its config.json has no quantization_config of "
                 "makd's: it is another model's, or was changed after saving. Copy the student's folder again, whole."
             )
-
-
-def check_index(folder: Path) -> None:
-    """Whether the index of shards, if `folder` has one, is one, and names files of this folder only.
-
-    Raises:
-        ModelLoadError: it is not, or does not.
-    """
-    path = folder / INDEX
-    if not path.is_file() or (folder / "model.safetensors").is_file():
-        return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}. Copy the student's folder again, whole.") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelLoadError(f"{path} has no weight_map (tensor -> file). Copy the student's folder again, whole.")
-    for tensor, file in weight_map.items():
-        if not isinstance(file, str) or os.path.basename(file) != file or not file.endswith(".safetensors"):
-            raise ModelLoadError(
-                f"{path} looks for {tensor} in {file!r}; a student's shards are safetensors files beside the index. "
-                "The index was changed after saving: copy the student's folder again, whole."
-            )
-        if not (folder / file).is_file():
-            raise ModelLoadError(f"{folder} has no {file}, which its index names. Copy the student's folder again.")
 
 
 def read_shapes(files: Sequence[str]) -> Shapes:
