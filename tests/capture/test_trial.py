@@ -112,8 +112,10 @@ class TestEveryType:
         student = perturbed(teacher)
         inputs = batch(teacher)
         before, after = (losses_between(teacher, student, one) for one in (inputs, with_other_padding(inputs)))
+        assert (
+            max(before.values()) > 0.01
+        )  # relations of a first layer that reads embeddings without a norm are nearly 0
         for tap in before:
-            assert before[tap] > 0
             assert after[tap] == pytest.approx(before[tap], rel=1e-4, abs=1e-7), tap
 
     def test_other_ids_in_the_padding_change_no_statistics_or_they_are_refused(self, name):

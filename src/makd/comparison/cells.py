@@ -82,7 +82,9 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
 
 def teacher_hash(experiment: Experiment, task: TaskConfig, seed: int) -> str:
     """Says whether a task's teacher is of these settings: of the base model, the task and the fine-tuning."""
-    recipe = replace(experiment.finetune, seed=seed, device="cpu")
+    recipe = plain(replace(experiment.finetune, seed=seed, device="cpu"))
+    if recipe["save_dtype"] == "auto":
+        del recipe["save_dtype"]  # lines from before there was a choice stay
     return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "recipe": recipe})
 
 

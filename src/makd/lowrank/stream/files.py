@@ -95,9 +95,7 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             size = os.fstat(stream.fileno()).st_size
             header: dict[str, Any] = json.loads(stream.read(length)) if 0 < length <= size - 8 else {}
     except FileNotFoundError as error:
-        raise ModelLoadError(
-            f"{file} does not exist, though the checkpoint's index names it. Copy it again."
-        ) from error
+        raise ModelLoadError(f"{file} does not exist. Copy the checkpoint again, whole.") from error
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
     if not header:
