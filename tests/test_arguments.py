@@ -36,7 +36,7 @@ class TestOfAnotherKind:
             (lambda teacher: makd.inspect("bert"), "model of inspect is a PreTrainedModel; got 'bert'"),
             (lambda teacher: makd.fidelity(teacher, "bert", []), "teacher of fidelity is a PreTrainedModel"),
             (lambda teacher: makd.fidelity(teacher, teacher, None), "batches of fidelity is a list"),
-            (lambda teacher: makd.fidelity(teacher, teacher, [], pooling="max"), "one of mean, cls, last"),
+            (lambda teacher: makd.fidelity(teacher, teacher, [], pooling="middle"), "got 'middle'"),
             (lambda teacher: makd.perplexity(teacher, 3), "batches of perplexity is a list"),
             (lambda teacher: makd.compress(teacher, 3, HALF), "data of compress is"),
             (lambda teacher: makd.compress(teacher, ["a", 3], HALF), "data of compress is"),

@@ -197,7 +197,7 @@ class TestProcesses:
             run.terminate()
         told = run.communicate(timeout=60)[1]
         assert run.returncode == 143
-        assert "makd: stopped. What was on disk is as it was." in told
+        assert "makd: stopped. Outputs that were finished before are as they were." in told
         assert "Traceback" not in told
         assert not list(temporary.glob("makd-cells-*"))
 

@@ -102,7 +102,7 @@ def test_a_share_that_leaves_nothing_to_train_on(run, encoder_folder, tmp_path):
     words = ["--teacher", encoder_folder, "--budget.keep", "0.9", "--output", tmp_path / "student"]
     code, _, err = run("factorize", *words, "--data.path", tmp_path / "text.txt", "--data.held_out", "0.999")
     assert code == 2
-    assert "data.held_out of 0.999 leaves none of 30 rows to train on; lower it." in err
+    assert "data.held_out = 0.999 of 30 rows are all of them, which leaves none to train on." in err
 
 
 def test_a_students_recipe_is_read_as_plainly(run, encoder_folder, tmp_path):

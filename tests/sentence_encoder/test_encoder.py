@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import makd
 from makd.anatomy import resolve
@@ -226,13 +226,13 @@ class TestTextSettings:
         assert AutoTokenizer.from_pretrained(tmp_path / "saved")(upper)["input_ids"] == plain(lower)["input_ids"]
 
     def test_lower_case_leaves_a_tokenizer_in_hand_as_it_is(self, cls_folder, tmp_path):
-        from makd.loading import take_tokenizer
+        from makd.data import choose_tokenizer
 
         folder = copy(cls_folder, tmp_path / "teacher")
         change(folder, "sentence_bert_config.json", do_lower_case=True)
         mine = AutoTokenizer.from_pretrained(folder)
         before = mine("A Tuple")["input_ids"]
-        assert take_tokenizer(mine, str(folder))("A Tuple")["input_ids"] == mine("a tuple")["input_ids"]
+        assert choose_tokenizer(mine, str(folder))("A Tuple")["input_ids"] == mine("a tuple")["input_ids"]
         assert mine("A Tuple")["input_ids"] == before
 
 
@@ -257,5 +257,7 @@ class TestAModelFromTheHub:
 def test_a_sentence_encoder_is_loaded_without_a_head(tmp_path, tokenizer, cls_folder):
     folder = copy(cls_folder, tmp_path / "teacher")
     change(folder, "config.json", architectures=["BertForMaskedLM"])
+    assert type(load_model(str(folder))).__name__ == "BertModel"
+    AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(folder)
     assert type(load_model(str(folder))).__name__ == "BertModel"
     assert type(load_model(str(folder), head="masked_lm")).__name__ == "BertForMaskedLM"

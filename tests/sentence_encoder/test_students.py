@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModel, AutoTokenizer, TrainingArguments
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
 
 import makd
 from makd.caching import build_cache
@@ -160,7 +160,7 @@ class TestText:
         teacher = make("mean", settings={"max_seq_length": 7, "do_lower_case": False})
         with caplog.at_level(logging.WARNING):
             report = factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "student")
-        assert "Texts are cut at 7 tokens, not at data.max_length 128" in caplog.text
+        assert "Texts are cut at 7 tokens, not at data.max_length 64" in caplog.text
         expected = scores_by_hand(teacher, tmp_path / "student", "mean", max_length=7)
         assert report.metrics["fidelity"]["after"] == pytest.approx(expected, abs=1e-5)
 
@@ -240,6 +240,7 @@ class TestFiles:
         teacher = copy(make("mean"), tmp_path / "teacher")
         types = ("sentence_transformers.sparse_encoder.models.MLMTransformer", "custom.Splade")
         paths = ("", "1_Pooling")
+        AutoModelForMaskedLM.from_pretrained(teacher).save_pretrained(teacher)
         write_json(teacher / "modules.json", [{"type": t, "path": p} for t, p in zip(types, paths, strict=True)])
         recipe = makd.Recipe(head="masked_lm", factorize=SVD, evaluation=RECIPE.evaluation, device="cpu")
         with caplog.at_level(logging.WARNING):

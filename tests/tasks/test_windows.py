@@ -74,7 +74,7 @@ def test_token_types_that_a_model_has_no_embedding_for_are_refused_before_its_fo
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"text_columns": ("a", "a")}, r"task\.text_columns is 1 or 2 of classification, each another one"),
+        ({"text_columns": ("a", "a")}, r"task\.text_columns is 1 or 2 of classification, each another column"),
         ({"held_out": 0.999}, r"task\.held_out = 0\.999 of 4 rows are all of them"),
     ],
 )

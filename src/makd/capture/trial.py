@@ -122,7 +122,12 @@ def _same_dice(device: torch.device) -> Iterator[None]:
 
 
 def _copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    """One that shares the parameters of `model`, and nothing else: some models change themselves in a forward."""
+    """One that shares the parameters of `model`, and nothing else: some models change themselves in a forward.
+
+    Where these are of several dtypes, which only autocast can run together, it has its own, in float32.
+    """
+    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        return copy.deepcopy(model).float()
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 

@@ -5,6 +5,7 @@ of names, whose order is the data's. A head's own order is another matter: see `
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -139,6 +140,8 @@ def number_of(value: Any, labels: Sequence[str], where: str) -> int:
     """The place of a label, which is a place already or a name; `UNLABELLED` where there is none."""
     if value is None or value != value:
         return UNLABELLED
+    if isinstance(value, float) and math.isinf(value):
+        raise DataError(f"A label of the {where} is infinite ({value}). Take its row out, or give it a label.")
     if isinstance(value, str):
         if value in labels:
             return labels.index(value)
