@@ -127,7 +127,8 @@ def _copy_of(model: PreTrainedModel) -> PreTrainedModel:
     Where these are of several dtypes, which only autocast can run together, it has its own, in float32.
     """
     if len({parameter.dtype for parameter in model.parameters()}) > 1:
-        return copy.deepcopy(model).float()
+        own: PreTrainedModel = copy.deepcopy(model).float()
+        return own
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
