@@ -25,7 +25,8 @@ MULTIPLYING = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
         ("1: a", "names of settings are texts; got '1'"),
         ("? [a]\n: b", "names of settings are texts"),
         ("a: " + "[" * 5000, "line 1: more than 24 levels inside each other"),
-        ("a: " + "9" * 5000, "a number of more digits than are read"),
+        ("a: " + "9" * 5000, "line 1: a whole number has at most 64 bits"),
+        ("a:\n  b: 1" + "0" * 400, "line 2: a whole number has at most 64 bits; if it is a name, put quotes around it"),
         ("a: " + "x" * 300_000, "has more than 262,144 characters"),
         ("a: [1", "line 1"),
         ("a: 1\n--- \nb: 2", "but found another document"),
@@ -80,6 +81,7 @@ def test_files_that_hold_no_settings(tmp_path, content, told):
         ("budget: {keep: 0.5}\nrecipe: {training: [1]}", "recipe.training is settings with names (steps, epochs,"),
         ('budget: {keep: 0.5}\noverwrite: "false"', "overwrite is true or false; got 'false'."),
         ("budget: {keep: 0.5}\nrecipe: {training: {epochs: .inf}}", "training.epochs is a finite number; got inf."),
+        ("budget: {keep: 0.5}\nrecipe: {training: {epochs: 1%s}}" % ("0" * 400), "line 4: a whole number has at most"),
         ("budget: {keep: .nan}", "budget.keep is a finite number or null; got nan."),
         ("budget: {keep: 0.5}\nrecipe: {seed: 4294967296}", "seed is at least 0 and less than 2^32"),
         ("budget: {keep: 0.5}\nrecipe: {device: meta}", "device 'meta' holds no numbers"),
@@ -102,7 +104,7 @@ def test_a_share_that_leaves_nothing_to_train_on(run, encoder_folder, tmp_path):
     words = ["--teacher", encoder_folder, "--budget.keep", "0.9", "--output", tmp_path / "student"]
     code, _, err = run("factorize", *words, "--data.path", tmp_path / "text.txt", "--data.held_out", "0.999")
     assert code == 2
-    assert "data.held_out of 0.999 leaves none of 30 rows to train on; lower it." in err
+    assert "data.held_out = 0.999 of 30 rows are all of them, which leaves none to train on." in err
 
 
 def test_a_students_recipe_is_read_as_plainly(run, encoder_folder, tmp_path):
