@@ -1,6 +1,7 @@
 """Weights that were cut, flipped, renamed, dropped or swapped on their way."""
 
 import json
+import shutil
 
 import torch
 from hypothesis import given
@@ -50,7 +51,8 @@ def test_a_tensor_of_a_teacher(ground, cases, copied):
         folder = copied(ground.teacher)
         name, is_sound = damage(folder, place, change)
         words = ["factorize", *ground.flags(teacher=folder), *(["--stream"] if stream else [])]
-        cases.command(f"{name} {change} {words[-1]}", words, [folder], ground.output)
+        cases.command(f"{name} {change} {'streamed' if stream else ''}", words, [folder], ground.output)
+        shutil.rmtree(ground.output.with_name(".output.makd"), ignore_errors=True)  # kept, for a stream to go on with
         if cases.last == "fine" and not (is_sound or name.startswith("pooler")):
             cases.note(f"{name} {change}", "fine", "taken for a sound teacher")
 

@@ -256,7 +256,7 @@ def only_pickles(folder):
 @pytest.mark.parametrize(
     ("spoil", "hint"),
     [
-        (spoil_index, "does not exist, though the checkpoint's index names it"),
+        (spoil_index, "names model-00001-of-00002.safetensors, which does not exist"),
         (cut_short, "is not whole"),
         (drop_a_tensor, r"no tensor for model\.layers\.1\.self_attn\.q_proj\.weight"),
         (change_a_shape, "has shape"),
