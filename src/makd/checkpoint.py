@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from makd.anatomy.stand_in import NUMBER
 from makd.errors import MakdError, ModelLoadError
 from makd.lowrank.shards import read_object, weight_files
 from makd.lowrank.stream.files import read_header
@@ -91,6 +94,36 @@ def stored_dtype(folder: str) -> torch.dtype | None:
         return numbers.most_common(1)[0][0]
     named = getattr(read_config(folder), "dtype", None)
     return named if isinstance(named, torch.dtype) else None
+
+
+def check_numbers(folder: Path, model: PreTrainedModel, name: str) -> None:
+    """Whether the weights in a local folder are stored as numbers: transformers takes whole ones, too, as they are.
+
+    Args:
+        folder: of the checkpoint; what is no folder with safetensors is not looked at.
+        model: as loaded.
+        name: of the checkpoint.
+
+    Raises:
+        ModelLoadError: a parameter is made of whole numbers: codes without the config that explains them, or damage.
+    """
+    parameters: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            continue
+        for key, tensor in read_header(file)[0].items():
+            if tensor.dtype.is_floating_point or tensor.shape == NUMBER:  # that of a student's identity
+                continue
+            known, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
+            if {key, known} & parameters.keys():
+                raise ModelLoadError(
+                    f"{name}: {key} is stored as {str(tensor.dtype).removeprefix('torch.')}. Weights are numbers with "
+                    "a fraction: these are codes of a quantized model whose config.json does not say so, or damaged. "
+                    "Load the unquantized version of the model, or copy its folder again, whole."
+                )
 
 
 def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:

@@ -28,6 +28,7 @@ import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
 from makd.checkpoint import (
     check_complete,
     check_complete_below_head,
+    check_numbers,
     check_padding,
     read_config,
     refusing,
@@ -151,6 +152,8 @@ def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -
         model, found = cls.from_pretrained(where.folder, **arguments)
     if where.gguf_file is not None:
         _forget_gguf(model)
+    else:
+        check_numbers(Path(where.folder), model, name)
     return model, found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from makd.errors import SettingError
-from makd.kinds import shown
+from makd.kinds import LARGEST, shown
 
 LONGEST = 2**18
 """Bytes of a text."""
@@ -66,8 +66,6 @@ def load_yaml(text: str, called: str = "YAML") -> Any:
         mark = error.problem_mark
         place = "" if mark is None else f", line {mark.line + 1}"
         raise SettingError(f"{called}{place}: {error.problem or error.context}.") from error
-    except ValueError as error:
-        raise SettingError(f"{called} holds a number of more digits than are read.") from error
     except yaml.YAMLError as error:
         raise SettingError(f"{called}: {' '.join(str(error).split())[:200]}.") from error
 
@@ -102,11 +100,23 @@ class _PlainLoader(yaml.SafeLoader):
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_int(self, node: Any) -> Any:
+        """No larger than settings have any: what takes them for numbers with a fraction would fail otherwise."""
+        told = "a whole number has at most 64 bits; if it is a name, put quotes around it"
+        try:
+            number: int = super().construct_yaml_int(node)
+        except ValueError as error:  # of more digits than Python reads
+            raise _refused(told, node) from error
+        if abs(number) > LARGEST:
+            raise _refused(told, node)
+        return number
+
 
 def _refused(what: str, where: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=what, problem_mark=where.start_mark)
 
 
+_PlainLoader.add_constructor(f"{_TAG}int", _PlainLoader.construct_yaml_int)
 # dates stay texts; 1e-4 is a number, as in JSON and Python, though YAML 1.1 wants a point in it
 _PlainLoader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in known if tag not in (f"{_TAG}timestamp", f"{_TAG}float")]

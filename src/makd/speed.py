@@ -4,7 +4,6 @@ names -> models on one device, in one dtype -> forwards that take turns (`evalua
 bench.json, and by choice a folder with the student whose slow linears are dense again
 """
 
-import json
 import os
 import shutil
 from contextlib import ExitStack
@@ -18,13 +17,14 @@ from transformers import PreTrainedModel
 from makd.anatomy import resolve
 from makd.checkpoint import stored_dtype
 from makd.config import Recipe
-from makd.errors import OutputError, SettingError
+from makd.errors import ModelLoadError, OutputError, SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
 from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
 from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
 from makd.lowrank.folding import fold as folded_copy
 from makd.lowrank.folding import fold_
+from makd.plain_json import read_json
 from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
@@ -184,7 +184,7 @@ def _update_metrics(model: PreTrainedModel, result: Path) -> None:
     file, card = result / "metrics.json", result / "README.md"
     if not file.is_file():
         return
-    old = json.loads(file.read_text(encoding="utf-8"))
+    old = read_json(file, dict, ModelLoadError, "Remove it, or copy the student's folder again.")
     new = {name: value for name, value in old.items() if name != "latency_ms"}
     counts = parameter_counts(model, resolve(model))
     new["params"] = {key: {**sides, "student": counts[key]} for key, sides in old["params"].items()}

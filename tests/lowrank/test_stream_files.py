@@ -62,3 +62,26 @@ def test_quantized_dtypes_are_refused_by_name(tmp_path):
     save_file({"weight": torch.zeros(2).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelLoadError, match="stored as F8_E4M3"):
         read_header(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[1]",
+        b"[" * 100_000,
+        b'{"a": 3}',
+        b'{"__metadata__": 3, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+    ],
+)
+def test_a_damaged_header_is_refused(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelLoadError, match=r"damaged header|not a safetensors file|cannot be read as safetensors"):
+        read_header(path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
 
 import makd
 from makd.caching import build_cache
@@ -238,9 +238,9 @@ class TestFiles:
 
     def test_of_a_module_that_makd_does_not_know_are_copied_beside_a_head(self, make, tmp_path, caplog):
         teacher = copy(make("mean"), tmp_path / "teacher")
+        AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(teacher)).save_pretrained(teacher)
         types = ("sentence_transformers.sparse_encoder.models.MLMTransformer", "custom.Splade")
         paths = ("", "1_Pooling")
-        AutoModelForMaskedLM.from_pretrained(teacher).save_pretrained(teacher)
         write_json(teacher / "modules.json", [{"type": t, "path": p} for t, p in zip(types, paths, strict=True)])
         recipe = makd.Recipe(head="masked_lm", factorize=SVD, evaluation=RECIPE.evaluation, device="cpu")
         with caplog.at_level(logging.WARNING):

@@ -25,6 +25,7 @@ from makd.cache.parts import PREDICTIONS, missing, names, needs, real_tokens
 from makd.cache.write import FINISHED, FORMAT, UNFINISHED
 from makd.capture import AttentionCall, Recording, has_vocabulary_head
 from makd.errors import CacheError, DataError
+from makd.plain_json import read_json
 
 
 class Recalled(NamedTuple):
@@ -97,7 +98,7 @@ class TeacherCache:
         if not (folder / FINISHED).is_file():
             state = "holds an unfinished cache" if (folder / UNFINISHED).is_file() else "holds no teacher cache"
             raise CacheError(f"{folder} {state if folder.is_dir() else 'does not exist'}. `makd cache` makes one.")
-        content = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        content = read_json(folder / FINISHED, dict, CacheError, "Make it anew with `makd cache`.")
         wanted = {"format": FORMAT, **identify(teacher, rows, tokenizer, max_length)}
         other = first_difference(content, wanted)
         if other is not None:

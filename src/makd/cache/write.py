@@ -32,6 +32,7 @@ from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
 from makd.cache.settings import CacheConfig
 from makd.capture import capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.errors import CacheError, SettingError
+from makd.plain_json import read_json
 
 FORMAT = 2
 """Raised when older caches can no longer be read."""
@@ -120,7 +121,7 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> int:
     note = folder / UNFINISHED
     wanted = json.loads(json.dumps(dict(content)))
     if note.is_file():
-        other = first_difference(_read_json(note), wanted)
+        other = first_difference(read_json(note, dict, CacheError, f"Remove {folder} to start anew."), wanted)
         if other is not None:
             raise CacheError(
                 f"{folder} holds an unfinished cache of something else: its {other[0]} is {other[1]}, this one's is "
@@ -204,13 +205,6 @@ def _describe(folder: Path, teacher: PreTrainedModel) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in shards),
         "versions": {name: version(name) for name in ("makd", "torch", "transformers")},
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CacheError(f"{path} is damaged: {error}. Remove {path.parent} to start anew.") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

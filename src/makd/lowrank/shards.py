@@ -1,10 +1,10 @@
 """Station 3: which files a folder keeps a model's weights in; an index of shards is believed only inside its folder."""
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from makd.errors import ModelLoadError
+from makd.plain_json import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,14 +33,7 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises:
         ModelLoadError: it is no JSON, or something else.
     """
-    called = f"No model could be loaded from {str(file.parent)!r}: {file.name}"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{called} cannot be read as JSON: {error}. Copy it again.") from error
-    if not isinstance(content, dict):
-        kind = "null" if content is None else f"a {type(content).__name__}"
-        raise ModelLoadError(f"{called} holds an object, {{...}}; this one is {kind}. Copy it again.")
+    content: dict[str, Any] = read_json(file, dict, ModelLoadError, "Copy it again.")
     return content
 
 

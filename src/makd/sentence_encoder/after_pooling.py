@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from makd.errors import ModelLoadError, SettingError
-from makd.sentence_encoder.layout import Module, read_json
+from makd.sentence_encoder.layout import Module, read_described
 
 Step = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Step] = {
@@ -135,7 +135,7 @@ def _files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"{folder / 'model.safetensors'} is damaged: {error}. Copy the file anew.") from error
-    settings = read_json(folder / "config.json", dict) if (folder / "config.json").is_file() else {}
+    settings = read_described(folder / "config.json", dict) if (folder / "config.json").is_file() else {}
     return settings, weights
 
 

@@ -17,7 +17,7 @@ from makd.sentence_encoder.layout import (
     TRANSFORMER_SETTINGS,
     Origin,
     find_folder,
-    read_json,
+    read_described,
     read_modules,
     transformer_path,
 )
@@ -45,7 +45,9 @@ def copy_companions(origin: Origin, result: Path) -> None:
     _copy_modules(folder, result)
     inner = transformer_path(folder)
     if inner:
-        lines = [line | {"path": ""} if _is_transformer(line) else line for line in read_json(folder / MODULES, list)]
+        lines = [
+            line | {"path": ""} if _is_transformer(line) else line for line in read_described(folder / MODULES, list)
+        ]
         (result / MODULES).write_text(json.dumps(lines, indent=2), encoding="utf-8")
     _copy_files([folder / SETTINGS, *(folder / inner / name for name in TRANSFORMER_SETTINGS)], result)
     if _copy_files([folder / name for name in CLASSIFIER], result):

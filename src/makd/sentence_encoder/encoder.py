@@ -21,7 +21,7 @@ from makd.sentence_encoder.layout import (
     Origin,
     find_folder,
     is_sentence_encoder,
-    read_json,
+    read_described,
     read_modules,
     transformer_path,
 )
@@ -91,7 +91,7 @@ def read_text_settings(folder: Path) -> TextSettings:
         raise SettingError(f"max_seq_length of {folder} is a number of tokens, at least 1, or null; got {length!r}.")
     if not isinstance(lower, bool):
         raise SettingError(f"do_lower_case of {folder} is true or false; got {lower!r}.")
-    common = read_json(folder / SETTINGS, dict) if (folder / SETTINGS).is_file() else {}
+    common = read_described(folder / SETTINGS, dict) if (folder / SETTINGS).is_file() else {}
     prompts, name = common.get("prompts") or {}, common.get("default_prompt_name")
     named = [text for key, text in prompts.items() if key == name] if isinstance(prompts, dict) else []
     if name is not None and not (named and isinstance(named[0], str)):
@@ -109,7 +109,7 @@ def read_sentence_encoder(folder: Path) -> SentenceEncoder:
     modules = read_modules(folder)
     _check_modules(folder)
     places = [index for index, module in enumerate(modules) if module.kind == "Pooling"]
-    settings = read_json(folder / modules[1].path / "config.json", dict)
+    settings = read_described(folder / modules[1].path / "config.json", dict)
     return SentenceEncoder(_pooling(folder, settings), read_after_pooling(folder, modules[places[0] + 1 :]))
 
 
@@ -202,7 +202,7 @@ def _transformer_settings(folder: Path) -> dict[str, Any]:
     for name in TRANSFORMER_SETTINGS:
         path = folder / transformer_path(folder) / name
         if path.is_file():
-            content: dict[str, Any] = read_json(path, dict)
+            content: dict[str, Any] = read_described(path, dict)
             return content
     return {}
 

@@ -3,7 +3,6 @@
 Only JSON is read, and only inside the folder.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from makd.errors import ModelLoadError
+from makd.plain_json import read_json
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -121,7 +121,7 @@ def read_modules(folder: Path) -> tuple[Module, ...]:
     Raises:
         ModelLoadError: `modules.json` is not what it has to be, or names a path outside of the folder.
     """
-    lines = read_json(folder / MODULES, list)
+    lines = read_described(folder / MODULES, list)
     found = []
     for line in lines:
         if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in ("type", "path")):
@@ -148,19 +148,10 @@ def is_sentence_encoder(folder: Path) -> bool:
     return all(module.is_known for module in modules) and kinds[:1] == ["Transformer"] and "Pooling" in kinds
 
 
-def read_json(path: Path, kind: type[Any]) -> Any:
+def read_described(path: Path, kind: type[Any]) -> Any:
     """The content of a JSON file that holds a list or a dict.
 
     Raises:
         ModelLoadError: it does not.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}. Copy the file anew.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} is not JSON: {error}. Copy the file anew.") from error
-    if not isinstance(content, kind):
-        name = "list" if kind is list else "dictionary"
-        raise ModelLoadError(f"{path} holds a {name}; got {type(content).__name__}. Copy the file anew.")
-    return content
+    return read_json(path, kind, ModelLoadError, "Copy the file anew.")

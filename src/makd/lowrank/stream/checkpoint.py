@@ -121,6 +121,12 @@ class Checkpoint:
                     f"{stored.file}: {name} has shape {stored.shape}; its config.json makes it "
                     f"{tuple(self._places[name].shape)}. The files do not belong together."
                 )
+            if self._places[name].is_floating_point() and not stored.dtype.is_floating_point:
+                raise ModelLoadError(
+                    f"{stored.file}: {name} is stored as {str(stored.dtype).removeprefix('torch.')}. Weights are "
+                    "numbers with a fraction: these are codes of a quantized model, or damaged. Load the unquantized "
+                    "version of the model, or copy its folder again, whole."
+                )
 
 
 def _weight_files(folder: Path) -> list[Path]:

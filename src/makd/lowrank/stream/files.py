@@ -93,19 +93,21 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             size = os.fstat(stream.fileno()).st_size
-            header: dict[str, Any] = json.loads(stream.read(length)) if 0 < length <= size - 8 else {}
+            header = json.loads(stream.read(length)) if 0 < length <= size - 8 else {}
     except FileNotFoundError as error:
         raise ModelLoadError(f"{file} does not exist. Copy the checkpoint again, whole.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
-    if not header:
+    if not isinstance(header, dict) or not header:
         raise ModelLoadError(f"{file} is not a safetensors file, or it is not whole. Copy it again.")
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(_is_entry(entry) for entry in header.values()):
+        raise ModelLoadError(f"{file} has a damaged header. Copy it again.")
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise ModelLoadError(
-                f"{file}: {name} is stored as {entry['dtype']}; makd streams {', '.join(DTYPES)}. "
+                f"{file}: {name} is stored as {entry['dtype']}; makd reads {', '.join(DTYPES)}. "
                 "Load the unquantized version of the model instead."
             )
         start, stop = entry["data_offsets"]
@@ -113,6 +115,16 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         if 8 + length + stop > size or stop - start != tensors[name].nbytes:
             raise ModelLoadError(f"{file} is not whole: {name} would end after it. Copy it again.")
     return tensors, metadata
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether this says where a tensor lies."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(type(number) is int and number >= 0 for number in (*shape, *offsets))
 
 
 @dataclass(frozen=True)

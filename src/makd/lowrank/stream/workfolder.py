@@ -24,6 +24,7 @@ from makd.errors import OutputError
 from makd.lowrank.factors import Decomposition
 from makd.lowrank.moments import InputMoments
 from makd.lowrank.stream.files import Source, StoredTensor, read_header, write_tensors
+from makd.plain_json import read_json
 
 IDENTITY = "stream.json"
 
@@ -41,7 +42,7 @@ class WorkFolder:
         found = path / IDENTITY
         wanted = json.loads(json.dumps(dict(identity)))
         if found.is_file():
-            _compare(path, _read_json(found), wanted)
+            _compare(path, read_json(found, dict, OutputError, f"Remove {path} to start anew."), wanted)
         elif path.is_dir() and any(path.iterdir()):
             raise OutputError(
                 f"{path} holds the unfinished work of something else, not of a streamed factorization. Finish it, "
@@ -95,8 +96,8 @@ class WorkFolder:
     def read_gram(self, layer: int, linear: str) -> Tensor:
         """Mean of x xᵀ of a linear's inputs, float64, (in, in)."""
         folder = self._statistics(layer)
-        index = json.loads((folder / "linears.json").read_text(encoding="utf-8"))[linear]
-        return read_header(folder / f"{index}.safetensors")[0]["gram"].read()
+        places = read_json(folder / "linears.json", dict, OutputError, f"Remove {self.path} to start anew.")
+        return read_header(folder / f"{places[linear]}.safetensors")[0]["gram"].read()
 
     def finish_layer(self, layer: int) -> None:
         """All matrices of the layer are there: what they were made from can go."""
@@ -180,13 +181,6 @@ def _whole(folder: Path) -> Iterator[Path]:
     yield part
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise OutputError(f"{path} is damaged: {error}. Remove {path.parent} to start anew.") from error
 
 
 def _write_text(path: Path, text: str) -> None:
