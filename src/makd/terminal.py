@@ -13,6 +13,9 @@ from typing import Any
 TERMINATED = 143
 """Exit code after SIGTERM, as shells have it."""
 
+_WIDEST = 500
+"""Columns that a table may take where there is no terminal."""
+
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
@@ -40,10 +43,15 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_table(renderable: Any) -> None:
-    """Print a table of rich's."""
+    """Print a table of rich's: as wide as the terminal, or, into a file or pipe, wide enough for every number."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    Console().print(renderable)
+    console = Console()
+    if not console.is_terminal:
+        needed = Measurement.get(console, console.options.update(width=_WIDEST), renderable).maximum
+        console.width = max(console.width, needed)
+    console.print(renderable)
 
 
 def print_metrics(metrics: dict[str, Any], title: str) -> None:

@@ -101,6 +101,8 @@ def test_wrong_settings_are_refused_when_they_are_made(settings, hint):
     ("settings", "hint"),
     [
         ({"path": "./nowhere"}, "does not exist"),
+        ({"path": "nowhere.txt"}, "does not exist"),
+        ({"path": "some/folder/nowhere"}, "does not exist"),
         ({"path": "{folder}/rows.xml"}, "known files are"),
         ({"path": "{folder}/rows.csv", "text_columns": ("sentence",)}, "no column 'sentence'; it has sentence1"),
         ({"path": "{folder}/rows.csv"}, "data.text_columns"),

@@ -112,7 +112,7 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
             if path.stat().st_size == 0:
                 raise DataError(f"{name} is empty.")
             return load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)})
-        if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
         if path.is_dir():
             check_whole(path, configuration)
@@ -126,6 +126,13 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
         raise DataError(
             f"No data could be loaded from {name!r}: {text} (give {BUILT_IN!r}, a hub id, a folder or a file)"
         ) from error
+
+
+def _may_be_hub_id(name: str) -> bool:
+    """Whether the hub could know it: `name` or `owner/name`, and what ends like a file has an owner."""
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        return False
+    return "/" in name or Path(name).suffix not in FILE_FORMATS
 
 
 def validation_split(splits: Iterable[str]) -> str | None:
