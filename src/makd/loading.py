@@ -85,6 +85,8 @@ def locate(name: str) -> Location:
     if name.startswith(PACKAGE_SCHEME):
         name = str(_inside_package(name.removeprefix(PACKAGE_SCHEME)))
     path = Path(name).expanduser()
+    if path.exists():  # a model remembers where it is from, also when the working directory is another
+        path = path.absolute()
     if path.suffix == ".gguf" and path.is_file():
         return Location(str(path.parent), path.name)
     if path.is_dir():

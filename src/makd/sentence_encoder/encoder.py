@@ -20,6 +20,7 @@ from makd.sentence_encoder.layout import (
     TRANSFORMER_SETTINGS,
     Origin,
     find_folder,
+    is_gone,
     is_sentence_encoder,
     read_json,
     read_modules,
@@ -127,6 +128,11 @@ def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
     """
     folder = find_folder(origin.name)
     if folder is None:
+        if pooling == AUTO and is_gone(origin.name):
+            _warn_once(
+                f"{origin.name}, where a model was loaded from, is no longer there, so nothing says how its texts are "
+                "pooled: the mean is taken. Load it from where it is now, or name the pooling."
+            )
         return SentenceEncoder("mean" if pooling == AUTO else pooling)
     if pooling != AUTO and not is_sentence_encoder(folder):
         return SentenceEncoder(pooling)
