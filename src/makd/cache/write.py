@@ -209,7 +209,7 @@ def _describe(folder: Path, teacher: PreTrainedModel) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CacheError(f"{path} is damaged: {error}. Remove {path.parent} to start anew.") from error
 
 

@@ -35,7 +35,7 @@ def check_folder(folder: Path) -> None:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # transformers says what is wrong with it
+    except (OSError, ValueError, RecursionError):  # transformers says what is wrong with it
         return
     method = config.get("quantization_config") if isinstance(config, dict) else None
     if method is not None and not isinstance(method, dict):

@@ -98,7 +98,7 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         raise ModelLoadError(
             f"{file} does not exist, though the checkpoint's index names it. Copy it again."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
     if not header:
         raise ModelLoadError(f"{file} is not a safetensors file, or it is not whole. Copy it again.")

@@ -185,7 +185,7 @@ def _whole(folder: Path) -> Iterator[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OutputError(f"{path} is damaged: {error}. Remove {path.parent} to start anew.") from error
 
 
