@@ -146,6 +146,7 @@ def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -
     weight_files(Path(where.folder))
     check_folder(Path(where.folder))
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **config}
+    arguments["trust_remote_code"] = False  # else transformers asks at a terminal
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
     cls = _model_class(where, head)
@@ -222,7 +223,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             )
     arguments = {"gguf_file": where.gguf_file} if where.gguf_file else {}
     with refusing(f"No tokenizer could be loaded from {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(where.folder, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(where.folder, trust_remote_code=False, **arguments)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")
