@@ -100,6 +100,32 @@ class TestBatches:
                 measure(batch for batch in batches)
             assert told in str(error.value)
 
+    @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "bart"])
+    def test_rows_longer_than_the_positions(self, name):
+        model = tiny(name)
+        limit = 63 if name == "roberta" else 64
+        for length in (limit, limit + 1):
+            batch = {"input_ids": torch.full((2, length), 7)}
+            if name == "bart":
+                batch = {"input_ids": batch["input_ids"][:, :9], "decoder_input_ids": batch["input_ids"]}
+            works = (
+                lambda given: makd.factorize(model, HALF, calibration=given, solver="whitened"),
+                lambda given: makd.fidelity(model, model, given),
+            )
+            for work in works:
+                if length == limit:
+                    work([batch])
+                    continue
+                with pytest.raises(DataError, match=f"{length} tokens a row, but .* has positions for {limit}"):
+                    work([batch])
+
+    def test_packed_rows_may_be_longer_than_the_positions_of_each_text(self):
+        model = tiny("gpt2", "causal_lm")
+        ids, positions = torch.full((1, 80), 7), torch.arange(40).repeat(2)[None]
+        assert makd.fidelity(model, model, [{"input_ids": ids, "position_ids": positions}])["top1_agreement"] == 1
+        with pytest.raises(DataError, match="position 79, from 0, but GPT2LMHeadModel has 64"):
+            makd.fidelity(model, model, [{"input_ids": ids, "position_ids": torch.arange(80)[None]}])
+
     @pytest.mark.parametrize("solver", ["auto", "whitened", "fisher", "two_sided", "regression"])
     def test_no_batch_at_all(self, teacher, solver):
         with pytest.raises(DataError):

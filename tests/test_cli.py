@@ -56,6 +56,26 @@ def test_a_decoder_reports_perplexity(run, decoder_folder, tmp_path):
     assert "perplexity" in out
 
 
+def test_every_command_saves_the_cache_setting_of_the_teacher(run, decoder_folder, tmp_path):
+    rows = "\n".join(f"a text of number {number},{number % 2}" for number in range(20))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "train.csv").write_text(f"text,label\n{rows}")
+    svd = ["--recipe.factorize.solver", "svd", "--recipe.training.steps", "1", "--recipe.evaluation.latency", "false"]
+    few = ["--teacher", decoder_folder, "--budget.keep_linears", "0.8"]
+    task = ["--task.name", "classification", "--task.path", tmp_path / "task", "--task.max_length", "16"]
+    commands = {
+        "compressed": ["compress", *few, *QUICK, *svd],
+        "made": ["factorize", *few, *QUICK, *svd],
+        "streamed": ["factorize", "--stream", *few, *svd[:2]],
+        "taught": ["distill", tmp_path / "made", "--teacher", decoder_folder, *QUICK, *svd[2:]],
+        "tuned": ["finetune", decoder_folder, *task, "--recipe.training.steps", "1", "--recipe.device", "cpu"],
+    }
+    for name, words in commands.items():
+        code, _, err = run(*words, "--output", tmp_path / name)
+        assert code == 0, err
+        assert json.loads((tmp_path / name / "config.json").read_text()).get("use_cache") is True, name
+
+
 def test_a_run_that_was_stopped_resumes_to_the_same_student(encoder_folder, tmp_path, monkeypatch, run):
     from makd.distill import DistillTrainer
 

@@ -109,6 +109,14 @@ def with_weights(folder, change):
     return folder
 
 
+@pytest.mark.parametrize("load", [load_model, load_empty_model, load_config])
+def test_a_config_of_too_many_levels_is_refused(encoder_folder, tmp_path, load):
+    folder = spoiled(encoder_folder, tmp_path / "model")
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelLoadError, match="cannot be read as JSON"):
+        load(str(folder))
+
+
 @pytest.mark.parametrize("content", [[], None, 3, "bert", [{"model_type": "bert"}]])
 @pytest.mark.parametrize("load", [load_model, load_empty_model, load_config])
 def test_a_config_that_is_no_object_is_refused(encoder_folder, tmp_path, content, load):

@@ -1,13 +1,18 @@
 """SECURITY.md: every claim names a test that exists; and those claims that no other test shows."""
 
 import ast
+import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from makd.errors import ModelLoadError
+from makd.loading import load_model, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
@@ -39,6 +44,25 @@ class Planted:
 
     def __reduce__(self):
         return Path.touch, (self.file,)
+
+
+def test_nobody_is_asked_whether_to_run_code(monkeypatch, encoder_folder, tmp_path):
+    """transformers would ask at a terminal; here somebody would say yes."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    planted, folder = tmp_path / "planted", tmp_path / "teacher"
+    shutil.copytree(encoder_folder, folder)
+    (folder / "own.py").write_text(f"open({str(planted)!r}, 'w')")
+    own = {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
+    for name in ("tokenizer_config.json", "config.json"):
+        content = json.loads((folder / name).read_text())
+        changed = {"auto_map": own, "model_type": "nobody_knows", "tokenizer_class": "NobodyKnows"}
+        (folder / name).write_text(json.dumps(content | changed))
+        for load in (load_tokenizer, load_model):
+            with suppress(ModelLoadError):
+                load(str(folder))
+    assert asked == []
+    assert not planted.exists()
 
 
 def test_neither_a_pickles_code_nor_remote_code_is_run(run, encoder_folder, tmp_path):

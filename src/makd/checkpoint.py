@@ -57,7 +57,7 @@ def read_config(folder: str) -> PretrainedConfig:
         read_object(file)
     where = ": its config.json cannot be read as a model's" if file.is_file() else ""
     with refusing(f"No model could be loaded from {folder!r}{where}"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     named = config.architectures
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise ModelLoadError(f"{folder}: `architectures` in config.json is a list of class names; it is {named!r}.")

@@ -86,6 +86,8 @@ def locate(name: str) -> Location:
     if name.startswith(PACKAGE_SCHEME):
         name = str(_inside_package(name.removeprefix(PACKAGE_SCHEME)))
     path = Path(name).expanduser()
+    if path.exists():  # a model remembers where it is from, also when the working directory is another
+        path = path.absolute()
     if path.suffix == ".gguf" and path.is_file():
         return Location(str(path.parent), path.name)
     if path.is_dir():
@@ -145,6 +147,7 @@ def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -
     weight_files(Path(where.folder))
     check_folder(Path(where.folder))
     arguments: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **config}
+    arguments["trust_remote_code"] = False  # else transformers asks at a terminal
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
     cls = _model_class(where, head)
@@ -223,7 +226,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             )
     arguments = {"gguf_file": where.gguf_file} if where.gguf_file else {}
     with refusing(f"No tokenizer could be loaded from {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(where.folder, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(where.folder, trust_remote_code=False, **arguments)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")

@@ -374,6 +374,24 @@ class TestStale:
         with pytest.raises(CacheError, match=f"its format is 0, here it is {FORMAT}"):
             TeacherCache.open(folder, teacher, rows)
 
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+    def test_a_note_that_is_none(self, made, text):
+        folder, teacher, rows = made
+        (folder / "cache.json").write_text(text)
+        with pytest.raises(CacheError, match=r"cache\.json (is damaged|holds an object)"):
+            TeacherCache.open(folder, teacher, rows)
+
+    @pytest.mark.parametrize("value", [None, "load", [], {}, ["../other.safetensors"], 3.5])
+    @pytest.mark.parametrize("key", ["shards", "settings", "dtype", "vocabulary"])
+    def test_a_note_with_something_else_in_it(self, made, key, value):
+        folder, teacher, rows = made
+        content = json.loads((folder / "cache.json").read_text())
+        if (key, value) in (("shards", []), ("vocabulary", None)):  # a cache without these may be
+            value = {"not": "that"}
+        (folder / "cache.json").write_text(json.dumps(content | {key: value}))
+        with pytest.raises(CacheError, match="is damaged"):
+            TeacherCache.open(folder, teacher, rows)
+
     def test_a_folder_without_a_cache(self, tmp_path, made):
         _, teacher, rows = made
         with pytest.raises(CacheError, match="does not exist"):

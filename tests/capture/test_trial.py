@@ -136,6 +136,35 @@ class TestEveryType:
                 torch.testing.assert_close(after[linear].gram, before[linear].gram, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *((name, "base") for name in STRUCTURAL),
+        *((name, "causal_lm") for name in ("llama4", "gemma3n", "qwen2_moe", "xglm", "doge", "cohere")),
+        *((name, "masked_lm") for name in ("longformer", "big_bird", "convbert", "roformer", "nystromformer", "esm")),
+        *((name, "sequence_classification") for name in ("longformer", "big_bird", "mpnet", "yoso")),
+    ],
+)
+def test_an_identical_copy_has_loss_0_for_what_models_put_out(name, head, tmp_path):
+    teacher, inputs = tiny(name, head), batch(tiny(name, head))
+    aspects = ("embedding", "similarity") if head == "base" else ("logits", "task")
+    if head == "sequence_classification":
+        inputs["labels"] = torch.tensor([0, 1, 1, 0])
+    elif head != "base":
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    plan = Plan(terms=tuple(Term(aspect=aspect) for aspect in aspects))
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    trainer = makd.DistillTrainer(copy.deepcopy(teacher), teacher, plan, args=arguments)
+    trainer.model.eval()
+    trainer.compute_loss(trainer.model, inputs)
+    losses = {aspect: float(value) for aspect, value in trainer._sums[False].items()}
+    assert losses.keys() == set(aspects)
+    if "task" in losses:
+        with torch.no_grad():
+            assert losses.pop("task") == pytest.approx(float(teacher(**inputs).loss), rel=1e-4)
+    assert max(map(abs, losses.values())) <= 1e-6
+
+
 class TestTheModelIsLeftAlone:
     def test_modes_gradients_hooks_and_random_numbers_are_as_they_were(self):
         model = tiny("llama", "causal_lm").train()

@@ -5,15 +5,17 @@ import json
 import shutil
 
 import pytest
+import torch
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 import makd
 from makd import caching, pipeline, streaming
-from makd.data import check_student_tokenizer, choose_tokenizer
+from makd.data import check_student_tokenizer, choose_tokenizer, collator
 from makd.data.tokenizers import different_ids, different_reading
-from makd.errors import SettingError
+from makd.errors import DataError, SettingError
 from makd.loading import load_model, load_tokenizer
+from tests.models import tiny
 
 TEXTS = [f"Text number {number}, about lists and names of classes." for number in range(24)]
 RECIPE = makd.Recipe(
@@ -110,3 +112,24 @@ def test_a_student_is_saved_with_its_own_tokenizer_again(student, encoder_folder
 
 def test_a_student_in_hand_has_no_tokenizer_that_could_differ(student, tokenizer):
     assert check_student_tokenizer(load_model(str(student)), tokenizer) is None
+
+
+def test_a_decoder_that_classifies_looks_for_the_padding_that_the_tokenizer_puts(tokenizer):
+    rows = [{"input_ids": list(range(5, 5 + length)), "attention_mask": [1] * length} for length in (9, 4)]
+    model = tiny("llama", "sequence_classification")
+    batch = collator(tokenizer, model)(rows)
+    alone = [collator(tokenizer, model)([row]) for row in rows]
+    with torch.no_grad():
+        together, one_by_one = model(**batch).logits, torch.cat([model(**one).logits for one in alone])
+    torch.testing.assert_close(together, one_by_one)
+    for padding in (3, None):
+        model.config.pad_token_id = padding
+        with pytest.raises(DataError, match=f"padding token, which is {padding} .* the tokenizer pads with 0"):
+            collator(tokenizer, model)
+
+
+@pytest.mark.parametrize(("name", "head"), [("llama", "causal_lm"), ("bert", "sequence_classification")])
+def test_other_models_see_from_the_mask_where_a_text_ends(tokenizer, name, head):
+    model = tiny(name, head)
+    model.config.pad_token_id = 3
+    assert collator(tokenizer, model)([{"input_ids": [5, 6], "attention_mask": [1, 1]}])

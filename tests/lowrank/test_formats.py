@@ -42,6 +42,7 @@ STUDENTS = {
     "one A for several": lambda: make_student("t5", share_input="always"),
     "factored tied vocabulary": lambda: make_student("bert", "masked_lm", vocabulary="factored"),
     "factored head": lambda: make_student("llama", "causal_lm", vocabulary="factored"),
+    "factored tied vocabulary of a decoder": lambda: make_student("gpt2", "causal_lm", vocabulary="factored"),
     "dropped layers": lambda: drop_layers(folded=False),
     "nothing but dropped layers": lambda: drop_layers(folded=True),
     "a rank that is the width": lambda: full_rank(),

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from transformers import (
+    AriaTextConfig,
     AutoModel,
     BigBirdConfig,
     BigBirdModel,
+    Dots1Config,
     EsmConfig,
+    Glm4MoeConfig,
     GteConfig,
     JinaEmbeddingsV3Config,
     NomicBertConfig,
@@ -19,7 +22,7 @@ import makd
 from makd.anatomy import SkippedLayer
 from makd.errors import UnsupportedModelError
 from makd.lowrank.roundtrip import check_round_trip
-from tests.models import CONFIGS, RELATIVES, batch, tiny
+from tests.models import CONFIGS, RELATIVES, STRUCTURAL, batch, tiny
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -33,6 +36,9 @@ CONVERTED = {
     "qwen2_moe": lambda: Qwen2MoeConfig(
         **SMALL, num_key_value_heads=2, moe_intermediate_size=16, shared_expert_intermediate_size=32, num_experts=4
     ),
+    "glm4_moe": lambda: Glm4MoeConfig(**STRUCTURAL["glm4_moe"][1]),
+    "aria_text": lambda: AriaTextConfig(**STRUCTURAL["aria"][1]),
+    "dots1": lambda: Dots1Config(**STRUCTURAL["glm4_moe"][1]),
 }
 """Types whose tensors transformers renames, splits or joins between file and memory."""
 

@@ -15,6 +15,7 @@ from makd.aspects import activate
 from makd.errors import ModelLoadError, SettingError
 from makd.loading import load_model, load_tokenizer
 from makd.sentence_encoder import encoder_of, find_folder, origin_of, read_sentence_encoder, read_text_settings
+from tests.models import tiny
 from tests.sentence_encoder.folders import FLAGS, WIDTH, add_dense, copy, embed, make_folder, write_json
 
 TEXTS = ["The assignment statement binds names.", "A tuple is immutable, and a list is not.", "Yield!"]
@@ -63,6 +64,26 @@ class TestPoolingOfAFolder:
     def test_of_the_teacher_counts_also_for_a_student_from_elsewhere(self, cls_folder, encoder_folder):
         student, teacher = (resolve(AutoModel.from_pretrained(folder)) for folder in (encoder_folder, cls_folder))
         assert activate(PLAN, student, teacher).terms[0].term.pooling == "cls"
+
+    def test_is_found_from_another_working_directory(self, cls_folder, tmp_path, monkeypatch):
+        copy(cls_folder, tmp_path / "here" / "teacher")
+        monkeypatch.chdir(tmp_path / "here")
+        model = load_model("teacher")
+        monkeypatch.chdir(tmp_path)
+        assert encoder_of(origin_of(model)).pooling == "cls"
+
+    def test_that_was_moved_away_is_not_taken_for_the_mean_without_a_word(self, cls_folder, tmp_path, caplog):
+        folder = copy(cls_folder, tmp_path / "teacher")
+        model = AutoModel.from_pretrained(folder)
+        shutil.move(folder, tmp_path / "elsewhere")
+        with caplog.at_level(logging.WARNING):
+            assert encoder_of(origin_of(model)).pooling == "mean"
+        assert f"{folder}, where a model was loaded from, is no longer there" in caplog.text
+
+    def test_of_a_model_made_in_hand_is_the_mean_as_ever(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            assert encoder_of(origin_of(tiny("bert"))).pooling == "mean"
+        assert not caplog.text
 
     def test_that_the_recipe_overrules_is_said(self, cls_folder, tmp_path, caplog):
         folder = copy(cls_folder, tmp_path / "overruled")

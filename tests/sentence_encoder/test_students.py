@@ -99,6 +99,28 @@ class TestMeasures:
         assert report.metrics["fidelity"]["after"] == pytest.approx(expected, abs=1e-5)
         assert (tmp_path / "student" / "2_Dense" / "model.safetensors").is_file()
 
+    @pytest.mark.parametrize("name", ["dot", "euclidean", "manhattan"])
+    @pytest.mark.parametrize("after", [(), ("Normalize",)])
+    def test_order_pairs_by_the_folders_own_similarity(self, make, tmp_path, name, after):
+        teacher = make("mean", after=after, common={"similarity_fn_name": name})
+        report = factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "student")
+        alike = {
+            "dot": lambda one, other: float(one @ other),
+            "euclidean": lambda one, other: -float((one - other).norm()),
+            "manhattan": lambda one, other: -float((one - other).abs().sum()),
+        }[name]
+        sides = [embed(folder, HELD_OUT, "mean") for folder in (tmp_path / "student", teacher)]
+        sides = [side / side.norm(dim=-1, keepdim=True) for side in sides] if after else sides
+        pairs = torch.triu_indices(len(HELD_OUT), len(HELD_OUT), offset=1).T.tolist()
+        expected = spearmanr(*([alike(side[i], side[j]) for i, j in pairs] for side in sides)).statistic
+        assert report.metrics["fidelity"]["after"]["rank_correlation"] == pytest.approx(expected, abs=2e-4)
+
+    def test_of_an_unknown_similarity_are_refused_before_any_work(self, make, tmp_path):
+        teacher = make("mean", common={"similarity_fn_name": "hamming"})
+        with pytest.raises(makd.errors.SettingError, match="'hamming'; makd knows cosine, dot, euclidean, manhattan"):
+            factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "student")
+        assert not (tmp_path / "student").exists()
+
 
 class TestTeaching:
     def losses(self, teacher_folder, student, tmp_path, **settings):

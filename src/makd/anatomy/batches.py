@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.limits import position_limit, token_limit
 from makd.errors import DataError
 from makd.kinds import shown
 
@@ -27,11 +28,15 @@ def check_batches(batches: Iterable[Mapping[str, Tensor]], model: PreTrainedMode
         model: that will read them.
 
     Raises:
-        DataError: one is no dict of tensors, or has ids that the model has no embeddings for.
+        DataError: one is no dict of tensors, has ids that the model has no embeddings for, or more tokens in a row than
+            the model has positions for.
     """
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    limit = token_limit(model)
     for batch in batches:
         _check(batch, vocabulary)
+        if limit is not None:
+            _check_length(batch, model, limit)
         yield batch
 
 
@@ -68,3 +73,19 @@ def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
             f"The batch holds token {lowest if lowest < 0 else highest}, but the model has embeddings for "
             f"{vocabulary:,} tokens, from 0. Give the tokenizer that this model was trained with."
         )
+
+
+def _check_length(batch: Mapping[str, Any], model: PreTrainedModel, tokens: int) -> None:
+    """Rows of several packed texts may be longer than `tokens`: each text has positions from 0."""
+    called, positions, limit = type(model).__name__, batch.get("position_ids"), position_limit(model)
+    last = int(positions.max()) if isinstance(positions, Tensor) and positions.numel() > 0 else None
+    packed = last is not None
+    if last is not None and limit is not None and last >= limit:
+        raise DataError(f"A batch has position {last}, from 0, but {called} has {limit}. Cut its texts.")
+    for name in IDS:
+        told = packed and name == "input_ids"
+        if batch.get(name) is not None and not told and batch[name].shape[1] > tokens:
+            raise DataError(
+                f"{name} of a batch have {batch[name].shape[1]} tokens a row, but {called} has positions for {tokens}. "
+                f"Tokenize with truncation=True, max_length={tokens}."
+            )

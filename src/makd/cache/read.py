@@ -106,9 +106,10 @@ class TeacherCache:
                 f"The cache {folder} is stale: its {other[0]} is {other[1]}, here it is {other[2]}. Make it anew with "
                 "`makd cache`, with the teacher, data, tokenizer and seed of this run; or train without a cache."
             )
+        _check_note(folder, content)
         try:
             return TeacherCache(folder, content)
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CacheError(f"The cache {folder} is damaged: {error}. Make it anew with `makd cache`.") from error
 
     def __len__(self) -> int:
@@ -276,3 +277,20 @@ def _decoded(values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor
     room = torch.empty(values.shape, dtype=dtype)
     decode_into(room, values, scale)
     return room
+
+
+def _check_note(folder: Path, content: Mapping[str, Any]) -> None:
+    """Whether what is looked up in `cache.json` is there, and of its kind."""
+    shards, settings = content.get("shards"), content.get("settings")
+    if not isinstance(shards, list) or not all(isinstance(name, str) and Path(name).name == name for name in shards):
+        raise _damaged(folder, f"{FINISHED} has no list of files beside it under `shards`")
+    if not isinstance(settings, dict) or not isinstance(settings.get("top_k"), int):
+        raise _damaged(folder, f"{FINISHED} has no `settings` with `top_k`")
+    if not isinstance(content.get("vocabulary"), int | None) or "vocabulary" not in content:
+        raise _damaged(folder, f"{FINISHED} has no `vocabulary`")
+    if not isinstance(getattr(torch, str(content.get("dtype")), None), torch.dtype):
+        raise _damaged(folder, f"{FINISHED} has no `dtype`")
+
+
+def _damaged(folder: Path, what: str) -> CacheError:
+    return CacheError(f"The cache {folder} is damaged: {what}. Make it anew with `makd cache`.")

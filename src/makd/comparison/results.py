@@ -25,7 +25,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole, start=1):
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise OutputError(
                 f"{path}, line {number} is not JSON. Take that line out; its cell is run again."
             ) from error

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data.marks import Marks, check_room, find_marks, given_tokens
+from makd.data.tokenizers import check_padding_token
 from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,11 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
     """From tokenized rows to a padded batch, with `labels` where the rows have some or the model predicts its input.
 
     Of its input, a causal language model does not predict what stands before every text: it is given that in use.
+
+    Raises:
+        DataError: the model would look for the end of a text at another padding token than the tokenizer's.
     """
+    check_padding_token(tokenizer, model)
     blocks, two_stacks = reads_blocks(model), bool(model.config.is_encoder_decoder)
     given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)
     kinds = ("input_ids", "attention_mask", "token_type_ids")

@@ -8,8 +8,12 @@ import copy
 import logging
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
-from makd.errors import ModelLoadError, SettingError
+from makd.errors import DataError, ModelLoadError, SettingError
 from makd.loading import folder_or_name, load_tokenizer
 from makd.sentence_encoder import as_in_folder
 
@@ -106,3 +110,21 @@ def different_reading(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBa
     place = min(len(ours), len(theirs)) if place is None else place
     found = " and ".join(repr(side[max(0, place - 1) : place + 3]) for side in (ours, theirs))
     return f"a text is read as … {found} …"
+
+
+def check_padding_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Whether a decoder that classifies texts finds their ends: it reads the last token that is not its padding token.
+
+    Raises:
+        DataError: it knows none, or another one than the tokenizer pads with.
+    """
+    kind, padding = model.config.model_type, model.config.get_text_config().pad_token_id
+    one_sided = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    reads_last = one_sided and type(model).__name__.endswith("ForSequenceClassification")
+    if reads_last and padding != tokenizer.pad_token_id:
+        raise DataError(
+            f"{type(model).__name__} reads the last token before its padding token, which is {padding} (pad_token_id "
+            f"of its config), but the tokenizer pads with {tokenizer.pad_token_id}: it would read the padding. Set "
+            f"pad_token_id to {tokenizer.pad_token_id} in its config.json, if it was trained so, or give the tokenizer "
+            "that it was trained with."
+        )

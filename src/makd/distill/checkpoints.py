@@ -50,7 +50,7 @@ def find_fault(folder: Path) -> str | None:
         wanted = sorted(digests.items())
     except FileNotFoundError:
         return "it was not written to its end"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return f"{LIST} is damaged"
     for name, digest in wanted:
         if not (folder / name).is_file():

@@ -90,7 +90,7 @@ def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         items = dict(found)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise OutputError(
             f"{file} does not say which run the checkpoints beside it are of ({error}). Start anew with --overwrite."
         ) from error

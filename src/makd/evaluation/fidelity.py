@@ -35,8 +35,8 @@ def fidelity(
 ) -> dict[str, float]:
     """Compare both models on `batches`; the keys that apply, each over real tokens only.
 
-    - `rank_correlation`: Spearman's, between the teacher's and the student's cosine similarities of all pairs of texts
-      (the first `TEXTS_COMPARED`), for models that end in hidden states.
+    - `rank_correlation`: Spearman's, between the teacher's and the student's similarities of all pairs of texts (the
+      first `TEXTS_COMPARED`), for models that end in hidden states: cosines, or what the teacher's folder says.
     - `cosine`: mean cosine between the two embeddings of a text, for the same models.
     - `prediction_kl`: KL(teacher ‖ student) of the predictions, in nats a prediction (a token, a text, or a label that
       holds or not).
@@ -84,7 +84,8 @@ def fidelity(
     if not ours and not sums:
         raise DataError("There is nothing to compare on: no batches were given.")
     if ours:
-        scores = _compare_embeddings(torch.cat(ours), torch.cat(theirs))
+        similarity = "cosine" if encoder is None else encoder.similarity
+        scores = _compare_embeddings(torch.cat(ours), torch.cat(theirs), similarity)
     else:
         scores = {name: value / count for name, (value, count) in sums.items()}
     check_measured(scores, "between student and teacher")
@@ -109,18 +110,26 @@ def _output_tokens(batch: Mapping[str, Tensor]) -> Tensor:
     return decoder_tokens(batch) if "decoder_input_ids" in batch else encoder_tokens(batch)
 
 
-def _compare_embeddings(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+def _compare_embeddings(ours: Tensor, theirs: Tensor, similarity: str) -> dict[str, float]:
     check_outputs(theirs, "The teacher's hidden states")
     check_outputs(ours, "The student's hidden states")
-    ours, theirs = (torch.nn.functional.normalize(side, dim=-1) for side in (ours, theirs))
-    scores = {"cosine": float((ours * theirs).sum(-1).mean())}
-    ours, theirs = ours[:TEXTS_COMPARED], theirs[:TEXTS_COMPARED]
+    units = [torch.nn.functional.normalize(side, dim=-1) for side in (ours, theirs)]
+    scores = {"cosine": float((units[0] * units[1]).sum(-1).mean())}
+    compared = units if similarity == "cosine" else (ours, theirs)
+    ours, theirs = (side[:TEXTS_COMPARED] for side in compared)
     rows, columns = torch.triu_indices(len(ours), len(ours), offset=1)
     if len(rows) > 1:
-        similarities = [(side @ side.T)[rows, columns].numpy() for side in (ours, theirs)]
+        similarities = [_alike(side, similarity)[rows, columns].numpy() for side in (ours, theirs)]
         if all(side.min() < side.max() for side in similarities):  # else there is no order to agree with
             scores["rank_correlation"] = float(spearmanr(*similarities).statistic)
     return scores
+
+
+def _alike(vectors: Tensor, similarity: str) -> Tensor:
+    """How alike each text is to each, (texts, texts); for cosines the vectors have length 1."""
+    if similarity in ("cosine", "dot"):
+        return vectors @ vectors.T
+    return -torch.cdist(vectors, vectors, p=1.0 if similarity == "manhattan" else 2.0)
 
 
 def _compare_predictions(

@@ -57,5 +57,5 @@ def _own_files(folder: Path) -> set[str] | None:
     """What the folder's list says; None if there is none that can be read."""
     try:
         return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -130,7 +130,7 @@ class Workplace:
         try:
             known: dict[str, Any] = json.loads((self.path / MARK).read_text(encoding="utf-8"))
             return f"Another run (process {known['process']} on {known['host']}, since {known['since']})"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "Another run"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from makd.errors import SettingError
 from makd.sentence_encoder.after_pooling import AfterPooling, read_after_pooling
@@ -20,6 +21,7 @@ from makd.sentence_encoder.layout import (
     TRANSFORMER_SETTINGS,
     Origin,
     find_folder,
+    is_gone,
     is_sentence_encoder,
     read_described,
     read_modules,
@@ -47,6 +49,8 @@ _MODES = {
     "lasttoken": "last",
 }
 """sentence-transformers' names -> makd's."""
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+"""What `similarity_fn_name` may be; the last two are distances, the nearer the more alike."""
 _AS_USUAL = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 _NOT_CARRIED_OUT = ("config_args", "config_kwargs", "tokenizer_args", "processor_kwargs", "processing_kwargs",
                     "query_expansion")  # fmt: skip
@@ -59,6 +63,8 @@ class SentenceEncoder:
 
     pooling: str = "mean"
     after: AfterPooling = field(default_factory=AfterPooling, compare=False)
+    similarity: str = "cosine"
+    """How users compare two embeddings: one of `SIMILARITIES`."""
 
     def __call__(
         self, hidden: Float[Tensor, "batch tokens hidden"], mask: Bool[Tensor, "batch tokens"]
@@ -110,7 +116,23 @@ def read_sentence_encoder(folder: Path) -> SentenceEncoder:
     _check_modules(folder)
     places = [index for index, module in enumerate(modules) if module.kind == "Pooling"]
     settings = read_described(folder / modules[1].path / "config.json", dict)
-    return SentenceEncoder(_pooling(folder, settings), read_after_pooling(folder, modules[places[0] + 1 :]))
+    after, similarity = read_after_pooling(folder, modules[places[0] + 1 :]), _similarity(folder)
+    kinds = [module.kind for module in modules if module.kind != "Dropout"]
+    if kinds[-1] == "Normalize" and similarity == "manhattan":
+        after = AfterPooling((*after.steps, lambda vectors: normalize(vectors, dim=-1)), after.width)
+    elif kinds[-1] == "Normalize":  # of vectors of length 1 products are cosines, and distances have their order
+        similarity = "cosine"
+    return SentenceEncoder(_pooling(folder, settings), after, similarity)
+
+
+def _similarity(folder: Path) -> str:
+    common = read_described(folder / SETTINGS, dict) if (folder / SETTINGS).is_file() else {}
+    name = common.get("similarity_fn_name") or "cosine"
+    if name not in SIMILARITIES:
+        raise SettingError(
+            f"{folder / SETTINGS} has similarity_fn_name {name!r}; makd knows {', '.join(SIMILARITIES)}. Set one."
+        )
+    return str(name)
 
 
 def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
@@ -127,6 +149,11 @@ def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
     """
     folder = find_folder(origin.name)
     if folder is None:
+        if pooling == AUTO and is_gone(origin.name):
+            _warn_once(
+                f"{origin.name}, where a model was loaded from, is no longer there, so nothing says how its texts are "
+                "pooled: the mean is taken. Load it from where it is now, or name the pooling."
+            )
         return SentenceEncoder("mean" if pooling == AUTO else pooling)
     if pooling != AUTO and not is_sentence_encoder(folder):
         return SentenceEncoder(pooling)
@@ -136,7 +163,7 @@ def encoder_of(origin: Origin, pooling: str = AUTO) -> SentenceEncoder:
             f"The pooling is {pooling}, as the settings say, but {folder} says {own.pooling}, which is what its users "
             f"get. Leave it at {AUTO} to take the folder's."
         )
-        return SentenceEncoder(pooling)
+        return SentenceEncoder(pooling, similarity=own.similarity)
     if origin.is_encoder_decoder:
         raise SettingError(
             f"{folder} is a sentence encoder of an encoder-decoder, of which sentence-transformers runs the encoder "

@@ -94,15 +94,28 @@ def find_folder(name: str) -> Path | None:
     return outer if is_inside else None
 
 
-def _hub_folder(name: str) -> Path | None:
-    """Where the hub's files are on this machine, of the commit that the model was loaded from."""
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        return None
+def is_gone(name: str) -> bool:
+    """Whether `name` is neither a folder nor a hub id that was loaded on this machine.
+
+    Then nobody knows whether the model has a sentence-transformers folder.
+    """
+    return bool(name) and not Path(name).expanduser().is_dir() and _loaded_from_hub(name) is None
+
+
+def _loaded_from_hub(name: str) -> str | None:
+    """A file of the hub's that the model `name` was loaded with."""
     try:
         paths = [try_to_load_from_cache(name, file) for file in ("config.json", "tokenizer_config.json")]
     except HFValidationError:
         return None
-    loaded = next((path for path in paths if isinstance(path, str)), None)
+    return next((path for path in paths if isinstance(path, str)), None)
+
+
+def _hub_folder(name: str) -> Path | None:
+    """Where the hub's files are on this machine, of the commit that the model was loaded from."""
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        return None
+    loaded = _loaded_from_hub(name)
     if loaded is None:  # never loaded from the hub: a folder that is gone
         return None
     revision = Path(loaded).parent.name
