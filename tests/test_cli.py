@@ -312,3 +312,12 @@ def test_every_command_has_help_with_an_example(command, capsys):
         main([command, "--help"])
     assert end.value.code == 0
     assert "example: makd " + command in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "distill"])
+def test_a_student_that_is_not_there_is_told_at_once_and_only_once(command, run, encoder_folder, tmp_path):
+    output = [] if command == "evaluate" else ["--output", tmp_path / "taught"]
+    code, _, err = run(command, "runs/nowhere", "--teacher", encoder_folder, "--data.path", "pydoc", *output)
+    assert code == 2
+    assert err.count("runs/nowhere") == 1
+    assert "tokenizer" not in err

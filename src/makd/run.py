@@ -18,7 +18,7 @@ from makd.config import Recipe
 from makd.data import DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.distill import CHECKPOINT_SIZES, check_same_run, identify_run, with_start, write_identity
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
-from makd.loading import check_dtype, take_model
+from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.report import OutputFolder, plain
 from makd.sentence_encoder import encoder_of, origin_of
@@ -209,6 +209,8 @@ def _load(
     student: str | PreTrainedModel | None,
 ) -> Run:
     device = recipe.find_device()
+    if isinstance(student, str) and locate(student).gguf_file is None:
+        load_config(student)  # one that is not there is told before teacher and text are read
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     student_tokenizer = None if student is None else check_student_tokenizer(student, words)
