@@ -79,10 +79,9 @@ def _check_length(batch: Mapping[str, Any], model: PreTrainedModel, tokens: int)
     """Rows of several packed texts may be longer than `tokens`: each text has positions from 0."""
     called, positions, limit = type(model).__name__, batch.get("position_ids"), position_limit(model)
     packed = isinstance(positions, Tensor) and positions.numel() > 0
-    if packed and limit is not None and int(positions.max()) >= limit:
-        raise DataError(
-            f"A batch has position {int(positions.max())}, from 0, but {called} has {limit}. Cut its texts."
-        )
+    last = int(positions.max()) if isinstance(positions, Tensor) and packed else 0
+    if limit is not None and last >= limit:
+        raise DataError(f"A batch has position {last}, from 0, but {called} has {limit}. Cut its texts.")
     for name in IDS:
         told = packed and name == "input_ids"
         if batch.get(name) is not None and not told and batch[name].shape[1] > tokens:
