@@ -247,13 +247,13 @@ class TestTextSettings:
         assert AutoTokenizer.from_pretrained(tmp_path / "saved")(upper)["input_ids"] == plain(lower)["input_ids"]
 
     def test_lower_case_leaves_a_tokenizer_in_hand_as_it_is(self, cls_folder, tmp_path):
-        from makd.loading import take_tokenizer
+        from makd.data import choose_tokenizer
 
         folder = copy(cls_folder, tmp_path / "teacher")
         change(folder, "sentence_bert_config.json", do_lower_case=True)
         mine = AutoTokenizer.from_pretrained(folder)
         before = mine("A Tuple")["input_ids"]
-        assert take_tokenizer(mine, str(folder))("A Tuple")["input_ids"] == mine("a tuple")["input_ids"]
+        assert choose_tokenizer(mine, str(folder))("A Tuple")["input_ids"] == mine("a tuple")["input_ids"]
         assert mine("A Tuple")["input_ids"] == before
 
 
