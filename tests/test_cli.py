@@ -251,7 +251,7 @@ def test_an_output_that_is_not_empty_is_kept(run, encoder_folder, tmp_path):
     assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
     code, _, err = run(*compress(encoder_folder, tmp_path / "student", "--overwrite"))
     assert code == 2
-    assert "holds what makd did not write: thesis.txt" in err
+    assert "holds more than an output of makd: thesis.txt" in err
     assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
 
 

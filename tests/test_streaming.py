@@ -188,7 +188,7 @@ def test_an_output_that_is_not_empty_and_checkpoints_of_a_training_are_kept(stre
     assert "not empty" in err
     code, _, err = stream(decoder_folder, tmp_path / "student", *SVD, "--overwrite")
     assert code == 2
-    assert "holds what makd did not write: thesis.txt" in err
+    assert "holds more than an output of makd: thesis.txt" in err
     assert (tmp_path / "student" / "thesis.txt").read_text() == "precious"
     with OutputFolder(tmp_path / "taught") as training:
         training.checkpoints.mkdir()

@@ -161,7 +161,7 @@ def test_a_process_that_is_dead_is_no_obstacle(tmp_path):
 def test_what_makd_did_not_write_is_not_replaced(tmp_path):
     make(tmp_path / "student", "old")
     (tmp_path / "student" / "thesis.txt").write_text("precious")
-    with pytest.raises(OutputError, match=r"holds what makd did not write: thesis.txt"):
+    with pytest.raises(OutputError, match=r"holds more than an output of makd: thesis.txt"):
         make(tmp_path / "student", overwrite=True)
     assert (tmp_path / "student" / "a").read_text() == "old"
 

@@ -212,7 +212,7 @@ class OutputFolder:
         if foreign:
             others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise OutputError(
-                f"{self._given} holds what makd did not write: {foreign[0]}{others}. It is not replaced: move that "
+                f"{self._given} holds more than an output of makd: {foreign[0]}{others}. It is not replaced: move that "
                 "away, or name another output."
             )
 
