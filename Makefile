@@ -35,10 +35,10 @@ test: check ## lint, types and all tests but the slow ones
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -q -m slow
 
-soak: $(READY) ## kill runs at random moments and go on with them: ten minutes
+soak: $(READY) ## kill runs at random moments and go on with them: two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests/soak
 
-fuzz: $(READY) ## hundreds of wrong inputs: a sound result or one message, within 10 minutes on 2 cores
+fuzz: $(READY) ## hundreds of wrong inputs: a sound result or one message; two minutes
 	$(BIN)/python -m pytest -q -o addopts="-ra --strict-markers" -m fuzz -W ignore tests/fuzz
 
 check: $(READY) ## lint, formatting, types, and that stations import only what stands before them
