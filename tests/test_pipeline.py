@@ -1,9 +1,12 @@
 """The whole path from Python: names or objects, a list of texts, and what comes back."""
 
 import json
+import logging
+import shutil
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import makd
@@ -130,3 +133,37 @@ def test_progress_is_told_for_every_stage(teacher_folder, tmp_path):
     )
     assert {"calibrate", "distil", "evaluate", "save"} <= {what for what, _, _ in told}
     assert all(0 <= done <= total for _, done, total in told)
+
+
+class TestWeightsThatWereChanged:
+    """Numbers as sound as those that makd saved: only the list of what it saved can tell."""
+
+    WARNING = "are not those that makd saved there (model.safetensors differs)"
+
+    @pytest.fixture
+    def student(self, report, tmp_path):
+        return shutil.copytree(report.folder, tmp_path / "student")
+
+    def evaluate(self, student, teacher_folder, caplog):
+        with caplog.at_level(logging.WARNING):
+            makd.evaluate(str(student), str(teacher_folder), TEXTS, quick())
+        return caplog.text
+
+    def test_are_told_where_a_matrix_is_transposed(self, student, teacher_folder, caplog):
+        weights = load_file(student / "model.safetensors")
+        name = next(name for name, one in weights.items() if one.dim() == 2 and one.shape[0] == one.shape[1])
+        save_file({**weights, name: weights[name].T.contiguous()}, student / "model.safetensors", {"format": "pt"})
+        assert self.WARNING in self.evaluate(student, teacher_folder, caplog)
+
+    def test_are_told_where_a_student_was_trained_further_and_saved_in_its_place(self, student, teacher_folder, caplog):
+        model = AutoModel.from_pretrained(student)
+        model.get_parameter("encoder.layer.0.attention.self.query.reduce.weight").data += 0.01
+        model.save_pretrained(student)
+        assert self.WARNING in self.evaluate(student, teacher_folder, caplog)
+
+    def test_are_not_told_where_there_are_none(self, student, teacher_folder, caplog):
+        assert "makd saved there" not in self.evaluate(student, teacher_folder, caplog)
+
+    def test_are_not_looked_for_in_students_of_older_versions(self, student, teacher_folder, caplog):
+        (student / "makd.json").unlink()
+        assert "makd saved there" not in self.evaluate(student, teacher_folder, caplog)

@@ -20,7 +20,7 @@ from makd.distill import CHECKPOINT_SIZES, check_same_run, identify_run, with_st
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
 from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
-from makd.report import OutputFolder, plain
+from makd.report import OutputFolder, plain, tell_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.storage import find_save_dtype, stored_folder
 from makd.tasks import TaskConfig
@@ -211,6 +211,7 @@ def _load(
     device = recipe.find_device()
     if isinstance(student, str) and locate(student).gguf_file is None:
         load_config(student)  # one that is not there is told before teacher and text are read
+        tell_changed_weights(Path(locate(student).folder))
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     student_tokenizer = None if student is None else check_student_tokenizer(student, words)

@@ -34,7 +34,7 @@ def list_files(folder: Path) -> None:
     for path in _files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        digests[str(path.relative_to(folder))] = _digest(path)
+        digests[str(path.relative_to(folder))] = digest(path)
     part = folder / f"{LIST}.part"
     with part.open("w", encoding="utf-8") as file:
         json.dump(digests, file, indent=2)
@@ -52,10 +52,10 @@ def find_fault(folder: Path) -> str | None:
         return "it was not written to its end"
     except (OSError, ValueError, AttributeError, RecursionError):
         return f"{LIST} is damaged"
-    for name, digest in wanted:
+    for name, known in wanted:
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _digest(folder / name) != digest:
+        if digest(folder / name) != known:
             return f"{name} is damaged"
     return None
 
@@ -99,7 +99,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (LIST, f"{LIST}.part"))
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, a piece at a time."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -3,7 +3,7 @@
 from makd.report.card import write_card
 from makd.report.file import OutputFile
 from makd.report.folder import OutputFolder
-from makd.report.manifest import MANIFEST
+from makd.report.manifest import MANIFEST, tell_changed_weights
 from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.report.tables import metrics_table, scores_table
 
@@ -15,6 +15,7 @@ __all__ = [
     "metrics_table",
     "plain",
     "scores_table",
+    "tell_changed_weights",
     "to_json",
     "write_card",
     "write_json",
