@@ -30,7 +30,7 @@ demo-lm: $(READY) ## the same for SmolLM2-135M-Instruct, 80 % of its linears kep
 	$(BIN)/makd demo smollm2
 
 test: check ## lint, types and all tests but the slow ones
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -q -m slow
