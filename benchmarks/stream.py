@@ -55,7 +55,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from makd.lowrank.stream.files import Source, write_tensors
+    from makd.weights.files import Source, write_tensors
 
     hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
     config = LlamaConfig(
@@ -161,7 +161,7 @@ def decompose_once(solver: str, out_features: int, in_features: int) -> tuple[fl
     if os.fork() == 0:
         import torch
 
-        from makd.lowrank.solvers import decompose_svd, decompose_whitened
+        from makd.solvers import decompose_svd, decompose_whitened
 
         weight = torch.randn(out_features, in_features).to(torch.bfloat16)
         gram = torch.eye(in_features, dtype=torch.float64) if solver == "whitened" else None
@@ -199,7 +199,7 @@ def cost(largest: int) -> dict[str, object]:
     """Seconds of matrices by shape, the model fitted to them, and whole models by it."""
     import numpy as np
 
-    import makd.lowrank.solvers  # noqa: F401 - imported before the forks
+    import makd.solvers  # noqa: F401 - imported before the forks
 
     sides = [side for side in (512, 768, 1024, 1536, 2048, 3072, 4096) if side <= largest]
     row: dict[str, object] = {"what": "cost"}

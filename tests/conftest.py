@@ -18,7 +18,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 @pytest.fixture
 def run(capfd):
     """Run `makd WORDS...` in this process; gives (exit code, stdout, stderr)."""
-    from makd.cli import main
+    from makd.cli.main import main
 
     def runner(*words):
         capfd.readouterr()

@@ -22,8 +22,8 @@ import makd
 from makd import comparison
 from makd.baselines import Choice, Span
 from makd.cache import write_cache
-from makd.cli import main
-from makd.compare_command import load_experiment
+from makd.cli.compare import load_experiment
+from makd.cli.main import main
 from makd.comparison import caches
 from makd.comparison import ground as grounds
 from makd.comparison import page as pages

@@ -17,11 +17,11 @@ from makd import errors
 from makd.anatomy.families import FAMILIES, Fused
 from makd.aspects import ASPECTS, PRESETS
 from makd.baselines import BASELINES
-from makd.cli import COMMANDS, main
-from makd.lowrank.ranks import RANK_RULES
-from makd.lowrank.solvers import SOLVERS
+from makd.cli.main import COMMANDS, main
+from makd.ranks.allocation import RANK_RULES
 from makd.report import plain
 from makd.report.tables import LABELS, TASK_LABELS
+from makd.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -54,7 +54,8 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import cache_command, comparison, finetuning, loading, pipeline, speed, streaming
+    from makd import comparison, finetuning, loading, pipeline, speed, streaming
+    from makd.cli import cache as cache_command
 
     def stop(*_arguments, **_named):
         raise Parsed
@@ -69,7 +70,7 @@ def parse(monkeypatch):
     monkeypatch.setattr(cache_command, "build_cache", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
-    monkeypatch.setattr("makd.cli.set_up_logging", lambda: None)
+    monkeypatch.setattr("makd.cli.main.set_up_logging", lambda: None)
     monkeypatch.chdir(ROOT)
 
     def parser(*words):

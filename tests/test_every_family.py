@@ -11,7 +11,7 @@ from makd.aspects import activate
 from makd.capture import Tap, capture
 from makd.distill import aspect_losses
 from makd.distill.layers import LayerLosses
-from makd.lowrank.linear import LowRankLinear
+from makd.student.linear import LowRankLinear
 from tests.models import TINY, batch, tiny
 
 FULL = makd.Plan(preset="full")

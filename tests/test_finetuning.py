@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification
 
 import makd
 from makd import pipeline
-from makd.cli import main
+from makd.cli.main import main
 from makd.errors import OutputError
-from makd.lowrank.hub import is_student
+from makd.student.hub import is_student
 from makd.tasks import Task
 from tests.models import tiny
 from tests.tasks.test_tasks import PAIRS, write

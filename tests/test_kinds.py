@@ -9,7 +9,7 @@ import typing
 import pytest
 
 import makd
-from makd.cli import COMMANDS
+from makd.cli.main import COMMANDS
 from makd.errors import SettingError
 from makd.kinds import fit
 

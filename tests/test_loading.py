@@ -20,7 +20,7 @@ from makd.loading import (
     locate,
     take_model,
 )
-from makd.lowrank.stream.checkpoint import Checkpoint
+from makd.weights.checkpoint import Checkpoint
 from tests.models import TINY, tiny
 
 

@@ -11,8 +11,8 @@ import makd
 from makd import pipeline
 from makd.evaluation import speed as measuring
 from makd.loading import load_model
-from makd.lowrank.folding import factored_linears
 from makd.report.speed import BEGIN, END, with_section
+from makd.student.folding import factored_linears
 
 QUICK = ["--batches", "[1, 2]", "--lengths", "[8]", "--repeats", "1"]
 SETTINGS = makd.BenchConfig(batches=(1,), lengths=(8,), repeats=1)

@@ -132,7 +132,7 @@ def test_a_student_that_does_not_fit_into_the_dtype_of_its_file_is_refused(encod
 
 
 def test_what_an_architecture_keeps_in_float32_is_kept_on_disk_too(tmp_path):
-    from makd.lowrank.weights import round_weights_, stored_in
+    from makd.weights.sound import round_weights_, stored_in
 
     model = tiny("t5", "seq2seq_lm")
     round_weights_(model, torch.float16)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import makd
-from makd.cli import main
+from makd.cli.main import main
 from makd.report import OutputFolder
 
 QUICK = [
@@ -92,16 +92,16 @@ def test_python_and_the_command_line_are_the_same(stream, encoder_folder, tmp_pa
 
 KILLED = """
 import os, signal, sys
-from makd.cli import main
+from makd.cli.main import main
 from makd.report import OutputFolder
-from makd.lowrank.stream import factorize
-decompose, calls = factorize.decompose_svd, []
+from makd.factorization import streamed
+decompose, calls = streamed.decompose_svd, []
 def dies_at_the_fourth(weight, rank):
     calls.append(weight)
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return decompose(weight, rank)
-factorize.decompose_svd = dies_at_the_fourth
+streamed.decompose_svd = dies_at_the_fourth
 main(sys.argv[1:])
 """
 
@@ -117,15 +117,15 @@ def test_a_killed_run_goes_on_where_it_was(stream, decoder_folder, tmp_path, mon
     assert code == 2
     assert "its solver is svd, this one's is whitened" in err
     assert stream(decoder_folder, tmp_path / "whole", *SVD)[0] == 0
-    from makd.lowrank.stream import factorize
+    from makd.factorization import streamed
 
-    decompose, calls = factorize.decompose_svd, []
+    decompose, calls = streamed.decompose_svd, []
 
     def counted(weight, rank):
         calls.append(weight)
         return decompose(weight, rank)
 
-    monkeypatch.setattr(factorize, "decompose_svd", counted)
+    monkeypatch.setattr(streamed, "decompose_svd", counted)
     assert stream(decoder_folder, tmp_path / "cut", *SVD)[0] == 0
     assert len(calls) == 14 - 3
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))

@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
     from makd.evaluation.speed import BenchConfig
+    from makd.factorization.factorize import factorize
+    from makd.factorization.outcome import FactorizeReport
+    from makd.factorization.settings import FactorizeConfig
     from makd.finetuning import finetune
-    from makd.lowrank.budget import Budget
-    from makd.lowrank.factorize import factorize
-    from makd.lowrank.folding import fold
-    from makd.lowrank.linear import LowRankLinear
-    from makd.lowrank.outcome import FactorizeReport
-    from makd.lowrank.settings import FactorizeConfig
     from makd.pipeline import Report, compress, evaluate
+    from makd.ranks.budget import Budget
     from makd.speed import BenchReport, bench
     from makd.streaming import factorize_streamed
+    from makd.student.folding import fold
+    from makd.student.linear import LowRankLinear
     from makd.tasks import TaskConfig, load_task
 
 _HOME = {
     "Anatomy": "makd.anatomy",
     "BenchConfig": "makd.evaluation.speed",
     "BenchReport": "makd.speed",
-    "Budget": "makd.lowrank.budget",
+    "Budget": "makd.ranks.budget",
     "CacheConfig": "makd.cache",
     "CacheReport": "makd.caching",
     "CalibrationConfig": "makd.config",
@@ -50,10 +50,10 @@ _HOME = {
     "DistillTrainer": "makd.distill",
     "EvaluationConfig": "makd.config",
     "Experiment": "makd.comparison",
-    "FactorizeConfig": "makd.lowrank.settings",
-    "FactorizeReport": "makd.lowrank.outcome",
+    "FactorizeConfig": "makd.factorization.settings",
+    "FactorizeReport": "makd.factorization.outcome",
     "FinetuneRecipe": "makd.config",
-    "LowRankLinear": "makd.lowrank.linear",
+    "LowRankLinear": "makd.student.linear",
     "MakdError": "makd.errors",
     "MethodConfig": "makd.comparison",
     "Plan": "makd.aspects",
@@ -72,12 +72,12 @@ _HOME = {
     "compare": "makd.comparison",
     "compress": "makd.pipeline",
     "evaluate": "makd.pipeline",
-    "factorize": "makd.lowrank.factorize",
+    "factorize": "makd.factorization.factorize",
     "factorize_streamed": "makd.streaming",
     "fidelity": "makd.evaluation",
     "finetune": "makd.finetuning",
     "fingerprint": "makd.evaluation",
-    "fold": "makd.lowrank.folding",
+    "fold": "makd.student.folding",
     "inspect": "makd.capture",
     "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
@@ -155,4 +155,4 @@ def _is_command_line() -> bool:
 
 
 if not _is_command_line():
-    importlib.import_module("makd.lowrank.hub")
+    importlib.import_module("makd.student.hub")

@@ -2,6 +2,6 @@
 
 import sys
 
-from makd.cli import main
+from makd.cli.main import main
 
 sys.exit(main())

@@ -19,8 +19,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from makd.anatomy.stand_in import NUMBER
 from makd.errors import MakdError, ModelLoadError
-from makd.lowrank.shards import read_object, weight_files
-from makd.lowrank.stream.files import read_header
+from makd.weights.files import read_header
+from makd.weights.shards import read_object, weight_files
 
 OLD_BUFFERS = re.compile(r"(rotary_emb\..*|position_ids|masked_bias|attn\.bias|attention\.bias)$")
 """Tensors inside layers that old versions of transformers saved and newer ones compute."""

@@ -10,9 +10,9 @@ import torch
 from makd.aspects import Plan
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
+from makd.factorization.settings import FactorizeConfig
 from makd.kinds import checked
 from makd.loading import HEADS, check_dtype
-from makd.lowrank.settings import FactorizeConfig
 from makd.sentence_encoder import AUTO, check_pooling
 from makd.storage import check_save_dtype
 

@@ -28,13 +28,13 @@ from makd.distill import (
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes
 from makd.loading import check_dtype
-from makd.lowrank.hub import mark_student
-from makd.lowrank.weights import check_finite, round_weights_, stored_in
 from makd.pipeline import Report
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import Progress, tokenizer_name
 from makd.storage import find_save_dtype
+from makd.student.hub import mark_student
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
+from makd.weights.sound import check_finite, round_weights_, stored_in
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import makd.lowrank.hub  # noqa: F401 - registers how a student is loaded
+import makd.student.hub  # noqa: F401 - registers how a student is loaded
 from makd.checkpoint import (
     check_complete,
     check_complete_below_head,
@@ -35,11 +35,11 @@ from makd.checkpoint import (
 )
 from makd.errors import ModelLoadError, SettingError
 from makd.kinds import shown
-from makd.lowrank.shards import weight_files
-from makd.lowrank.stored import check_folder
-from makd.lowrank.weights import check_finite, check_plain, set_dtypes_
 from makd.registry import Registry
 from makd.sentence_encoder import as_in_folder, find_folder, is_sentence_encoder, transformer_path
+from makd.student.stored import check_folder
+from makd.weights.shards import weight_files
+from makd.weights.sound import check_finite, check_plain, set_dtypes_
 
 logger = logging.getLogger(__name__)
 

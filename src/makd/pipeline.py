@@ -11,15 +11,13 @@ from makd.data import DataConfig, collator, row_lengths
 from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint
+from makd.factorization.factorize import factorize
+from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
-from makd.lowrank.budget import Budget
-from makd.lowrank.factorize import factorize
-from makd.lowrank.hub import mark_student
-from makd.lowrank.outcome import FactorizeReport
-from makd.lowrank.weights import check_finite, round_weights_, stored_in
 from makd.plain_yaml import read_yaml
 from makd.preparation import Data
+from makd.ranks.budget import Budget
 from makd.registry import make_settings
 from makd.report import (
     describe_environment,
@@ -30,7 +28,9 @@ from makd.report import (
 from makd.run import Progress, Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.storage import find_save_dtype
+from makd.student.hub import mark_student
 from makd.tasks import TaskConfig
+from makd.weights.sound import check_finite, round_weights_, stored_in
 
 
 @dataclass(frozen=True)

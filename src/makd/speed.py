@@ -22,12 +22,12 @@ from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
 from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
 from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
-from makd.lowrank.folding import fold as folded_copy
-from makd.lowrank.folding import fold_
 from makd.plain_json import read_json
 from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
+from makd.student.folding import fold as folded_copy
+from makd.student.folding import fold_
 
 
 @dataclass(frozen=True)

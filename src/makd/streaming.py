@@ -20,13 +20,12 @@ from makd.config import Recipe
 from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
+from makd.factorization.streamed import check_streamable, stream_student
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
-from makd.lowrank.budget import Budget
-from makd.lowrank.solvers import SOLVERS
-from makd.lowrank.stream import check_streamable, stream_student
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
+from makd.ranks.budget import Budget
 from makd.report import (
     OutputFolder,
     describe_environment,
@@ -37,6 +36,7 @@ from makd.report import (
 )
 from makd.run import Progress, names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
+from makd.solvers import SOLVERS
 from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
 
@@ -63,8 +63,8 @@ def factorize_streamed(
         teacher: hub id, folder, or `package:module/path`, with safetensors.
         data: text to calibrate on; not looked at by solvers that need none.
         budget: how many parameters the student may have.
-        recipe: how it is made; None takes the defaults. The solver is one of `makd.lowrank.stream.STREAMABLE`, or
-            `auto`, which is `whitened` here.
+        recipe: how it is made; None takes the defaults. The solver is one of
+            `makd.factorization.streamed.STREAMABLE`, or `auto`, which is `whitened` here.
         output: folder for the student.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from makd.anatomy import describe, resolve, to_table
 from makd.anatomy.describe import break_even_rank
-from makd.lowrank.linear import LowRankLinear
+from makd.student.linear import LowRankLinear
 from tests.models import TINY, tiny
 
 

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 import makd
 from makd.anatomy import Role, linear_shape, resolve
 from makd.errors import UnsupportedModelError
-from makd.lowrank.linear import LowRankLinear
+from makd.student.linear import LowRankLinear
 from tests.anatomy.recording import watch
 from tests.models import AUTO, BART, CONFIGS, DECODER, ENCODER, T5, batch, tiny
 

@@ -11,11 +11,11 @@ import transformers
 import makd
 from makd.anatomy import Role, resolve
 from makd.aspects import Plan, Term, activate
+from makd.calibration.gradients import collect_gradient_moments
+from makd.calibration.statistics import collect_input_moments
 from makd.capture import capture, examine
 from makd.distill.layers import LayerLosses
 from makd.errors import UnsupportedModelError
-from makd.lowrank.gradients import collect_gradient_moments
-from makd.lowrank.statistics import collect_input_moments
 from tests.models import AUTO, CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, tiny
 
 NAMES = (*CONFIGS, *RELATIVES, *STRUCTURAL)

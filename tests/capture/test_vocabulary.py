@@ -6,7 +6,7 @@ from torch import nn
 
 import makd
 from makd.capture import has_vocabulary_head, read_predictions, withhold_logits
-from makd.lowrank.factors import Factors
+from makd.solvers.factors import Factors
 from tests.models import batch, tiny
 
 HEADS = {

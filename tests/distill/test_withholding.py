@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import makd
 from makd.aspects import vocabulary
 from makd.distill import DistillTrainer
-from makd.lowrank.factors import Factors
+from makd.solvers.factors import Factors
 from tests.distill.test_trainer import make_arguments, make_rows, same_weights
 from tests.models import VOCABULARY, batch, tiny
 

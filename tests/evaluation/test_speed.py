@@ -7,7 +7,7 @@ import makd
 from makd.evaluation.clock import take_turns
 from makd.evaluation.pairing import check_pair
 from makd.evaluation.speed import measure_speed
-from makd.lowrank.folding import factored_linears
+from makd.student.folding import factored_linears
 from tests.models import tiny
 
 QUICK = makd.BenchConfig(batches=(1, 2), lengths=(8,), repeats=2)

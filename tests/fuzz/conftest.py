@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from makd.cli import main
+from makd.cli.main import main
 from tests.fuzz.oracle import Cases
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

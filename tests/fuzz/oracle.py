@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 
-from makd.cli import main
+from makd.cli.main import main
 from makd.errors import MakdError
 
 SECONDS = 60

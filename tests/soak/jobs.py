@@ -4,7 +4,7 @@ import os
 import sys
 
 PRELOADED = [
-    "makd.cli", "makd.task_commands", "makd.cache_command", "makd.compare_command", "makd.pipeline", "makd.streaming",
+    "makd.cli.main", "makd.cli.tasks", "makd.cli.cache", "makd.cli.compare", "makd.pipeline", "makd.streaming",
     "makd.caching", "makd.finetuning", "makd.comparison", "transformers.models.bert.modeling_bert",
     "sklearn.metrics", "tests.soak.jobs",
 ]  # fmt: skip
@@ -16,6 +16,6 @@ def run(words: list[str], log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    from makd.cli import main
+    from makd.cli.main import main
 
     sys.exit(main(words))

@@ -127,7 +127,7 @@ class Anatomy:
     origin: Origin = field(default_factory=Origin, compare=False)
     """Where the model came from: a sentence encoder's folder says how embeddings are made."""
     solvers_off: Mapping[str, str] = field(default_factory=dict)
-    """What a solver cannot look at in this model, and why: field of `makd.lowrank.solvers.Solver` -> reason."""
+    """What a solver cannot look at in this model, and why: field of `makd.solvers.Solver` -> reason."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
 

@@ -65,7 +65,7 @@ def find_stack(
 
 
 def is_factored(module: object) -> bool:
-    """Whether a module is a linear in two factors. Stations before `lowrank` know it by what it does."""
+    """Whether a module is a linear in two factors. Stations before `student` know it by what it does."""
     return hasattr(module, "reduce") and hasattr(module, "expand")
 
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, prepared
+from makd.factorization.factorize import factorize
 from makd.kinds import checked
-from makd.lowrank.budget import Budget
-from makd.lowrank.factorize import factorize
+from makd.ranks.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

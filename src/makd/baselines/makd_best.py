@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from makd.aspects import PRESETS, Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
 from makd.errors import SettingError
+from makd.factorization.factorize import factorize
 from makd.kinds import checked
-from makd.lowrank.budget import Budget
-from makd.lowrank.factorize import factorize
+from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 
 

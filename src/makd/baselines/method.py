@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from makd.aspects import Plan, Term, activate
 from makd.capture import examine
 from makd.errors import SettingError
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 
 Batches = Iterable[Mapping[str, Tensor]]
 

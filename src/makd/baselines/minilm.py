@@ -14,7 +14,7 @@ from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, prepared
 from makd.baselines.narrow import Initial, narrower
 from makd.kinds import checked
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from makd.aspects import spread_layers
 from makd.baselines.cut import copy_weights_
 from makd.baselines.sizes import Sizes
 from makd.errors import BudgetError, SettingError
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 
 Initial = Literal["cut", "random"]
 """What a narrower student begins with: the teacher's weights for the channels that it keeps, or random ones."""

@@ -15,7 +15,7 @@ from makd.aspects import Term
 from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
 from makd.baselines.shallow import fewer_layers
 from makd.kinds import checked
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from makd.aspects import spread_layers
 from makd.baselines.cut import copy_weights_
 from makd.baselines.sizes import Sizes
 from makd.errors import BudgetError
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 
 Start = Literal["spread", "first"]
 """Which of the teacher's layers a shallow student begins with: those that it will mimic, or the first ones."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, count_experts, resolve
 from makd.errors import BudgetError, UnsupportedModelError
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 
 FIELDS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 """Settings that a config has to have. Most encoders and decoders do."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from makd.comparison.settings import Experiment, MethodConfig, budget_name, short_name
 from makd.errors import SettingError
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.report import plain
 from makd.tasks import TaskConfig

@@ -12,7 +12,7 @@ from makd.config import CalibrationConfig, FinetuneRecipe, check_seed, find_devi
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
 from makd.kinds import checked, fit
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.tasks import TaskConfig
 

@@ -13,7 +13,7 @@ from makd.cache import TeacherCache
 from makd.comparison.ground import Ground
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, choose_trainable_, train
-from makd.lowrank.budget import Budget
+from makd.ranks.budget import Budget
 from makd.run import Progress
 from makd.tasks import Task
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from makd.lowrank.weights import check_learned
+from makd.weights.sound import check_learned
 
 
 class StopWhereBroken(TrainerCallback):

@@ -31,7 +31,7 @@ from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
 from makd.kinds import fit
-from makd.lowrank.weights import check_plain
+from makd.weights.sound import check_plain
 
 _logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Anatomy, count_experts
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
-from makd.lowrank.shards import weight_files
+from makd.weights.shards import weight_files
 
 
 def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]:

@@ -18,8 +18,8 @@ from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.errors import DataError, SettingError
 from makd.kinds import takes
-from makd.lowrank.finite import check_measured, check_outputs
 from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
+from makd.weights.finite import check_measured, check_outputs
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from makd.kinds import takes
-from makd.lowrank.finite import check_outputs
+from makd.weights.finite import check_outputs
 
 TOKENS = 32
 

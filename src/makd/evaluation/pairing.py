@@ -4,7 +4,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import linear_shape, resolve
 from makd.errors import SettingError
-from makd.lowrank.folding import factored_linears
+from makd.student.folding import factored_linears
 
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from makd.anatomy.batches import check_batches
 from makd.anatomy.key_cache import without_cache
 from makd.errors import DataError, NumericsError
 from makd.kinds import takes
-from makd.lowrank.finite import check_outputs
+from makd.weights.finite import check_outputs
 
 
 @takes

@@ -19,8 +19,8 @@ from makd.evaluation.clock import Timing, take_turns, wait
 from makd.evaluation.costs import stored_bytes
 from makd.evaluation.pairing import check_pair
 from makd.kinds import checked
-from makd.lowrank.folding import added_parameters, factored_linears, fold_
-from makd.lowrank.linear import LowRankLinear
+from makd.student.folding import added_parameters, factored_linears, fold_
+from makd.student.linear import LowRankLinear
 
 Progress = Callable[[str, int, int], None]
 

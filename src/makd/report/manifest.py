@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from makd.distill.checkpoints import digest
-from makd.lowrank.shards import weight_files
+from makd.weights.shards import weight_files
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import check_room, collator
 from makd.kinds import takes
-from makd.lowrank.finite import check_measured, check_outputs
 from makd.tasks.answers import best_answer
 from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
@@ -28,6 +27,7 @@ from makd.tasks.metrics import METRICS, score
 from makd.tasks.rows import TaskRows, read_task
 from makd.tasks.settings import TaskConfig
 from makd.tasks.words import NO_WORD
+from makd.weights.finite import check_measured, check_outputs
 
 
 @dataclass(frozen=True)

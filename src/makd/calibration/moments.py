@@ -1,0 +1,260 @@
+"""Station 3: second moments of what flows into a linear, streamed: memory does not grow with the amount of text.
+
+`InputMoments` serves every solver that looks at inputs, and `two_sided` also for the gradients of outputs: both are
+rows of some width, and only their second moments are asked for. `CrossMoments` adds the targets that regression needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from makd.errors import NumericsError
+from makd.weights.finite import is_finite
+
+Moments = TypeVar("Moments", bound="InputMoments")
+
+PRODUCT_ROWS = 8192
+"""Rows whose products are added up in the inputs' own precision before they go to the float64 sum."""
+
+
+class InputMoments:
+    """Sum of x xᵀ, sum of x and number of rows x seen so far.
+
+    Products are taken in the inputs' own precision, at least float32, `PRODUCT_ROWS` rows at a time, and added up in
+    float64: half the time and a third of the memory of float64 products. That is enough: entry (i, j) is then known to
+    about 1e-6 of the root of G_ii G_jj (measured in tests), in units of the features' own sizes, so a feature that is
+    a thousand times larger than the rest does not blur them; the sum over batches adds nothing to it. The products of
+    bfloat16 and float16 inputs are exact in float32.
+    """
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        self.features = features
+        self.rows = 0
+        self._products = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(features, dtype=torch.float64, device=device)
+
+    def update(self, inputs: Float[Tensor, "rows features"]) -> None:
+        """Add rows; all of them or, when it raises, none.
+
+        Raises:
+            NumericsError: they hold NaN or infinity, or so large values that their products do.
+            ValueError: they have another number of features.
+        """
+        rows = self._widened(inputs, self.features)
+        self._add(len(rows), *_products(rows, rows))
+
+    def _add(self, rows: int, products: Tensor, total: Tensor) -> None:
+        self._products += products
+        self._sum += total
+        self.rows += rows
+
+    @property
+    def gram(self) -> Float[Tensor, "features features"]:
+        """Mean of x xᵀ, float64.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        self._check()
+        return self._products / self.rows
+
+    @property
+    def mean(self) -> Float[Tensor, " features"]:
+        """Mean of x, float64.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        self._check()
+        return self._sum / self.rows
+
+    @property
+    def covariance(self) -> Float[Tensor, "features features"]:
+        """Mean of (x - mean)(x - mean)ᵀ, float64.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        return self.gram - torch.outer(self.mean, self.mean)
+
+    def merge(self, other: "InputMoments") -> None:
+        """Add what `other` saw.
+
+        Raises:
+            ValueError: it is of another kind or size.
+        """
+        mine, theirs = self._sums(), other._sums()
+        if type(other) is not type(self) or any(mine[name].shape != theirs[name].shape for name in mine):
+            raise ValueError(f"{_told(self)} and {_told(other)} do not add up.")
+        for name, tensor in mine.items():
+            tensor += theirs[name].to(tensor.device)
+        self.rows += other.rows
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All that was seen, as tensors for a file (safetensors, torch.save)."""
+        return {"rows": torch.tensor(self.rows), **{name: tensor.clone() for name, tensor in self._sums().items()}}
+
+    @classmethod
+    def from_tensors(cls: type[Moments], tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Moments:
+        """The moments that `to_tensors` of the same class wrote; more can be added to them.
+
+        Raises:
+            ValueError: the tensors are of another kind.
+        """
+        if "products" not in tensors:
+            raise ValueError(f"These are not the tensors of moments: {', '.join(sorted(tensors))}.")
+        moments = cls._empty(tensors, device)
+        sums = moments._sums()
+        if tensors.keys() != {"rows", *sums}:
+            raise ValueError(f"{cls.__name__} are {', '.join(('rows', *sums))}; got {', '.join(sorted(tensors))}.")
+        for name, tensor in sums.items():
+            tensor.copy_(tensors[name])
+        moments.rows = int(tensors["rows"])
+        return moments
+
+    @classmethod
+    def _empty(cls: type[Moments], tensors: Mapping[str, Tensor], device: torch.device | str) -> Moments:
+        return cls(len(tensors["products"]), device=device)
+
+    def _sums(self) -> dict[str, Tensor]:
+        """What adds up when moments do, but for the number of rows."""
+        return {"products": self._products, "sum": self._sum}
+
+    def _widened(self, rows: Tensor, features: int) -> Tensor:
+        if rows.ndim != 2 or rows.shape[1] != features:
+            raise ValueError(f"Rows of {features} features were expected; got a tensor of shape {tuple(rows.shape)}.")
+        return rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+
+    def _check(self) -> None:
+        if self.rows == 0:
+            raise ValueError("No rows have been seen yet.")
+
+
+class CrossMoments(InputMoments):
+    """Moments of inputs x, and of targets y with them: sum of y xᵀ, of y, and of the squares of y besides."""
+
+    def __init__(self, features: int, targets: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(features, device)
+        self.targets = targets
+        self._cross = torch.zeros(targets, features, dtype=torch.float64, device=device)
+        self._target_sum = torch.zeros(targets, dtype=torch.float64, device=device)
+        self._target_squares = torch.zeros(targets, dtype=torch.float64, device=device)
+
+    def update(self, inputs: Float[Tensor, "rows features"]) -> None:
+        """Not for these: inputs without their targets would bend the cross moments.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("Cross moments are of inputs and targets: use update_pairs.")
+
+    def update_pairs(self, inputs: Float[Tensor, "rows features"], targets: Float[Tensor, "rows targets"]) -> None:
+        """Add rows of inputs and the targets that belong to them; all of them or, when it raises, none.
+
+        Raises:
+            NumericsError: they hold NaN or infinity, or so large values that their products do.
+            ValueError: they have another number of features, or are not as many.
+        """
+        update_group([self], inputs, [targets])
+
+    def _add_pairs(self, rows: Tensor, products: tuple[Tensor, Tensor], targets: Tensor) -> None:
+        """Add rows whose own products are known."""
+        wanted = self._widened(targets, self.targets)
+        if len(rows) != len(wanted):
+            raise ValueError(f"{len(rows)} rows of inputs cannot belong to {len(wanted)} of targets.")
+        dtype = torch.promote_types(rows.dtype, wanted.dtype)
+        squares = wanted.to(torch.float64).square().sum(0)
+        if not bool(torch.isfinite(squares).all()):
+            raise _not_finite(len(wanted))
+        cross, target_sum = _products(wanted.to(dtype), rows.to(dtype))
+        self._add(len(rows), *products)
+        self._cross += cross
+        self._target_sum += target_sum
+        self._target_squares += squares
+
+    @property
+    def target_mean(self) -> Float[Tensor, " targets"]:
+        """Mean of y, float64."""
+        self._check()
+        return self._target_sum / self.rows
+
+    @property
+    def target_power(self) -> float:
+        """Mean of ‖y‖²."""
+        self._check()
+        return float(self._target_squares.sum()) / self.rows
+
+    @property
+    def target_variance(self) -> float:
+        """Mean of ‖y - mean‖²."""
+        spread = self._target_squares / self.rows - self.target_mean.square()
+        return float(spread.clamp(min=0).sum())
+
+    @property
+    def cross(self) -> Float[Tensor, "targets features"]:
+        """Mean of y xᵀ, float64."""
+        self._check()
+        return self._cross / self.rows
+
+    @property
+    def cross_covariance(self) -> Float[Tensor, "targets features"]:
+        """Mean of (y - mean)(x - mean)ᵀ, float64."""
+        return self.cross - torch.outer(self.target_mean, self.mean)
+
+    @classmethod
+    def _empty(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> "CrossMoments":
+        if "cross" not in tensors:
+            raise ValueError(f"These are not the tensors of cross moments: {', '.join(sorted(tensors))}.")
+        return cls(tensors["cross"].shape[1], tensors["cross"].shape[0], device)
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {
+            **super()._sums(),
+            "cross": self._cross,
+            "target_sum": self._target_sum,
+            "target_squares": self._target_squares,
+        }
+
+
+def update_group(
+    moments: Sequence[CrossMoments], inputs: Float[Tensor, "rows features"], targets: Sequence[Tensor]
+) -> None:
+    """`update_pairs` of each with its own targets, (rows, targets), and the same inputs, whose products are made once.
+
+    Raises:
+        NumericsError, ValueError: as `update_pairs`. Moments before the one whose targets were at fault have the rows.
+    """
+    rows = moments[0]._widened(inputs, moments[0].features)
+    products = _products(rows, rows)
+    for one, wanted in zip(moments, targets, strict=True):
+        one._add_pairs(rows, products, wanted)
+
+
+def _products(
+    left: Float[Tensor, "rows left"], right: Float[Tensor, "rows right"]
+) -> tuple[Float[Tensor, "left right"], Float[Tensor, " left"]]:
+    """Sum of left rightᵀ over the rows, in float64 if that is more than one product; and sum of left, in float64."""
+    (one, other), *more = zip(left.split(PRODUCT_ROWS), right.split(PRODUCT_ROWS), strict=True)
+    products = one.T @ other
+    if more:
+        products = products.to(torch.float64)
+    for one, other in more:
+        products += one.T @ other
+    if not is_finite(products):
+        raise _not_finite(len(left))
+    return products, left.sum(0, dtype=torch.float64)
+
+
+def _not_finite(rows: int) -> NumericsError:
+    return NumericsError(
+        f"The activations hold NaN or infinity, or overflow when they are squared ({rows} rows were looked at). Use "
+        "bfloat16 or float32 instead of float16, and check the model's outputs on this text."
+    )
+
+
+def _told(moments: InputMoments) -> str:
+    sizes = f" and {moments.targets} targets" if isinstance(moments, CrossMoments) else ""
+    return f"{type(moments).__name__} of {moments.features} features{sizes}"

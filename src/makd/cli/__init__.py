@@ -1,0 +1,1 @@
+"""The command line: flags and YAML for what Python can do; no logic of its own."""

@@ -1,0 +1,71 @@
+"""The command `makd bench`: its flags are the parameters of `bench` below. Prints what `makd.speed` measures."""
+
+from makd import speed
+from makd.cli.terminal import print_table, progress_bars
+from makd.evaluation.speed import BenchConfig
+from makd.report import OutputFile
+from makd.report.speed import fold_line, linears_table, speed_table
+
+
+def bench(
+    student: str,
+    teacher: str,
+    batches: tuple[int, ...] = (1, 16),
+    lengths: tuple[int, ...] = (128,),
+    point: tuple[int, int] | None = None,
+    compile: bool = False,
+    repeats: int = 15,
+    threads: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    head: str = "auto",
+    card: bool = True,
+    fold: bool = False,
+    output: str | None = None,
+    overwrite: bool = False,
+    json: str | None = None,
+) -> None:
+    """Time a student against its teacher, and save one whose slow linears are dense again.
+
+    Args:
+        student: folder of a student.
+        teacher: hub id, folder, .gguf file, or package:module/path.
+        batches: rows of a forward.
+        lengths: tokens of a row; every batch is timed at every length.
+        point: batch and length at which it is decided which linears to fold; without it, the first of each.
+        compile: time torch.compiled forwards too.
+        repeats: forwards of each model that count, the models taking turns.
+        threads: threads of torch on a CPU; without it, as many as torch takes.
+        dtype: float32, bfloat16 or float16.
+        device: cpu, cuda, cuda:1, ...; auto takes an accelerator if there is one.
+        head: with which head the teacher is loaded: auto, base, masked_lm, causal_lm, ...
+        card: put the table into the student's README.md, and bench.json beside it.
+        fold: save the student with those linears dense where factored is slower, to --output.
+        output: folder for that student.
+        overwrite: replace the output folder, and the file of --json, when all is done.
+        json: file to write the measurements to.
+    """
+    settings = BenchConfig(
+        batches=batches, lengths=lengths, point=point, compile=compile, repeats=repeats, threads=threads,
+        dtype=dtype, device=device,
+    )  # fmt: skip
+    file = None if json is None else OutputFile(json, overwrite)
+    with progress_bars() as progress:
+        report = speed.bench(
+            student, teacher, settings,
+            card=card, fold=fold, output=output, overwrite=overwrite, head=head, on_progress=progress,
+        )  # fmt: skip
+    batch, length = settings.fold_point
+    found = report.speed
+    print_table(speed_table(found, f"{student} against {teacher}"))
+    print_table(linears_table(found, f"linears at {batch} x {length} tokens"))
+    compiling = [row.compile_seconds for row in found.forwards if row.compile_seconds is not None]
+    if compiling:
+        print(f"compiling: {min(compiling):.1f} to {max(compiling):.1f} s a model and shape, not in the table")
+    print(fold_line(found, settings.fold_point))
+    if report.card is not None:
+        print(f"written: {report.card / 'README.md'}, {report.card / 'bench.json'}")
+    if report.folder is not None:
+        print(f"the student with dense linears: {report.folder}")
+    if file is not None:
+        file.write({"settings": settings, "speed": found, "environment": report.environment})

@@ -1,0 +1,78 @@
+"""The command line's part about tasks: short flags, and `makd finetune`. Heavy imports wait until they are needed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from makd.cli.terminal import print_scores, progress_bars
+from makd.errors import MakdError
+
+SHORT = {"--task": "--task.name", "--task_data": "--task.path"}
+"""Flags that are worth a short form -> the settings that they are."""
+
+
+def expand(name: str, words: list[str], positional: Sequence[str] = ()) -> list[str]:
+    """Words with short flags written out, and what stands without a flag, as `positional` names it, in front.
+
+    `makd distill --student runs/start` is `makd distill runs/start`. A model to fine-tune may be called `--teacher`,
+    which it is to become.
+    """
+    short = {**SHORT, "--teacher": "--model"} if name == "finetune" else SHORT
+    found = []
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        following = value if equals else next(iter(words[place + 1 :]), "")
+        found.append(word if following.startswith("{") else short.get(flag, flag) + equals + value)
+    for parameter in positional:
+        places = [place for place, word in enumerate(found) if word.partition("=")[0] == f"--{parameter}"]
+        for place in places[:1]:
+            _, equals, value = found[place].partition("=")
+            end = place + 1 if equals else place + 2
+            found = [*([value] if equals else found[place + 1 : end]), *found[:place], *found[end:]]
+    return found
+
+
+def task_or_data(data: Any, task: Any) -> Any:
+    """What a run is on: the task if there is one, else text."""
+    from makd.data import DataConfig
+
+    if task is not None and data not in (None, DataConfig()):
+        raise MakdError(
+            "Give a task or data, not both: a task brings its own text (task.path; more with task.extra_text)."
+        )
+    return data if task is None else task
+
+
+def load_finetune() -> Callable[..., None]:
+    """`makd finetune`."""
+    from makd import finetuning
+    from makd.config import FinetuneRecipe
+    from makd.tasks import TaskConfig
+
+    def finetune(
+        model: str,
+        task: TaskConfig,
+        output: str,
+        recipe: FinetuneRecipe = FinetuneRecipe(),  # noqa: B008 - frozen
+        tokenizer: str | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        """Teach a model, or a student, a task from its labels.
+
+        Args:
+            model: hub id, folder, or package:module/path.
+            task: what it is taught; `--task NAME --task_data PATH` for short.
+            output: folder for the taught model.
+            recipe: how it is taught.
+            tokenizer: where the tokenizer is, if not with the model.
+            overwrite: replace the output folder when all is done.
+            resume: go on from the last checkpoint of a run that was stopped.
+        """
+        with progress_bars() as progress:
+            report = finetuning.finetune(
+                model, task, recipe, output,
+                tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
+            )  # fmt: skip
+        print_scores(report.metrics, f"{model} -> {report.folder}")
+
+    return finetune

@@ -1,0 +1,1 @@
+"""Station 3: from teacher, budget and text to a student."""

@@ -1,0 +1,174 @@
+"""Station 3, the whole of it: teacher + budget + calibration text -> student.
+
+    settings and budget -> outlines, one or some to try -> `assemble` a student of each -> the nearest to the teacher
+
+An outline says whether embeddings and head get factors too, and which layers go; under a small budget some are tried.
+
+What was asked for and not done (a linear that stays dense, statistics that needed a fallback) is in the report that
+hangs on the student.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy
+from makd.anatomy.batches import check_batches
+from makd.capture import examine
+from makd.errors import BudgetError, DataError, SettingError
+from makd.factorization.assemble import assemble, calibrate, linear_sizes
+from makd.factorization.drift import choose_probes, drift
+from makd.factorization.outcome import FactorizeReport
+from makd.factorization.outline import EMPHASES, Plot, draw_plot
+from makd.factorization.settings import FactorizeConfig
+from makd.kinds import takes
+from makd.ranks.allocation import RANK_RULES
+from makd.ranks.budget import Budget
+from makd.solvers import SOLVERS
+from makd.student.hub import is_student, mark_student
+from makd.student.roundtrip import check_round_trip
+from makd.weights.sound import check_finite, check_plain
+
+logger = logging.getLogger(__name__)
+
+
+@takes
+def factorize(
+    teacher: PreTrainedModel,
+    budget: Budget,
+    *,
+    solver: str = "auto",
+    ranks: str = "auto",
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
+    rank_multiple: int = 8,
+    share_input: str = "auto",
+    vocabulary: str = "auto",
+    depth: int | str = "auto",
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> PreTrainedModel:
+    """A smaller copy of `teacher`: its linears replaced by low-rank factors within `budget`.
+
+    The classifier and pooler stay as they are; embeddings, head and depth too, unless the budget is too small for that
+    or the settings say otherwise. The teacher is not changed.
+
+    Args:
+        teacher: any model that `makd.inspect` understands, in float32, bfloat16 or float16.
+        budget: how many parameters the student may have.
+        solver: one of `SOLVERS`, or `auto` for the best that the model allows; all but `svd` need `calibration`.
+        ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
+        calibration: model inputs as a DataLoader gives them. Seen once.
+        rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
+        share_input: whether linears that read the same input share one A: `auto`, `never` or `always`.
+        vocabulary: whether embeddings and LM head get factors: see `FactorizeConfig`.
+        depth: how many layers stay: see `FactorizeConfig`.
+        on_progress: called with (what, done, of) as the work goes on.
+
+    Returns:
+        The student, on the teacher's device and in its dtype, in eval mode; `student.factorization` is the
+        `FactorizeReport`.
+
+    Raises:
+        BudgetError: the budget is above the teacher or below the smallest student that the settings allow.
+        NumericsError: weights or activations hold NaN or infinity.
+        DataError: the solver needs calibration and got none, or it does not reach every linear.
+        SettingError, UnknownNameError: a setting is not allowed.
+        UnsupportedModelError: the teacher's linears cannot be told apart, it does not read token ids, or the solver
+            looks at what it does not show.
+    """
+    started = time.perf_counter()
+    settings = FactorizeConfig(
+        solver=solver,
+        ranks=ranks,
+        rank_multiple=rank_multiple,
+        share_input=share_input,
+        vocabulary=vocabulary,
+        depth=depth,
+    )
+    progress = on_progress or (lambda what, done, of: None)
+    if is_student(teacher):
+        raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
+    check_plain(teacher)
+    anatomy = examine(teacher)
+    for note in anatomy.notes:
+        logger.info("%s: %s", type(teacher).__name__, note)
+    check_finite(teacher, "The teacher")
+    check_round_trip(teacher, anatomy.linears)
+    settings = settings.for_model(anatomy)
+    kind, has_text = SOLVERS[settings.solver], calibration is not None
+    plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)
+    if kind.needs_text and not has_text:
+        raise DataError(
+            f"Solver {settings.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
+            "Give `calibration`, or take solver 'svd', which needs none."
+        )
+    calibration = None if calibration is None else check_batches(calibration, teacher)
+    several_passes = kind.in_forward_order or kind.gradients or bool(plot.tables) or bool(plot.layers)
+    batches = list(calibration or ()) if several_passes else (calibration or ())
+    was_training = teacher.training
+    teacher.eval()
+    try:
+        student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
+    finally:
+        teacher.train(was_training)
+    mark_student(student)
+    seconds = {"calibrate": calibrating, "factorize": time.perf_counter() - started - calibrating}
+    student.factorization = replace(_report(student), seconds=seconds)  # type: ignore[assignment]
+    return student
+
+
+def _nearest(
+    teacher: PreTrainedModel,
+    anatomy: Anatomy,
+    plot: Plot,
+    settings: FactorizeConfig,
+    batches: Iterable[Mapping[str, Tensor]],
+    progress: Callable[[str, int, int], None],
+) -> tuple[PreTrainedModel, float]:
+    """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
+
+    Returns:
+        The student, and the seconds of all calibrations.
+    """
+    probes = choose_probes(batches) if isinstance(batches, list) else []
+    if plot.layers and not probes:
+        raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+    by_spectra = RANK_RULES[settings.rank_rule].needs_spectra
+    emphases = EMPHASES if plot.tables and probes and by_spectra else (1.0,)
+    best: PreTrainedModel | None = None
+    trials: dict[int, float] = {}
+    calibrating = 0.0
+    for outline in plot.outlines(teacher, anatomy, probes):
+        depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
+        calibrated = calibrate(teacher, outline, plot, settings, batches, progress)
+        calibrating += calibrated.seconds
+        found: dict[float, tuple[float, PreTrainedModel]] = {}
+        for emphasis in emphases:
+            emphasized = replace(outline, emphasis=emphasis)
+            student = assemble(teacher, emphasized, plot, settings, calibrated, batches, progress)
+            if not plot.is_search and len(emphases) == 1:
+                return student, calibrating
+            found[emphasis] = drift(student, teacher, anatomy, probes), student
+            logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, found[emphasis][0])
+        emphases = (min(found, key=lambda emphasis: found[emphasis][0]),)
+        trials[depth], student = found[emphases[0]]
+        if trials[depth] >= nearest:
+            break
+        best = student
+        if not plot.is_search:
+            return student, calibrating
+    if best is None:  # layers of several sizes: `draw_plot` looked at the largest, and others were the ones to go
+        raise BudgetError(
+            f"A budget of {plot.limit:,} parameters is below the smallest student without the {plot.drops} layers that "
+            "are missed least. Give a larger one, or a smaller factorize.depth."
+        )
+    best.factorization = replace(_report(best), trials=trials)  # type: ignore[assignment]
+    return best, calibrating
+
+
+def _report(student: PreTrainedModel) -> FactorizeReport:
+    return student.factorization  # type: ignore[return-value]

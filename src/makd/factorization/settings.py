@@ -1,0 +1,89 @@
+"""Station 3: the settings of a factorization."""
+
+from dataclasses import dataclass, replace
+
+from makd.anatomy import Anatomy
+from makd.errors import SettingError, UnsupportedModelError
+from makd.factorization.outline import VOCABULARY_CHOICES
+from makd.kinds import checked
+from makd.ranks.allocation import RANK_RULES
+from makd.ranks.sharing import SHARE_INPUT_CHOICES
+from makd.solvers import SOLVERS
+
+LARGEST_MULTIPLE = 1024
+"""Of `rank_multiple`: larger than any tile of a machine's; what is beyond no rank is rounded to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked("factorize")
+class FactorizeConfig:
+    """How the student's factors and ranks are found."""
+
+    solver: str = "auto"
+    """One of `makd.solvers.SOLVERS`. `auto` is the best that the model allows: `two_sided_regression`, or
+    `two_sided` where layers cannot be fitted one after the other (two stacks, shared layers, what a trial found)."""
+    ranks: str = "auto"
+    """How the budget is spread over the linears; one of `makd.ranks.allocation.RANK_RULES`. `auto` is `global` for
+    solvers that measure all linears in one unit, and `uniform` for others."""
+    rank_multiple: int = 8
+    """Ranks are multiples of it as far as the budget allows; hardware likes 8 or more."""
+    share_input: str = "auto"
+    """Whether linears that read the same input (Q, K, V; gate and up; K and V of cross-attention) share one A: `never`,
+    `always`, or `auto`, for each group what loses less by the predicted error, at the same budget."""
+    vocabulary: str = "auto"
+    """Whether token embeddings and LM head get factors: `dense`, `factored`, or `auto`, only where a budget of the
+    whole model would leave the linears less than `makd.factorization.outline.COMFORT` of their parameters."""
+    depth: int | str = "auto"
+    """How many layers stay: a number, `all`, or `auto`: all, but where `auto` factors the vocabulary, fewer and fewer
+    are tried, and the student whose outputs are nearest to the teacher's on the calibration text is taken."""
+
+    def __post_init__(self) -> None:
+        if self.solver != "auto":
+            SOLVERS[self.solver]
+        RANK_RULES[self.rank_rule]
+        if not 1 <= self.rank_multiple <= LARGEST_MULTIPLE:
+            raise SettingError(
+                f"factorize.rank_multiple is at least 1 and at most {LARGEST_MULTIPLE}; got {self.rank_multiple}."
+            )
+        if self.share_input not in SHARE_INPUT_CHOICES:
+            raise SettingError(f"factorize.share_input is auto, never or always; got {self.share_input!r}.")
+        if self.vocabulary not in VOCABULARY_CHOICES:
+            raise SettingError(f"factorize.vocabulary is auto, dense or factored; got {self.vocabulary!r}.")
+        words = isinstance(self.depth, str) and self.depth in ("auto", "all")
+        if not words and (not isinstance(self.depth, int) or isinstance(self.depth, bool) or self.depth < 1):
+            raise SettingError(
+                f"factorize.depth is auto, all, or how many layers stay, at least 1; got {self.depth!r}."
+            )
+
+    @property
+    def rank_rule(self) -> str:
+        """The rule that `ranks` stands for."""
+        if self.ranks != "auto":
+            return self.ranks
+        if self.solver == "auto":
+            return "global"
+        kind = SOLVERS[self.solver]
+        return "global" if kind.inputs and kind.gradients else "uniform"
+
+    def for_model(self, anatomy: Anatomy) -> "FactorizeConfig":
+        """The same with the solver that `auto` stands for on this model.
+
+        Raises:
+            UnsupportedModelError: the solver looks at something that the model, as it was tried out, does not show.
+        """
+        if self.solver != "auto":
+            chosen = self
+        else:
+            one_by_one = not anatomy.is_encoder_decoder and all(layer.call == 0 for layer in anatomy.layers)
+            in_order = one_by_one and "in_forward_order" not in anatomy.solvers_off
+            chosen = replace(self, solver="two_sided_regression" if in_order else "two_sided")
+        kind = SOLVERS[chosen.solver]
+        reason = next((why for what, why in anatomy.solvers_off.items() if getattr(kind, what)), None)
+        if reason is not None:
+            usable = [
+                name for name, other in SOLVERS.items() if not any(getattr(other, what) for what in anatomy.solvers_off)
+            ]
+            raise UnsupportedModelError(
+                f"Solver {chosen.solver!r} cannot be used on this model: {reason}. These can: {', '.join(usable)}."
+            )
+        return chosen

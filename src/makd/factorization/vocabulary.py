@@ -1,0 +1,225 @@
+"""Station 3: the matrices with a row for each token, embeddings and LM head, as factors.
+
+What the solvers do for a linear, for matrices whose one side is the vocabulary: moments of that side would be V x V,
+and are taken as diagonal. A one-hot input has a diagonal second moment, the tokens' frequencies; and the Fisher matrix
+of a softmax is nearly one, the mean probabilities, which in text that a model predicts well are the frequencies too.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy
+from makd.anatomy.tokens import encoder_tokens
+from makd.calibration.moments import InputMoments
+from makd.ranks.allocation import LinearSize
+from makd.solvers import Solver
+from makd.solvers.eigen import eigh
+from makd.solvers.factors import Decomposition, Factors
+from makd.solvers.two_sided import OUTPUT_RIDGE
+from makd.solvers.whitened import square_root
+from makd.student.embedding import LowRankEmbedding, rename_ties_
+from makd.student.linear import LowRankLinear
+
+UNSEEN = 0.5
+"""Share of the weight that all tokens get alike; the rest goes by how often calibration saw them. A few hundred texts
+see a fraction of a vocabulary, and the student will meet the others."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A matrix (V, d) with a row for each token."""
+
+    module: str
+    """The embeddings, or an LM head of its own."""
+    embeds: bool
+    """Whether tokens are looked up in it."""
+    head: str | None
+    """The linear that makes logits with it, if any: itself, or one that is tied to the embeddings."""
+
+
+def find_tables(model: PreTrainedModel, anatomy: Anatomy) -> tuple[tuple[Table, ...], dict[str, str]]:
+    """The matrices of the vocabulary that can be factored; and those that cannot, with the reason."""
+    if not anatomy.embeddings:
+        return (), {"embeddings": "the model does not say where they are"}
+    name = anatomy.embeddings[0]
+    embedding, head = model.get_submodule(name), _head_name(model)
+    shared = _others_with(model, embedding, {name, head})
+    reason = None
+    if anatomy.is_encoder_decoder:
+        reason = "encoder and decoder of this model share it with other modules"
+    elif type(embedding) is not nn.Embedding:
+        reason = f"{type(embedding).__name__} does more than look rows up"
+    elif shared:
+        reason = f"{shared[0]} shares its weight"
+    tied = head is not None and model.get_submodule(head).get_parameter("weight") is embedding.get_parameter("weight")
+    tables, left = [], {}
+    if reason is None:
+        tables.append(Table(name, True, head if tied else None))
+    else:
+        left[name] = reason
+    if head is not None and not tied:
+        tables.append(Table(head, False, head))
+    return tuple(tables), left
+
+
+def _head_name(model: PreTrainedModel) -> str | None:
+    """The linear that gives a logit for each token, if the model has one."""
+    head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
+    if type(head) is not nn.Linear or head.out_features != tokens.get_parameter("weight").shape[0]:
+        return None
+    names: list[str] = [name for name, module in model.named_modules() if module is head]
+    return names[0]
+
+
+def _others_with(model: nn.Module, embedding: nn.Module, known: set[str | None]) -> list[str]:
+    weight = embedding.get_parameter("weight")
+    names = (name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight)
+    return [name for name in names if name.rpartition(".")[0] not in known]
+
+
+def table_size(model: PreTrainedModel, table: Table) -> LinearSize:
+    """What allocation knows of it; a head's bias stays as it is, and is counted with the rest of the model."""
+    rows, columns = model.get_submodule(table.module).get_parameter("weight").shape
+    return LinearSize(table.module, rows, columns, has_bias=False)
+
+
+def token_frequencies(batches: Iterable[Mapping[str, Tensor]], tokens: int) -> Float[Tensor, " tokens"]:
+    """Share of each token id among the real tokens of `batches`, mixed with an even one (`UNSEEN`); they sum to 1."""
+    counts = torch.zeros(tokens, dtype=torch.float64)
+    for batch in batches:
+        counts += torch.bincount(batch["input_ids"][encoder_tokens(batch)].cpu(), minlength=tokens)
+    if not bool(counts.any()):
+        return torch.full_like(counts, 1 / tokens)
+    return (1 - UNSEEN) * counts / counts.sum() + UNSEEN / tokens
+
+
+def table_metric(
+    table: Table,
+    inputs: Mapping[str, InputMoments],
+    gradients: Mapping[str, InputMoments],
+    model: PreTrainedModel,
+) -> Float[Tensor, "dim dim"]:
+    """What an error e of a token's row costs, eᵀ M e, each time that the token is met.
+
+    As an embedding, e goes into the model: M is the second moment of gradients there (without them, the identity). As a
+    row of the head, e makes an error xᵀ e of the token's logit: M is the second moment of the head's inputs. Both are
+    in units of the model's outputs if there are gradients, and add up; else each is first scaled to a mean eigenvalue
+    of 1.
+    """
+    weight = model.get_submodule(table.module).get_parameter("weight")
+    identity = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+    parts = []
+    if table.embeds and table.module in gradients:
+        gram = gradients[table.module].gram
+        parts.append(gram + OUTPUT_RIDGE * float(gram.diagonal().mean()) * identity)
+    elif table.embeds:
+        parts.append(identity)
+    if table.head is not None and table.head in inputs:
+        gram = inputs[table.head].gram
+        parts.append(gram if gradients else gram / gram.diagonal().mean().clamp(min=1e-30))
+    return torch.stack(parts).sum(0) if parts else identity
+
+
+def decompose_tables(
+    model: PreTrainedModel,
+    tables: Iterable[Table],
+    kind: Solver,
+    inputs: Mapping[str, InputMoments],
+    gradients: Mapping[str, InputMoments],
+    batches: Iterable[Mapping[str, Tensor]],
+) -> dict[str, Decomposition]:
+    """Decompositions of the tables, with as much of the statistics as the solver `kind` looks at."""
+    found = {}
+    for table in tables:
+        weight = model.get_submodule(table.module).get_parameter("weight")
+        frequencies = token_frequencies(batches if kind.needs_text else (), len(weight))
+        metric = table_metric(table, inputs, gradients, model)
+        found[table.module] = decompose_table(weight, frequencies, metric)
+    return found
+
+
+def decompose_table(
+    table: Float[Tensor, "vocabulary dim"],
+    frequencies: Float[Tensor, " vocabulary"],
+    metric: Float[Tensor, "dim dim"],
+) -> Decomposition:
+    """Terms of a table T ordered by what they are worth: leaving out ΔT costs tr(F ΔT M ΔTᵀ), F = diag(frequencies).
+
+    With M = L Lᵀ and T_w = F^½ T L = U S Vᵀ, the best T' of rank r satisfies F^½ T' L = U_r S_r V_rᵀ, so
+    T' = (T L V_r)(V_rᵀ L⁻¹). V and S come from the eigenvectors of T_wᵀ T_w, (d, d): nothing of size V x V is made.
+
+    Raises:
+        NumericsError: `metric` holds NaN or infinity.
+    """
+    lower, fallback = square_root(metric, "its metric")
+    wide = table.detach().to(torch.float64)
+    weighted = wide @ lower
+    energies, vectors = eigh(weighted.T @ (frequencies.to(wide.device)[:, None] * weighted))
+    vectors = vectors.flip(1)[:, : min(table.shape)]
+    singular_values = energies.flip(0).clamp(min=0).sqrt()[: min(table.shape)]
+    right = torch.linalg.solve(lower.T, vectors).T
+    return Decomposition(weighted @ vectors, right, singular_values, table.dtype, fallback)
+
+
+def table_factors(decomposition: Decomposition, rank: int) -> Factors:
+    """The best factors of this rank: `expand` is (V, rank), `reduce` (rank, d).
+
+    Numbers in a column of the one and the row of the other that it meets are made alike in size, so that one learning
+    rate fits both.
+    """
+    left, right = decomposition.left[:, :rank], decomposition.right[:rank]
+    sizes = left.square().mean(0).sqrt(), right.square().mean(1).sqrt()
+    scale = (sizes[1] / sizes[0].clamp(min=1e-30)).clamp(min=1e-30).sqrt()
+    return Factors(
+        expand=(left * scale).to(decomposition.dtype),
+        reduce=(right / scale[:, None]).to(decomposition.dtype),
+        error=decomposition.relative_error(rank),
+        fallback=decomposition.fallback,
+        squared_error=decomposition.squared_error(rank),
+    )
+
+
+@torch.no_grad()
+def replace_tables_(
+    student: PreTrainedModel,
+    tables: Iterable[Table],
+    ranks: Mapping[str, int | None],
+    decompositions: Mapping[str, Decomposition],
+) -> dict[str, Factors]:
+    """Put factors in the place of embeddings and head; a tied head shares them. Those of rank None stay as they are."""
+    fitted = {}
+    for table in tables:
+        rank = ranks[table.module]
+        if rank is None:
+            continue
+        factors = table_factors(decompositions[table.module], rank)
+        fitted[table.module] = factors
+        if table.embeds:
+            dense = student.get_submodule(table.module)
+            assert isinstance(dense, nn.Embedding)
+            layer = LowRankEmbedding(
+                dense.num_embeddings,
+                dense.embedding_dim,
+                rank,
+                dense.padding_idx,
+                dense.weight.device,
+                factors.expand.dtype,
+            )
+            layer.table.weight.copy_(factors.expand)
+            layer.directions.weight.copy_(factors.reduce)
+            student.set_submodule(table.module, layer.eval())
+        if table.head is not None:
+            linear = student.get_submodule(table.head)
+            head = LowRankLinear.from_factors(factors, None)
+            # other modules may hold the bias too, as BERT's predictions do
+            head.expand.register_parameter("bias", linear.get_parameter("bias") if linear.bias is not None else None)
+            if table.embeds:
+                head.expand.weight, head.reduce.weight = layer.table.weight, layer.directions.weight
+            student.set_submodule(table.head, head.eval())
+    rename_ties_(student)
+    return fitted

@@ -1,0 +1,183 @@
+"""Station 3: which linears that read the same input get one A, at the same budget.
+
+A group as one linear, with its weights one below the other, costs rank · (in + all out); its linears apart cost the sum
+of rank · (in + out). Which loses less is read off the spectra of both.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from makd.anatomy import Anatomy
+from makd.ranks.allocation import Ladder, LinearSize, Numbers, RankPlan
+from makd.solvers.factors import Decomposition
+
+SHARE_INPUT_CHOICES = ("auto", "never", "always")
+CLEARLY = 1e-9
+"""By how much, relatively, one way must be better than the other not to be taken for rounding."""
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Linears that read the same input, and may be factored as one."""
+
+    linears: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What rank allocation calls the group as one linear."""
+        return " + ".join(self.linears)
+
+
+@dataclass(frozen=True)
+class SharedInput:
+    """What was found of one group of linears that read the same input."""
+
+    linears: tuple[str, ...]
+    shared: bool
+    """Whether they got one A."""
+    separate: float | None = None
+    """Predicted squared error of the linears apart, in the solver's norm; for ranks `global` plus their weights at what
+    a weight is worth at this budget. None where nothing was compared."""
+    together: float | None = None
+    """The same with one A; at the same number of weights, or the same price a weight."""
+
+
+def find_groups(anatomy: Anatomy, sizes: Iterable[LinearSize]) -> tuple[InputGroup, ...]:
+    """The groups that may share one A: of linears that all get factors, and all have a bias or none."""
+    known = {size.name: size for size in sizes}
+    return tuple(
+        InputGroup(group)
+        for group in anatomy.input_groups
+        if all(name in known for name in group) and len({known[name].has_bias for name in group}) == 1
+    )
+
+
+def with_groups(sizes: Sequence[LinearSize], groups: Iterable[InputGroup]) -> list[LinearSize]:
+    """The same with each group as one linear, where its first linear stood."""
+    known = {size.name: size for size in sizes}
+    firsts = {group.linears[0]: group for group in groups}
+    inside = {name for group in firsts.values() for name in group.linears}
+    grouped = []
+    for size in sizes:
+        if size.name in firsts:
+            group = firsts[size.name]
+            out_features = sum(known[name].out_features for name in group.linears)
+            grouped.append(LinearSize(group.name, out_features, size.in_features, size.has_bias))
+        elif size.name not in inside:
+            grouped.append(size)
+    return grouped
+
+
+def by_linear(plan: RankPlan, groups: Iterable[InputGroup]) -> RankPlan:
+    """The plan of `with_groups` in terms of linears: each has its group's rank, and the parameters count A once."""
+    names = {group.name: group.linears for group in groups}
+    ranks = {name: rank for item, rank in plan.ranks.items() for name in names.get(item, (item,))}
+    return RankPlan(ranks, plan.parameters)
+
+
+def compare_at_one_price(
+    sizes: Sequence[LinearSize],
+    groups: Sequence[InputGroup],
+    available: int,
+    spectra: Mapping[str, Tensor],
+    sensitivities: Mapping[str, float],
+    rank_multiple: int,
+) -> list[SharedInput]:
+    """For each group, error plus price of its weights at its best ranks, apart and as one.
+
+    The price of a weight is the Lagrange multiplier of the budget: the one at which all linears together, each group
+    the better way, have `available` weights.
+
+    Args:
+        sizes: of the linears.
+        groups: that may share.
+        available: weights of all `sizes` together, biases not counted.
+        spectra: singular values of each linear, and of each group by its name.
+        sensitivities: linear -> what one unit of its energy is worth; 1 where none is given.
+        rank_multiple: of the ranks to choose from.
+    """
+    worth = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
+    ladders = {
+        size.name: _ladder(size, spectra[size.name], worth.get(size.name, 1.0), rank_multiple)
+        for size in (*sizes, *with_groups(sizes, groups))
+    }
+    grouped = {name for group in groups for name in group.linears}
+    ways: list[tuple[list[Ladder], Ladder | None]]
+    ways = [([ladders[size.name]], None) for size in sizes if size.name not in grouped]
+    ways += [([ladders[name] for name in group.linears], ladders[group.name]) for group in groups]
+    low, high = 1e-40, 1e20
+    for _ in range(200):
+        price = (low * high) ** 0.5
+        weights = 0.0
+        for apart, together in ways:
+            options = [_cheapest(apart, price)] + ([] if together is None else [_cheapest([together], price)])
+            weights += min(options)[1]
+        low, high = (price, high) if weights > available else (low, price)
+    return [
+        _judged(group, _cheapest([ladders[name] for name in group.linears], high)[0],
+                _cheapest([ladders[group.name]], high)[0])
+        for group in groups
+    ]  # fmt: skip
+
+
+def equal_ranks(
+    sizes: Sequence[LinearSize], groups: Sequence[InputGroup], ranks: Mapping[str, int | None]
+) -> dict[str, int | None]:
+    """Group's name -> its largest rank with no more weights than its linears have apart; None where that is dense."""
+    known = {size.name: size for size in (*sizes, *with_groups(sizes, groups))}
+    found = {}
+    for group in groups:
+        weights = sum(known[name].weights(ranks[name]) for name in group.linears)
+        rank = weights // known[group.name].step
+        found[group.name] = known[group.name].capped(rank) if rank >= 1 else None
+    return found
+
+
+def compare_at_equal_weights(
+    groups: Iterable[InputGroup], ranks: Mapping[str, int | None], decompositions: Mapping[str, Decomposition]
+) -> list[SharedInput]:
+    """For each group, its error apart and as one, at `ranks` (`equal_ranks`); dense groups have nothing to share."""
+
+    def lost(name: str) -> float:
+        rank = ranks[name]
+        return 0.0 if rank is None else decompositions[name].squared_error(rank)
+
+    return [
+        SharedInput(group.linears, False)
+        if ranks[group.name] is None
+        else _judged(group, sum(lost(name) for name in group.linears), lost(group.name))
+        for group in groups
+    ]
+
+
+def plan_error(plan: RankPlan, spectra: Mapping[str, Tensor], sensitivities: Mapping[str, float]) -> float:
+    """Predicted error of all linears and groups of a plan, by their names in it."""
+    return sum(
+        sensitivities.get(name.split(" + ")[0], 1.0) * _lost(spectra[name], rank) for name, rank in plan.ranks.items()
+    )
+
+
+def _judged(group: InputGroup, separate: float, together: float) -> SharedInput:
+    return SharedInput(group.linears, together < separate * (1 - CLEARLY), separate, together)
+
+
+def _lost(spectrum: Tensor, rank: int | None) -> float:
+    return 0.0 if rank is None else float(spectrum[rank:].double().square().sum())
+
+
+def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int) -> Ladder:
+    energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * worth)[::-1]
+    return Ladder.of(size, energies, rank_multiple, 1)
+
+
+def _cheapest(ladders: Iterable[Ladder], price: float) -> tuple[float, float]:
+    """Error plus price of the weights at the best ranks, and those weights."""
+    value = weights = 0.0
+    for ladder in ladders:
+        values = ladder.kept[-1] - ladder.kept + price * ladder.weights
+        rung = int(np.argmin(values))
+        value, weights = value + float(values[rung]), weights + float(ladder.weights[rung])
+    return value, weights

@@ -1,0 +1,170 @@
+"""Solver `regression`: factors fitted to what the *student* will read and to what the teacher put out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from makd.calibration.moments import CrossMoments
+from makd.errors import NumericsError
+from makd.solvers.factors import Centre, Decomposition, Factors
+from makd.solvers.svd import as_blocks, stack, widened
+from makd.solvers.two_sided import decompose_two_sided
+from makd.solvers.whitened import decompose_whitened
+
+RIDGE = 0.1
+"""Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
+text hardly varies keep the teacher's weight instead of fitting noise: what is learned from a few hundred texts has to
+hold for others."""
+RIDGES = (0.01, 0.1, 1.0)
+"""What `choose_ridge` chooses from."""
+
+
+def decompose_regression(
+    weight: Float[Tensor, "out inp"],
+    moments: CrossMoments,
+    rank: int | None = None,
+    *,
+    fit_bias: bool = True,
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor] | None = None,
+    ridge: float = RIDGE,
+) -> Decomposition:
+    """Terms of the reduced-rank regression of the teacher's outputs y on the student's inputs x, bias included.
+
+    Minimises E‖y - (B A x + b)‖² over A, B of rank r and b (Izenman, 1975):
+    with centred moments C = cov(x), D = cov(y, x), the full-rank solution is W' = D C⁻¹, and the best of rank r
+    projects its outputs on their r principal directions, B A = U_r U_rᵀ W' with U_r from W' C W'ᵀ; b = E[y] - B A E[x].
+
+    W' is pulled towards the teacher's weight W: (D + λ W)(C + λ I)⁻¹, λ = `ridge` · mean variance of an input. Where
+    student and teacher read the same, W' is W exactly, and the factors are those of `whitened` on centred inputs.
+
+    The squared error is E‖y - (B A x + b)‖² a row, over the rows of `moments`, whatever the ridge; it includes what no
+    rank can reach, because the student's inputs do not say it. At rank 0 it is the variance of y. With `gradient_gram`
+    it is only what W' loses by its rank, weighted as in `two_sided`: the rest would need all second moments of y.
+
+    Args:
+        weight: the teacher's, (out, in). With `ridge` 0 it only gives the factors' dtype.
+        moments: of the student's inputs and the teacher's outputs, over the same tokens.
+        rank: how many terms are asked for; None is all.
+        fit_bias: False for a linear without one, which shall not gain parameters: b is 0, and the moments are taken
+            about the origin.
+        gradient_gram: second moments of the output gradients, which then weigh the outputs' errors (`two_sided`);
+            several, if `weight` and the targets are those of as many linears, one after the other.
+        ridge: at least 0.
+
+    Raises:
+        NumericsError: an argument holds NaN or infinity, or `ridge` is 0 and the moments are not positive definite.
+    """
+    second, cross = _about(moments, fit_bias, weight.device)
+    solved = _solve(widened(weight), second, cross, ridge * _spread(moments, second), ridge)
+    centre = Centre(moments.mean.to(weight.device), moments.target_mean.to(weight.device)) if fit_bias else None
+    if gradient_gram is not None:
+        grams = [gram.to(weight.device) for gram in as_blocks(gradient_gram)]
+        terms = decompose_two_sided(solved, second, grams, rank)
+        return replace(terms, dtype=weight.dtype, centre=centre)
+    terms = decompose_whitened(solved, second, rank)
+    # E‖y - P W' x‖² = E‖y‖² - 2 tr(P W' Dᵀ) + tr(P W' C W'ᵀ), for each term's projection P = u uᵀ; D without the ridge
+    agreement = ((terms.right @ cross.T) * terms.left.T).sum(1)
+    energy = ((terms.right @ second) * terms.right).sum(1)
+    total = moments.target_variance if fit_bias else moments.target_power
+    gains = torch.cat([torch.zeros(1, dtype=energy.dtype, device=energy.device), 2 * agreement - energy])
+    errors = (total - gains.cumsum(0)).clamp(min=0)
+    return replace(terms, dtype=weight.dtype, squared_errors=errors, centre=centre)
+
+
+def choose_ridge(
+    weight: Float[Tensor, "out inp"],
+    moments: CrossMoments,
+    held_out: CrossMoments,
+    *,
+    fit_bias: bool = True,
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor] | None = None,
+    ridges: Sequence[float] = RIDGES,
+) -> float:
+    """The ridge whose solution, fitted to `moments`, has the smallest error on tokens that it was not fitted to.
+
+    The error of W' at full rank: E‖y - W' x‖², weighted by `gradient_gram` if it is given, with the bias of `moments`.
+
+    Args:
+        weight: the teacher's, (out, in).
+        moments: of the tokens to fit.
+        held_out: of other tokens.
+        fit_bias: as in `decompose_regression`.
+        gradient_gram: second moments of the output gradients.
+        ridges: to choose from, each above 0.
+
+    Raises:
+        NumericsError: an argument holds NaN or infinity.
+    """
+    matrix = widened(weight)
+    second, cross = _about(moments, fit_bias, weight.device)
+    unseen, unseen_cross = held_out.gram.to(second), held_out.cross.to(second)
+    if fit_bias:  # about the means of the tokens that were fitted: the bias is theirs
+        mean, target = moments.mean.to(second), moments.target_mean.to(second)
+        new_mean, new_target = held_out.mean.to(second), held_out.target_mean.to(second)
+        unseen = unseen - torch.outer(new_mean, mean) - torch.outer(mean, new_mean) + torch.outer(mean, mean)
+        unseen_cross = (
+            unseen_cross - torch.outer(new_target, mean) - torch.outer(target, new_mean) + torch.outer(target, mean)
+        )
+    penalty = _spread(moments, second)
+    errors = []
+    for ridge in ridges:
+        solved = _solve(matrix, second, cross, ridge * penalty, ridge)
+        residual = solved @ unseen - 2 * unseen_cross  # E‖y‖² is the same for all
+        weighted = solved
+        if gradient_gram is not None:
+            grams = [gram.to(solved) for gram in as_blocks(gradient_gram)]
+            parts = solved.split([len(gram) for gram in grams])
+            weighted = stack([gram @ part for gram, part in zip(grams, parts, strict=True)])
+        errors.append(float((residual * weighted).sum()))
+    return ridges[errors.index(min(errors))]
+
+
+def _about(
+    moments: CrossMoments, fit_bias: bool, device: torch.device
+) -> tuple[Float[Tensor, "inp inp"], Float[Tensor, "out inp"]]:
+    """Second and cross moments: about the means where a bias takes those up, about the origin where there is none."""
+    if fit_bias:
+        return moments.covariance.to(device), moments.cross_covariance.to(device)
+    return moments.gram.to(device), moments.cross.to(device)
+
+
+def _solve(
+    matrix: Float[Tensor, "out inp"],
+    second: Float[Tensor, "inp inp"],
+    cross: Float[Tensor, "out inp"],
+    penalty: float,
+    ridge: float,
+) -> Float[Tensor, "out inp"]:
+    """W' = (D + λ W)(C + λ I)⁻¹."""
+    shifted = second + penalty * torch.eye(len(second), dtype=torch.float64, device=second.device)
+    solved: Tensor
+    solved, failed = torch.linalg.solve_ex(shifted, (cross + penalty * matrix).T)
+    if int(failed) != 0 or not bool(torch.isfinite(solved).all()):
+        raise NumericsError(
+            "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "
+            f"(with ridge {ridge:g}). Give more calibration text, or a ridge above 0."
+        )
+    return solved.T
+
+
+def _spread(moments: CrossMoments, second: Float[Tensor, "inp inp"]) -> float:
+    """Mean variance of an input, or a thousandth of its mean square where it hardly varies: less is mostly rounding."""
+    power = float(moments.gram.diagonal().mean())
+    return max(float(second.diagonal().mean()), 1e-3 * power) or 1.0
+
+
+def fit_regression(
+    weight: Float[Tensor, "out inp"],
+    moments: CrossMoments,
+    rank: int,
+    *,
+    fit_bias: bool = True,
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor] | None = None,
+    ridge: float = RIDGE,
+) -> Factors:
+    """Factors of one rank from `decompose_regression`, with a bias if it was fitted."""
+    terms = decompose_regression(weight, moments, rank, fit_bias=fit_bias, gradient_gram=gradient_gram, ridge=ridge)
+    return terms.factors(rank)

@@ -1,0 +1,68 @@
+"""Solver `two_sided`: the best factors for the calibration's inputs and for what its outputs lead to."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from makd.solvers.factors import Decomposition
+from makd.solvers.svd import as_blocks, principal_outputs, stack, widened
+from makd.solvers.whitened import square_root
+
+OUTPUT_RIDGE = 1e-2
+"""What is added to the diagonal of the output gradients' moments, relative to their mean eigenvalue. They come from
+fewer independent draws than the inputs do (one a text and probe for headless models): small eigenvalues are noise."""
+
+
+def decompose_two_sided(
+    weight: Float[Tensor, "out inp"],
+    gram: Float[Tensor, "inp inp"],
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor],
+    rank: int | None = None,
+    *,
+    ridge: float = OUTPUT_RIDGE,
+) -> Decomposition:
+    """Terms of W ordered by what they do to what the model puts out.
+
+    The error is tr(G_out (W - BA) G_in (W - BA)ᵀ): second-order, with the curvature of K-FAC (Martens & Grosse, 2015).
+    With G_in = R Rᵀ and G_out = L Lᵀ it is ‖Lᵀ (W - BA) R‖², so the best BA is L⁻ᵀ (truncated SVD of Lᵀ W R) R⁻¹,
+    which is L⁻ᵀ U_r U_rᵀ Lᵀ W: again a projection, of the weighted outputs.
+
+    Linears that read the same input and shall share one A are one matrix, their weights one below the other, and the
+    error is the sum of theirs: G_out is block-diagonal then, and is given as its blocks.
+
+    The singular values of all linears are in one unit, so ranks may be allocated across them. The error is that under
+    the moments with their ridges (`ridge` for G_out, `square_root`'s for those that are not positive definite), and
+    under those the factors are the best.
+
+    Args:
+        weight: (out, in).
+        gram: G_in, second moments of the inputs.
+        gradient_gram: G_out, second moments of the output gradients; or its blocks, one for each linear.
+        rank: how many terms are asked for; None is all.
+        ridge: added to the diagonal of G_out, relative to its mean eigenvalue; at least 0.
+
+    Raises:
+        NumericsError: an argument holds NaN or infinity.
+    """
+    matrix = widened(weight)
+    root, about_inputs = square_root(gram)
+    blocks = as_blocks(gradient_gram)
+    sizes = [len(block) for block in blocks]
+    roots = [_output_root(block, ridge) for block in blocks]
+    weighted = stack([lower.T @ part for (lower, _), part in zip(roots, matrix.split(sizes), strict=True)])
+    found = principal_outputs(matrix, weighted @ root, rank)
+    parts = found.left.split(sizes)
+    left = stack([torch.linalg.solve(lower.T, part) for (lower, _), part in zip(roots, parts, strict=True)])
+    told = dict.fromkeys((about_inputs, *(about_outputs for _, about_outputs in roots)))
+    fallback = "; ".join(text for text in told if text) or None
+    return found.terms(left, found.left.T @ weighted, weight.dtype, fallback)
+
+
+def _output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple[Float[Tensor, "out out"], str | None]:
+    """L with L Lᵀ = G_out, its ridge included, and what was done to make it positive definite."""
+    mean = float(gradient_gram.diagonal().mean())
+    identity = torch.eye(len(gradient_gram), dtype=torch.float64, device=gradient_gram.device)
+    # without any gradient there is nothing to add to, and `square_root` says so
+    return square_root(gradient_gram.to(torch.float64) + ridge * mean * identity, "the gradients of its outputs")

@@ -1,0 +1,97 @@
+"""Solver `whitened`: the best factors for the inputs that calibration saw."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from makd.errors import NumericsError
+from makd.solvers.eigen import eigh
+from makd.solvers.factors import Decomposition
+from makd.solvers.svd import principal_outputs, widened
+from makd.weights.finite import is_factor, is_finite
+
+RIDGE = 1e-6
+"""What is added to the diagonal of a Gram matrix that is not positive definite, relative to its mean eigenvalue;
+ten times as much until it is. Small enough to leave the seen directions alone, large enough that unseen ones are
+ordered by the weight."""
+FLOOR = 1e-10
+"""A Gram matrix whose smallest eigenvalue is below this share of the mean one counts as not positive definite."""
+
+
+def decompose_whitened(
+    weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"], rank: int | None = None
+) -> Decomposition:
+    """Terms of W ordered by what they do to the outputs over the inputs with second moments G = `gram`.
+
+    The squared error is tr((W - BA) G (W - BA)ᵀ), the mean squared error of the outputs. With G = R Rᵀ it is
+    ‖(W - BA) R‖², so the best BA is the truncated SVD of W R = U S Vᵀ, times R⁻¹ (SVD-LLM, Wang et al. 2024; DRONE,
+    Chen et al. 2021). That is U_r U_rᵀ W: the projection of the outputs on their r principal directions, which needs no
+    inverse.
+
+    A Gram matrix that is not positive definite (fewer tokens than dimensions, inputs that are always zero) gets
+    `RIDGE` on its diagonal, and the decomposition says so. The squared error is then that under G + λI, a little above
+    the one under G. Under G itself the factors are still no worse than those of a plain SVD: they are the best under
+    G + λI, so err_G + λ‖ΔW‖² is no larger than the SVD's, and the SVD's ‖ΔW‖² is the smallest there is.
+
+    Args:
+        weight: (out, in).
+        gram: second moments of the inputs.
+        rank: how many terms are asked for; None is all.
+
+    Raises:
+        NumericsError: `weight` or `gram` holds NaN or infinity.
+    """
+    matrix = widened(weight)
+    root, fallback = square_root(gram)
+    found = principal_outputs(matrix, matrix @ root, rank)
+    return found.terms(found.left, found.left.T @ matrix, weight.dtype, fallback)
+
+
+def square_root(
+    gram: Float[Tensor, "size size"], what: str = "its inputs"
+) -> tuple[Float[Tensor, "size size"], str | None]:
+    """R with R Rᵀ = `gram`, float64, and what was done to make that positive definite; None if nothing had to be.
+
+    R is Cholesky's, in one matrix of memory beside `gram`: the moments may be the largest thing there is.
+
+    Args:
+        gram: second moments; not changed.
+        what: whose they are, for the text.
+
+    Raises:
+        NumericsError: `gram` holds NaN or infinity.
+    """
+    if not is_finite(gram):
+        raise NumericsError(f"The second moments of {what} hold NaN or infinity.")
+    gram = gram.to(torch.float64)
+    mean = float(gram.diagonal().mean())
+    if mean <= 0:
+        return torch.eye(len(gram)).to(
+            gram
+        ), f"{what} were zero in all of the calibration text; all directions of them count alike"
+    # in place where columns are contiguous, and the matrix is its own transpose
+    root = torch.empty_like(gram).T
+    if _factorized(gram, -FLOOR * mean, root):
+        _factorized(gram, 0.0, root)
+        return root, None
+    ridge = RIDGE
+    while not _factorized(gram, ridge * mean, root):
+        if ridge >= 1:
+            root.copy_(gram).diagonal().add_(ridge * mean)
+            energies, vectors = eigh(root)
+            root = vectors * energies.clamp(min=0).sqrt()
+            break
+        ridge *= 10  # moments of low precision have negative eigenvalues, as large as what the largest were rounded by
+    return root, (
+        f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
+        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {ridge:g} of their mean "
+        "was added to the diagonal"
+    )
+
+
+def _factorized(gram: Float[Tensor, "size size"], shift: float, root: Float[Tensor, "size size"]) -> bool:
+    """Whether `gram`, with `shift` on its diagonal, has a Cholesky factor, which is then in `root`."""
+    root.copy_(gram).diagonal().add_(shift)
+    failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(root, out=(root, failed_at))
+    return is_factor(root, failed_at)

@@ -1,0 +1,107 @@
+"""How an empty model gets a student's modules, before its weights are read."""
+
+from collections.abc import Sequence
+from types import UnionType
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from makd.anatomy import SkippedLayer, linear_shape
+from makd.errors import ModelLoadError
+from makd.student.config import StudentConfig
+from makd.student.embedding import LowRankEmbedding, rename_ties_, tied_head_names
+from makd.student.linear import LowRankLinear
+from makd.student.shared_linear import lead_
+
+
+def place_stand_ins_(model: PreTrainedModel, config: StudentConfig) -> None:
+    """Put empty stand-ins where `config` says so; call under `torch.device("meta")`, and no memory is taken.
+
+    Parts that `model` does not have (a T5 encoder has no decoder) are left out.
+
+    Raises:
+        ModelLoadError: config and model do not fit together.
+    """
+    for name, outputs in config.dropped.items():
+        found = find_module_name(model, name, nn.Module)
+        if found is not None:
+            model.set_submodule(found, SkippedLayer.in_place_of(model.get_submodule(found), outputs))
+    following = {other for others in config.shared.values() for other in others}
+    for name, rank in config.ranks.items():
+        found = None if name in following else find_module_name(model, name)
+        if found is not None:
+            _factor_linear_(model, found, rank, config.shared.get(name, ()))
+    for name, rank in config.embeddings.items():
+        found = find_module_name(model, name, nn.Embedding)
+        if found is not None:
+            _factor_embeddings_(model, found, rank)
+    rename_ties_(model)
+
+
+def _factor_linear_(model: PreTrainedModel, name: str, rank: int, others: Sequence[str] = ()) -> None:
+    """Put an empty factored linear in the place of a dense one, and of others (saved names) that share its A."""
+    linear = model.get_submodule(name)
+    out_features, in_features = linear_shape(linear)
+    highest = in_features if others else min(in_features, out_features)
+    if rank > highest:
+        raise ModelLoadError(
+            f"config.json gives {name!r} rank {rank}; it is a matrix of {out_features} x {in_features}, so {highest} "
+            "at most. The config and the model do not fit together."
+        )
+    has_bias = getattr(linear, "bias", None) is not None
+    leader = LowRankLinear(in_features, out_features, rank, has_bias, shared=bool(others))
+    model.set_submodule(name, leader)
+    if others:
+        found = [find_module_name(model, other) or other for other in others]
+        dense = [model.get_submodule(other) for other in found]
+        biases = [getattr(other, "bias", None) is not None for other in dense]
+        followers = lead_(leader, [linear_shape(other)[0] for other in dense], biases)
+        for other, follower in zip(found, followers, strict=True):
+            model.set_submodule(other, follower)
+
+
+def _factor_embeddings_(model: PreTrainedModel, name: str, rank: int) -> None:
+    dense = model.get_submodule(name)
+    assert isinstance(dense, nn.Embedding)
+    if rank > min(dense.num_embeddings, dense.embedding_dim):
+        raise ModelLoadError(
+            f"config.json gives {name!r} rank {rank}; it is a matrix of {dense.num_embeddings} x "
+            f"{dense.embedding_dim}. The config and the model do not fit together."
+        )
+    heads = tied_head_names(model, name)
+    model.set_submodule(name, LowRankEmbedding(dense.num_embeddings, dense.embedding_dim, rank, dense.padding_idx))
+    for head in heads:
+        _factor_linear_(model, head, rank)
+
+
+def find_module_name(
+    model: PreTrainedModel, saved_name: str, kind: type | UnionType = nn.Linear | Conv1D | LowRankLinear
+) -> str | None:
+    """The name that a module called `saved_name` in the saved model has in `model`, perhaps under another head.
+
+    Under a head, names gain the base model's prefix; without one they lose it. None when `model` does not have that
+    part at all (a T5 encoder has no decoder, a base model no LM head).
+
+    Args:
+        model: with the architecture's own modules.
+        saved_name: of a module in the model that was saved.
+        kind: what the module is.
+
+    Raises:
+        ModelLoadError: the part is there, but not the module.
+    """
+    prefix = f"{model.base_model_prefix}."
+    names = dict(model.named_modules())
+    candidates = (saved_name, prefix + saved_name, saved_name.removeprefix(prefix))
+    for candidate in candidates:
+        if isinstance(names.get(candidate), kind):
+            return candidate
+    for candidate in candidates:
+        if candidate.split(".")[0] + "." != prefix and candidate.split(".")[0] in names:
+            raise ModelLoadError(
+                f"config.json says that {saved_name!r} is factored or dropped, but {type(model).__name__} has no such "
+                f"{'linear' if kind == nn.Linear | Conv1D | LowRankLinear else 'module'}. The config and the model "
+                "class do not fit together."
+            )
+    return None

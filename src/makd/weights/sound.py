@@ -1,0 +1,127 @@
+"""Station 3: whether a model's weights can be worked with: all of them here, plain, and finite.
+
+Asked of every teacher and learner before work, and of every student before it is saved: a NaN in a weight makes no
+error by itself, and scores such as an accuracy look like any other.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from makd.errors import ModelLoadError, NumericsError
+from makd.weights.finite import is_finite
+
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""dtypes of weights that are what they say; others (8-bit floats, integers) are codes of quantized ones."""
+
+
+def check_finite(model: nn.Module, whose: str) -> None:
+    """Look at every weight once.
+
+    Args:
+        model: teacher, student or learner, with weights in memory.
+        whose: how a person calls it, such as "The teacher".
+
+    Raises:
+        NumericsError: a parameter holds NaN or infinity, or a buffer NaN.
+    """
+    broken = _first_broken(model)
+    if broken is not None:
+        raise not_finite(broken, whose)
+
+
+def check_learned(model: nn.Module) -> None:
+    """The same after a training, whose last step no loss has seen.
+
+    Raises:
+        NumericsError: a weight holds NaN or infinity.
+    """
+    broken = _first_broken(model)
+    if broken is not None:
+        raise NumericsError(
+            f"Training diverged: {broken} of the {type(model).__name__} holds NaN or infinity after it. Lower "
+            "training.learning_rate."
+        )
+
+
+def _first_broken(model: nn.Module) -> str | None:
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter.detach()):
+            return name
+    for name, buffer in model.named_buffers():  # masks may hold infinities
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            return name
+    return None
+
+
+def not_finite(name: str, whose: str = "The teacher") -> NumericsError:
+    """The error for a tensor called `name` of a model that holds NaN or infinity."""
+    return NumericsError(
+        f"{whose}'s {name} holds NaN or infinity. Its checkpoint is damaged, or was stored or loaded in a dtype "
+        "too narrow for it; load a sound one."
+    )
+
+
+def check_plain(model: PreTrainedModel) -> None:
+    """Whether the weights of a model in hand are there, and are numbers rather than codes of them.
+
+    Raises:
+        ModelLoadError: it is quantized, or some weights are not in memory (offloaded, or on the meta device).
+    """
+    called = model.name_or_path or type(model).__name__
+    codes = next((name for name, weight in model.named_parameters() if weight.dtype not in PLAIN), None)
+    if codes is not None or getattr(model, "is_quantized", False):
+        what = "" if codes is None else f" ({codes} is stored as {model.get_parameter(codes).dtype})"
+        raise ModelLoadError(
+            f"{called} holds quantized weights{what}; makd works on plain ones. Load its unquantized version, or call "
+            "its `dequantize()` first."
+        )
+    absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if absent is not None:
+        raise ModelLoadError(
+            f"The weights of {called} are not in memory: {absent} is on the meta device, as offloading leaves it. "
+            "Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
+            "`makd factorize --stream`."
+        )
+
+
+def dtypes_in(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype that each parameter has in a model of `dtype`: what its architecture keeps in float32 stays so."""
+    plan = model._get_dtype_plan(dtype)
+    found = dict.fromkeys((name for name, _ in model.named_parameters()), dtype)
+    for pattern, kept in plan.items():
+        for name in found:
+            if re.search(rf"(^|\.){pattern}(\.|$)", name):
+                found[name] = kept
+    return found
+
+
+def round_weights_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the parameters of `model` to numbers of `dtype`, in which it will be saved; they keep their own."""
+    for name, stored in dtypes_in(model, dtype).items():
+        parameter = model.get_parameter(name)
+        if parameter.dtype != stored:
+            parameter.data = parameter.data.to(stored).to(parameter.dtype)
+
+
+@contextmanager
+def stored_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the parameters of `model` have the dtype that they are saved in: see `round_weights_`."""
+    before = {parameter: parameter.dtype for parameter in model.parameters()}
+    set_dtypes_(model, dtype)
+    try:
+        yield
+    finally:
+        for parameter, own in before.items():
+            parameter.data = parameter.data.to(own)
+
+
+def set_dtypes_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the parameters of `model`, which may be empty, as `dtypes_in` says."""
+    for name, wanted in dtypes_in(model, dtype).items():
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.to(wanted)

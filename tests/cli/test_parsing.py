@@ -1,0 +1,127 @@
+"""Settings that do not parse: one line that says which, what is allowed and what was met, and no page of the parser."""
+
+import pytest
+
+from makd.cli.compare import load_experiment
+from makd.cli.parsing import explain
+from makd.errors import SettingError
+
+COMPRESS = ["compress", "--teacher", "a-model", "--output", "a-folder"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--keep_linears", "0.5"], "Unknown flag --keep_linears. Did you mean --budget.keep_linears?"),
+        (["--learning_rate=1e-4"], "Unknown flag --learning_rate. Did you mean --recipe.training.learning_rate?"),
+        (["--recipe.trainng.steps", "3"], "Unknown flag --recipe.trainng.steps. Did you mean --recipe.training.steps?"),
+        (["--xyz", "3"], "Unknown flag --xyz. See `makd compress --help`."),
+        (["--budget.keep", "half"], "budget.keep is a number or null; got half."),
+        (["--recipe.training.steps", "1.5"], "recipe.training.steps is a whole number or null; got 1.5."),
+        (
+            ["--recipe.training.schedule", "step"],
+            "recipe.training.schedule is one of linear, cosine, constant_with_warmup; got step.",
+        ),
+        (["--recipe.training.student_dropout", "often"], "student_dropout is true or false; got often."),
+        (["--recipe.stages", "3"], "recipe.stages is a list; got 3."),
+        (
+            ["--recipe.stages", "[{plan: {terms: [{aspect: hidden, weight: much}]}}]"],
+            "recipe.stages.plan.terms.weight is a number; got much.",
+        ),
+        (
+            ["--recipe.plan.terms", "[{aspect: hidden, wieght: 1}]"],
+            "Unknown setting of recipe.plan.terms 'wieght'. Did you mean 'weight'? Known: aspect, weight,",
+        ),
+        (["--task.rows", "many"], "task.rows is a whole number or null; got many."),
+        (["--task", "glue/cole"], "Unknown task 'glue/cole'. Did you mean 'glue/cola'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml is no file. Give a YAML file."),
+        (
+            ["--budget", "0.5"],
+            "--budget is a YAML file with settings; got '0.5'. A single setting: --budget.params, --budget.keep, "
+            "--budget.keep_linears.",
+        ),
+    ],
+)
+def test_of_flags(run, flags, told):
+    code, out, err = run(*COMPRESS, *flags)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+    assert "<class" not in err
+    assert out == ""
+
+
+def test_what_the_settings_themselves_refuse_needs_no_help_text(run):
+    code, _, err = run(*COMPRESS, "--budget.keep", "0.5", "--recipe.training.learning_rate", "-1")
+    assert code == 2
+    assert err == "makd: training.learning_rate is above 0; got -1.0."
+
+
+def test_flags_that_are_needed(run):
+    code, _, err = run("finetune")
+    assert code == 2
+    assert err == "makd: Required, but not given: model, task.name, output. See `makd finetune --help`."
+
+
+@pytest.mark.parametrize("words", [["--model", "./nowhere"], ["--model=./nowhere"], ["./nowhere"]])
+def test_what_stands_without_a_flag_may_have_one(run, words):
+    code, _, err = run("inspect", "--head", "base", *words)
+    assert code == 2
+    assert "./nowhere does not exist" in err
+
+
+def test_a_flag_without_its_value(run):
+    code, _, err = run("distill", "--teacher", "a-model", "--output", "a-folder", "--student")
+    assert code == 2
+    assert "Required, but not given: student." in err
+
+
+def test_a_file_of_settings_that_is_no_yaml(run, tmp_path):
+    file = tmp_path / "budget.yaml"
+    file.write_text("keep: 0.5: 3\n")
+    code, _, err = run(*COMPRESS, "--budget", file)
+    assert code == 2
+    assert "mapping values are not allowed" in err
+    assert "line 1" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("latencies: false", "Unknown setting 'latencies'. Did you mean 'latency'"),
+        ("training: {epoch: 2}", "Unknown setting of training 'epoch'. Did you mean 'epochs'?"),
+        ("finetune: {training: {epoch: 2}}", "Unknown setting of finetune.training 'epoch'. Did you mean 'epochs'?"),
+        ("cache: {dtypes: float16}", "Unknown setting of cache 'dtypes'. Did you mean 'dtype'?"),
+        ("cache: {dtype: float61}", "cache.dtype is one of float32, float16, bfloat16, int8; got float61."),
+        ("cache: 3", "cache is settings with names (dtype, top_k, batch_size, shard_megabytes); got 3."),
+        ("tasks: [{nam: glue/mrpc}]", "Unknown setting of tasks 'nam'. Did you mean 'name'?"),
+        ("methods: [{method: makd}]", "Required, but not given: methods.name."),
+        ("seeds: [1, two]", "seeds is a whole number; got two."),
+        ("seeds: 3", "seeds is a list; got 3."),
+        ("latency: maybe", "latency is true or false; got maybe."),
+    ],
+)
+def test_of_an_experiment(tmp_path, line, told):
+    settings = {
+        "teacher": "a-model",
+        "output": "a-folder",
+        "tasks": "[{name: glue/mrpc}]",
+        "methods": "[{name: makd}]",
+        "budgets": "[{keep_linears: 0.5}]",
+    }
+    settings.pop(line.partition(":")[0], None)
+    file = tmp_path / "experiment.yaml"
+    file.write_text("\n".join([*(f"{name}: {value}" for name, value in settings.items()), line]))
+    with pytest.raises(SettingError) as raised:
+        load_experiment(file)
+    assert str(raised.value).startswith(f"{file}: {told}")
+
+
+def test_a_message_of_another_kind_stays_as_it_is():
+    assert explain(ValueError("argument --steps: expected one argument")) == "argument --steps: expected one argument"
+
+
+def test_one_of_several_lists_of_reasons_is_not_picked_by_chance():
+    message = 'Parser key "a":\n  Errors:\n    - Parser key "b":\n        Expected a <class \'int\'>. Got value: x\n'
+    message += "    - Parser key \"c\":\n        Expected a <class 'str'>. Got value: 3"
+    assert explain(ValueError(message)) == message

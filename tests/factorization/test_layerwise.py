@@ -1,0 +1,206 @@
+"""Regression in forward order: each group of linears is fitted to what the student, up to there, feeds it."""
+
+import copy
+
+import pytest
+import torch
+
+import makd
+from makd.anatomy import resolve
+from makd.factorization.layerwise import (
+    GROUPS,
+    HELD_OUT_EVERY,
+    TEXT_DEPTH_GAIN,
+    depth_sensitivities,
+    fit_layers_,
+    fit_linear,
+)
+from makd.solvers import svd, whitened
+from makd.solvers.regression import RIDGE
+from makd.student.linear import LowRankLinear
+from tests.anatomy.recording import watch
+from tests.models import batch, tiny
+
+BUDGET = makd.Budget(keep_linears=0.5)
+SUMS = {
+    "bert": {"attention.output.dense": "attention.output.LayerNorm", "output.dense": "output.LayerNorm"},
+    "llama": {"self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": ""},
+    "gpt_neox": {"attention.dense": "", "mlp.dense_4h_to_h": ""},
+    "opt": {"self_attn.out_proj": "final_layer_norm", "fc2": ""},
+}
+"""Linear of a layer -> the module of the layer that reads the sum which its output joins; "" for the layer's output."""
+
+
+def make_batches(model, count=4):
+    return [batch(model, padded=True, seed=seed) for seed in range(count)]
+
+
+def regress(inputs, outputs, weight, bias, rank):
+    """Reduced-rank ridge regression on the raw rows, by least squares: (product of the factors, bias)."""
+    origin = bias is None
+    x_mean, y_mean = (torch.zeros_like(side[0]) if origin else side.mean(0) for side in (inputs, outputs))
+    x, y = inputs - x_mean, outputs - y_mean
+    penalty = RIDGE * float(x.square().mean())
+    pull = (len(x) * penalty) ** 0.5
+    solved = torch.linalg.lstsq(torch.cat([x, pull * torch.eye(x.shape[1]).double()]), torch.cat([y, pull * weight.T]))
+    directions = torch.linalg.svd(x @ solved.solution, full_matrices=False).Vh[:rank]
+    product = directions.T @ directions @ solved.solution.T
+    return product, None if origin else y_mean - product @ x_mean
+
+
+def _real_rows(calls, name, masks):
+    rows = [seen[name][0].reshape(mask.numel(), -1) for seen, mask in zip(calls, masks, strict=True)]
+    return torch.cat(rows)[torch.cat([mask.flatten() for mask in masks])]
+
+
+def _stream(forwards, layer, reader, masks):
+    """The residual stream where `reader` takes it, or as the layer leaves it."""
+    if reader:
+        return _real_rows([seen.inputs for seen in forwards], f"{layer.module}.{reader}", masks)
+    return _real_rows([seen.outputs for seen in forwards], layer.module, masks)
+
+
+def fit_slowly(teacher, batches, ranks, sums):
+    """The same student from whole forwards of whole models, with dense linears in the place of factors."""
+    anatomy, student = resolve(teacher), copy.deepcopy(teacher)
+    masks = [inputs["attention_mask"].bool() for inputs in batches]
+    wanted = [watch(teacher, inputs) for inputs in batches]
+    for layer in anatomy.layers:
+        for group in GROUPS:
+            found = [watch(student, inputs) for inputs in batches]
+            for name in dict.fromkeys(layer.roles[role].module for role in group if role in layer.roles):
+                x = _real_rows([seen.inputs for seen in found], name, masks)
+                own, y = (_real_rows([seen.outputs for seen in side], name, masks) for side in (found, wanted))
+                reader = sums.get(name.removeprefix(f"{layer.module}."))
+                if reader is not None:
+                    mine, theirs = (_stream(side, layer, reader, masks) for side in (found, wanted))
+                    y = theirs - (mine - own)
+                linear = student.get_submodule(name)
+                turned = linear.weight.shape != (y.shape[1], x.shape[1])
+                weight = linear.weight.data.T if turned else linear.weight.data
+                product, bias = regress(x, y, weight, linear.bias, ranks[name])
+                linear.weight.data = product.T if turned else product
+                if bias is not None:
+                    linear.bias.data = bias
+    return student
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, monkeypatch):
+    # inputs behind a LayerNorm sum to zero: what the solver then adds to their moments would hide the comparison
+    monkeypatch.setattr(whitened, "RIDGE", 1e-13)
+    monkeypatch.setattr(svd, "WORTHWHILE", 0.0)  # whole decompositions, not just to a hundredth of the error
+    teacher = tiny(name).double()
+    batches = make_batches(teacher, HELD_OUT_EVERY - 1)  # none is held out, so the ridge is the fixed one
+    ranks = dict.fromkeys(resolve(teacher).linears, 8)
+    student = copy.deepcopy(teacher)
+    fit_layers_(student, teacher, resolve(teacher), ranks, batches, {})
+    slow = fit_slowly(teacher, batches, ranks, SUMS[name])
+    for linear in ranks:
+        mine, theirs = student.get_submodule(linear), slow.get_submodule(linear)
+        torch.testing.assert_close(mine.dense_weight(), theirs.weight.data, rtol=1e-5, atol=1e-7)
+        if theirs.bias is not None:
+            torch.testing.assert_close(mine.bias, theirs.bias.data, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "gemma2", "phi3"])
+def test_full_rank_gives_the_teachers_outputs(name):
+    teacher = tiny(name).double()
+    anatomy, batches = resolve(teacher), make_batches(teacher)
+    ranks = {linear: min(teacher.get_submodule(linear).weight.shape) for linear in anatomy.linears}
+    student = copy.deepcopy(teacher)
+    fit_layers_(student, teacher, anatomy, ranks, batches, {})
+    unseen = batch(teacher, seed=99)
+    with torch.no_grad():
+        real = unseen["attention_mask"].bool()
+        torch.testing.assert_close(student(**unseen)[0][real], teacher(**unseen)[0][real], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_not_fitted_stays_as_it_is():
+    teacher = tiny("bert")
+    student = makd.factorize(teacher, BUDGET, solver="regression", calibration=make_batches(teacher))
+    fitted = tuple(student.factorization.ranks)
+    theirs = teacher.state_dict()
+    others = [name for name in student.state_dict() if not name.startswith(fitted)]
+    assert {"embeddings.word_embeddings.weight", "pooler.dense.weight"} <= set(others)
+    assert all(torch.equal(student.state_dict()[name], theirs[name]) for name in others)
+
+
+def test_a_linear_without_a_rank_stays_dense():
+    teacher = tiny("bert")
+    anatomy, student = resolve(teacher), copy.deepcopy(teacher)
+    dense, *others = anatomy.linears
+    fit_layers_(student, teacher, anatomy, {dense: None, **dict.fromkeys(others, 8)}, make_batches(teacher), {})
+    assert torch.equal(student.get_submodule(dense).weight, teacher.get_submodule(dense).weight)
+    assert all(isinstance(student.get_submodule(name), LowRankLinear) for name in others)
+
+
+def test_a_teacher_in_train_mode_gives_the_same_student_and_stays_in_it():
+    teacher = tiny("bert")
+    assert teacher.config.hidden_dropout_prob > 0
+    batches = make_batches(teacher)
+    one = makd.factorize(teacher.eval(), BUDGET, solver="regression", calibration=batches)
+    two = makd.factorize(teacher.train(), BUDGET, solver="regression", calibration=batches)
+    assert teacher.training
+    assert makd.fingerprint(one) == makd.fingerprint(two)
+
+
+def test_the_student_is_in_eval_mode_with_every_module():
+    teacher = tiny("bert").train()
+    student = makd.factorize(teacher, BUDGET, solver="regression", calibration=make_batches(teacher))
+    assert not any(module.training for module in student.modules())
+
+
+def test_the_teacher_and_its_cache_setting_are_as_before():
+    teacher = tiny("llama", head="causal_lm")
+    before = makd.fingerprint(teacher)
+    assert teacher.config.use_cache
+    makd.factorize(teacher, BUDGET, solver="regression", calibration=make_batches(teacher))
+    assert teacher.config.use_cache
+    assert makd.fingerprint(teacher) == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_what_stands_in_the_padding_changes_nothing():
+    teacher = tiny("bert")
+    batches = make_batches(teacher)
+    changed = [{**inputs, "input_ids": torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 9)}
+               for inputs in batches]  # fmt: skip
+    one, two = (makd.factorize(teacher, BUDGET, solver="regression", calibration=rows) for rows in (batches, changed))
+    for name in one.factorization.ranks:
+        mine, theirs = (side.get_submodule(name).dense_weight() for side in (one, two))
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "albert"])
+def test_two_stacks_and_shared_layers_are_refused_with_the_solver_to_take(name):
+    teacher = tiny(name)
+    with pytest.raises(makd.MakdError, match="Take the solver 'whitened'"):
+        makd.factorize(teacher, BUDGET, solver="regression", calibration=[batch(teacher)])
+
+
+def test_later_layers_count_for_more_when_ranks_are_shared_out():
+    anatomy = resolve(tiny("bert"))
+    worth = depth_sensitivities(anatomy)
+    assert worth.keys() == set(anatomy.linears)
+    assert {worth[linear.module] for linear in anatomy.layers[0].roles.values()} == {1.0}
+    assert {worth[linear.module] for linear in anatomy.layers[-1].roles.values()} == {TEXT_DEPTH_GAIN}
+
+
+def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen():
+    teacher = tiny("bert")
+    anatomy, batches = resolve(teacher), make_batches(teacher, HELD_OUT_EVERY)
+    seen = []
+
+    def fit(linear, moments, held_out, rank, gradient_gram):
+        seen.append((moments.rows, held_out.rows))
+        return fit_linear(linear, moments, held_out, rank, gradient_gram)
+
+    fit_layers_(copy.deepcopy(teacher), teacher, anatomy, dict.fromkeys(anatomy.linears, 8), batches, {}, fit=fit)
+    rows = [int(inputs["attention_mask"].sum()) for inputs in batches]
+    assert set(seen) == {(sum(rows[:-1]), rows[-1])}
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(makd.MakdError, match="at least one batch"):
+        makd.factorize(tiny("bert"), BUDGET, solver="regression", calibration=[])
