@@ -3,7 +3,7 @@
     python benchmarks/depth_gain.py minilm --keep 0.5 --gains 0.25 1 4 14 50
     python benchmarks/depth_gain.py smollm2 --keep 0.8 --gains 1 4
 
-Makes the student of `two_sided_regression` with each gain (`makd.factorization.layerwise.TEXT_DEPTH_GAIN`) and measures
+Makes the student of `two_sided_regression` with each gain (`makd.factorization.fit.TEXT_DEPTH_GAIN`) and measures
 it on unseen text; texts and data are those of benchmarks/factorization.py. One JSON line a student, on stdout.
 """
 

@@ -44,11 +44,14 @@ from transformers import PreTrainedModel
 from makd.anatomy import resolve
 from makd.calibration.gradients import collect_gradient_moments
 from makd.calibration.moments import CrossMoments
+from makd.calibration.source import ModelSource
 from makd.calibration.statistics import collect_input_moments
+from makd.calibration.store import choose_store
+from makd.calibration.walk import Walk
 from makd.data import DataConfig, load_texts, make_batches, tokenize
 from makd.evaluation import fidelity, perplexity
-from makd.factorization.assemble import linear_sizes
-from makd.factorization.layerwise import depth_sensitivities, fit_layers_
+from makd.factorization.assemble import begin_, linear_sizes
+from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layers_
 from makd.loading import load_model, load_tokenizer
 from makd.ranks.allocation import RankPlan, allocate
 from makd.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
@@ -219,7 +222,11 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
 
     gradients = subject.gradients if method == "two_sided_regression" else {}
     fit = update if method == "svd_llm" else None
-    fit_layers_(student, subject.teacher, anatomy, plan.ranks, subject.calibration, gradients, fit=fit)
+    walk = Walk(ModelSource(subject.teacher), anatomy, subject.calibration, choose_store("auto", 2**40))
+    for _ in walk.up(lambda what, done, of: None):
+        pass
+    begin_(walk, None)
+    fit_layers_(walk, ModelSource(student), FitSettings(plan.ranks, gram=gradients.get, fit=fit))
     return student
 
 

@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from makd.config import Recipe
 from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
+from makd.factorization.outcome import FactorizeReport
 from makd.factorization.streamed import check_streamable, stream_student
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
@@ -63,8 +63,7 @@ def factorize_streamed(
         teacher: hub id, folder, or `package:module/path`, with safetensors.
         data: text to calibrate on; not looked at by solvers that need none.
         budget: how many parameters the student may have.
-        recipe: how it is made; None takes the defaults. The solver is one of
-            `makd.factorization.streamed.STREAMABLE`, or `auto`, which is `whitened` here.
+        recipe: how it is made; None takes the defaults. Vocabulary and depth stay as they are.
         output: folder for the student.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.
@@ -77,8 +76,6 @@ def factorize_streamed(
         MakdError: with what was wrong, which value, and what is allowed.
     """
     recipe = recipe or Recipe()
-    if recipe.factorize.solver == "auto":  # the best of those that can stream
-        recipe = replace(recipe, factorize=replace(recipe.factorize, solver="whitened"))
     check_streamable(recipe.factorize)
     named = [teacher, *names_of(data), tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream") as folder:
@@ -98,20 +95,22 @@ def _stream(
     device = recipe.find_device()
     set_seed(recipe.seed)
     model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
-    needs_text = SOLVERS[recipe.factorize.solver].needs_text
+    factorize = recipe.factorize.for_model(resolve(model))
+    needs_text = SOLVERS[factorize.solver].needs_text
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     identity = _identity(teacher, files, budget, recipe, batches)
     before, anatomy = parameter_counts(model, resolve(model)), resolve(model)
     with folder.work() as result:
-        made = stream_student(
-            model, files, budget, recipe.factorize, folder.unfinished, result, identity, batches, device, on_progress,
+        student = stream_student(
+            model, files, budget, factorize, folder.unfinished, result, identity, batches, device, on_progress,
             find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype)),
         )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        metrics = _metrics(before, bytes_on_disk(files), model, anatomy, result, batches)
+        metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, batches)
+        made: FactorizeReport = student.factorization  # type: ignore[assignment]
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
         settings = {
@@ -166,9 +165,7 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
         "budget": plain(budget),
         "head": recipe.head,
         "dtype": recipe.dtype,
-        "solver": recipe.factorize.solver,
-        "ranks": recipe.factorize.rank_rule,
-        "rank_multiple": recipe.factorize.rank_multiple,
+        "factorize": plain(recipe.factorize),
         "calibration text": text.hexdigest(),
     }
 

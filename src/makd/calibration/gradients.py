@@ -10,20 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, Layer, Role, linear_shape
+from makd.anatomy import Anatomy, Role, linear_shape
 from makd.anatomy.key_cache import without_cache
-from makd.anatomy.tokens import by_token, encoder_tokens, is_by_token, layer_tokens, role_tokens
+from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.calibration.moments import InputMoments
+from makd.calibration.probes import Probes
 from makd.errors import DataError, UnsupportedModelError
-
-TEXT_PROBES = 4
-"""Backwards for each batch where the outputs belong to whole texts: each text gives one direction a probe, so that a
-few hundred texts alone say little about hundreds of dimensions."""
-TOKEN_PROBES = 1
-"""The same where each token has its own prediction, and so its own direction."""
 
 
 def collect_gradient_moments(
@@ -35,12 +29,7 @@ def collect_gradient_moments(
 ) -> dict[str, InputMoments]:
     """Second moments of the gradients at the outputs of every factorizable linear, over real tokens.
 
-    What is differentiated, for one probe:
-
-    - a model with a head: the negative log-likelihood of predictions drawn from the model itself, so that the expected
-      second moment is the Fisher information (Martens & Grosse, 2015, K-FAC);
-    - a regression head, or none: the inner product of the outputs (a text's mean-pooled unit embedding) with a random
-      normal vector v; E[v vᵀ] = I makes it the Gauss-Newton metric of the squared error.
+    What is differentiated: see `Probes.draw`.
 
     Args:
         model: in eval mode meanwhile; its parameters get no gradients.
@@ -59,10 +48,7 @@ def collect_gradient_moments(
     """
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
     moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
-    places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
-    places |= dict.fromkeys(embeddings or (), (anatomy.layers[0], Role.QUERY))  # these see the first layer's tokens
-    watcher = _Watcher(anatomy, places, {name: _Gathered(one) for name, one in moments.items()})
-    generator = torch.Generator().manual_seed(seed)
+    watcher = GradientWatcher(anatomy, moments, tuple(embeddings or ()))
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.eval().requires_grad_(False)
@@ -73,17 +59,14 @@ def collect_gradient_moments(
         hooks.callback(model.train, was_training)
         for parameter in wanted:
             hooks.callback(parameter.requires_grad_, True)
+        probes = Probes(model, anatomy, seed)
         for name in moments:
             hooks.callback(model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
         for batch in batches:
             inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-            watcher.start(inputs)
-            with torch.enable_grad():
-                output = model(**inputs)
-                watcher.probes = probes = _probes(anatomy)
-                for watcher.probe in range(probes):
-                    loss = _probe(output, anatomy, inputs, generator)
-                    torch.autograd.backward(loss, retain_graph=watcher.probe + 1 < probes)
+            watcher.start(inputs, probes.count)
+            for watcher.probe, (tensor, gradient) in enumerate(probes.draw(inputs, lambda: model(**inputs))):  # noqa: B023
+                torch.autograd.backward(tensor, gradient, retain_graph=watcher.probe + 1 < probes.count)
             seen += 1
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
@@ -91,20 +74,22 @@ def collect_gradient_moments(
     return moments
 
 
-class _Watcher:
-    """The hooks, and what they must know of the batch that runs."""
+class GradientWatcher:
+    """The hooks on outputs, and what they must know of the batch that runs."""
 
-    def __init__(
-        self, anatomy: Anatomy, places: Mapping[str, tuple[Layer, Role]], gradients: Mapping[str, "_Gathered"]
-    ) -> None:
-        self.anatomy, self.places, self.gradients = anatomy, places, gradients
+    def __init__(self, anatomy: Anatomy, moments: Mapping[str, InputMoments], embeddings: tuple[str, ...] = ()) -> None:
+        """Moments of the gradients at the outputs of linears, and of `embeddings`, will be added to `moments`."""
+        self.anatomy = anatomy
+        self.places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
+        self.places |= dict.fromkeys(embeddings, (anatomy.layers[0], Role.QUERY))  # these see the first layer's tokens
+        self.gradients = {name: _Gathered(one) for name, one in moments.items()}
         self.inputs: Mapping[str, Tensor] = {}
         self.called: set[str] = set()
         self.probe, self.probes = 0, 1
 
-    def start(self, inputs: Mapping[str, Tensor]) -> None:
-        """A new batch begins."""
-        self.inputs = inputs
+    def start(self, inputs: Mapping[str, Tensor], probes: int) -> None:
+        """A new batch begins, of which there will be so many backwards; `probe` is to say which one it is."""
+        self.inputs, self.probes = inputs, probes
         self.called.clear()
 
     def hook(self, name: str) -> Callable[..., Tensor]:
@@ -165,30 +150,3 @@ class _Gathered:
         if self.waiting:
             self.moments.update(torch.cat(self.waiting))
             self.waiting.clear()
-
-
-def _probes(anatomy: Anatomy) -> int:
-    by_token = anatomy.predictions is not None and anatomy.predictions.each == "token"
-    return TOKEN_PROBES if by_token else TEXT_PROBES
-
-
-def _probe(output: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-    """A scalar whose gradient is one draw from the metric of the outputs."""
-    tokens, predictions = layer_tokens(anatomy, anatomy.layers[-1], inputs), anatomy.predictions
-    if predictions is None:
-        mask = tokens[..., None].to(output[0].dtype)
-        values = normalize((output[0] * mask).sum(1) / mask.sum(1), dim=-1)
-    else:
-        values = predictions.rows(output, encoder_tokens(inputs) if predictions.law == "places" else tokens)
-        if predictions.law != "numbers":
-            return _likelihood(values, generator)
-    probe: Tensor = (values * torch.randn(values.shape, generator=generator).to(values)).sum()
-    return probe
-
-
-def _likelihood(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """-log p of predictions drawn from p itself."""
-    with torch.no_grad():
-        noise = -torch.empty(logits.shape).exponential_(generator=generator).log().to(logits.device)
-        drawn = (logits.float() + noise).argmax(-1)  # Gumbel's trick: a draw from the softmax
-    return cross_entropy(logits.float(), drawn, reduction="sum")

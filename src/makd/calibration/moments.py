@@ -4,7 +4,7 @@
 rows of some width, and only their second moments are asked for. `CrossMoments` adds the targets that regression needs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -18,6 +18,8 @@ Moments = TypeVar("Moments", bound="InputMoments")
 
 PRODUCT_ROWS = 8192
 """Rows whose products are added up in the inputs' own precision before they go to the float64 sum."""
+SMALLEST_SQUARE = 256
+"""Features from which on a symmetric product is worth its parts."""
 
 
 class InputMoments:
@@ -44,7 +46,7 @@ class InputMoments:
             ValueError: they have another number of features.
         """
         rows = self._widened(inputs, self.features)
-        self._add(len(rows), *_products(rows, rows))
+        self._add(len(rows), *_own_products(rows))
 
     def _add(self, rows: int, products: Tensor, total: Tensor) -> None:
         self._products += products
@@ -219,6 +221,70 @@ class CrossMoments(InputMoments):
         }
 
 
+class PairMoments(InputMoments):
+    """Moments of what a linear reads in the student, x, and in the teacher, z, over the same tokens.
+
+    What the teacher's linear gives is W z + b, so moments of x and of that follow for every linear that reads z, and
+    cost in² products for all of them instead of out · in for each.
+    """
+
+    def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
+        """Nothing is seen yet; both have as many features."""
+        super().__init__(features, device)
+        self.teacher = InputMoments(features, device)
+        self._cross = torch.zeros(features, features, dtype=torch.float64, device=device)
+
+    def update(self, inputs: Float[Tensor, "rows features"]) -> None:
+        """Not for these.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("Pair moments are of a student's and a teacher's inputs: use update_pairs.")
+
+    def update_pairs(self, inputs: Float[Tensor, "rows features"], teacher: Float[Tensor, "rows features"]) -> None:
+        """Add rows of the student's inputs and the teacher's.
+
+        Raises:
+            NumericsError: they hold NaN or infinity, or so large values that their products do.
+            ValueError: they have another number of features, or are not as many.
+        """
+        rows, others = self._widened(inputs, self.features), self._widened(teacher, self.features)
+        if len(rows) != len(others):
+            raise ValueError(f"{len(rows)} rows of the student cannot belong to {len(others)} of the teacher.")
+        cross, _ = _products(others.to(rows.dtype), rows)
+        self.teacher.update(others)
+        self._add(len(rows), *_own_products(rows))
+        self._cross += cross
+
+    def of_outputs(self, weight: Float[Tensor, "out features"], bias: Float[Tensor, " out"] | None) -> CrossMoments:
+        """Moments of x with y = W z + b."""
+        wide = weight.detach().to(self._cross)
+        shift = torch.zeros(len(wide)).to(wide) if bias is None else bias.detach().to(wide)
+        found = CrossMoments(self.features, len(wide), wide.device)
+        found.rows = self.rows
+        found._products, found._sum = self._products.clone(), self._sum.clone()
+        reached = wide @ self.teacher._sum
+        found._cross = wide @ self._cross + torch.outer(shift, self._sum)
+        found._target_sum = reached + self.rows * shift
+        squares = ((wide @ self.teacher._products) * wide).sum(1)
+        found._target_squares = squares + 2 * shift * reached + self.rows * shift.square()
+        return found
+
+    def _sums(self) -> dict[str, Tensor]:
+        teacher = {f"teacher_{name}": tensor for name, tensor in self.teacher._sums().items()}
+        return {**super()._sums(), **teacher, "pair_products": self._cross}
+
+    def merge(self, other: InputMoments) -> None:
+        """Add what `other` saw.
+
+        Raises:
+            ValueError: it is of another kind or size.
+        """
+        super().merge(other)
+        self.teacher.rows = self.rows
+
+
 def update_group(
     moments: Sequence[CrossMoments], inputs: Float[Tensor, "rows features"], targets: Sequence[Tensor]
 ) -> None:
@@ -228,24 +294,53 @@ def update_group(
         NumericsError, ValueError: as `update_pairs`. Moments before the one whose targets were at fault have the rows.
     """
     rows = moments[0]._widened(inputs, moments[0].features)
-    products = _products(rows, rows)
+    products = _own_products(rows)
     for one, wanted in zip(moments, targets, strict=True):
         one._add_pairs(rows, products, wanted)
+
+
+def _own_products(rows: Float[Tensor, "rows features"]) -> tuple[Tensor, Float[Tensor, " features"]]:
+    """Sum of x xᵀ over the rows, and of x: as `_products` of rows and rows, by five eighths of its work."""
+    products = _sum_products(rows, rows, lambda one, _: _square(one))
+    return products, rows.sum(0, dtype=torch.float64)
+
+
+def _square(rows: Float[Tensor, "rows features"], depth: int = 2) -> Float[Tensor, "features features"]:
+    """Xᵀ X, which is symmetric: of its quarters one is another's transpose."""
+    features = rows.shape[1]
+    if depth == 0 or features < SMALLEST_SQUARE:
+        return rows.T @ rows
+    half = features // 2
+    one, other = rows[:, :half], rows[:, half:]
+    found = rows.new_empty(features, features)
+    found[:half, :half], found[half:, half:] = _square(one, depth - 1), _square(other, depth - 1)
+    torch.matmul(other.T, one, out=found[half:, :half])
+    found[:half, half:] = found[half:, :half].T
+    return found
 
 
 def _products(
     left: Float[Tensor, "rows left"], right: Float[Tensor, "rows right"]
 ) -> tuple[Float[Tensor, "left right"], Float[Tensor, " left"]]:
-    """Sum of left rightᵀ over the rows, in float64 if that is more than one product; and sum of left, in float64."""
+    """Sum of left rightᵀ over the rows; and sum of left, in float64."""
+    return _sum_products(left, right, lambda one, other: one.T @ other), left.sum(0, dtype=torch.float64)
+
+
+def _sum_products(left: Tensor, right: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Products of `PRODUCT_ROWS` rows, in float64 if that is more than one.
+
+    Raises:
+        NumericsError: they hold NaN or infinity.
+    """
     (one, other), *more = zip(left.split(PRODUCT_ROWS), right.split(PRODUCT_ROWS), strict=True)
-    products = one.T @ other
+    products = product(one, other)
     if more:
         products = products.to(torch.float64)
     for one, other in more:
-        products += one.T @ other
+        products += product(one, other)
     if not is_finite(products):
         raise _not_finite(len(left))
-    return products, left.sum(0, dtype=torch.float64)
+    return products
 
 
 def _not_finite(rows: int) -> NumericsError:

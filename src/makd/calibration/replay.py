@@ -1,6 +1,6 @@
 """Station 3: one layer run again on its own, to see what its linears read and give.
 
-What a layer gets besides hidden states (masks, positions) is noted in one forward of the whole model.
+What a layer gets besides hidden states (masks, positions) is noted by `Frame.enter`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -8,58 +8,55 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, Layer
-from makd.anatomy.key_cache import without_cache
-from makd.anatomy.tokens import by_token, layer_tokens
+from makd.anatomy import Layer
+from makd.anatomy.tokens import by_token
+from makd.errors import SettingError
 
 
-@dataclass
+class NotLayerByLayer(SettingError):
+    """A model whose layers cannot be run one after the other, each from the hidden states of the one before alone."""
+
+
+@dataclass(frozen=True)
 class Calls:
     """What the layers are called with, for one batch."""
 
     real: Tensor
     """Real tokens, (batch, tokens)."""
-    arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]]
+    arguments: Mapping[int, tuple[tuple[Any, ...], dict[str, Any]]]
     """Layer -> arguments besides the hidden states."""
-    teacher: Tensor
-    """Hidden states that enter the layer in the teacher, (batch, tokens, hidden)."""
-    student: Tensor
-    """The same in the student."""
-
-
-def note_calls(model: PreTrainedModel, anatomy: Anatomy, batch: Mapping[str, Tensor]) -> Calls:
-    """One forward of `model`, to see what its layers are called with."""
-    arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    entering: dict[int, Tensor] = {}
-
-    def note(index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, rest, named = (args[0], args[1:], kwargs) if args else (kwargs["hidden_states"], (), dict(kwargs))
-            entering.setdefault(0, hidden)
-            arguments[index] = (rest, {key: value for key, value in named.items() if key != "hidden_states"})
-
-        return hook
-
-    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-    with ExitStack() as hooks:
-        hooks.enter_context(without_cache(model))  # one would grow with every replay
-        for layer in anatomy.layers:
-            module = model.get_submodule(layer.module)
-            hooks.callback(module.register_forward_pre_hook(note(layer.index), with_kwargs=True).remove)
-        model(**inputs)
-    real = layer_tokens(anatomy, anatomy.layers[0], inputs)
-    return Calls(real, arguments, entering[0], entering[0])
+    entering: Tensor
+    """Hidden states that enter the first layer, (batch, tokens, hidden)."""
+    handed: tuple[Any, ...] | None = None
+    """What a layer gives after its hidden states; None if these come alone."""
 
 
 def run_layer(model: nn.Module, layer: Layer, calls: Calls, hidden: Tensor) -> Tensor:
-    """The layer's output hidden states, (batch, tokens, hidden)."""
+    """The layer's output hidden states, (batch, tokens, hidden).
+
+    Raises:
+        NotLayerByLayer: it hands on other things besides than the first layer does, which the next would have needed.
+    """
     rest, named = calls.arguments[layer.index]
     output = model.get_submodule(layer.module)(hidden, *rest, **named)
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states
+    states, given = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
+    expected = calls.handed or ()
+    if len(given) != len(expected) or not all(map(_same, given, expected)):
+        raise NotLayerByLayer(
+            f"{layer.module} hands on other things besides hidden states than the first layer does, so layers cannot "
+            "be run one by one."
+        )
+    found: Tensor = states
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
 @dataclass

@@ -5,7 +5,7 @@ distinct input, whatever the amount of text. Linears that read the same tensor (
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -66,13 +66,22 @@ def collect_input_moments(
     model.train(was_training)
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+    check_reached(linears, moments)
+    return moments
+
+
+def check_reached(linears: Sequence[str], moments: Mapping[str, InputMoments]) -> None:
+    """Every one of these linears has read something.
+
+    Raises:
+        DataError: one has not.
+    """
     never = [name for name in linears if name not in moments]
     if never:
         raise DataError(
             f"{never[0]} (and {len(never) - 1} others) saw no input during calibration: the batches do not reach it. "
             "An encoder-decoder needs decoder_input_ids or labels."
         )
-    return moments
 
 
 class InputWatcher:

@@ -100,8 +100,9 @@ def read_predictions(model: PreTrainedModel) -> Predictions:
     seen: list[Tensor] = []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     modes = [(module, module.training) for module in model.modules()]
-    size = model.get_output_embeddings().out_features
-    tokens = torch.arange(1, 7, device=model.device).remainder(size)[None]
+    head = model.get_output_embeddings()
+    # where the head is: the model's first weights may be on disk
+    tokens = torch.arange(1, 7, device=head.weight.device).remainder(head.out_features)[None]
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens
@@ -114,8 +115,7 @@ def read_predictions(model: PreTrainedModel) -> Predictions:
     logits = output.get("logits")
     if len(seen) != 1 or logits is None:
         return Predictions(f"its head was called {len(seen)} times for one set of logits", None)
-    head, hidden = _vocabulary_head(model), seen[0]
-    repeated = head.logits(_read_by(model.get_output_embeddings(), hidden))
+    repeated = _vocabulary_head(model).logits(_read_by(head, seen[0]))
     precision = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 0.05
     if repeated.shape != logits.shape or not _near(repeated, logits, precision):
         return Predictions("its logits are more than its head, a factor and a bound", None)

@@ -11,17 +11,21 @@ hangs on the student.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy
+from makd.anatomy import Anatomy, resolve
 from makd.anatomy.batches import check_batches
+from makd.calibration.replay import NotLayerByLayer
+from makd.calibration.source import ModelSource
 from makd.capture import examine
 from makd.errors import BudgetError, DataError, SettingError
-from makd.factorization.assemble import assemble, calibrate, linear_sizes
+from makd.factorization.assemble import assemble, linear_sizes
+from makd.factorization.calibrate import Job, calibrate
+from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import EMPHASES, Plot, draw_plot
@@ -49,6 +53,7 @@ def factorize(
     share_input: str = "auto",
     vocabulary: str = "auto",
     depth: int | str = "auto",
+    store: str = "auto",
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> PreTrainedModel:
     """A smaller copy of `teacher`: its linears replaced by low-rank factors within `budget`.
@@ -61,11 +66,12 @@ def factorize(
         budget: how many parameters the student may have.
         solver: one of `SOLVERS`, or `auto` for the best that the model allows; all but `svd` need `calibration`.
         ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
-        calibration: model inputs as a DataLoader gives them. Seen once.
+        calibration: model inputs as a DataLoader gives them.
         rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
         share_input: whether linears that read the same input share one A: `auto`, `never` or `always`.
         vocabulary: whether embeddings and LM head get factors: see `FactorizeConfig`.
         depth: how many layers stay: see `FactorizeConfig`.
+        store: where hidden states of the text are kept meanwhile: see `FactorizeConfig`.
         on_progress: called with (what, done, of) as the work goes on.
 
     Returns:
@@ -88,6 +94,7 @@ def factorize(
         share_input=share_input,
         vocabulary=vocabulary,
         depth=depth,
+        store=store,
     )
     progress = on_progress or (lambda what, done, of: None)
     if is_student(teacher):
@@ -107,12 +114,20 @@ def factorize(
             "Give `calibration`, or take solver 'svd', which needs none."
         )
     calibration = None if calibration is None else check_batches(calibration, teacher)
-    several_passes = kind.in_forward_order or kind.gradients or bool(plot.tables) or bool(plot.layers)
-    batches = list(calibration or ()) if several_passes else (calibration or ())
+    batches = list(calibration or ())
     was_training = teacher.training
     teacher.eval()
     try:
-        student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
+        try:
+            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
+        except NotLayerByLayer as error:
+            if solver != "auto":
+                raise SettingError(
+                    f"Solver {solver!r} fits layer after layer. {error} Take solver 'two_sided', or 'whitened'."
+                ) from error
+            logger.warning("Solver 'two_sided' in the place of 'two_sided_regression': %s", error)
+            settings = replace(settings, solver="two_sided")
+            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
     finally:
         teacher.train(was_training)
     mark_student(student)
@@ -126,7 +141,7 @@ def _nearest(
     anatomy: Anatomy,
     plot: Plot,
     settings: FactorizeConfig,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Sequence[Mapping[str, Tensor]],
     progress: Callable[[str, int, int], None],
 ) -> tuple[PreTrainedModel, float]:
     """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
@@ -134,7 +149,7 @@ def _nearest(
     Returns:
         The student, and the seconds of all calibrations.
     """
-    probes = choose_probes(batches) if isinstance(batches, list) else []
+    probes = choose_probes(batches)
     if plot.layers and not probes:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     by_spectra = RANK_RULES[settings.rank_rule].needs_spectra
@@ -144,12 +159,13 @@ def _nearest(
     calibrating = 0.0
     for outline in plot.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
-        calibrated = calibrate(teacher, outline, plot, settings, batches, progress)
+        with skipping(teacher, outline.dropped, outline.outputs):
+            job = Job(ModelSource(teacher), resolve(teacher), outline, plot, settings, batches, progress)
+            calibrated = calibrate(job)
+            students = [assemble(replace(job, outline=replace(outline, emphasis=one)), calibrated) for one in emphases]
         calibrating += calibrated.seconds
         found: dict[float, tuple[float, PreTrainedModel]] = {}
-        for emphasis in emphases:
-            emphasized = replace(outline, emphasis=emphasis)
-            student = assemble(teacher, emphasized, plot, settings, calibrated, batches, progress)
+        for emphasis, student in zip(emphases, students, strict=True):
             if not plot.is_search and len(emphases) == 1:
                 return student, calibrating
             found[emphasis] = drift(student, teacher, anatomy, probes), student

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from makd.anatomy import Anatomy
+from makd.calibration.store import STORE_CHOICES
 from makd.errors import SettingError, UnsupportedModelError
 from makd.factorization.outline import VOCABULARY_CHOICES
 from makd.kinds import checked
@@ -37,7 +38,13 @@ class FactorizeConfig:
     """How many layers stay: a number, `all`, or `auto`: all, but where `auto` factors the vocabulary, fewer and fewer
     are tried, and the student whose outputs are nearest to the teacher's on the calibration text is taken."""
 
+    store: str = "auto"
+    """Where the hidden states of the calibration text are kept while layers are walked through: `memory`, `disk` (of
+    the system's folder for temporary files, `TMPDIR`), or `auto`: memory up to 1 GiB."""
+
     def __post_init__(self) -> None:
+        if self.store not in STORE_CHOICES:
+            raise SettingError(f"factorize.store is auto, memory or disk; got {self.store!r}.")
         if self.solver != "auto":
             SOLVERS[self.solver]
         RANK_RULES[self.rank_rule]

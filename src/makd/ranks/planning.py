@@ -1,11 +1,12 @@
 """Station 3: ranks under the budget, and which linears share one A.
 
-sizes -> (decompositions ->) ranks, each linear apart -> groups that lose less as one -> ranks again, with those
+sizes, spectra -> ranks, each linear apart -> groups that lose less as one -> ranks again, with those
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+
+from torch import Tensor
 
 from makd.ranks.allocation import RANK_RULES, LinearSize, RankPlan, allocate
 from makd.ranks.sharing import (
@@ -18,10 +19,10 @@ from makd.ranks.sharing import (
     plan_error,
     with_groups,
 )
-from makd.solvers.factors import Decomposition
+from makd.solvers.factors import Decomposition, Spectrum
 
-Decompose = Callable[[Mapping[str, int | None]], dict[str, Decomposition]]
-"""Linear, or group by its name -> how many terms are asked for (None is all); gives their decompositions."""
+Kept = Callable[[Iterable[str]], Mapping[str, Spectrum]]
+"""Names of linears and groups -> their spectra."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Question:
     """Linear -> what one unit of its energy is worth; 1 where none is given."""
     share_input: str
     """auto, never or always."""
-    keeps_decompositions: bool
-    """Whether factors are cut from the decompositions, so that all with a rank are wanted."""
     tables: Mapping[str, Decomposition]
     """Of the vocabulary."""
+    most: Mapping[str, int] | None = None
+    """Linear, or group by its name -> the largest rank that there are factors for; None for any."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,6 @@ class Planned:
 
     items: RankPlan
     """By linear, or by group where one A is shared."""
-    decompositions: Mapping[str, Decomposition]
-    """Of linears and groups, as far as they were needed."""
     groups: tuple[InputGroup, ...] = ()
     """Those that share one A."""
     found: tuple[SharedInput, ...] = ()
@@ -64,57 +63,91 @@ class Planned:
         return by_linear(self.items, self.groups)
 
 
-def plan_ranks(question: Question, groups: Sequence[InputGroup], decompose: Decompose) -> Planned:
+def most_ranks(question: Question, groups: Sequence[InputGroup]) -> dict[str, int] | None:
+    """Ranks that no linear or group gets above, whatever shares one A; None for rules that need whole spectra first.
+
+    Ranks that do not follow from spectra are known before anything is decomposed, but for what groups that share
+    leave to the others: that is a few ranks, for which there is room here.
+    """
+    if RANK_RULES[question.rule].needs_spectra:
+        return None
+    apart = _allocated(question, question.sizes, {}).ranks
+    plans = [apart, equal_ranks(question.sizes, groups, apart)]
+    if groups:
+        plans.append(_allocated(question, with_groups(question.sizes, groups), {}).ranks)
+    known = {size.name: size for size in (*question.sizes, *with_groups(question.sizes, groups))}
+    most: dict[str, int] = {}
+    for name, size in known.items():
+        ranks = [plan[name] for plan in plans if name in plan]
+        if any(rank is not None for rank in ranks):
+            highest = size.break_even if None in ranks else max(rank for rank in ranks if rank is not None)
+            most[name] = min(size.break_even, highest + 2 * question.rank_multiple)
+        else:
+            most[name] = 0
+    return most
+
+
+def plan_ranks(question: Question, groups: Sequence[InputGroup], kept: Kept) -> Planned:
     """Ranks within the allowance; with share_input auto, groups share where the predicted error is then smaller.
 
     Args:
         question: sizes, budget and settings.
         groups: of linears that may share; none, if they never shall.
-        decompose: gives decompositions.
+        kept: gives decompositions.
 
     Raises:
         BudgetError, NumericsError: as `allocate`.
     """
     if question.share_input == "always" and groups:
-        made = _plan(question, with_groups(question.sizes, groups), decompose, {})
-        return replace(made, groups=tuple(groups), found=tuple(SharedInput(group.linears, True) for group in groups))
-    apart = _plan(question, question.sizes, decompose, {})
+        plan = _plan(question, with_groups(question.sizes, groups), kept)
+        return Planned(plan, tuple(groups), tuple(SharedInput(group.linears, True) for group in groups))
+    apart = _plan(question, question.sizes, kept)
     if not groups:
-        return apart
-    if question.rule == "global":
-        known, found = _compare_at_one_price(question, groups, apart, decompose)
-    else:
-        known, found = _compare_at_equal_weights(question, groups, apart, decompose)
+        return Planned(apart)
+    found = _compared(question, groups, apart, kept)
     winners = tuple(group for group, one in zip(groups, found, strict=True) if one.shared)
     if winners:
-        shared = _plan(question, with_groups(question.sizes, winners), decompose, known)
-        if question.rule != "global" or plan_error_of(question, shared) < plan_error_of(question, apart):
-            return replace(shared, groups=winners, found=tuple(found))
-    return replace(apart, found=tuple(replace(one, shared=False) for one in found))
+        shared = _plan(question, with_groups(question.sizes, winners), kept)
+        if question.rule != "global" or _error(question, shared, kept) < _error(question, apart, kept):
+            return Planned(shared, winners, tuple(found))
+    return Planned(apart, (), tuple(replace(one, shared=False) for one in found))
 
 
-def _plan(
-    question: Question, items: Sequence[LinearSize], decompose: Decompose, known: Mapping[str, Decomposition]
-) -> Planned:
-    """Ranks of these items."""
-    share_out = partial(
-        allocate,
+def _plan(question: Question, items: Sequence[LinearSize], kept: Kept) -> RankPlan:
+    """Ranks of these items, none above what there are factors for."""
+    if question.most is None:
+        spectra = _spectra(question, (item.name for item in items), kept) if _needs_spectra(question) else {}
+        return _allocated(question, items, spectra)
+    dense = {item.name for item in items if question.most.get(item.name) == 0}
+    taken = sum(item.parameters(None) for item in items if item.name in dense)
+    rest = replace(question, allowance=question.allowance - taken)
+    found = _allocated(rest, [item for item in items if item.name not in dense], {}).ranks
+    ranks = {item.name: found.get(item.name) for item in items}
+    ranks |= {name: min(rank, question.most.get(name, rank)) for name, rank in found.items() if rank is not None}
+    return RankPlan(ranks, sum(item.parameters(ranks[item.name]) for item in items))
+
+
+def _allocated(question: Question, items: Sequence[LinearSize], spectra: Mapping[str, Tensor]) -> RankPlan:
+    return allocate(
         items,
         question.allowance,
         question.rule,
+        spectra=spectra,
         rank_multiple=question.rank_multiple,
         sensitivities=_worth(question, items),
     )
-    names = [item.name for item in items if item.name not in question.tables]
-    if RANK_RULES[question.rule].needs_spectra:
-        found = {**known, **decompose({name: None for name in names if name not in known})}
-        found = {name: found[name] for name in names}
-        spectra = {name: one.singular_values for name, one in {**found, **question.tables}.items()}
-        return Planned(share_out(spectra=spectra), found)
-    # ranks that do not follow from spectra are known before anything is decomposed, and so is how much of it
-    plan = share_out()
-    wanted = [name for name in names if plan.ranks[name]] if question.keeps_decompositions else []
-    return Planned(plan, decompose({name: plan.ranks[name] for name in wanted}))
+
+
+def _needs_spectra(question: Question) -> bool:
+    return RANK_RULES[question.rule].needs_spectra
+
+
+def _spectra(question: Question, names: Iterable[str], kept: Kept) -> dict[str, Tensor]:
+    names = list(names)
+    spectra = {name: one.singular_values for name, one in question.tables.items()}
+    found = kept(name for name in names if name not in spectra)
+    spectra |= {name: one.singular_values for name, one in found.items()}
+    return {name: spectra[name] for name in names}
 
 
 def _worth(question: Question, items: Sequence[LinearSize]) -> dict[str, float]:
@@ -122,35 +155,21 @@ def _worth(question: Question, items: Sequence[LinearSize]) -> dict[str, float]:
     return {item.name: question.sensitivities.get(item.name.split(" + ")[0], 1.0) for item in items}
 
 
-def _compare_at_one_price(
-    question: Question, groups: Sequence[InputGroup], apart: Planned, decompose: Decompose
-) -> tuple[Mapping[str, Decomposition], list[SharedInput]]:
-    known = {**apart.decompositions, **decompose({group.name: None for group in groups})}
-    spectra = {name: one.singular_values for name, one in {**known, **question.tables}.items()}
-    available = question.allowance - sum(size.parameters(None) - size.dense for size in question.sizes)
-    return known, compare_at_one_price(
-        question.sizes, groups, available, spectra, question.sensitivities, question.rank_multiple
-    )
+def _compared(question: Question, groups: Sequence[InputGroup], apart: RankPlan, kept: Kept) -> list[SharedInput]:
+    if question.rule == "global":
+        names = [*(size.name for size in question.sizes), *(group.name for group in groups)]
+        available = question.allowance - sum(size.parameters(None) - size.dense for size in question.sizes)
+        spectra = _spectra(question, names, kept)
+        return compare_at_one_price(
+            question.sizes, groups, available, spectra, question.sensitivities, question.rank_multiple
+        )
+    together = equal_ranks(question.sizes, groups, apart.ranks)
+    ranks = {**apart.ranks, **together}
+    compared = [group for group in groups if together[group.name] is not None]
+    names = [name for group in compared for name in (*group.linears, group.name) if ranks[name] is not None]
+    return compare_at_equal_weights(groups, ranks, kept(names))
 
 
-def _compare_at_equal_weights(
-    question: Question, groups: Sequence[InputGroup], apart: Planned, decompose: Decompose
-) -> tuple[Mapping[str, Decomposition], list[SharedInput]]:
-    whole = RANK_RULES[question.rule].needs_spectra
-    together = equal_ranks(question.sizes, groups, apart.items.ranks)
-    ranks = {**apart.items.ranks, **together}
-    wanted = [
-        name
-        for group in groups
-        if together[group.name] is not None
-        for name in (*group.linears, group.name)
-        if ranks[name] is not None and name not in apart.decompositions
-    ]
-    known = {**apart.decompositions, **decompose({name: None if whole else ranks[name] for name in wanted})}
-    return known if whole else {}, compare_at_equal_weights(groups, ranks, known)
-
-
-def plan_error_of(question: Question, planned: Planned) -> float:
-    """Predicted squared error of what was planned, for rules that need spectra."""
-    spectra = {name: one.singular_values for name, one in {**planned.decompositions, **question.tables}.items()}
-    return plan_error(planned.items, spectra, question.sensitivities)
+def _error(question: Question, plan: RankPlan, kept: Kept) -> float:
+    """Predicted squared error of a plan, for rules that need spectra."""
+    return plan_error(plan, _spectra(question, plan.ranks, kept), question.sensitivities)

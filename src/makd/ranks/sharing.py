@@ -12,7 +12,7 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy
 from makd.ranks.allocation import Ladder, LinearSize, Numbers, RankPlan
-from makd.solvers.factors import Decomposition
+from makd.solvers.factors import Spectrum
 
 SHARE_INPUT_CHOICES = ("auto", "never", "always")
 CLEARLY = 1e-9
@@ -137,13 +137,13 @@ def equal_ranks(
 
 
 def compare_at_equal_weights(
-    groups: Iterable[InputGroup], ranks: Mapping[str, int | None], decompositions: Mapping[str, Decomposition]
+    groups: Iterable[InputGroup], ranks: Mapping[str, int | None], spectra: Mapping[str, Spectrum]
 ) -> list[SharedInput]:
     """For each group, its error apart and as one, at `ranks` (`equal_ranks`); dense groups have nothing to share."""
 
     def lost(name: str) -> float:
         rank = ranks[name]
-        return 0.0 if rank is None else decompositions[name].squared_error(rank)
+        return 0.0 if rank is None else spectra[name].squared_error(rank)
 
     return [
         SharedInput(group.linears, False)

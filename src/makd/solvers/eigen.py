@@ -32,3 +32,16 @@ def eigh(matrix: Float[Tensor, "side side"]) -> tuple[Float[Tensor, " side"], Fl
         found = scipy.linalg.eigh(np.asarray(matrix.double().cpu()), driver="evr")
         energies, vectors = (torch.from_numpy(part).to(matrix) for part in found)
     return energies, vectors
+
+
+def eigvalsh(matrix: Float[Tensor, "side side"]) -> Float[Tensor, " side"]:
+    """The eigenvalues of `eigh`, ascending, without the vectors.
+
+    Raises:
+        NumericsError: `matrix` holds NaN or infinity.
+    """
+    try:
+        energies: Tensor = torch.linalg.eigvalsh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # it has no stub
+        return eigh(matrix)[0]
+    return energies

@@ -37,6 +37,41 @@ class Centre:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """What each rank of a linear (or of several as one) is predicted to lose: all that choosing ranks looks at."""
+
+    singular_values: Float[Tensor, " terms"]
+    """In the solver's norm, descending; float64."""
+    fallback: str | None = None
+    """What was done because the statistics were not positive definite."""
+    squared_errors: Float[Tensor, " ranks"] | None = None
+    """Squared error at rank 0 (the linear dropped), 1, ..., terms, where it is not the energy of the terms left out."""
+
+    def squared_error(self, rank: int) -> float:
+        """Predicted squared error of the first `rank` terms in the solver's norm; rank 0 drops the linear.
+
+        Raises:
+            ValueError: `rank` is not in 0..terms.
+        """
+        terms = len(self.singular_values)
+        if not 0 <= rank <= terms:
+            raise ValueError(f"rank is in 0..{terms}; got {rank}.")
+        if self.squared_errors is not None:
+            return float(self.squared_errors[rank])
+        return float(self.singular_values[rank:].square().sum())
+
+    def relative_error(self, rank: int) -> float:
+        """`squared_error`, relative to that of none of the terms."""
+        dropped = self.squared_error(0)
+        return self.squared_error(rank) / dropped if dropped > 0 else 0.0
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For a store; the fallback is noted beside."""
+        errors = {} if self.squared_errors is None else {"squared_errors": self.squared_errors}
+        return {"singular_values": self.singular_values, **errors}
+
+
+@dataclass(frozen=True)
 class Decomposition:
     """W as a sum of rank-1 terms, ordered by what each is worth in the solver's norm.
 
@@ -56,23 +91,18 @@ class Decomposition:
     centre: Centre | None = None
     """Given by solvers that refit the bias."""
 
-    def squared_error(self, rank: int) -> float:
-        """Predicted squared error of the first `rank` terms in the solver's norm; rank 0 drops the linear.
+    @property
+    def spectrum(self) -> Spectrum:
+        """What each rank is predicted to lose."""
+        return Spectrum(self.singular_values, self.fallback, self.squared_errors)
 
-        Raises:
-            ValueError: `rank` is not in 0..terms.
-        """
-        terms = len(self.singular_values)
-        if not 0 <= rank <= terms:
-            raise ValueError(f"rank is in 0..{terms}; got {rank}.")
-        if self.squared_errors is not None:
-            return float(self.squared_errors[rank])
-        return float(self.singular_values[rank:].square().sum())
+    def squared_error(self, rank: int) -> float:
+        """As `Spectrum.squared_error`."""
+        return self.spectrum.squared_error(rank)
 
     def relative_error(self, rank: int) -> float:
-        """`squared_error`, relative to that of none of the terms."""
-        dropped = self.squared_error(0)
-        return self.squared_error(rank) / dropped if dropped > 0 else 0.0
+        """As `Spectrum.relative_error`."""
+        return self.spectrum.relative_error(rank)
 
     def factors(self, rank: int) -> Factors:
         """The best factors of this rank, in the solver's norm.

@@ -1,13 +1,14 @@
 """Solver `two_sided`: the best factors for the calibration's inputs and for what its outputs lead to."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from makd.solvers.factors import Decomposition
-from makd.solvers.svd import as_blocks, principal_outputs, stack, widened
+from makd.solvers.svd import as_blocks, output_energies, principal_outputs, stack, widened
 from makd.solvers.whitened import square_root
 
 OUTPUT_RIDGE = 1e-2
@@ -48,16 +49,50 @@ def decompose_two_sided(
     """
     matrix = widened(weight)
     root, about_inputs = square_root(gram)
-    blocks = as_blocks(gradient_gram)
-    sizes = [len(block) for block in blocks]
-    roots = [_output_root(block, ridge) for block in blocks]
-    weighted = stack([lower.T @ part for (lower, _), part in zip(roots, matrix.split(sizes), strict=True)])
-    found = principal_outputs(matrix, weighted @ root, rank)
-    parts = found.left.split(sizes)
-    left = stack([torch.linalg.solve(lower.T, part) for (lower, _), part in zip(roots, parts, strict=True)])
-    told = dict.fromkeys((about_inputs, *(about_outputs for _, about_outputs in roots)))
-    fallback = "; ".join(text for text in told if text) or None
-    return found.terms(left, found.left.T @ weighted, weight.dtype, fallback)
+    sides = _Sides.of(matrix, gradient_gram, ridge)
+    found = principal_outputs(matrix, sides.weighted @ root, rank)
+    return found.terms(sides.unweighted(found.left), found.left.T @ sides.weighted, weight.dtype,
+                       sides.fallback(about_inputs))  # fmt: skip
+
+
+def spectrum_two_sided(
+    weight: Float[Tensor, "out inp"],
+    gram: Float[Tensor, "inp inp"],
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor],
+    *,
+    ridge: float = OUTPUT_RIDGE,
+) -> tuple[Float[Tensor, " terms"], str | None]:
+    """The singular values and the fallback of `decompose_two_sided`, for ranks alone."""
+    matrix = widened(weight)
+    root, about_inputs = square_root(gram)
+    sides = _Sides.of(matrix, gradient_gram, ridge)
+    return output_energies(matrix, sides.weighted @ root), sides.fallback(about_inputs)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """A weight W and the roots L of the output gradients' moments, one for each linear that is stacked in it."""
+
+    weighted: Float[Tensor, "out inp"]
+    """Lᵀ W."""
+    roots: tuple[Tensor, ...]
+    fallbacks: tuple[str | None, ...]
+
+    @staticmethod
+    def of(matrix: Tensor, gradient_gram: Tensor | Sequence[Tensor], ridge: float) -> "_Sides":
+        found = [_output_root(block, ridge) for block in as_blocks(gradient_gram)]
+        roots, fallbacks = zip(*found, strict=True)
+        parts = matrix.split([len(root) for root in roots])
+        return _Sides(stack([root.T @ part for root, part in zip(roots, parts, strict=True)]), roots, fallbacks)
+
+    def unweighted(self, left: Float[Tensor, "out terms"]) -> Float[Tensor, "out terms"]:
+        """L⁻ᵀ times these columns."""
+        parts = left.split([len(root) for root in self.roots])
+        return stack([torch.linalg.solve(root.T, part) for root, part in zip(self.roots, parts, strict=True)])
+
+    def fallback(self, about_inputs: str | None) -> str | None:
+        told = dict.fromkeys((about_inputs, *self.fallbacks))
+        return "; ".join(text for text in told if text) or None
 
 
 def _output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple[Float[Tensor, "out out"], str | None]:

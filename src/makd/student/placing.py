@@ -1,8 +1,9 @@
 """How an empty model gets a student's modules, before its weights are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -37,6 +38,28 @@ def place_stand_ins_(model: PreTrainedModel, config: StudentConfig) -> None:
         if found is not None:
             _factor_embeddings_(model, found, rank)
     rename_ties_(model)
+
+
+def place_empty_(
+    model: PreTrainedModel, ranks: Mapping[str, int | None], shared: Iterable[tuple[str, ...]] = ()
+) -> None:
+    """Put empty factored linears in the place of dense ones, where there is a rank and they are not there yet.
+
+    Args:
+        model: whose weights are on the meta device.
+        ranks: linear -> rank; None where it stays as it is.
+        shared: linears that get one A.
+    """
+    following = {linears[0]: linears[1:] for linears in shared}
+    inside = {name for others in following.values() for name in others}
+    for name, rank in ranks.items():
+        linear = model.get_submodule(name)
+        if rank is not None and name not in inside and not isinstance(linear, LowRankLinear):
+            dtype = linear.get_parameter("weight").dtype
+            with torch.device("meta"):
+                _factor_linear_(model, name, rank, following.get(name, ()))
+            for placed in (name, *following.get(name, ())):
+                model.get_submodule(placed).to(dtype)
 
 
 def _factor_linear_(model: PreTrainedModel, name: str, rank: int, others: Sequence[str] = ()) -> None:

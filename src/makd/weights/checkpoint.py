@@ -66,13 +66,21 @@ class Checkpoint:
                     raise not_finite(name)
 
     @contextmanager
-    def filled(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
-        """The parameters `names` have their weights inside the block, and are empty again after it."""
+    def filled(
+        self, names: Iterable[str], device: torch.device, model: PreTrainedModel | None = None
+    ) -> Iterator[None]:
+        """The parameters `names` have their weights inside the block, and are empty again after it.
+
+        Args:
+            names: of parameters.
+            device: where they are inside.
+            model: a copy of the empty model, to be filled in its place.
+        """
         empty: list[tuple[nn.Module, str, nn.Parameter]] = []
         try:
             for name in names:
                 owner, _, leaf = name.rpartition(".")
-                module = self.model.get_submodule(owner)
+                module = (model or self.model).get_submodule(owner)
                 empty.append((module, leaf, module.get_parameter(leaf)))
                 setattr(module, leaf, nn.Parameter(self.read(name).to(device), requires_grad=False))
             yield

@@ -57,14 +57,14 @@ class StoredTensor:
         """Its rows `start` to `stop` (excluded), of a tensor with at least one axis."""
         return self._read((stop - start, *self.shape[1:]), start * self._row_bytes)
 
-    def pieces(self, stop: int | None = None) -> Iterator[Tensor]:
-        """Its rows, all or up to `stop`, about `PIECE` bytes at a time."""
+    def pieces(self, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """Its rows, all or from `first` up to `stop`, about `PIECE` bytes at a time."""
         if not self.shape:
             yield self.read()
             return
         stop = self.shape[0] if stop is None else stop
         step = max(1, PIECE // max(1, self._row_bytes))
-        for start in range(0, max(stop, 1), step):  # one empty piece of an empty tensor
+        for start in range(first, max(stop, first + 1), step):  # one empty piece of an empty tensor
             yield self.rows(start, min(stop, start + step))
 
     @property
@@ -140,6 +140,11 @@ class Source:
     def of(tensor: Tensor) -> "Source":
         """A tensor in hand."""
         return Source(tensor.dtype, tuple(tensor.shape), lambda: (tensor,))
+
+    @staticmethod
+    def stored(tensor: StoredTensor) -> "Source":
+        """One that lies in another file."""
+        return Source(tensor.dtype, tensor.shape, tensor.pieces)
 
     def to(self, dtype: torch.dtype) -> "Source":
         """The same numbers, rounded to `dtype`."""

@@ -1,0 +1,160 @@
+"""Station 3: where a walk keeps what does not fit beside a layer: hidden states of all batches, moments, spectra.
+
+In memory while it is little, else on disk. Both give back the same numbers, and an entry is there when it is whole.
+"""
+
+import shutil
+import tempfile
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from makd.errors import SettingError
+from makd.weights.files import Source, StoredTensor, read_header, write_tensors
+
+STORE_CHOICES = ("auto", "memory", "disk")
+MEMORY_LIMIT = 2**30
+"""Bytes up to which `auto` keeps them in memory. What was written to a disk lately is in the system's memory anyway,
+as long as nobody else wants that."""
+
+
+class Store(ABC):
+    """Named tensors in entries. Names are paths: `hidden/0003/00000`."""
+
+    @abstractmethod
+    def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+        """Keep an entry, in the place of one of that name. Its tensors may not be changed afterwards."""
+
+    @abstractmethod
+    def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """All tensors of an entry; not to be changed.
+
+        Raises:
+            KeyError: there is none.
+        """
+
+    @abstractmethod
+    def notes(self, entry: str) -> Mapping[str, str]:
+        """What was noted with an entry."""
+
+    @abstractmethod
+    def __contains__(self, entry: str) -> bool:
+        """Whether the entry is there."""
+
+    @abstractmethod
+    def remove(self, folder: str) -> None:
+        """Forget all entries below `folder`, and an entry of that name."""
+
+    def mark(self, entry: str) -> None:
+        """Note that something is done."""
+        self.write(f"done/{entry}", {"done": torch.ones(1)})
+
+    def is_marked(self, entry: str) -> bool:
+        """Whether that was noted."""
+        return f"done/{entry}" in self
+
+    def unmark(self, entry: str) -> None:
+        """Take a mark back."""
+        self.remove(f"done/{entry}")
+
+
+class MemoryStore(Store):
+    """Entries in memory."""
+
+    def __init__(self) -> None:
+        """Nothing is kept yet."""
+        self._entries: dict[str, tuple[dict[str, Tensor], Mapping[str, str]]] = {}
+
+    def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+        """See `Store`."""
+        self._entries[entry] = ({name: tensor.detach() for name, tensor in tensors.items()}, notes or {})
+
+    def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """See `Store`."""
+        return {name: tensor.to(device) for name, tensor in self._entries[entry][0].items()}
+
+    def notes(self, entry: str) -> Mapping[str, str]:
+        """See `Store`."""
+        return self._entries[entry][1]
+
+    def __contains__(self, entry: str) -> bool:
+        return entry in self._entries
+
+    def remove(self, folder: str) -> None:
+        """See `Store`."""
+        for entry in [name for name in self._entries if name == folder or name.startswith(f"{folder}/")]:
+            del self._entries[entry]
+
+
+class DiskStore(Store):
+    """A safetensors file for each entry. What a process that was killed has left can be gone on with."""
+
+    def __init__(self, path: Path) -> None:
+        """The store in a folder, which is made if need be."""
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def temporary() -> "DiskStore":
+        """One that goes when nobody has it any more."""
+        store = DiskStore(Path(tempfile.mkdtemp(prefix="makd-")))
+        weakref.finalize(store, shutil.rmtree, store.path, ignore_errors=True)
+        return store
+
+    def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+        """See `Store`."""
+        path = self._file(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {name: Source.of(tensor) for name, tensor in tensors.items()}, notes)
+
+    def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """See `Store`."""
+        return {name: tensor.read().to(device) for name, tensor in self.stored(entry).items()}
+
+    def stored(self, entry: str) -> dict[str, StoredTensor]:
+        """Where the tensors of an entry lie, to read them piece by piece.
+
+        Raises:
+            KeyError: there is none.
+        """
+        path = self._file(entry)
+        if not path.is_file():
+            raise KeyError(entry)
+        return read_header(path)[0]
+
+    def notes(self, entry: str) -> Mapping[str, str]:
+        """See `Store`."""
+        return read_header(self._file(entry))[1]
+
+    def __contains__(self, entry: str) -> bool:
+        return self._file(entry).is_file()
+
+    def remove(self, folder: str) -> None:
+        """See `Store`."""
+        shutil.rmtree(self.path / folder, ignore_errors=True)
+        self._file(folder).unlink(missing_ok=True)
+
+    def _file(self, entry: str) -> Path:
+        return self.path / f"{entry}.safetensors"
+
+
+def choose_store(choice: str, needed: int, folder: Path | None = None) -> Store:
+    """The store for a walk that will keep about `needed` bytes.
+
+    Args:
+        choice: one of `STORE_CHOICES`.
+        needed: bytes.
+        folder: where it is on disk, for a process that goes on after this one; None is a temporary one.
+
+    Raises:
+        SettingError: there is no such choice.
+    """
+    if choice not in STORE_CHOICES:
+        raise SettingError(f"factorize.store is one of {', '.join(STORE_CHOICES)}; got {choice!r}.")
+    if choice == "memory" or (choice == "auto" and needed <= MEMORY_LIMIT and folder is None):
+        return MemoryStore()
+    return DiskStore.temporary() if folder is None else DiskStore(folder)

@@ -1,0 +1,260 @@
+"""Station 3, the heart of it: a walk through a model's layers, of which one at a time need be in memory.
+
+    up:    layer by layer, the hidden states of all batches, kept in a store
+    down:  layer by layer from the last, each run again from its stored input, forward and backward: the moments of what
+           its linears read and of the gradients at their outputs are there together, and are handed out
+
+Layers come from a model in memory or from files (`source`), states go to memory or to disk (`store`). Moments are of
+one layer at a time: what is made of them is made before the walk goes on. What the store has is not done again, so a
+walk that was stopped goes on at the layer where it was.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from makd.anatomy import Anatomy, Layer, linear_shape
+from makd.anatomy.key_cache import without_cache
+from makd.calibration.frame import Frame
+from makd.calibration.gradients import GradientWatcher
+from makd.calibration.moments import InputMoments
+from makd.calibration.probes import Probes
+from makd.calibration.replay import Calls, NotLayerByLayer, run_layer
+from makd.calibration.source import LayerSource
+from makd.calibration.statistics import InputWatcher, check_reached
+from makd.calibration.store import Store
+from makd.errors import DataError
+
+Batches = Sequence[Mapping[str, Tensor]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """What calibration found of some linears."""
+
+    linears: tuple[str, ...]
+    inputs: Mapping[str, InputMoments] = field(default_factory=dict)
+    """Linear -> moments of what it reads; linears that read the same tensor share one object."""
+    gradients: Mapping[str, InputMoments] = field(default_factory=dict)
+    """Linear -> moments of the gradients at its output."""
+
+
+class Walk:
+    """A walk through the layers of a model with a text."""
+
+    def __init__(self, source: LayerSource, anatomy: Anatomy, batches: Batches, store: Store, seed: int = 0) -> None:
+        """Note what layers are called with, and keep the hidden states that enter the first.
+
+        Args:
+            source: of the model, in eval mode, and its weights.
+            anatomy: of the model.
+            batches: model inputs; labels are not looked at.
+            store: keeps hidden states and gradients.
+            seed: of the probes whose gradients go down.
+
+        Raises:
+            DataError: there are no batches, or one is all padding.
+            NotLayerByLayer: the model has two stacks or shared layers, or works on states between layers.
+        """
+        if not batches:
+            raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
+        self.source, self.model, self.anatomy = source, source.model, anatomy
+        self.batches, self.store, self.seed = batches, store, seed
+        self.frame = Frame(source, anatomy)
+        self.calls: list[Calls] = []
+        with self.frame.at_hand():
+            for index, batch in enumerate(batches):
+                calls = self.frame.enter(batch)
+                self._keep("teacher/0000", index, calls.entering)
+                self.calls.append(Calls(calls.real, calls.arguments, torch.empty(0), calls.handed))
+        store.mark("teacher/0000")
+
+    def linears(self, layer: Layer) -> tuple[str, ...]:
+        """Those of a layer, in forward order, each once."""
+        return tuple(dict.fromkeys(linear.module for linear in layer.roles.values()))
+
+    def states(self, layer: int, batch: int) -> Tensor:
+        """Hidden states that enter a layer of the teacher, (batch, tokens, hidden)."""
+        return self.store.read(f"teacher/{layer:04}/{batch:05}", self.source.device)["hidden"]
+
+    @torch.no_grad()
+    def up(self, progress: Progress, keep: bool = True, watch: bool = False) -> Iterator[LayerMoments]:
+        """The hidden states that enter every layer, and leave the last, into the store.
+
+        Args:
+            progress: called with (what, done, of).
+            keep: whether the states of a layer are wanted after the next has them.
+            watch: whether moments of what linears read are handed out, layer by layer; else nothing is.
+        """
+        for layer in self.anatomy.layers:
+            here, there = f"teacher/{layer.index:04}", f"teacher/{layer.index + 1:04}"
+            if not self.store.is_marked(there):
+                moments: dict[str, InputMoments] = {}
+                with self.source.layer(layer), ExitStack() as hooks:
+                    watcher = InputWatcher(self.model, self.anatomy, moments)
+                    for name in self.linears(layer) if watch else ():
+                        hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
+                    for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
+                        watcher.start(batch)
+                        self._keep(there, index, run_layer(self.model, layer, calls, self.states(layer.index, index)))
+                    if watch:
+                        check_reached(self.linears(layer), moments)
+                        yield LayerMoments(self.linears(layer), moments)
+                self.store.mark(there)
+            if not keep:
+                self.store.remove(here)
+            progress("calibrate", layer.index + 1, len(self.anatomy.layers))
+
+    @torch.no_grad()
+    def check_whole_model(self) -> None:
+        """The model, run whole on the first batch, ends in the states that the walk ends in. Comes after `up`.
+
+        Raises:
+            NotLayerByLayer: it does not: something that this walk does not see works between layers.
+        """
+        last, found = self.anatomy.layers[-1], list[Tensor]()
+
+        def note(_module: object, _inputs: object, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = self.model.get_submodule(last.module).register_forward_hook(note)
+        try:
+            with without_cache(self.model):
+                self.model(**self._inputs(self.batches[0]))
+        finally:
+            handle.remove()
+        real = self.calls[0].real
+        ours, theirs = (states[real].float() for states in (self.states(last.index + 1, 0), found[0]))
+        tolerance = 1e-3 if found[0].dtype in (torch.float32, torch.float64) else 5e-2
+        if not float((ours - theirs).norm()) <= tolerance * float(theirs.norm()):
+            raise NotLayerByLayer(
+                f"{type(self.model).__name__}, run whole, ends in other hidden states than its layers one after the "
+                "other: it does something else between them."
+            )
+
+    def head_inputs(self, head: str) -> InputMoments:
+        """Moments of what a linear behind the last layer reads. Comes after `up`."""
+        moments: dict[str, InputMoments] = {}
+        watcher = InputWatcher(self.model, self.anatomy, moments)
+        with torch.no_grad(), self.frame.at_hand():
+            handle = self.model.get_submodule(head).register_forward_hook(watcher.hook(head))
+            try:
+                for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
+                    watcher.start(batch)
+                    self.frame.leave(batch, calls, self.states(len(self.anatomy.layers), index))
+            finally:
+                handle.remove()
+        check_reached((head,), moments)
+        return moments[head]
+
+    def down(self, progress: Progress, inputs: bool = True) -> Iterator[LayerMoments]:
+        """The moments of each layer, from the last to the first. Comes after `up`.
+
+        When the next is asked for, what was made of a layer counts as kept: it is not handed out again, by this walk or
+        by one that goes on with its store.
+
+        Args:
+            progress: called with (what, done, of).
+            inputs: whether moments of what linears read are wanted besides those of gradients.
+        """
+        count = len(self.anatomy.layers)
+        if not any(self.store.is_marked(f"gradients/{layer:04}") for layer in range(count + 1)):
+            self._turn(count)
+            self.store.mark(f"gradients/{count:04}")
+        for layer in reversed(self.anatomy.layers):
+            here, above = f"gradients/{layer.index:04}", f"gradients/{layer.index + 1:04}"
+            if self.store.is_marked(above):
+                with self.source.layer(layer):
+                    yield self._backward(layer, above, here, inputs)
+                self.store.mark(here)
+                self.store.unmark(above)
+                self.store.remove(above)
+            progress("gradients", count - layer.index, count)
+
+    def embedding_gradients(self, embeddings: Mapping[str, int]) -> dict[str, InputMoments]:
+        """Moments of the gradients at the outputs of embeddings. Comes after `down`.
+
+        Args:
+            embeddings: modules before the first layer -> features of their outputs.
+        """
+        moments = {name: InputMoments(features, self.source.device) for name, features in embeddings.items()}
+        watcher = GradientWatcher(self.anatomy, moments, tuple(moments))
+        with self.frame.at_hand(), ExitStack() as hooks:
+            for name in moments:
+                hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
+            for index, batch in enumerate(self.batches):
+                gradients = self._gradients("gradients/0000", index)
+                watcher.start(self._inputs(batch), len(gradients))
+                with torch.enable_grad():
+                    entering = self.frame.first_states(batch)
+                for watcher.probe, gradient in enumerate(gradients):
+                    torch.autograd.backward(entering, gradient, retain_graph=watcher.probe + 1 < len(gradients))
+        watcher.finish()
+        return moments
+
+    def _turn(self, count: int) -> None:
+        """Gradients of every probe at the hidden states that leave the last layer."""
+        with self.frame.at_hand():
+            with self.frame.without_layers(self.calls[0]):
+                probes = Probes(self.model, self.anatomy, self.seed)
+            for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
+                leaf = self.states(count, index).detach().requires_grad_()
+                drawn = probes.draw(
+                    self._inputs(batch),
+                    lambda batch=batch, calls=calls, leaf=leaf: self.frame.leave(batch, calls, leaf.clone()),  # type: ignore[misc]
+                )
+                gradients = [
+                    torch.autograd.grad(tensor, leaf, gradient, retain_graph=number + 1 < probes.count)[0]
+                    for number, (tensor, gradient) in enumerate(drawn)
+                ]
+                self.store.write(f"gradients/{count:04}/{index:05}", _numbered(gradients))
+
+    def _backward(self, layer: Layer, above: str, here: str, inputs: bool) -> LayerMoments:
+        """Run a layer again, forward and backward: gradients at what enters it into the store, moments handed out."""
+        linears = self.linears(layer)
+        read: dict[str, InputMoments] = {}
+        given = {
+            name: InputMoments(linear_shape(self.model.get_submodule(name))[0], self.source.device) for name in linears
+        }
+        watcher, gradient_watcher = InputWatcher(self.model, self.anatomy, read), GradientWatcher(self.anatomy, given)
+        with ExitStack() as hooks:
+            for name in linears:
+                module = self.model.get_submodule(name)
+                if inputs:
+                    hooks.callback(module.register_forward_hook(watcher.hook(name)).remove)
+                hooks.callback(module.register_forward_hook(gradient_watcher.hook(name)).remove)
+            for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
+                gradients = self._gradients(above, index)
+                watcher.start(batch)
+                gradient_watcher.start(self._inputs(batch), len(gradients))
+                leaf = self.states(layer.index, index).detach().requires_grad_()
+                with torch.enable_grad():
+                    output = run_layer(self.model, layer, calls, leaf.clone())  # it may change what it is given
+                found = []
+                for gradient_watcher.probe, gradient in enumerate(gradients):
+                    retain = gradient_watcher.probe + 1 < len(gradients)
+                    found.append(torch.autograd.grad(output, leaf, gradient, retain_graph=retain)[0])
+                self.store.write(f"{here}/{index:05}", _numbered(found))
+        gradient_watcher.finish()
+        if inputs:
+            check_reached(linears, read)
+        return LayerMoments(linears, read, given)
+
+    def _gradients(self, entry: str, batch: int) -> list[Tensor]:
+        found = self.store.read(f"{entry}/{batch:05}", self.source.device)
+        return [found[name] for name in sorted(found)]
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.to(self.source.device) for key, value in batch.items() if key != "labels"}
+
+    def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
+        self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})
+
+
+def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{number:02}": tensor for number, tensor in enumerate(tensors)}

@@ -1,0 +1,232 @@
+"""Station 3: from a text to what is known of a model's linears, by a walk through its layers.
+
+Models whose layers cannot be run one by one (two stacks, shared layers, work between layers) are run whole instead:
+the moments of all linears are in memory at once then.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from makd.anatomy import Anatomy
+from makd.calibration.gradients import collect_gradient_moments
+from makd.calibration.moments import InputMoments
+from makd.calibration.replay import NotLayerByLayer
+from makd.calibration.source import LayerSource, ModelSource
+from makd.calibration.statistics import collect_input_moments
+from makd.calibration.store import Store, choose_store
+from makd.calibration.walk import LayerMoments, Walk
+from makd.factorization.outline import Outline, Plot
+from makd.factorization.settings import FactorizeConfig
+from makd.factorization.terms import Terms, Wanted
+from makd.factorization.vocabulary import Table, decompose_tables, table_size
+from makd.ranks.allocation import RANK_RULES, LinearSize
+from makd.ranks.planning import Question, most_ranks
+from makd.ranks.sharing import InputGroup, find_groups
+from makd.solvers import SOLVERS, Solver
+from makd.solvers.factors import Decomposition
+
+logger = logging.getLogger(__name__)
+
+Batches = Sequence[Mapping[str, Tensor]]
+Progress = Callable[[str, int, int], None]
+OfTables = tuple[Mapping[str, InputMoments], Mapping[str, InputMoments]]
+"""Of what the vocabulary's matrices read, and of the gradients at the outputs of embeddings."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one student is made from."""
+
+    source: LayerSource
+    """The teacher, without the layers that go."""
+    anatomy: Anatomy
+    outline: Outline
+    plot: Plot
+    settings: FactorizeConfig
+    batches: Batches
+    progress: Progress
+    folder: Path | None = None
+    """Where to keep what is done, for a process that goes on after this one; None keeps it as long as this lives."""
+
+    @property
+    def kind(self) -> Solver:
+        """What the solver looks at."""
+        return SOLVERS[self.settings.solver]
+
+    @property
+    def sizes(self) -> list[LinearSize]:
+        """Of everything that gets factors."""
+        return self.plot.parts.sizes(self.outline)
+
+    @property
+    def groups(self) -> tuple[InputGroup, ...]:
+        """Linears that may share one A."""
+        return () if self.settings.share_input == "never" else find_groups(self.anatomy, self.sizes)
+
+    def question(
+        self, sensitivities: Mapping[str, float], tables: Mapping[str, Decomposition], most: Mapping[str, int] | None
+    ) -> Question:
+        """What ranks are looked for."""
+        return Question(
+            self.sizes,
+            self.plot.allowance(self.outline),
+            self.settings.rank_rule,
+            self.settings.rank_multiple,
+            sensitivities,
+            self.settings.share_input,
+            tables,
+            most,
+        )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration found."""
+
+    store: Store
+    terms: Terms
+    tables: Mapping[str, Decomposition]
+    """Of the vocabulary."""
+    walk: Walk | None
+    """None where the model was run whole, or not at all."""
+    seconds: float
+
+
+def calibrate(job: Job) -> Calibrated:
+    """Walk through the teacher and keep what a student is made of.
+
+    Raises:
+        DataError: there are no batches, or they do not reach every linear.
+        NumericsError: weights or activations hold NaN or infinity.
+        NotLayerByLayer: the solver fits layer after layer, and the model's layers cannot be run one by one.
+    """
+    started, kind, model = time.perf_counter(), job.kind, job.source.model
+    store = choose_store(job.settings.store, _bytes_kept(job), job.folder)
+    terms = Terms(store, model, Wanted(kind, job.groups, _most(job), _wants_spectra(job)), job.source.device)
+    count, done = len(job.sizes) - len(job.outline.tables), 0
+
+    def on_matrix() -> None:
+        nonlocal done
+        done += 1
+        job.progress("decompose", done, max(done, count))
+
+    walk = _walk(job, store) if kind.needs_text else None
+    with frozen(model):
+        if not kind.needs_text:
+            found = _without_text(job, terms, on_matrix)
+        elif walk is not None:
+            found = _walked(job, walk, terms, on_matrix)
+        else:
+            found = _whole(job, terms, on_matrix)
+    tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
+    return Calibrated(store, terms, tables, walk, time.perf_counter() - started)
+
+
+def _wants_spectra(job: Job) -> bool:
+    compares = job.settings.share_input == "auto" and bool(job.groups)
+    return RANK_RULES[job.settings.rank_rule].needs_spectra or not job.kind.in_forward_order or compares
+
+
+def _most(job: Job) -> Mapping[str, int] | None:
+    if job.kind.in_forward_order:
+        return None
+    return most_ranks(job.question({}, {}, None), job.groups)
+
+
+def _bytes_kept(job: Job) -> int:
+    """What the store of a walk will hold at most: hidden states, and moments of output gradients."""
+    if not job.kind.needs_text:
+        return 0
+    dtype, width = job.source.model.dtype, _width(job)
+    tokens = sum(batch["input_ids"].numel() for batch in job.batches)
+    layers = len(job.anatomy.layers) if job.kind.gradients or job.kind.in_forward_order else 1
+    grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.plot.parts.tables)
+    return (layers + 2) * tokens * width * dtype.itemsize + (grams if job.kind.gradients else 0)
+
+
+def _width(job: Job) -> int:
+    return int(getattr(job.source.model.config.get_text_config(), "hidden_size", 0) or 1024)
+
+
+def _walk(job: Job, store: Store) -> Walk | None:
+    """A walk, or None for a model that has to be run whole."""
+    try:
+        return Walk(job.source, job.anatomy, job.batches, store)
+    except NotLayerByLayer as error:
+        if job.kind.in_forward_order:
+            raise
+        logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
+        return None
+
+
+def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+    for layer in job.anatomy.layers:
+        linears = tuple(dict.fromkeys(linear.module for linear in layer.roles.values()))
+        if layer.call == 0 and not terms.has(linears):
+            with job.source.layer(layer):
+                terms.keep(LayerMoments(linears), on_matrix)
+    return {}, {}
+
+
+def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+    kind = job.kind
+    reads = kind.inputs and terms.wanted.spectra
+    later = kind.gradients or kind.in_forward_order
+    for moments in walk.up(job.progress, keep=later, watch=reads and not kind.gradients):
+        terms.keep(moments, on_matrix)
+    if isinstance(job.source, ModelSource):
+        walk.check_whole_model()
+    head = _head(job.outline.tables)
+    inputs = {head: walk.head_inputs(head)} if kind.inputs and head is not None else {}
+    if not kind.gradients:
+        return inputs, {}
+    for moments in walk.down(job.progress, inputs=reads):
+        terms.keep(moments, on_matrix)
+    embeddings = _embeddings(job)
+    return inputs, walk.embedding_gradients(embeddings) if embeddings else {}
+
+
+def _whole(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+    model, kind, head, embeddings = job.source.model, job.kind, _head(job.outline.tables), _embeddings(job)
+    inputs, gradients = {}, {}
+    if kind.inputs:
+        inputs = collect_input_moments(model, job.anatomy, _counted("calibrate", job), head)
+    if kind.gradients:
+        gradients = collect_gradient_moments(model, job.anatomy, _counted("gradients", job), embeddings=embeddings)
+    terms.keep(LayerMoments(job.anatomy.linears, inputs, gradients), on_matrix)
+    return inputs, gradients
+
+
+def _counted(what: str, job: Job) -> Iterator[Mapping[str, Tensor]]:
+    """The batches, with word to the progress bar after each."""
+    for done, batch in enumerate(job.batches, start=1):
+        yield batch
+        job.progress(what, done, len(job.batches))
+
+
+def _embeddings(job: Job) -> dict[str, int]:
+    """Embeddings that get factors -> features of their outputs."""
+    model = job.source.model
+    return {table.module: table_size(model, table).in_features for table in job.outline.tables if table.embeds}
+
+
+def _head(tables: Sequence[Table]) -> str | None:
+    return next((table.head for table in tables if table.head is not None), None)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside the block no parameter asks for a gradient: what is differentiated is what flows."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

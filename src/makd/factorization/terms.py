@@ -1,0 +1,168 @@
+"""Station 3: from the moments of a layer to what is kept of its linears: spectra, factors, weights of errors.
+
+Everything that may be factored (a linear, or a group of linears that read the same input, as one) is decomposed while
+the moments of its layer are there. Afterwards ranks are chosen by what is in the store.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from makd.calibration.store import Store
+from makd.calibration.walk import LayerMoments
+from makd.ranks.sharing import InputGroup
+from makd.solvers import (
+    Solver,
+    decompose_fisher,
+    decompose_svd,
+    decompose_two_sided,
+    decompose_whitened,
+    spectrum_two_sided,
+    spectrum_whitened,
+)
+from makd.solvers.factors import Decomposition, Factors, Spectrum
+from makd.solvers.parallel import map_on_cores
+from makd.solvers.svd import stack
+from makd.student.linear import dense_weight
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be kept."""
+
+    kind: Solver
+    groups: tuple[InputGroup, ...]
+    """That may share one A."""
+    most: Mapping[str, int] | None
+    """Linear, or group by its name -> the largest rank that it may get, 0 for those that stay dense; None where ranks
+    follow from whole spectra."""
+    spectra: bool
+    """Whether decompositions are wanted at all: solvers that fit the student to its own inputs make their factors
+    later, and need spectra only to choose ranks by."""
+
+
+class Terms:
+    """What is kept of linears and groups, in a store."""
+
+    def __init__(self, store: Store, model: nn.Module, wanted: Wanted, device: torch.device) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            store: where it is kept.
+            model: the teacher; weights of linears have to be there while they are decomposed.
+            wanted: what is.
+            device: where decompositions are made.
+        """
+        self.store, self.model, self.wanted, self.device = store, model, wanted, device
+
+    def keep(self, moments: LayerMoments, on_matrix: Callable[[], None] = lambda: None) -> None:
+        """Decompose the linears that `moments` are of, and their groups; keep what errors are weighed by later.
+
+        Raises:
+            NumericsError: weights or moments hold NaN or infinity.
+        """
+        inside = set(moments.linears)
+        items: dict[str, tuple[str, ...]] = {name: (name,) for name in moments.linears}
+        for group in self.wanted.groups:
+            if set(group.linears) <= inside and _one_input(group.linears, moments):
+                items[group.name] = group.linears
+        wanted = [name for name in items if self.wanted.spectra and self._most(name) != 0]
+        made = map_on_cores(lambda name: self._decompose(items[name], moments, self._most(name)), wanted, self.device)
+        for name, (spectrum, factors) in zip(wanted, made, strict=True):
+            notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
+            if factors is not None:
+                self.store.write(f"factors/{name}", {"expand": factors.expand, "reduce": factors.reduce})
+            self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
+            on_matrix()
+        if self.wanted.kind.in_forward_order:
+            for name, found in moments.gradients.items():
+                self.store.write(f"gram/{name}", {"lower": _packed(found.gram)})
+
+    def has(self, linears: Iterable[str]) -> bool:
+        """Whether everything that was to be kept of these is."""
+        inside = set(linears)
+        names = [*inside, *(group.name for group in self.wanted.groups if set(group.linears) <= inside)]
+        return all(self._is_kept(name) for name in names)
+
+    def groups(self) -> tuple[InputGroup, ...]:
+        """Those that may share one A, as far as it was seen."""
+        seen = (group for group in self.wanted.groups if not self.wanted.spectra or self._is_kept(group.name))
+        return tuple(seen)
+
+    def spectra(self, names: Iterable[str]) -> dict[str, Spectrum]:
+        """Those of linears and groups."""
+        return {name: self.spectrum(name) for name in names}
+
+    def spectrum(self, name: str) -> Spectrum:
+        """That of a linear or group."""
+        entry = f"spectra/{name}"
+        tensors = self.store.read(entry)
+        errors = tensors.get("squared_errors")
+        return Spectrum(tensors["singular_values"], self.store.notes(entry).get("fallback"), errors)
+
+    def factors(self, name: str, rank: int) -> Factors:
+        """Factors of a linear or group, on the device."""
+        tensors, spectrum = self.store.read(f"factors/{name}", self.device), self.spectrum(name)
+        return Factors(
+            expand=tensors["expand"][:, :rank],
+            reduce=tensors["reduce"][:rank],
+            error=spectrum.relative_error(rank),
+            fallback=spectrum.fallback,
+            squared_error=spectrum.squared_error(rank),
+        )
+
+    def gram(self, linear: str) -> Tensor | None:
+        """Second moments of a linear's output gradients, float64 (out, out); None where they were not asked for."""
+        entry = f"gram/{linear}"
+        return _unpacked(self.store.read(entry, self.device)["lower"]) if entry in self.store else None
+
+    def _is_kept(self, name: str) -> bool:
+        return self._most(name) == 0 or f"spectra/{name}" in self.store
+
+    def _most(self, name: str) -> int | None:
+        return None if self.wanted.most is None else self.wanted.most.get(name, 0)
+
+    def _decompose(
+        self, linears: tuple[str, ...], moments: LayerMoments, rank: int | None
+    ) -> tuple[Spectrum, Factors | None]:
+        """Of linears as one: the spectrum and, for solvers that cut factors from it, those of the largest rank."""
+        kind = self.wanted.kind
+        weight = stack([dense_weight(self.model.get_submodule(linear)) for linear in linears]).to(self.device)
+        grams = [moments.gradients[linear].gram for linear in linears] if kind.gradients else []
+        gram = moments.inputs[linears[0]].gram if kind.inputs else None
+        if kind.in_forward_order:
+            assert gram is not None
+            found = spectrum_two_sided(weight, gram, grams) if grams else spectrum_whitened(weight, gram)
+            return Spectrum(*found), None
+        made = _solved(weight, gram, grams, rank)
+        out_features, in_features = weight.shape
+        break_even = (out_features * in_features - 1) // (out_features + in_features)
+        highest = min(len(made.singular_values), break_even if rank is None else rank)
+        return made.spectrum, made.factors(highest) if highest else None
+
+
+def _solved(weight: Tensor, gram: Tensor | None, grams: list[Tensor], rank: int | None) -> Decomposition:
+    if gram is None:
+        return decompose_fisher(weight, grams, rank) if grams else decompose_svd(weight, rank)
+    return decompose_two_sided(weight, gram, grams, rank) if grams else decompose_whitened(weight, gram, rank)
+
+
+def _one_input(linears: tuple[str, ...], moments: LayerMoments) -> bool:
+    """Whether these read the same tensor in calibration; taken for granted where nobody looked."""
+    return not moments.inputs or len({id(moments.inputs[name]) for name in linears}) == 1
+
+
+def _packed(gram: Tensor) -> Tensor:
+    """The lower triangle in float32: a quarter of the bytes, known to seven digits of its entries."""
+    rows, columns = torch.tril_indices(len(gram), len(gram), device=gram.device)
+    return gram[rows, columns].to(torch.float32)
+
+
+def _unpacked(lower: Tensor) -> Tensor:
+    size = int(((8 * lower.numel() + 1) ** 0.5 - 1) / 2)
+    rows, columns = torch.tril_indices(size, size, device=lower.device)
+    gram = torch.zeros(size, size, dtype=torch.float64, device=lower.device)
+    gram[rows, columns] = lower.to(torch.float64)
+    return gram + gram.tril(-1).T
