@@ -3,9 +3,10 @@
 What a layer gets besides hidden states (masks, positions) is noted by `Frame.enter`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from makd.anatomy import Layer
 from makd.anatomy.tokens import by_token
 from makd.errors import SettingError
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class NotLayerByLayer(SettingError):
@@ -59,6 +62,28 @@ def _same(one: Any, other: Any) -> bool:
     return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
+@contextmanager
+def outputs_known(model: nn.Module, known: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block the first call of these linears gives what is known of them, without any work."""
+
+    def replaying(module: nn.Module, output: Tensor) -> Callable[..., Any]:
+        waiting = [output]
+
+        def forward(*args: Any, **named: Any) -> Any:
+            if waiting:
+                return waiting.pop().clone()  # the model may change it
+            return type(module).forward(module, *args, **named)
+
+        return forward
+
+    with ExitStack() as stack:
+        for name, output in known.items():
+            module = model.get_submodule(name)
+            module.forward = replaying(module, output)
+            stack.callback(delattr, module, "forward")
+        yield
+
+
 @dataclass
 class Seen:
     """What one run of a layer showed of its linears; one row a token, padding included."""
@@ -80,7 +105,13 @@ class _Enough(Exception):
 
 
 def watch_layer(
-    model: nn.Module, layer: Layer, calls: Calls, hidden: Tensor, linears: Iterable[str], readers: Iterable[str] = ()
+    model: nn.Module,
+    layer: Layer,
+    calls: Calls,
+    hidden: Tensor,
+    linears: Iterable[str],
+    readers: Iterable[str] = (),
+    known: Mapping[str, Tensor] = NOTHING,
 ) -> Seen:
     """Run the layer as far as it takes to see these.
 
@@ -92,6 +123,7 @@ def watch_layer(
         linears: names in the model. Only their first call counts: DeBERTa's read relative positions after that.
         readers: names inside the layer of modules that read something of interest; "" stands for whoever reads the
             layer's output, and lets it run to its end.
+        known: linear -> what it gives, which is not computed again.
     """
     seen, linears, readers = Seen(), set(linears), set(readers)
 
@@ -115,7 +147,7 @@ def watch_layer(
 
         return hook
 
-    with ExitStack() as hooks, suppress(_Enough):
+    with ExitStack() as hooks, suppress(_Enough), outputs_known(model, known):
         for name in linears:
             hooks.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
         for name in readers - {""}:

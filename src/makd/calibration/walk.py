@@ -9,6 +9,7 @@ one layer at a time: what is made of them is made before the walk goes on. What 
 walk that was stopped goes on at the layer where it was.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -47,7 +48,15 @@ class LayerMoments:
 class Walk:
     """A walk through the layers of a model with a text."""
 
-    def __init__(self, source: LayerSource, anatomy: Anatomy, batches: Batches, store: Store, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: LayerSource,
+        anatomy: Anatomy,
+        batches: Batches,
+        store: Store,
+        backward_tokens: int | None = None,
+        seed: int = 0,
+    ) -> None:
         """Note what layers are called with, and keep the hidden states that enter the first.
 
         Args:
@@ -55,6 +64,7 @@ class Walk:
             anatomy: of the model.
             batches: model inputs; labels are not looked at.
             store: keeps hidden states and gradients.
+            backward_tokens: how many tokens go down again, in batches taken evenly from all; None is all.
             seed: of the probes whose gradients go down.
 
         Raises:
@@ -65,6 +75,8 @@ class Walk:
             raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
         self.source, self.model, self.anatomy = source, source.model, anatomy
         self.batches, self.store, self.seed = batches, store, seed
+        self.backward = _evenly(batches, backward_tokens)
+        """Batches that go down."""
         self.frame = Frame(source, anatomy)
         self.calls: list[Calls] = []
         with self.frame.at_hand():
@@ -187,8 +199,8 @@ class Walk:
         with self.frame.at_hand(), ExitStack() as hooks:
             for name in moments:
                 hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
-            for index, batch in enumerate(self.batches):
-                gradients = self._gradients("gradients/0000", index)
+            for index in self.backward:
+                batch, gradients = self.batches[index], self._gradients("gradients/0000", index)
                 watcher.start(self._inputs(batch), len(gradients))
                 with torch.enable_grad():
                     entering = self.frame.first_states(batch)
@@ -202,7 +214,8 @@ class Walk:
         with self.frame.at_hand():
             with self.frame.without_layers(self.calls[0]):
                 probes = Probes(self.model, self.anatomy, self.seed)
-            for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
+            for index in self.backward:
+                batch, calls = self.batches[index], self.calls[index]
                 leaf = self.states(count, index).detach().requires_grad_()
                 drawn = probes.draw(
                     self._inputs(batch),
@@ -228,7 +241,8 @@ class Walk:
                 if inputs:
                     hooks.callback(module.register_forward_hook(watcher.hook(name)).remove)
                 hooks.callback(module.register_forward_hook(gradient_watcher.hook(name)).remove)
-            for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
+            for index in self.backward:
+                batch, calls = self.batches[index], self.calls[index]
                 gradients = self._gradients(above, index)
                 watcher.start(batch)
                 gradient_watcher.start(self._inputs(batch), len(gradients))
@@ -254,6 +268,14 @@ class Walk:
 
     def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
         self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})
+
+
+def _evenly(batches: Batches, tokens: int | None) -> tuple[int, ...]:
+    """Batches with about so many tokens together, at least one; evenly, since they are often sorted by length."""
+    total = sum(batch["input_ids"].numel() for batch in batches)
+    share = 1.0 if tokens is None else min(1.0, tokens / total)
+    wanted = max(1, math.ceil(len(batches) * share))
+    return tuple(index * len(batches) // wanted for index in range(wanted))
 
 
 def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

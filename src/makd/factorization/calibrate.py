@@ -33,6 +33,10 @@ from makd.solvers.factors import Decomposition
 
 logger = logging.getLogger(__name__)
 
+ROWS_PER_FEATURE = 8
+"""Tokens whose gradients are looked at, for each feature of the widest output, where each token has a prediction of its
+own: their second moments, and the ranks that follow, hardly change with more."""
+
 Batches = Sequence[Mapping[str, Tensor]]
 Progress = Callable[[str, int, int], None]
 OfTables = tuple[Mapping[str, InputMoments], Mapping[str, InputMoments]]
@@ -150,6 +154,14 @@ def _bytes_kept(job: Job) -> int:
     return (layers + 2) * tokens * width * dtype.itemsize + (grams if job.kind.gradients else 0)
 
 
+def _backward_tokens(job: Job) -> int | None:
+    """How many tokens gradients are taken of; None for all."""
+    predictions = job.anatomy.predictions
+    if predictions is None or predictions.each != "token":
+        return None  # a text has one direction a probe, whatever its length: none is to be missed
+    return ROWS_PER_FEATURE * max(size.out_features for size in job.sizes if size.name not in job.plot.parts.tables)
+
+
 def _width(job: Job) -> int:
     return int(getattr(job.source.model.config.get_text_config(), "hidden_size", 0) or 1024)
 
@@ -157,9 +169,9 @@ def _width(job: Job) -> int:
 def _walk(job: Job, store: Store) -> Walk | None:
     """A walk, or None for a model that has to be run whole."""
     try:
-        return Walk(job.source, job.anatomy, job.batches, store)
+        return Walk(job.source, job.anatomy, job.batches, store, _backward_tokens(job))
     except NotLayerByLayer as error:
-        if job.kind.in_forward_order:
+        if job.kind.in_forward_order or not isinstance(job.source, ModelSource):
             raise
         logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
         return None

@@ -8,15 +8,17 @@ output: what earlier factors did to the stream is an error that they can still t
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
 from makd.calibration.moments import CrossMoments, PairMoments, update_group
-from makd.calibration.replay import NotLayerByLayer, run_layer, watch_layer
+from makd.calibration.replay import NotLayerByLayer, outputs_known, run_layer, watch_layer
 from makd.calibration.residual import Sum, find_sum
 from makd.calibration.source import LayerSource
 from makd.calibration.walk import Walk
@@ -106,12 +108,15 @@ def fit_layers_(
             found = _fit_layer(walk, student.model, layer, settings)
             on_layer(layer)
             for index, calls in enumerate(walk.calls):
-                hidden = run_layer(student.model, layer, calls, student_states(walk, layer.index, index))
+                hidden = student_states(walk, layer.index, index)
+                with outputs_known(student.model, _known(walk, index)):
+                    hidden = run_layer(student.model, layer, calls, hidden)
                 walk.store.write(f"{there}/{index:05}", {"hidden": hidden})
         _tell(walk, layer, found)
         walk.store.mark(there)
         walk.store.remove(here)
         walk.store.remove("targets")
+        walk.store.remove("known")
         fitted |= found
     return fitted
 
@@ -134,9 +139,11 @@ def _told(walk: Walk, layer: Layer) -> dict[str, Fitted]:
 def _fit_layer(walk: Walk, student: nn.Module, layer: Layer, settings: FitSettings) -> dict[str, Fitted]:
     targets = _Targets.of(walk, layer)
     fitted: dict[str, Fitted] = {}
+    before: Unit = ()
     for lot in targets.lots:
         units = _units(lot, settings)
-        moments = _lot_moments(walk, student, layer, lot, units, targets)
+        moments = _lot_moments(walk, student, layer, lot, units, targets, before)
+        before = lot
         for unit in units:
             rank = settings.ranks[unit[0]]
             if rank is None:
@@ -210,13 +217,16 @@ class _Targets:
     @staticmethod
     def of(walk: Walk, layer: Layer) -> "_Targets":
         """Run the teacher's layer with every batch."""
-        sums, names = _find_sums(walk, layer), set(walk.linears(layer))
-        readers = {"", *(found.module for found in sums.values())}
+        sums = _find_sums(walk, layer)
+        # a sum that leaves the layer is what enters the next: it is in the store
+        leaving = {name for name, found in sums.items() if not found.module}
+        names = set(walk.linears(layer)) - leaving
+        readers = {found.module for found in sums.values() if found.module}
         found: _Targets | None = None
         for index, calls in enumerate(walk.calls):
             seen = watch_layer(walk.model, layer, calls, walk.states(layer.index, index), names, readers)
             if found is None:
-                lots = _lots(layer, seen.inputs)
+                lots = _lots(layer, seen.inputs, leaving)
                 found = _Targets(lots, sums, frozenset(lot for lot in lots if _is_narrower(walk.model, lot, sums)))
             rows, kept = calls.real.flatten(), {}
             for lot in found.lots:
@@ -224,7 +234,8 @@ class _Targets:
                     kept[lot[0]] = seen.inputs[lot[0]][rows]
                     continue
                 for name in lot:
-                    kept[name] = (seen.read_by[sums[name].module] if name in sums else seen.outputs[name])[rows]
+                    if name not in leaving:
+                        kept[name] = (seen.read_by[sums[name].module] if name in sums else seen.outputs[name])[rows]
             walk.store.write(f"targets/{index:05}", kept)
         assert found is not None
         return found
@@ -244,13 +255,18 @@ def _find_sums(walk: Walk, layer: Layer) -> dict[str, Sum]:
     return sums
 
 
-def _lots(layer: Layer, inputs: Mapping[str, Tensor]) -> tuple[Unit, ...]:
+def _lots(layer: Layer, inputs: Mapping[str, Tensor], leaving: Iterable[str]) -> tuple[Unit, ...]:
+    """Linears that read the same tensor, in forward order; those whose sum leaves the layer stand by themselves."""
     lots: list[list[str]] = []
     for group in GROUPS:
         names = dict.fromkeys(layer.roles[role].module for role in group if role in layer.roles)
         begun = len(lots)
         for name in names:
-            lot = next((lot for lot in lots[begun:] if _same(inputs[lot[0]], inputs[name])), None)
+            apart = name in leaving
+            lot = next(
+                (lot for lot in lots[begun:] if not apart and lot[0] in inputs and _same(inputs[lot[0]], inputs[name])),
+                None,
+            )
             if lot is None:
                 lots.append([name])
             else:
@@ -264,11 +280,18 @@ def _is_narrower(model: nn.Module, lot: Unit, sums: Mapping[str, Sum]) -> bool:
 
 
 def _lot_moments(
-    walk: Walk, student: nn.Module, layer: Layer, lot: Unit, units: Sequence[Unit], targets: _Targets
+    walk: Walk,
+    student: nn.Module,
+    layer: Layer,
+    lot: Unit,
+    units: Sequence[Unit],
+    targets: _Targets,
+    before: Unit,
 ) -> dict[Unit, tuple[CrossMoments, CrossMoments]]:
     """Moments of what a lot reads in the student with what its outputs should be: most batches', and the held-out.
 
-    Where an output joins a sum, what it should be is the teacher's sum less the rest of the student's.
+    Where an output joins a sum, what it should be is the teacher's sum less the rest of the student's. What the lot
+    `before`, which has its factors since the last time, gives is kept, so that no linear is computed again but those.
     """
     sizes = {name: linear_shape(walk.model.get_submodule(name)) for name in lot}
     features, device = sizes[lot[0]][1], walk.source.device
@@ -280,7 +303,12 @@ def _lot_moments(
     for index, calls in enumerate(walk.calls):
         side = int((index + 1) % HELD_OUT_EVERY == 0)
         hidden = student_states(walk, layer.index, index)
-        seen, rows = watch_layer(student, layer, calls, hidden, lot, readers), calls.real.flatten()
+        known = _known(walk, index)
+        with _outputs_of(student, () if lot is targets.lots[-1] else before) as outputs_before:
+            seen = watch_layer(student, layer, calls, hidden, lot, readers, known)
+        if outputs_before:
+            walk.store.write(f"known/{index:05}", {**known, **outputs_before})
+        rows = calls.real.flatten()
         if not all(_same(seen.inputs[name], seen.inputs[lot[0]]) for name in lot):
             raise NotLayerByLayer(f"{', '.join(lot)} read the same tensor in the teacher, and others in the student.")
         inputs, wanted = seen.inputs[lot[0]][rows], walk.store.read(f"targets/{index:05}", device)
@@ -289,6 +317,8 @@ def _lot_moments(
                 pairs[side].update_pairs(inputs, wanted[lot[0]])
                 continue
             for name in lot:
+                if name in targets.sums and not targets.sums[name].module:
+                    wanted[name] = walk.states(layer.index + 1, index).flatten(0, 1)[rows]
                 if name in targets.sums:
                     wanted[name] = wanted[name] - (seen.read_by[targets.sums[name].module] - seen.outputs[name])[rows]
             outputs = [torch.cat([wanted[name] for name in unit], dim=1) for unit in units]
@@ -301,6 +331,29 @@ def _lot_moments(
     if by_input:
         return {unit: (_of_outputs(walk, unit, pairs[0]), _of_outputs(walk, unit, pairs[1])) for unit in units}
     return {unit: (cross[0][unit], cross[1][unit]) for unit in units}
+
+
+def _known(walk: Walk, batch: int) -> dict[str, Tensor]:
+    """What linears of the layer at hand give in the student, as far as it was kept."""
+    entry = f"known/{batch:05}"
+    return walk.store.read(entry, walk.source.device) if entry in walk.store else {}
+
+
+@contextmanager
+def _outputs_of(model: nn.Module, linears: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What the first call of these gives inside the block."""
+    outputs: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            outputs.setdefault(name, output.clone())  # the model may change it afterwards
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in linears:
+            hooks.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
+        yield outputs
 
 
 def _of_outputs(walk: Walk, unit: Unit, pairs: PairMoments) -> CrossMoments:

@@ -19,8 +19,7 @@ from makd.solvers import (
     decompose_svd,
     decompose_two_sided,
     decompose_whitened,
-    spectrum_two_sided,
-    spectrum_whitened,
+    spectra_two_sided,
 )
 from makd.solvers.factors import Decomposition, Factors, Spectrum
 from makd.solvers.parallel import map_on_cores
@@ -63,22 +62,48 @@ class Terms:
         Raises:
             NumericsError: weights or moments hold NaN or infinity.
         """
+        if self.wanted.spectra:
+            keep = self._keep_spectra if self.wanted.kind.in_forward_order else self._keep_decompositions
+            keep(moments, on_matrix)
+        if self.wanted.kind.in_forward_order:
+            for name, found in moments.gradients.items():
+                self.store.write(f"gram/{name}", {"lower": _packed(found.gram)})
+
+    def _keep_spectra(self, moments: LayerMoments, on_matrix: Callable[[], None]) -> None:
+        """Of linears whose factors are found otherwise: all that read the same tensor together."""
+        readers: dict[int, list[str]] = {}
+        for name in moments.linears:
+            readers.setdefault(id(moments.inputs[name]), []).append(name)
+
+        def spectra(names: list[str]) -> dict[tuple[str, ...], Spectrum]:
+            weights = {name: dense_weight(self.model.get_submodule(name)).to(self.device) for name in names}
+            grams = {name: moments.gradients[name].gram for name in names if name in moments.gradients}
+            groups = [group.linears for group in self.wanted.groups if set(group.linears) <= set(names)]
+            return spectra_two_sided(weights, moments.inputs[names[0]].gram, grams, groups)
+
+        for found in map_on_cores(spectra, list(readers.values()), self.device):
+            for linears, spectrum in found.items():
+                self._write(" + ".join(linears), spectrum)
+                on_matrix()
+
+    def _keep_decompositions(self, moments: LayerMoments, on_matrix: Callable[[], None]) -> None:
+        """Of linears whose factors are cut from their decompositions: as many terms as may be needed."""
         inside = set(moments.linears)
         items: dict[str, tuple[str, ...]] = {name: (name,) for name in moments.linears}
         for group in self.wanted.groups:
             if set(group.linears) <= inside and _one_input(group.linears, moments):
                 items[group.name] = group.linears
-        wanted = [name for name in items if self.wanted.spectra and self._most(name) != 0]
+        wanted = [name for name in items if self._most(name) != 0]
         made = map_on_cores(lambda name: self._decompose(items[name], moments, self._most(name)), wanted, self.device)
         for name, (spectrum, factors) in zip(wanted, made, strict=True):
-            notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
             if factors is not None:
                 self.store.write(f"factors/{name}", {"expand": factors.expand, "reduce": factors.reduce})
-            self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
+            self._write(name, spectrum)
             on_matrix()
-        if self.wanted.kind.in_forward_order:
-            for name, found in moments.gradients.items():
-                self.store.write(f"gram/{name}", {"lower": _packed(found.gram)})
+
+    def _write(self, name: str, spectrum: Spectrum) -> None:
+        notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
+        self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
 
     def has(self, linears: Iterable[str]) -> bool:
         """Whether everything that was to be kept of these is."""
@@ -127,15 +152,11 @@ class Terms:
     def _decompose(
         self, linears: tuple[str, ...], moments: LayerMoments, rank: int | None
     ) -> tuple[Spectrum, Factors | None]:
-        """Of linears as one: the spectrum and, for solvers that cut factors from it, those of the largest rank."""
+        """Of linears as one: the spectrum, and factors of the largest rank."""
         kind = self.wanted.kind
         weight = stack([dense_weight(self.model.get_submodule(linear)) for linear in linears]).to(self.device)
         grams = [moments.gradients[linear].gram for linear in linears] if kind.gradients else []
         gram = moments.inputs[linears[0]].gram if kind.inputs else None
-        if kind.in_forward_order:
-            assert gram is not None
-            found = spectrum_two_sided(weight, gram, grams) if grams else spectrum_whitened(weight, gram)
-            return Spectrum(*found), None
         made = _solved(weight, gram, grams, rank)
         out_features, in_features = weight.shape
         break_even = (out_features * in_features - 1) // (out_features + in_features)

@@ -6,8 +6,8 @@ from makd.registry import Registry
 from makd.solvers.fisher import decompose_fisher
 from makd.solvers.regression import choose_ridge, decompose_regression, fit_regression
 from makd.solvers.svd import decompose_svd
-from makd.solvers.two_sided import decompose_two_sided, spectrum_two_sided
-from makd.solvers.whitened import decompose_whitened, spectrum_whitened
+from makd.solvers.two_sided import decompose_two_sided, spectra_two_sided
+from makd.solvers.whitened import decompose_whitened
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,5 @@ __all__ = [
     "decompose_two_sided",
     "decompose_whitened",
     "fit_regression",
-    "spectrum_two_sided",
-    "spectrum_whitened",
+    "spectra_two_sided",
 ]

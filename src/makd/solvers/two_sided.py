@@ -1,14 +1,14 @@
 """Solver `two_sided`: the best factors for the calibration's inputs and for what its outputs lead to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from makd.solvers.factors import Decomposition
-from makd.solvers.svd import as_blocks, output_energies, principal_outputs, stack, widened
+from makd.solvers.factors import Decomposition, Spectrum
+from makd.solvers.svd import as_blocks, principal_outputs, singular_values, stack, widened
 from makd.solvers.whitened import square_root
 
 OUTPUT_RIDGE = 1e-2
@@ -52,21 +52,45 @@ def decompose_two_sided(
     sides = _Sides.of(matrix, gradient_gram, ridge)
     found = principal_outputs(matrix, sides.weighted @ root, rank)
     return found.terms(sides.unweighted(found.left), found.left.T @ sides.weighted, weight.dtype,
-                       sides.fallback(about_inputs))  # fmt: skip
+                       _told((about_inputs, *sides.fallbacks)))  # fmt: skip
 
 
-def spectrum_two_sided(
-    weight: Float[Tensor, "out inp"],
+def spectra_two_sided(
+    weights: Mapping[str, Float[Tensor, "_ inp"]],
     gram: Float[Tensor, "inp inp"],
-    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor],
+    gradient_grams: Mapping[str, Tensor],
+    groups: Iterable[tuple[str, ...]] = (),
     *,
     ridge: float = OUTPUT_RIDGE,
-) -> tuple[Float[Tensor, " terms"], str | None]:
-    """The singular values and the fallback of `decompose_two_sided`, for ranks alone."""
-    matrix = widened(weight)
+) -> dict[tuple[str, ...], Spectrum]:
+    """What `decompose_two_sided` would tell of each of some linears that read the same input, and of groups as one.
+
+    Every root is taken once, and no vectors are looked for: a fraction of the time of the decompositions.
+
+    Args:
+        weights: name -> (out, in).
+        gram: second moments of their inputs.
+        gradient_grams: name -> second moments of its output gradients; or none at all, which is `decompose_whitened`.
+        groups: names of linears that are to be taken as one.
+        ridge: as for `decompose_two_sided`.
+
+    Raises:
+        NumericsError: an argument holds NaN or infinity.
+    """
     root, about_inputs = square_root(gram)
-    sides = _Sides.of(matrix, gradient_gram, ridge)
-    return output_energies(matrix, sides.weighted @ root), sides.fallback(about_inputs)
+    outputs, told = {}, {}
+    for name, weight in weights.items():
+        matrix = widened(weight)
+        grams = [gradient_grams[name]] if gradient_grams else []
+        sides = _Sides.of(matrix, grams, ridge) if grams else None
+        outputs[name] = (matrix if sides is None else sides.weighted) @ root
+        told[name] = (about_inputs,) if sides is None else (about_inputs, *sides.fallbacks)
+    found = {}
+    for names in (*((name,) for name in weights), *groups):
+        stacked = stack([outputs[name] for name in names])
+        fallback = _told(text for name in names for text in told[name])
+        found[names] = Spectrum(singular_values(stacked), fallback)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,9 +114,9 @@ class _Sides:
         parts = left.split([len(root) for root in self.roots])
         return stack([torch.linalg.solve(root.T, part) for root, part in zip(self.roots, parts, strict=True)])
 
-    def fallback(self, about_inputs: str | None) -> str | None:
-        told = dict.fromkeys((about_inputs, *self.fallbacks))
-        return "; ".join(text for text in told if text) or None
+
+def _told(fallbacks: Iterable[str | None]) -> str | None:
+    return "; ".join(text for text in dict.fromkeys(fallbacks) if text) or None
 
 
 def _output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple[Float[Tensor, "out out"], str | None]:

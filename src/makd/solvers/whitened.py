@@ -7,7 +7,7 @@ from torch import Tensor
 from makd.errors import NumericsError
 from makd.solvers.eigen import eigh
 from makd.solvers.factors import Decomposition
-from makd.solvers.svd import output_energies, principal_outputs, widened
+from makd.solvers.svd import principal_outputs, widened
 from makd.weights.finite import is_factor, is_finite
 
 RIDGE = 1e-6
@@ -45,15 +45,6 @@ def decompose_whitened(
     root, fallback = square_root(gram)
     found = principal_outputs(matrix, matrix @ root, rank)
     return found.terms(found.left, found.left.T @ matrix, weight.dtype, fallback)
-
-
-def spectrum_whitened(
-    weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"]
-) -> tuple[Float[Tensor, " terms"], str | None]:
-    """The singular values and the fallback of `decompose_whitened`, for ranks alone."""
-    matrix = widened(weight)
-    root, fallback = square_root(gram)
-    return output_energies(matrix, matrix @ root), fallback
 
 
 def square_root(
