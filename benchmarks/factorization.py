@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ from makd.calibration.store import choose_store
 from makd.calibration.walk import Walk
 from makd.data import DataConfig, load_texts, make_batches, tokenize
 from makd.evaluation import fidelity, perplexity
-from makd.factorization.assemble import begin_, linear_sizes
-from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layers_
+from makd.factorization.assemble import linear_sizes
+from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
+from makd.factorization.layers import begin_, make_layers_
 from makd.loading import load_model, load_tokenizer
 from makd.ranks.allocation import RankPlan, allocate
 from makd.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
@@ -226,7 +228,8 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
     for _ in walk.up(lambda what, done, of: None):
         pass
     begin_(walk, None)
-    fit_layers_(walk, ModelSource(student), FitSettings(plan.ranks, gram=gradients.get, fit=fit))
+    settings = FitSettings(plan.ranks, gram=gradients.get, fit=fit)
+    make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student
 
 

@@ -4,18 +4,19 @@ Students that differ in their ranks alone are assembled from the same calibratio
 """
 
 import copy
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, linear_shape, resolve
-from makd.calibration.frame import Frame
-from makd.calibration.source import ModelSource
-from makd.calibration.walk import Walk
+from makd.anatomy import Anatomy, Layer, linear_shape
+from makd.calibration.source import LayerSource, ModelSource
 from makd.factorization.calibrate import Calibrated, Job
-from makd.factorization.fit import FitSettings, Fitted, depth_sensitivities, fit_layers_
+from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
+from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, make_layers_
 from makd.factorization.outcome import FactorizeReport, make_report
+from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
 from makd.ranks.allocation import LinearSize
 from makd.ranks.planning import Planned, plan_ranks
@@ -38,64 +39,72 @@ def assemble(job: Job, calibrated: Calibrated) -> PreTrainedModel:
     student.eval()
     ranks = planned.plan.ranks
     factors = replace_tables_(student, job.outline.tables, ranks, calibrated.tables)
-    fitted = {name: Fitted(one.error, one.fallback) for name, one in factors.items()}
-    if job.kind.in_forward_order:
-        assert calibrated.walk is not None
-        for entry in ("student", "done/student"):  # of another student of this calibration
-            calibrated.store.remove(entry)
-        begin_(calibrated.walk, student if factors else None)
-        settings = FitSettings(ranks, frozenset(group.linears for group in planned.groups), calibrated.terms.gram)
-        of = len(job.anatomy.layers)
-        fitted |= fit_layers_(
-            calibrated.walk, ModelSource(student), settings,
-            lambda layer: job.progress("fit layers", layer.index + 1, of),
-        )  # fmt: skip
-    else:
-        fitted |= _replace_linears_(student, planned, calibrated)
-    student.factorization = report(job, student, planned, fitted)  # type: ignore[assignment]
+    of_tables = {name: Fitted(one.error, one.fallback) for name, one in factors.items()}
+    for entry in ("student", "done/student", "made"):  # of another student of this calibration
+        calibrated.store.remove(entry)
+    made = make_(job, calibrated, planned, ModelSource(student), student if factors else None)
+    made = replace(made, fitted={**of_tables, **made.fitted})
+    student.factorization = report(job, student, planned, made)  # type: ignore[assignment]
     return student
 
 
-def begin_(walk: Walk, student: PreTrainedModel | None) -> None:
-    """The hidden states that enter the student's first layer, into the walk's store: the teacher's, or its own.
+def make_(
+    job: Job, calibrated: Calibrated, planned: Planned, student: LayerSource, begins: PreTrainedModel | None = None
+) -> Made:
+    """Put the factors into `student`, layer by layer, and teach it on the way if the job says so.
 
     Args:
-        walk: through the teacher.
-        student: has embeddings of its own; None where they are the teacher's.
+        job: what the student is made from.
+        calibrated: what was kept.
+        planned: ranks.
+        student: changed in place.
+        begins: a student whose embeddings are its own.
     """
-    if walk.store.is_marked("student/0000"):
-        return
-    frame = None if student is None else Frame(ModelSource(student), resolve(student))
-    for index, batch in enumerate(walk.batches):
-        entering = walk.states(0, index) if frame is None else frame.enter(batch).entering
-        walk.store.write(f"student/0000/{index:05}", {"hidden": entering})
-    walk.store.mark("student/0000")
+    make: MakeLayer = partial(cut_layer_, calibrated.terms, planned, student.model)
+    if job.kind.in_forward_order:
+        assert calibrated.walk is not None
+        groups = frozenset(group.linears for group in planned.groups)
+        settings = FitSettings(planned.plan.ranks, groups, calibrated.terms.gram)
+        make = partial(fit_layer_, calibrated.walk, student.model, settings)
+    of = len(job.anatomy.layers)
+    if calibrated.walk is not None and (job.kind.in_forward_order or job.teach is not None):
+        begin_(calibrated.walk, begins)
+        return make_layers_(
+            calibrated.walk, student, make, job.teach, lambda layer: job.progress("fit layers", layer.index + 1, of)
+        )
+    fitted: dict[str, Fitted] = {}
+    for layer in job.anatomy.layers:
+        if layer.call == 0:
+            fitted |= make(layer)
+    return Made(fitted)
 
 
-def _replace_linears_(student: PreTrainedModel, planned: Planned, calibrated: Calibrated) -> dict[str, Fitted]:
+def cut_layer_(terms: Terms, planned: Planned, student: nn.Module, layer: Layer) -> dict[str, Fitted]:
+    """Factors that were kept, cut at their ranks, in the place of a layer's linears."""
+    inside = {linear.module for linear in layer.roles.values()}
     fitted: dict[str, Fitted] = {}
     members = {group.name: group.linears for group in planned.groups}
     for name, rank in planned.items.ranks.items():
-        if rank is None or name in calibrated.tables:
+        linears = members.get(name, (name,))
+        if rank is None or linears[0] not in inside:
             continue
-        factors = calibrated.terms.factors(name, rank)
-        told = Fitted(factors.error, factors.fallback)
+        factors = terms.factors(name, rank)
+        fitted |= dict.fromkeys(linears, Fitted(factors.error, factors.fallback))
         if name in members:
-            share_linears_(student, members[name], factors)
-            fitted |= dict.fromkeys(members[name], told)
+            share_linears_(student, linears, factors)
             continue
-        fitted[name] = told
         bias = getattr(student.get_submodule(name), "bias", None)
-        layer = LowRankLinear.from_factors(factors, None if bias is None else bias.detach())
-        student.set_submodule(name, layer.eval())
+        layer_ = LowRankLinear.from_factors(factors, None if bias is None else bias.detach())
+        student.set_submodule(name, layer_.eval())
     return fitted
 
 
-def report(job: Job, student: PreTrainedModel, planned: Planned, fitted: Mapping[str, Fitted]) -> FactorizeReport:
+def report(job: Job, student: PreTrainedModel, planned: Planned, made: Made) -> FactorizeReport:
     """What was done."""
-    fallbacks = {name: one.fallback for name, one in fitted.items() if one.fallback is not None}
-    errors = {name: one.error for name, one in fitted.items()}
-    return make_report(student, planned.plan, errors, fallbacks, job.outline, job.plot.left, planned.found)
+    fallbacks = {name: one.fallback for name, one in made.fitted.items() if one.fallback is not None}
+    errors = {name: one.error for name, one in made.fitted.items()}
+    found = make_report(student, planned.plan, errors, fallbacks, job.outline, job.plot.left, planned.found)
+    return replace(found, lessons=made.lessons)
 
 
 def linear_sizes(teacher: nn.Module, anatomy: Anatomy) -> list[LinearSize]:

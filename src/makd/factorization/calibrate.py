@@ -21,6 +21,7 @@ from makd.calibration.source import LayerSource, ModelSource
 from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import Store, choose_store
 from makd.calibration.walk import LayerMoments, Walk
+from makd.factorization.layers import TeachLayer
 from makd.factorization.outline import Outline, Plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import Terms, Wanted
@@ -55,6 +56,8 @@ class Job:
     settings: FactorizeConfig
     batches: Batches
     progress: Progress
+    teach: TeachLayer | None = None
+    """Teaches each layer when it has its factors."""
     folder: Path | None = None
     """Where to keep what is done, for a process that goes on after this one; None keeps it as long as this lives."""
 
@@ -120,13 +123,13 @@ def calibrate(job: Job) -> Calibrated:
         done += 1
         job.progress("decompose", done, max(done, count))
 
-    walk = _walk(job, store) if kind.needs_text else None
+    walk = _walk(job, store) if kind.needs_text or job.teach is not None else None
     with frozen(model):
         if not kind.needs_text:
             found = _without_text(job, terms, on_matrix)
-        elif walk is not None:
+        if walk is not None:
             found = _walked(job, walk, terms, on_matrix)
-        else:
+        elif kind.needs_text:
             found = _whole(job, terms, on_matrix)
     tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
     return Calibrated(store, terms, tables, walk, time.perf_counter() - started)
@@ -145,11 +148,12 @@ def _most(job: Job) -> Mapping[str, int] | None:
 
 def _bytes_kept(job: Job) -> int:
     """What the store of a walk will hold at most: hidden states, and moments of output gradients."""
-    if not job.kind.needs_text:
+    if not job.kind.needs_text and job.teach is None:
         return 0
     dtype, width = job.source.model.dtype, _width(job)
     tokens = sum(batch["input_ids"].numel() for batch in job.batches)
-    layers = len(job.anatomy.layers) if job.kind.gradients or job.kind.in_forward_order else 1
+    many = job.kind.gradients or job.kind.in_forward_order or job.teach is not None
+    layers = len(job.anatomy.layers) if many else 1
     grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.plot.parts.tables)
     return (layers + 2) * tokens * width * dtype.itemsize + (grams if job.kind.gradients else 0)
 
@@ -171,7 +175,7 @@ def _walk(job: Job, store: Store) -> Walk | None:
     try:
         return Walk(job.source, job.anatomy, job.batches, store, _backward_tokens(job))
     except NotLayerByLayer as error:
-        if job.kind.in_forward_order or not isinstance(job.source, ModelSource):
+        if job.kind.in_forward_order or job.teach is not None or not isinstance(job.source, ModelSource):
             raise
         logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
         return None
@@ -189,7 +193,7 @@ def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTa
 def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     kind = job.kind
     reads = kind.inputs and terms.wanted.spectra
-    later = kind.gradients or kind.in_forward_order
+    later = kind.gradients or kind.in_forward_order or job.teach is not None
     for moments in walk.up(job.progress, keep=later, watch=reads and not kind.gradients):
         terms.keep(moments, on_matrix)
     if isinstance(job.source, ModelSource):

@@ -27,6 +27,7 @@ from makd.factorization.assemble import assemble, linear_sizes
 from makd.factorization.calibrate import Job, calibrate
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
+from makd.factorization.layers import TeachLayer
 from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import EMPHASES, Plot, draw_plot
 from makd.factorization.settings import FactorizeConfig
@@ -54,6 +55,7 @@ def factorize(
     vocabulary: str = "auto",
     depth: int | str = "auto",
     store: str = "auto",
+    teach: TeachLayer | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> PreTrainedModel:
     """A smaller copy of `teacher`: its linears replaced by low-rank factors within `budget`.
@@ -72,6 +74,7 @@ def factorize(
         vocabulary: whether embeddings and LM head get factors: see `FactorizeConfig`.
         depth: how many layers stay: see `FactorizeConfig`.
         store: where hidden states of the text are kept meanwhile: see `FactorizeConfig`.
+        teach: called with each layer when it has its factors, before the next is made: see `makd.distill.LayerTeacher`.
         on_progress: called with (what, done, of) as the work goes on.
 
     Returns:
@@ -108,6 +111,8 @@ def factorize(
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)
+    if teach is not None and not has_text:
+        raise DataError("Teaching layers on the way needs calibration batches: give `calibration`.")
     if kind.needs_text and not has_text:
         raise DataError(
             f"Solver {settings.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
@@ -119,7 +124,7 @@ def factorize(
     teacher.eval()
     try:
         try:
-            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
+            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
         except NotLayerByLayer as error:
             if solver != "auto":
                 raise SettingError(
@@ -127,7 +132,7 @@ def factorize(
                 ) from error
             logger.warning("Solver 'two_sided' in the place of 'two_sided_regression': %s", error)
             settings = replace(settings, solver="two_sided")
-            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, progress)
+            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
     finally:
         teacher.train(was_training)
     mark_student(student)
@@ -142,6 +147,7 @@ def _nearest(
     plot: Plot,
     settings: FactorizeConfig,
     batches: Sequence[Mapping[str, Tensor]],
+    teach: TeachLayer | None,
     progress: Callable[[str, int, int], None],
 ) -> tuple[PreTrainedModel, float]:
     """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
@@ -160,7 +166,7 @@ def _nearest(
     for outline in plot.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
         with skipping(teacher, outline.dropped, outline.outputs):
-            job = Job(ModelSource(teacher), resolve(teacher), outline, plot, settings, batches, progress)
+            job = Job(ModelSource(teacher), resolve(teacher), outline, plot, settings, batches, progress, teach)
             calibrated = calibrate(job)
             students = [assemble(replace(job, outline=replace(outline, emphasis=one)), calibrated) for one in emphases]
         calibrating += calibrated.seconds

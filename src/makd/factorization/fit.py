@@ -7,7 +7,6 @@ The linears that add to the residual stream (o and down) are fitted to the teach
 output: what earlier factors did to the stream is an error that they can still take back.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
 from makd.calibration.moments import CrossMoments, PairMoments, update_group
-from makd.calibration.replay import NotLayerByLayer, outputs_known, run_layer, watch_layer
+from makd.calibration.replay import NotLayerByLayer, run_layer, watch_layer
 from makd.calibration.residual import Sum, find_sum
-from makd.calibration.source import LayerSource
 from makd.calibration.walk import Walk
 from makd.errors import NumericsError
+from makd.factorization.layers import Fitted, known_outputs, student_states
 from makd.solvers.factors import Factors
 from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
 from makd.student.linear import LowRankLinear, dense_weight
@@ -48,15 +47,6 @@ Unit = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What is told of a linear's fit."""
-
-    error: float
-    """Predicted, relative to dropping the linear."""
-    fallback: str | None = None
-
-
-@dataclass(frozen=True)
 class FitSettings:
     """What the student is to have."""
 
@@ -77,66 +67,21 @@ def depth_sensitivities(anatomy: Anatomy) -> dict[str, float]:
     return {linear.module: gain ** (layer.index / last) for layer in anatomy.layers for linear in layer.roles.values()}
 
 
-@torch.no_grad()
-def fit_layers_(
-    walk: Walk,
-    student: LayerSource,
-    settings: FitSettings,
-    on_layer: Callable[[Layer], None] = lambda layer: None,
-) -> dict[str, Fitted]:
-    """Replace the linears of `student`, a copy of the walk's model, by factors fitted in forward order.
+def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Layer) -> dict[str, Fitted]:
+    """Replace the linears of a layer of `student` by factors fitted in forward order.
 
     Every linear is fitted to give what the teacher's gives, from the inputs that the student, factored up to there,
     has: its outputs or, where they are added to a residual stream, the stream after that.
 
     Args:
-        walk: through the teacher, after `up`.
-        student: changed in place; in eval mode. Hidden states that enter its first layer are in the walk's store.
+        walk: through the teacher, after `up`; hidden states that enter the student's layer are in its store.
+        student: changed in place; in eval mode.
         settings: ranks and weights.
-        on_layer: called with each layer when its factors are in place, while its weights are there.
+        layer: which one.
 
     Raises:
         NumericsError: activations hold NaN or infinity.
     """
-    fitted: dict[str, Fitted] = {}
-    for layer in walk.anatomy.layers:
-        here, there = f"student/{layer.index:04}", f"student/{layer.index + 1:04}"
-        if walk.store.is_marked(there):
-            fitted |= _told(walk, layer)
-            continue
-        with walk.source.layer(layer), student.layer(layer):
-            found = _fit_layer(walk, student.model, layer, settings)
-            on_layer(layer)
-            for index, calls in enumerate(walk.calls):
-                hidden = student_states(walk, layer.index, index)
-                with outputs_known(student.model, _known(walk, index)):
-                    hidden = run_layer(student.model, layer, calls, hidden)
-                walk.store.write(f"{there}/{index:05}", {"hidden": hidden})
-        _tell(walk, layer, found)
-        walk.store.mark(there)
-        walk.store.remove(here)
-        walk.store.remove("targets")
-        walk.store.remove("known")
-        fitted |= found
-    return fitted
-
-
-def student_states(walk: Walk, layer: int, batch: int) -> Tensor:
-    """Hidden states that enter a layer of the student, (batch, tokens, hidden)."""
-    return walk.store.read(f"student/{layer:04}/{batch:05}", walk.source.device)["hidden"]
-
-
-def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted]) -> None:
-    told = json.dumps({name: [one.error, one.fallback] for name, one in fitted.items()})
-    walk.store.write(f"fitted/{layer.index:04}", {"done": torch.ones(1)}, {"fitted": told})
-
-
-def _told(walk: Walk, layer: Layer) -> dict[str, Fitted]:
-    told = json.loads(walk.store.notes(f"fitted/{layer.index:04}")["fitted"])
-    return {name: Fitted(*one) for name, one in told.items()}
-
-
-def _fit_layer(walk: Walk, student: nn.Module, layer: Layer, settings: FitSettings) -> dict[str, Fitted]:
     targets = _Targets.of(walk, layer)
     fitted: dict[str, Fitted] = {}
     before: Unit = ()
@@ -303,7 +248,7 @@ def _lot_moments(
     for index, calls in enumerate(walk.calls):
         side = int((index + 1) % HELD_OUT_EVERY == 0)
         hidden = student_states(walk, layer.index, index)
-        known = _known(walk, index)
+        known = known_outputs(walk, index)
         with _outputs_of(student, () if lot is targets.lots[-1] else before) as outputs_before:
             seen = watch_layer(student, layer, calls, hidden, lot, readers, known)
         if outputs_before:
@@ -331,12 +276,6 @@ def _lot_moments(
     if by_input:
         return {unit: (_of_outputs(walk, unit, pairs[0]), _of_outputs(walk, unit, pairs[1])) for unit in units}
     return {unit: (cross[0][unit], cross[1][unit]) for unit in units}
-
-
-def _known(walk: Walk, batch: int) -> dict[str, Tensor]:
-    """What linears of the layer at hand give in the student, as far as it was kept."""
-    entry = f"known/{batch:05}"
-    return walk.store.read(entry, walk.source.device) if entry in walk.store else {}
 
 
 @contextmanager

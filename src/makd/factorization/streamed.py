@@ -25,9 +25,9 @@ from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
 from makd.capture import examine
 from makd.errors import DataError, OutputError, SettingError
-from makd.factorization.assemble import begin_, linear_sizes, plan, report
+from makd.factorization.assemble import linear_sizes, make_, plan, report
 from makd.factorization.calibrate import Calibrated, Job, calibrate
-from makd.factorization.fit import FitSettings, Fitted, fit_layers_
+from makd.factorization.layers import Fitted, Made, TeachLayer
 from makd.factorization.outline import Outline, draw_plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
@@ -71,6 +71,7 @@ def stream_student(
     device: torch.device | None = None,
     on_progress: Progress | None = None,
     dtype: torch.dtype | None = None,
+    teach: TeachLayer | None = None,
 ) -> PreTrainedModel:
     """Write a student of the teacher in `folder` into `output`.
 
@@ -86,6 +87,7 @@ def stream_student(
         device: where layers are run and matrices decomposed; None is the CPU.
         on_progress: called with (what, done, of) as the work goes on.
         dtype: of the student's files; None is that of `model`.
+        teach: teaches each layer when it has its factors.
 
     Returns:
         The student, empty; `student.factorization` is the `FactorizeReport`.
@@ -103,7 +105,7 @@ def stream_student(
     anatomy = examine(model)  # without its weights no forward is tried: shapes are looked at layer by layer
     settings = settings.for_model(anatomy)
     kind = SOLVERS[settings.solver]
-    if kind.needs_text:
+    if kind.needs_text or teach is not None:
         if not calibration:
             raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
         logger.info(
@@ -121,7 +123,7 @@ def stream_student(
         store.mark("checked")
     progress = on_progress or (lambda what, done, of: None)
     source = FileSource(checkpoint, anatomy, device)
-    job = Job(source, anatomy, Outline(), plot, settings, calibration, progress, work)
+    job = Job(source, anatomy, Outline(), plot, settings, calibration, progress, teach, work)
     try:
         calibrated = calibrate(job)
     except NotLayerByLayer as error:
@@ -130,34 +132,24 @@ def stream_student(
         ) from error
     planned = plan(job, calibrated)
     student = copy.deepcopy(model)
-    if kind.in_forward_order:
-        fitted = _fit(job, calibrated, planned, StudentFiles(checkpoint, student, store, device))
-        made = learned_sources(store, len(anatomy.layers))
+    learns = kind.in_forward_order or teach is not None
+    if learns:
+        made = make_(job, calibrated, planned, StudentFiles(checkpoint, student, store, device))
+        sources = learned_sources(store, len(anatomy.layers))
     else:
-        fitted = _cut(calibrated, planned)
-        made = factor_sources(store, planned, {size.name: size.out_features for size in job.sizes})
+        made = Made(_told(calibrated, planned))
+        sources = factor_sources(store, planned, {size.name: size.out_features for size in job.sizes})
     write_student(
-        checkpoint, student, planned, made, output, dtype or model.dtype,
+        checkpoint, student, planned, sources, output, dtype or model.dtype,
         lambda done, of: progress("write shards", done, of),
     )  # fmt: skip
     total = time.perf_counter() - started
     seconds = {"calibrate": calibrated.seconds, "factorize": total - calibrated.seconds}
-    student.factorization = replace(report(job, student, planned, fitted), seconds=seconds)  # type: ignore[assignment]
+    student.factorization = replace(report(job, student, planned, made), seconds=seconds)  # type: ignore[assignment]
     return student
 
 
-def _fit(job: Job, calibrated: Calibrated, planned: Planned, student: StudentFiles) -> dict[str, Fitted]:
-    assert calibrated.walk is not None
-    begin_(calibrated.walk, None)
-    groups = frozenset(group.linears for group in planned.groups)
-    settings = FitSettings(planned.plan.ranks, groups, calibrated.terms.gram)
-    of = len(job.anatomy.layers)
-    return fit_layers_(
-        calibrated.walk, student, settings, lambda layer: job.progress("fit layers", layer.index + 1, of)
-    )
-
-
-def _cut(calibrated: Calibrated, planned: Planned) -> dict[str, Fitted]:
+def _told(calibrated: Calibrated, planned: Planned) -> dict[str, Fitted]:
     """What is told of factors that are cut from those that were kept."""
     members = {group.name: group.linears for group in planned.groups}
     fitted: dict[str, Fitted] = {}

@@ -1,0 +1,127 @@
+"""Station 3: the walk's last way up: the student's layers, made in forward order from what the one before gives.
+
+    a layer gets its factors -> perhaps learns to be what the teacher's is -> gives the states that enter the next
+
+One layer of each side is in memory. Solvers that fit the student to its own inputs make their factors here; what others
+have cut already is put in, where layers are to be taught.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from makd.anatomy import Layer, resolve
+from makd.calibration.frame import Frame
+from makd.calibration.replay import Calls, outputs_known, run_layer
+from makd.calibration.source import LayerSource, ModelSource
+from makd.calibration.walk import Walk
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is told of a linear's factors."""
+
+    error: float
+    """Predicted, relative to dropping the linear."""
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is told of layers."""
+
+    fitted: Mapping[str, Fitted] = field(default_factory=dict)
+    lessons: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Layer -> what teaching it did."""
+
+
+MakeLayer = Callable[[Layer], Mapping[str, Fitted]]
+"""Puts factors into a layer of the student."""
+TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float] | None]
+"""Teaches a layer of the student, in place; tells what that did."""
+
+
+def begin_(walk: Walk, student: PreTrainedModel | None) -> None:
+    """The hidden states that enter the student's first layer, into the walk's store: the teacher's, or its own.
+
+    Args:
+        walk: through the teacher.
+        student: has embeddings of its own; None where they are the teacher's.
+    """
+    if walk.store.is_marked("student/0000"):
+        return
+    frame = None if student is None else Frame(ModelSource(student), resolve(student))
+    for index, batch in enumerate(walk.batches):
+        entering = walk.states(0, index) if frame is None else frame.enter(batch).entering
+        walk.store.write(f"student/0000/{index:05}", {"hidden": entering})
+    walk.store.mark("student/0000")
+
+
+@torch.no_grad()
+def make_layers_(
+    walk: Walk,
+    student: LayerSource,
+    make: MakeLayer,
+    teach: TeachLayer | None = None,
+    on_layer: Callable[[Layer], None] = lambda layer: None,
+    calls: Sequence[Calls] | None = None,
+) -> Made:
+    """Make every layer of `student`, a copy of the walk's model, in forward order.
+
+    Args:
+        walk: through the teacher, after `up`.
+        student: changed in place; in eval mode. Hidden states that enter its first layer are in the store: `begin_`.
+        make: puts factors into a layer, while its weights are there.
+        teach: teaches the layer after that.
+        on_layer: called with each layer when it is done.
+        calls: what the student's layers are called with; None where that is what the teacher's are.
+
+    Raises:
+        NumericsError: activations hold NaN or infinity.
+    """
+    fitted: dict[str, Fitted] = {}
+    lessons: dict[int, Mapping[str, float]] = {}
+    for layer in walk.anatomy.layers:
+        here, there = f"student/{layer.index:04}", f"student/{layer.index + 1:04}"
+        if not walk.store.is_marked(there):
+            with walk.source.layer(layer), student.layer(layer):
+                found = make(layer)
+                lesson = None if teach is None else teach(walk, student.model, layer)
+                if lesson is not None:
+                    walk.store.remove("known")  # of the layer as it was
+                for index, call in enumerate(calls or walk.calls):
+                    hidden = student_states(walk, layer.index, index)
+                    with outputs_known(student.model, known_outputs(walk, index)):
+                        hidden = run_layer(student.model, layer, call, hidden)
+                    walk.store.write(f"{there}/{index:05}", {"hidden": hidden})
+            _tell(walk, layer, found, lesson)
+            walk.store.mark(there)
+            for entry in (here, "targets", "known"):
+                walk.store.remove(entry)
+        notes = walk.store.notes(f"made/{layer.index:04}")
+        fitted |= {name: Fitted(*one) for name, one in json.loads(notes["fitted"]).items()}
+        lessons |= {layer.index: json.loads(notes["lesson"])} if "lesson" in notes else {}
+        on_layer(layer)
+    return Made(fitted, lessons)
+
+
+def student_states(walk: Walk, layer: int, batch: int) -> Tensor:
+    """Hidden states that enter a layer of the student, (batch, tokens, hidden)."""
+    return walk.store.read(f"student/{layer:04}/{batch:05}", walk.source.device)["hidden"]
+
+
+def known_outputs(walk: Walk, batch: int) -> dict[str, Tensor]:
+    """What linears of the layer at hand give in the student, as far as it was kept."""
+    entry = f"known/{batch:05}"
+    return walk.store.read(entry, walk.source.device) if entry in walk.store else {}
+
+
+def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted], lesson: Mapping[str, float] | None) -> None:
+    notes = {"fitted": json.dumps({name: [one.error, one.fallback] for name, one in fitted.items()})}
+    if lesson is not None:
+        notes["lesson"] = json.dumps(dict(lesson))
+    walk.store.write(f"made/{layer.index:04}", {"made": torch.ones(1)}, notes)
