@@ -80,7 +80,7 @@ def teach_layer_(
     *,
     student_calls: Sequence[Calls] | None = None,
     teacher_outputs: States | None = None,
-) -> LayerLesson:
+) -> LayerLesson | None:
     """Teach `layer` of `student`, in place, what the same layer of `teacher` does.
 
     Nothing else of either model is run or needs its weights: they may be on the meta device. The weights that did best
@@ -102,6 +102,9 @@ def teach_layer_(
         teacher_outputs: that leave the layer in the teacher, where they are at hand: where a plan compares nothing
             else, the teacher's layer need not be run.
 
+    Returns:
+        What was learned; None where nothing is to be: by a layer that the student has dropped, or in no steps.
+
     Raises:
         SettingError: the layers of the model cannot be run one by one.
         DataError: there are fewer than two batches.
@@ -109,15 +112,15 @@ def teach_layer_(
     """
     check_teachable(anatomy)
     if layer.is_skipped or settings.steps == 0:
-        return LayerLesson(layer.index, 0.0, 0.0, 0, 0, 0)
+        return None
     if len(calls) < LEAST_BATCHES:
         raise DataError(
             f"Teaching a layer takes at least {LEAST_BATCHES} calibration batches, one of them to judge by; got "
             f"{len(calls)}. Give more calibration rows, or smaller batches (calibration.batch_size)."
         )
-    module = student.get_submodule(layer.module)
+    module, theirs = (model.get_submodule(layer.module) for model in (student, teacher))
     dtypes = {parameter: parameter.dtype for parameter in module.parameters()}
-    with float32_weights(module), _learning(module), torch.enable_grad():
+    with without_dropout(module, theirs), float32_weights(module), _learning(module), torch.enable_grad():
         lesson = _Lesson(
             student, teacher, anatomy, layer, inside_layer(plan, layer), calls, student_calls or calls,
             teacher_states, student_states, teacher_outputs, settings,
@@ -131,16 +134,26 @@ def teach_layer_(
 
 
 @contextmanager
-def _learning(module: nn.Module) -> Iterator[None]:
-    """Inside the block, all parameters of a layer learn and nothing in it drops out."""
-    modes = [(part, part.training) for part in module.modules()]
-    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    module.eval().requires_grad_(True)
+def without_dropout(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block, these and all their parts are in eval mode; after it, in the modes that they had."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def _learning(module: nn.Module) -> Iterator[None]:
+    """Inside the block, all parameters of a layer learn."""
+    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    module.requires_grad_(True)
+    try:
+        yield
+    finally:
         for parameter, learns in wanted.items():
             parameter.requires_grad_(learns)
             parameter.grad = None

@@ -10,7 +10,7 @@ from makd.anatomy.batches import check_batches
 from makd.aspects import Plan, activate
 from makd.calibration.replay import note_calls, run_layer
 from makd.capture import examine
-from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
+from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_, without_dropout
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.projections import check_pair
 from makd.errors import SettingError
@@ -57,9 +57,7 @@ def teach_layers_(
             "layerwise out of the recipe."
         )
     active = activate(plan, anatomy, teacher_anatomy)
-    modes = [(part, part.training) for model in (student, teacher) for part in model.modules()]
-    student.eval(), teacher.eval()
-    try:
+    with without_dropout(student, teacher):
         given = list(check_batches(batches, student))
         ours, theirs = ([note_calls(model, anatomy, batch) for batch in given] for model in (student, teacher))
         states, targets = [call.student for call in ours], [call.teacher for call in theirs]
@@ -71,15 +69,12 @@ def teach_layers_(
                 student, teacher, anatomy, layer, active, theirs, targets.__getitem__, states.__getitem__, settings,
                 seed, student_calls=ours, teacher_outputs=outputs.__getitem__,
             )  # fmt: skip
-            if not layer.is_skipped:
+            if lesson is not None:
                 lessons.append(lesson)
             states = [run_layer(student, layer, call, state) for call, state in zip(ours, states, strict=True)]
             targets = outputs
             on_layer(layer.index + 1)
         return tuple(lessons)
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _check_width(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
