@@ -7,7 +7,7 @@ that is held, whatever the depth of the model.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -174,6 +174,11 @@ class _Lesson:
     student_states: States
     teacher_outputs: States | None
     settings: LayerwiseConfig
+    tokens: list[int] = field(init=False)
+    """Real tokens of each batch."""
+
+    def __post_init__(self) -> None:
+        self.tokens = [int(call.real.sum()) for call in self.calls]
 
     def loss(self, number: int) -> Float[Tensor, ""]:
         """The plan's on one batch.
@@ -184,7 +189,7 @@ class _Lesson:
         real = self.calls[number].real
         inputs = {"input_ids": real, "attention_mask": real}  # which tokens are real is all that is asked of them
         losses = LayerLosses(self.anatomy, inputs, self._teach(number), self.plan)
-        call, states = _widened(self.student_calls[number], self.student_states(number))
+        call, states = _widened(self.student_calls[number], self.student_states(number).to(real.device))
         with self._autocast(real), capture(self.student, self.anatomy, self.plan.taps, losses.receive):
             run_layer(self.student, self.layer, call, states)
         return weighted_sum(self.plan, aspect_losses(self.plan, self.anatomy, inputs, losses, None, None))
@@ -194,11 +199,11 @@ class _Lesson:
         """What the teacher's layer gives."""
         taps = self.plan.teacher_taps
         if self.teacher_outputs is not None and all(tap.kind == "hidden" for tap in taps):
-            outputs = self.teacher_outputs(number)
+            outputs = self.teacher_outputs(number).to(self.calls[number].real.device)
             return Recording({tap: outputs for tap in taps})
         call = self.calls[number]
         with self._autocast(call.real), capture(self.teacher, self.anatomy, taps) as recording:
-            run_layer(self.teacher, self.layer, call, self.teacher_states(number))
+            run_layer(self.teacher, self.layer, call, self.teacher_states(number).to(call.real.device))
         return recording
 
     def _autocast(self, like: Tensor) -> Any:
@@ -207,13 +212,9 @@ class _Lesson:
     @torch.no_grad()
     def mean_loss(self, numbers: Sequence[int]) -> float:
         """Over the real tokens of some batches."""
-        weights = [self.tokens(number) for number in numbers]
+        weights = [self.tokens[number] for number in numbers]
         total = sum(weight * float(self.loss(number)) for weight, number in zip(weights, numbers, strict=True))
         return total / sum(weights)
-
-    def tokens(self, number: int) -> int:
-        """Real tokens of a batch."""
-        return int(self.calls[number].real.sum())
 
 
 def _teach(lesson: _Lesson, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerLesson:
@@ -260,14 +261,13 @@ def _step(
 ) -> int:
     """One step of the optimizer, and how many real tokens it learned from."""
     numbers = [next(order)]
-    while lesson.settings.batch_tokens is not None and (
-        sum(map(lesson.tokens, numbers)) < lesson.settings.batch_tokens
-    ):
+    tokens = lesson.tokens[numbers[0]]
+    while tokens < (lesson.settings.batch_tokens or 0):
         numbers.append(next(order))
-    tokens = sum(map(lesson.tokens, numbers))
+        tokens += lesson.tokens[numbers[-1]]
     optimizer.zero_grad()
     for number in numbers:
-        (lesson.loss(number) * (lesson.tokens(number) / tokens)).backward()
+        (lesson.loss(number) * (lesson.tokens[number] / tokens)).backward()
     nn.utils.clip_grad_norm_(parameters, lesson.settings.max_grad_norm)
     optimizer.step()
     return tokens
