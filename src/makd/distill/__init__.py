@@ -1,6 +1,9 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
 from makd.distill.identity import check_same_run, identify_run, with_start, write_identity
+from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
+from makd.distill.layerwise import teach_layers_
+from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.precision import float32_weights
 from makd.distill.reporting import ReportSteps
@@ -12,14 +15,19 @@ from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig, choose_train
 __all__ = [
     "CHECKPOINT_SIZES",
     "DistillTrainer",
+    "LayerLesson",
+    "LayerwiseConfig",
     "ReportSteps",
     "SupervisedTrainer",
     "TrainingConfig",
     "aspect_losses",
     "check_same_run",
+    "check_teachable",
     "choose_trainable_",
     "float32_weights",
     "identify_run",
+    "teach_layer_",
+    "teach_layers_",
     "train",
     "weighted_sum",
     "with_start",
