@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from makd.comparison import Experiment, MethodConfig, SearchConfig, compare
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
-    from makd.distill import DistillTrainer, TrainingConfig
+    from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
     from makd.evaluation.speed import BenchConfig
@@ -53,6 +53,8 @@ _HOME = {
     "FactorizeConfig": "makd.factorization.settings",
     "FactorizeReport": "makd.factorization.outcome",
     "FinetuneRecipe": "makd.config",
+    "LayerTeacher": "makd.distill",
+    "LayerwiseConfig": "makd.distill",
     "LowRankLinear": "makd.student.linear",
     "MakdError": "makd.errors",
     "MethodConfig": "makd.comparison",
@@ -81,6 +83,7 @@ _HOME = {
     "inspect": "makd.capture",
     "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
+    "teach_layers_": "makd.distill",
     "resolve": "makd.anatomy",
 }
 """Public name -> the module that it lives in."""
@@ -100,6 +103,8 @@ __all__ = [
     "FactorizeConfig",
     "FactorizeReport",
     "FinetuneRecipe",
+    "LayerTeacher",
+    "LayerwiseConfig",
     "LowRankLinear",
     "MakdError",
     "MethodConfig",
@@ -129,6 +134,7 @@ __all__ = [
     "load_task",
     "perplexity",
     "resolve",
+    "teach_layers_",
 ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from makd.aspects import Plan
-from makd.distill import TrainingConfig
+from makd.distill import LayerTeacher, LayerwiseConfig, TrainingConfig
 from makd.errors import SettingError
 from makd.factorization.settings import FactorizeConfig
 from makd.kinds import checked
@@ -71,6 +71,8 @@ class Recipe:
     """Which head the teacher is loaded with: `auto` takes the checkpoint's own; or one of `makd.loading.HEADS`."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
+    layerwise: LayerwiseConfig | None = None
+    """Teach each layer as soon as it is made, by what of the (first) plan is inside it; None does not."""
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     stages: tuple[Stage, ...] = ()
@@ -103,6 +105,14 @@ class Recipe:
     def trainings(self) -> tuple[Stage, ...]:
         """What is trained, in order: the stages, or the one plan with its training."""
         return self.stages or (Stage(plan=self.plan, training=self.training),)
+
+    @property
+    def layer_teacher(self) -> LayerTeacher | None:
+        """What teaches layers while they are made; None where they are not to be."""
+        if self.layerwise is None:
+            return None
+        settings = self.layerwise.with_products_in(check_dtype(self.dtype))
+        return LayerTeacher(self.trainings[0].plan, settings, self.seed)
 
     def find_device(self) -> torch.device:
         """The device that `device` means on this machine.

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, row_lengths
-from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
+from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, teach_layers_, train
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.factorization.factorize import factorize
@@ -126,6 +126,7 @@ def distill(
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["before"] = run.score(model)
         with run.folder.work() as result:
+            _teach_layers(run, model)
             _distill(run, model)
             return _finish(run, model, result, "distill", {"student": name_of(student)})
 
@@ -181,12 +182,26 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
         share_input=settings.share_input,
         vocabulary=settings.vocabulary,
         depth=settings.depth,
+        store=settings.store,
+        teach=run.recipe.layer_teacher,
         on_progress=run.progress,
     )
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.seconds.update(report.seconds)
+    run.lessons = dict(report.lessons)
     run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
     return student
+
+
+def _teach_layers(run: Run, student: PreTrainedModel) -> None:
+    """Teach a finished `student` layer by layer, in place, if the recipe says so."""
+    teacher = run.recipe.layer_teacher
+    if teacher is not None:
+        with run.clock("layerwise"):
+            run.lessons = teach_layers_(
+                student, run.teacher, teacher.plan, run.data.calibration, teacher.settings, teacher.seed,
+                run.recipe.factorize.store, lambda done, of: run.progress("teach layers", done, of),
+            )  # fmt: skip
 
 
 def _distill(run: Run, student: PreTrainedModel) -> None:

@@ -56,6 +56,8 @@ class Run:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_tokens: int = 0
     shared_inputs: list[dict[str, Any]] = field(default_factory=list)
+    lessons: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """Layer -> what it learned before the model was taught as a whole."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What a run that resumes is compared by; empty where no checkpoints are kept."""
 
@@ -142,6 +144,8 @@ class Run:
             "bytes": {"teacher": self.teacher_bytes, "student": student_bytes},
             "fidelity": {when: scores["fidelity"] for when, scores in self.scores.items()},
         }
+        if self.lessons:
+            metrics["layerwise"] = [dict(lesson) for lesson in self.lessons.values()]
         if self.shared_inputs:
             metrics["shared_inputs"] = self.shared_inputs
         with self.clock("evaluate"):
@@ -158,6 +162,7 @@ class Run:
         metrics["tokens"] = {
             "calibration": count_tokens(self.data.calibration),
             "training": self.training_tokens,
+            **({"layerwise": sum(int(one["tokens"]) for one in self.lessons.values())} if self.lessons else {}),
             "evaluation": count_tokens(self.data.held_out_batches),
         }
         return metrics

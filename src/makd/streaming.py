@@ -96,7 +96,7 @@ def _stream(
     set_seed(recipe.seed)
     model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
     factorize = recipe.factorize.for_model(resolve(model))
-    needs_text = SOLVERS[factorize.solver].needs_text
+    needs_text = SOLVERS[factorize.solver].needs_text or recipe.layerwise is not None
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     identity = _identity(teacher, files, budget, recipe, batches)
@@ -104,13 +104,15 @@ def _stream(
     with folder.work() as result:
         student = stream_student(
             model, files, budget, factorize, folder.unfinished, result, identity, batches, device, on_progress,
-            find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype)),
+            find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype)), recipe.layer_teacher,
         )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
         metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, batches)
         made: FactorizeReport = student.factorization  # type: ignore[assignment]
+        if made.lessons:
+            metrics["layerwise"] = [dict(lesson) for lesson in made.lessons.values()]
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
         settings = {
@@ -166,6 +168,9 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
         "head": recipe.head,
         "dtype": recipe.dtype,
         "factorize": plain(recipe.factorize),
+        "layerwise": None
+        if recipe.layerwise is None
+        else plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
         "calibration text": text.hexdigest(),
     }
 

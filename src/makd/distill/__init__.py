@@ -2,7 +2,7 @@
 
 from makd.distill.identity import check_same_run, identify_run, with_start, write_identity
 from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
-from makd.distill.layerwise import teach_layers_
+from makd.distill.layerwise import LayerTeacher, teach_layers_
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.precision import float32_weights
@@ -16,6 +16,7 @@ __all__ = [
     "CHECKPOINT_SIZES",
     "DistillTrainer",
     "LayerLesson",
+    "LayerTeacher",
     "LayerwiseConfig",
     "ReportSteps",
     "SupervisedTrainer",

@@ -1,22 +1,62 @@
-"""Station 7: the layers of a finished student taught one after the other, models and hidden states in memory."""
+"""Station 7: a student taught layer by layer: on the way of a factorization, or one that is finished already."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy import Layer
 from makd.anatomy.batches import check_batches
 from makd.aspects import Plan, activate
-from makd.calibration.replay import note_calls, run_layer
+from makd.calibration.frame import Frame
+from makd.calibration.replay import Calls
+from makd.calibration.source import ModelSource
+from makd.calibration.store import choose_store
+from makd.calibration.walk import Walk
 from makd.capture import examine
-from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_, without_dropout
+from makd.distill.layer_lesson import check_teachable, teach_layer_, without_dropout
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.projections import check_pair
 from makd.errors import SettingError
+from makd.factorization.layers import begin_, make_layers_, student_states
 
 
-@torch.no_grad()
+class LayerTeacher:
+    """Teaches each layer when it is made: what `makd.factorize` takes as `teach`."""
+
+    def __init__(
+        self, plan: Plan, settings: LayerwiseConfig, seed: int = 0, calls: Sequence[Calls] | None = None
+    ) -> None:
+        """Nothing is taught yet.
+
+        Args:
+            plan: of which each layer takes the part that is inside it: see `inside_layer`.
+            settings: how long and how fast each layer learns.
+            seed: of the order of the batches.
+            calls: what the student's layers are called with; None where that is what the teacher's are.
+        """
+        self.plan, self.settings, self.seed, self.calls = plan, settings, seed, calls
+
+    def __call__(self, walk: Walk, student: PreTrainedModel, layer: Layer) -> Mapping[str, float] | None:
+        """Teach `layer` of `student`, in place; what it learned, None where nothing was to be."""
+        lesson = teach_layer_(
+            student,
+            walk.model,
+            walk.anatomy,
+            layer,
+            activate(self.plan, walk.anatomy),
+            walk.calls,
+            lambda batch: walk.states(layer.index, batch),
+            lambda batch: student_states(walk, layer.index, batch),
+            self.settings,
+            self.seed,
+            student_calls=self.calls,
+            teacher_outputs=lambda batch: walk.states(layer.index + 1, batch),
+        )
+        return None if lesson is None else asdict(lesson)
+
+
 def teach_layers_(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -24,8 +64,9 @@ def teach_layers_(
     batches: Iterable[Mapping[str, Tensor]],
     settings: LayerwiseConfig,
     seed: int = 0,
-    on_layer: Callable[[int], None] = lambda done: None,
-) -> tuple[LayerLesson, ...]:
+    store: str = "auto",
+    on_layer: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[int, Mapping[str, float]]:
     """Teach each layer of `student`, in place, what the same layer of `teacher` does, in forward order.
 
     Each layer learns on what the layers before it, already taught, give it.
@@ -34,54 +75,49 @@ def teach_layers_(
         student: as `makd.factorize` makes it: with the teacher's layers and widths.
         teacher: what is mimicked.
         plan: of which each layer takes the part that is inside it: see `inside_layer`.
-        batches: what to learn from, and be judged by; all their hidden states are held, on both sides.
+        batches: what to learn from, and be judged by.
         settings: how long and how fast each layer learns.
         seed: of the order of the batches.
-        on_layer: called with the number of layers that are done.
+        store: where hidden states are kept meanwhile: see `makd.FactorizeConfig`.
+        on_layer: called with (layers that are done, of how many).
 
     Returns:
-        What each layer learned; layers that the student has dropped are left out.
+        Layer -> what it learned; layers that the student has dropped are left out.
 
     Raises:
         SettingError: the layers cannot be taught one by one, or the models do not line up.
         DataError: there are fewer than two batches.
         NumericsError: a loss is NaN or infinite.
     """
-    anatomy, teacher_anatomy = examine(student), examine(teacher)
-    check_teachable(anatomy)
-    check_pair(anatomy, teacher_anatomy)
-    if len(anatomy.layers) != len(teacher_anatomy.layers):
+    anatomy, ours = examine(teacher), examine(student)
+    for one in (anatomy, ours):
+        check_teachable(one)
+    check_pair(ours, anatomy)
+    widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
+    if len(ours.layers) != len(anatomy.layers) or widths[0] != widths[1]:
         raise SettingError(
-            f"Layers are taught one by one to be what the same layer of the teacher is; the student has "
-            f"{len(anatomy.layers)}, the teacher {len(teacher_anatomy.layers)}. Teach the student as a whole: leave "
-            "layerwise out of the recipe."
+            "Layers are taught one by one to be what the same layer of the teacher is; the student has "
+            f"{len(ours.layers)} of width {widths[0]}, the teacher {len(anatomy.layers)} of width {widths[1]}. Teach "
+            "the student as a whole: leave layerwise out of the recipe."
         )
-    active = activate(plan, anatomy, teacher_anatomy)
+    given = list(check_batches(batches, student))
     with without_dropout(student, teacher):
-        given = list(check_batches(batches, student))
-        ours, theirs = ([note_calls(model, anatomy, batch) for batch in given] for model in (student, teacher))
-        states, targets = [call.student for call in ours], [call.teacher for call in theirs]
-        _check_width(states, targets)
-        lessons = []
-        for layer in anatomy.layers:
-            outputs = [run_layer(teacher, layer, call, state) for call, state in zip(theirs, targets, strict=True)]
-            lesson = teach_layer_(
-                student, teacher, anatomy, layer, active, theirs, targets.__getitem__, states.__getitem__, settings,
-                seed, student_calls=ours, teacher_outputs=outputs.__getitem__,
-            )  # fmt: skip
-            if lesson is not None:
-                lessons.append(lesson)
-            states = [run_layer(student, layer, call, state) for call, state in zip(ours, states, strict=True)]
-            targets = outputs
-            on_layer(layer.index + 1)
-        return tuple(lessons)
+        kept = choose_store(store, _bytes_of_states(given, widths[0], len(anatomy.layers), teacher))
+        walk = Walk(ModelSource(teacher), anatomy, given, kept)
+        for _ in walk.up(lambda what, done, of: None):
+            pass
+        begin_(walk, student)
+        frame = Frame(ModelSource(student), ours)
+        with frame.at_hand():
+            calls = [frame.enter(batch) for batch in given]
+        of = len(anatomy.layers)
+        made = make_layers_(
+            walk, ModelSource(student), lambda layer: {}, LayerTeacher(plan, settings, seed, calls),
+            lambda layer: on_layer(layer.index + 1, of), calls,
+        )  # fmt: skip
+    return dict(made.lessons)
 
 
-def _check_width(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        if one.shape[-1] != other.shape[-1]:
-            raise SettingError(
-                f"Layers are taught one by one to give what the teacher's give; the student's hidden states have "
-                f"{one.shape[-1]} channels, the teacher's {other.shape[-1]}. Teach the student as a whole: leave "
-                "layerwise out of the recipe."
-            )
+def _bytes_of_states(batches: Sequence[Mapping[str, Tensor]], width: int, layers: int, model: PreTrainedModel) -> int:
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    return (layers + 3) * tokens * width * model.dtype.itemsize
