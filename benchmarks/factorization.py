@@ -228,7 +228,7 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
     for _ in walk.up(lambda what, done, of: None):
         pass
     begin_(walk, None)
-    settings = FitSettings(plan.ranks, gram=gradients.get, fit=fit)
+    settings = FitSettings(plan.ranks, gram=gradients.__getitem__ if gradients else None, fit=fit)
     make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student
 

@@ -224,15 +224,15 @@ class CrossMoments(InputMoments):
 class PairMoments(InputMoments):
     """Moments of what a linear reads in the student, x, and in the teacher, z, over the same tokens.
 
-    What the teacher's linear gives is W z + b, so moments of x and of that follow for every linear that reads z, and
-    cost in² products for all of them instead of out · in for each.
+    What the teacher's linear gives is W z + b, so moments of x with that follow for every linear that reads z, and cost
+    in² products for all of them instead of out · in for each.
     """
 
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         """Nothing is seen yet; both have as many features."""
         super().__init__(features, device)
-        self.teacher = InputMoments(features, device)
-        self._cross = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._pairs = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._teacher_sum = torch.zeros(features, dtype=torch.float64, device=device)
 
     def update(self, inputs: Float[Tensor, "rows features"]) -> None:
         """Not for these.
@@ -252,37 +252,25 @@ class PairMoments(InputMoments):
         rows, others = self._widened(inputs, self.features), self._widened(teacher, self.features)
         if len(rows) != len(others):
             raise ValueError(f"{len(rows)} rows of the student cannot belong to {len(others)} of the teacher.")
-        cross, _ = _products(others.to(rows.dtype), rows)
-        self.teacher.update(others)
+        pairs, teacher_sum = _products(others.to(rows.dtype), rows)
         self._add(len(rows), *_own_products(rows))
-        self._cross += cross
+        self._pairs += pairs
+        self._teacher_sum += teacher_sum
 
     def of_outputs(self, weight: Float[Tensor, "out features"], bias: Float[Tensor, " out"] | None) -> CrossMoments:
-        """Moments of x with y = W z + b."""
-        wide = weight.detach().to(self._cross)
+        """Moments of x with y = W z + b, but for the squares of y, which are NaN."""
+        wide = weight.detach().to(self._pairs)
         shift = torch.zeros(len(wide)).to(wide) if bias is None else bias.detach().to(wide)
         found = CrossMoments(self.features, len(wide), wide.device)
         found.rows = self.rows
         found._products, found._sum = self._products.clone(), self._sum.clone()
-        reached = wide @ self.teacher._sum
-        found._cross = wide @ self._cross + torch.outer(shift, self._sum)
-        found._target_sum = reached + self.rows * shift
-        squares = ((wide @ self.teacher._products) * wide).sum(1)
-        found._target_squares = squares + 2 * shift * reached + self.rows * shift.square()
+        found._cross = wide @ self._pairs + torch.outer(shift, self._sum)
+        found._target_sum = wide @ self._teacher_sum + self.rows * shift
+        found._target_squares.fill_(torch.nan)
         return found
 
     def _sums(self) -> dict[str, Tensor]:
-        teacher = {f"teacher_{name}": tensor for name, tensor in self.teacher._sums().items()}
-        return {**super()._sums(), **teacher, "pair_products": self._cross}
-
-    def merge(self, other: InputMoments) -> None:
-        """Add what `other` saw.
-
-        Raises:
-            ValueError: it is of another kind or size.
-        """
-        super().merge(other)
-        self.teacher.rows = self.rows
+        return {**super()._sums(), "pairs": self._pairs, "teacher_sum": self._teacher_sum}
 
 
 def update_group(

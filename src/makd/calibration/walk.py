@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
 from makd.anatomy.key_cache import without_cache
@@ -27,10 +28,12 @@ from makd.calibration.probes import Probes
 from makd.calibration.replay import Calls, NotLayerByLayer, run_layer
 from makd.calibration.source import LayerSource
 from makd.calibration.statistics import InputWatcher, check_reached
-from makd.calibration.store import Store
+from makd.calibration.store import Store, choose_store
 from makd.errors import DataError
 
 Batches = Sequence[Mapping[str, Tensor]]
+SCRATCH_WIDTHS = 10
+"""Hidden states of the whole text that are kept beside the store's, about, while a layer of the student is fitted."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -75,6 +78,8 @@ class Walk:
             raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
         self.source, self.model, self.anatomy = source, source.model, anatomy
         self.batches, self.store, self.seed = batches, store, seed
+        self.scratch = choose_store("auto", SCRATCH_WIDTHS * state_bytes(batches, source.model))
+        """What is kept while one layer is worked on, for nobody who comes later."""
         self.backward = _evenly(batches, backward_tokens)
         """Batches that go down."""
         self.frame = Frame(source, anatomy)
@@ -268,6 +273,12 @@ class Walk:
 
     def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
         self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})
+
+
+def state_bytes(batches: Batches, model: PreTrainedModel) -> int:
+    """Bytes of the hidden states of all batches, between two layers."""
+    width = model.get_input_embeddings().get_parameter("weight").shape[1]
+    return sum(batch["input_ids"].numel() for batch in batches) * width * model.dtype.itemsize
 
 
 def _evenly(batches: Batches, tokens: int | None) -> tuple[int, ...]:

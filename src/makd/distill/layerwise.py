@@ -13,7 +13,7 @@ from makd.calibration.frame import Frame
 from makd.calibration.replay import Calls
 from makd.calibration.source import ModelSource
 from makd.calibration.store import choose_store
-from makd.calibration.walk import Walk
+from makd.calibration.walk import Walk, state_bytes
 from makd.capture import examine
 from makd.distill.layer_lesson import check_teachable, teach_layer_, without_dropout
 from makd.distill.layerwise_settings import LayerwiseConfig
@@ -102,7 +102,7 @@ def teach_layers_(
         )
     given = list(check_batches(batches, student))
     with without_dropout(student, teacher):
-        kept = choose_store(store, _bytes_of_states(given, widths[0], len(anatomy.layers), teacher))
+        kept = choose_store(store, (len(anatomy.layers) + 3) * state_bytes(given, teacher))
         walk = Walk(ModelSource(teacher), anatomy, given, kept)
         for _ in walk.up(lambda what, done, of: None):
             pass
@@ -116,8 +116,3 @@ def teach_layers_(
             lambda layer: on_layer(layer.index + 1, of), calls,
         )  # fmt: skip
     return dict(made.lessons)
-
-
-def _bytes_of_states(batches: Sequence[Mapping[str, Tensor]], width: int, layers: int, model: PreTrainedModel) -> int:
-    tokens = sum(batch["input_ids"].numel() for batch in batches)
-    return (layers + 3) * tokens * width * model.dtype.itemsize

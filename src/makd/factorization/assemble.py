@@ -64,7 +64,7 @@ def make_(
     if job.kind.in_forward_order:
         assert calibrated.walk is not None
         groups = frozenset(group.linears for group in planned.groups)
-        settings = FitSettings(planned.plan.ranks, groups, calibrated.terms.gram)
+        settings = FitSettings(planned.plan.ranks, groups, calibrated.terms.gram if job.kind.gradients else None)
         make = partial(fit_layer_, calibrated.walk, student.model, settings)
     of = len(job.anatomy.layers)
     if calibrated.walk is not None and (job.kind.in_forward_order or job.teach is not None):

@@ -20,7 +20,7 @@ from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import LayerSource, ModelSource
 from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import Store, choose_store
-from makd.calibration.walk import LayerMoments, Walk
+from makd.calibration.walk import LayerMoments, Walk, state_bytes
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outline import Outline, Plot
 from makd.factorization.settings import FactorizeConfig
@@ -150,12 +150,10 @@ def _bytes_kept(job: Job) -> int:
     """What the store of a walk will hold at most: hidden states, and moments of output gradients."""
     if not job.kind.needs_text and job.teach is None:
         return 0
-    dtype, width = job.source.model.dtype, _width(job)
-    tokens = sum(batch["input_ids"].numel() for batch in job.batches)
     many = job.kind.gradients or job.kind.in_forward_order or job.teach is not None
     layers = len(job.anatomy.layers) if many else 1
     grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.plot.parts.tables)
-    return (layers + 2) * tokens * width * dtype.itemsize + (grams if job.kind.gradients else 0)
+    return (layers + 2) * state_bytes(job.batches, job.source.model) + (grams if job.kind.gradients else 0)
 
 
 def _backward_tokens(job: Job) -> int | None:
@@ -164,10 +162,6 @@ def _backward_tokens(job: Job) -> int | None:
     if predictions is None or predictions.each != "token":
         return None  # a text has one direction a probe, whatever its length: none is to be missed
     return ROWS_PER_FEATURE * max(size.out_features for size in job.sizes if size.name not in job.plot.parts.tables)
-
-
-def _width(job: Job) -> int:
-    return int(getattr(job.source.model.config.get_text_config(), "hidden_size", 0) or 1024)
 
 
 def _walk(job: Job, store: Store) -> Walk | None:

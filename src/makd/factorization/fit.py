@@ -21,7 +21,7 @@ from makd.calibration.replay import NotLayerByLayer, run_layer, watch_layer
 from makd.calibration.residual import Sum, find_sum
 from makd.calibration.walk import Walk
 from makd.errors import NumericsError
-from makd.factorization.layers import Fitted, known_outputs, student_states
+from makd.factorization.layers import Fitted, keep_outputs, keep_sum, known_outputs, student_states
 from makd.solvers.factors import Factors
 from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
 from makd.student.linear import LowRankLinear, dense_weight
@@ -54,8 +54,8 @@ class FitSettings:
     """Linear -> rank; None where it stays as it is."""
     shared: frozenset[Unit] = frozenset()
     """Linears of one layer that read the same input and get one A; `ranks` has the same for each."""
-    gram: Callable[[str], Tensor | None] = lambda name: None
-    """Linear -> second moments of its output gradients, to weigh errors by."""
+    gram: Callable[[str], Tensor] | None = None
+    """Linear -> second moments of its output gradients, to weigh errors by; None weighs all alike."""
     fit: Fit | None = None
     """Makes the factors of one linear; None is `fit_linear`, regression with a chosen ridge."""
 
@@ -82,13 +82,11 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
     Raises:
         NumericsError: activations hold NaN or infinity.
     """
-    targets = _Targets.of(walk, layer)
+    targets = _Targets.of(walk, layer, settings)
     fitted: dict[str, Fitted] = {}
-    before: Unit = ()
     for lot in targets.lots:
         units = _units(lot, settings)
-        moments = _lot_moments(walk, student, layer, lot, units, targets, before)
-        before = lot
+        moments = _lot_moments(walk, student, layer, lot, units, targets)
         for unit in units:
             rank = settings.ranks[unit[0]]
             if rank is None:
@@ -106,8 +104,10 @@ def _units(lot: Unit, settings: FitSettings) -> list[Unit]:
 
 
 def _gram(settings: FitSettings, unit: Unit) -> Gram:
-    grams = [gram for name in unit if (gram := settings.gram(name)) is not None]
-    return None if not grams else grams[0] if len(unit) == 1 else grams
+    if settings.gram is None:
+        return None
+    grams = [settings.gram(name) for name in unit]
+    return grams[0] if len(unit) == 1 else grams
 
 
 def _dense(teacher: nn.Module, unit: Unit) -> nn.Module:
@@ -160,7 +160,7 @@ class _Targets:
     """Lots of which what they read is kept."""
 
     @staticmethod
-    def of(walk: Walk, layer: Layer) -> "_Targets":
+    def of(walk: Walk, layer: Layer, settings: FitSettings) -> "_Targets":
         """Run the teacher's layer with every batch."""
         sums = _find_sums(walk, layer)
         # a sum that leaves the layer is what enters the next: it is in the store
@@ -168,11 +168,17 @@ class _Targets:
         names = set(walk.linears(layer)) - leaving
         readers = {found.module for found in sums.values() if found.module}
         found: _Targets | None = None
+
+        def by_input(lot: Unit) -> bool:
+            # squares of outputs do not follow from inputs alone; without weights the error is told by them
+            weighed = settings.gram is not None
+            return weighed and not any(name in sums for name in lot) and _is_narrower(walk.model, lot)
+
         for index, calls in enumerate(walk.calls):
             seen = watch_layer(walk.model, layer, calls, walk.states(layer.index, index), names, readers)
             if found is None:
                 lots = _lots(layer, seen.inputs, leaving)
-                found = _Targets(lots, sums, frozenset(lot for lot in lots if _is_narrower(walk.model, lot, sums)))
+                found = _Targets(lots, sums, frozenset(lot for lot in lots if by_input(lot)))
             rows, kept = calls.real.flatten(), {}
             for lot in found.lots:
                 if lot in found.by_input:
@@ -181,7 +187,7 @@ class _Targets:
                 for name in lot:
                     if name not in leaving:
                         kept[name] = (seen.read_by[sums[name].module] if name in sums else seen.outputs[name])[rows]
-            walk.store.write(f"targets/{index:05}", kept)
+            walk.scratch.write(f"targets/{index:05}", kept)
         assert found is not None
         return found
 
@@ -219,9 +225,9 @@ def _lots(layer: Layer, inputs: Mapping[str, Tensor], leaving: Iterable[str]) ->
     return tuple(map(tuple, lots))
 
 
-def _is_narrower(model: nn.Module, lot: Unit, sums: Mapping[str, Sum]) -> bool:
+def _is_narrower(model: nn.Module, lot: Unit) -> bool:
     shapes = [linear_shape(model.get_submodule(name)) for name in lot]
-    return not any(name in sums for name in lot) and shapes[0][1] < sum(out for out, _ in shapes)
+    return shapes[0][1] < sum(out for out, _ in shapes)
 
 
 def _lot_moments(
@@ -231,12 +237,11 @@ def _lot_moments(
     lot: Unit,
     units: Sequence[Unit],
     targets: _Targets,
-    before: Unit,
 ) -> dict[Unit, tuple[CrossMoments, CrossMoments]]:
     """Moments of what a lot reads in the student with what its outputs should be: most batches', and the held-out.
 
-    Where an output joins a sum, what it should be is the teacher's sum less the rest of the student's. What the lot
-    `before`, which has its factors since the last time, gives is kept, so that no linear is computed again but those.
+    Where an output joins a sum, what it should be is the teacher's sum less the rest of the student's. What linears
+    before these give is kept, so that they are not run again.
     """
     sizes = {name: linear_shape(walk.model.get_submodule(name)) for name in lot}
     features, device = sizes[lot[0]][1], walk.source.device
@@ -245,29 +250,32 @@ def _lot_moments(
     outs = {unit: sum(sizes[name][0] for name in unit) for unit in units}
     cross = [] if by_input else [{u: CrossMoments(features, outs[u], device) for u in units} for _ in range(2)]
     readers = {targets.sums[name].module for name in lot if name in targets.sums}
+    place, is_last = targets.lots.index(lot), lot == targets.lots[-1]
+    before = targets.lots[place - 1] if place and not is_last else ()  # what it gives is not read again at the last
+    leaves = is_last and len(lot) == 1 and lot[0] in targets.sums and not targets.sums[lot[0]].module
     for index, calls in enumerate(walk.calls):
         side = int((index + 1) % HELD_OUT_EVERY == 0)
         hidden = student_states(walk, layer.index, index)
-        known = known_outputs(walk, index)
-        with _outputs_of(student, () if lot is targets.lots[-1] else before) as outputs_before:
-            seen = watch_layer(student, layer, calls, hidden, lot, readers, known)
+        with _outputs_of(student, before) as outputs_before:
+            seen = watch_layer(student, layer, calls, hidden, lot, readers, known_outputs(walk, layer, index))
         if outputs_before:
-            walk.store.write(f"known/{index:05}", {**known, **outputs_before})
+            keep_outputs(walk, before[0], index, outputs_before)
+        if leaves:
+            rest = seen.read_by[""] - seen.outputs[lot[0]]
+            keep_sum(walk, lot[0], index, seen.inputs[lot[0]], rest)
         rows = calls.real.flatten()
         if not all(_same(seen.inputs[name], seen.inputs[lot[0]]) for name in lot):
             raise NotLayerByLayer(f"{', '.join(lot)} read the same tensor in the teacher, and others in the student.")
-        inputs, wanted = seen.inputs[lot[0]][rows], walk.store.read(f"targets/{index:05}", device)
+        inputs, wanted = seen.inputs[lot[0]][rows], walk.scratch.read(f"targets/{index:05}", device)
+        for name in (name for name in lot if name in targets.sums):
+            total = wanted[name] if name in wanted else walk.states(layer.index + 1, index).flatten(0, 1)[rows]
+            wanted[name] = total - (seen.read_by[targets.sums[name].module] - seen.outputs[name])[rows]
         try:
             if by_input:
                 pairs[side].update_pairs(inputs, wanted[lot[0]])
-                continue
-            for name in lot:
-                if name in targets.sums and not targets.sums[name].module:
-                    wanted[name] = walk.states(layer.index + 1, index).flatten(0, 1)[rows]
-                if name in targets.sums:
-                    wanted[name] = wanted[name] - (seen.read_by[targets.sums[name].module] - seen.outputs[name])[rows]
-            outputs = [torch.cat([wanted[name] for name in unit], dim=1) for unit in units]
-            update_group([cross[side][unit] for unit in units], inputs, outputs)
+            else:
+                outputs = [torch.cat([wanted[name] for name in unit], dim=1) for unit in units]
+                update_group([cross[side][unit] for unit in units], inputs, outputs)
         except NumericsError as error:
             raise NumericsError(
                 f"The input of {lot[0]} holds NaN or infinity during calibration. Use bfloat16 or float32 instead of "

@@ -39,6 +39,8 @@ class Made:
     """Layer -> what teaching it did."""
 
 
+LAYER_AS_IT_WAS = ("known", "sum")
+"""What is kept of a layer of the student while it is made, and holds no longer when it is changed."""
 MakeLayer = Callable[[Layer], Mapping[str, Fitted]]
 """Puts factors into a layer of the student."""
 TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float] | None]
@@ -92,16 +94,16 @@ def make_layers_(
                 found = make(layer)
                 lesson = None if teach is None else teach(walk, student.model, layer)
                 if lesson is not None:
-                    walk.store.remove("known")  # of the layer as it was
+                    for entry in LAYER_AS_IT_WAS:
+                        walk.scratch.remove(entry)
                 for index, call in enumerate(calls or walk.calls):
-                    hidden = student_states(walk, layer.index, index)
-                    with outputs_known(student.model, known_outputs(walk, index)):
-                        hidden = run_layer(student.model, layer, call, hidden)
+                    hidden = _leaving(walk, student.model, layer, call, index)
                     walk.store.write(f"{there}/{index:05}", {"hidden": hidden})
             _tell(walk, layer, found, lesson)
             walk.store.mark(there)
-            for entry in (here, "targets", "known"):
-                walk.store.remove(entry)
+            walk.store.remove(here)
+            for entry in ("targets", *LAYER_AS_IT_WAS):
+                walk.scratch.remove(entry)
         notes = walk.store.notes(f"made/{layer.index:04}")
         fitted |= {name: Fitted(*one) for name, one in json.loads(notes["fitted"]).items()}
         lessons |= {layer.index: json.loads(notes["lesson"])} if "lesson" in notes else {}
@@ -114,10 +116,35 @@ def student_states(walk: Walk, layer: int, batch: int) -> Tensor:
     return walk.store.read(f"student/{layer:04}/{batch:05}", walk.source.device)["hidden"]
 
 
-def known_outputs(walk: Walk, batch: int) -> dict[str, Tensor]:
-    """What linears of the layer at hand give in the student, as far as it was kept."""
-    entry = f"known/{batch:05}"
-    return walk.store.read(entry, walk.source.device) if entry in walk.store else {}
+def keep_outputs(walk: Walk, lot: str, batch: int, outputs: Mapping[str, Tensor]) -> None:
+    """What linears of the layer at hand give in the student; they are not run again while it is worked on."""
+    walk.scratch.write(f"known/{batch:05}/{lot}", outputs)
+
+
+def known_outputs(walk: Walk, layer: Layer, batch: int) -> dict[str, Tensor]:
+    """What was kept of the linears of a layer."""
+    known: dict[str, Tensor] = {}
+    for linear in walk.linears(layer):
+        entry = f"known/{batch:05}/{linear}"
+        if entry in walk.scratch:
+            known |= walk.scratch.read(entry, walk.source.device)
+    return known
+
+
+def keep_sum(walk: Walk, linear: str, batch: int, inputs: Tensor, rest: Tensor) -> None:
+    """What the last linear of a layer reads, and what its output is added to before it leaves the layer."""
+    walk.scratch.write(f"sum/{batch:05}", {"inputs": inputs, "rest": rest}, {"linear": linear})
+
+
+def _leaving(walk: Walk, student: PreTrainedModel, layer: Layer, call: Calls, batch: int) -> Tensor:
+    """The hidden states that leave a layer of the student: by its last linear alone, where the rest is known."""
+    entering, entry = student_states(walk, layer.index, batch), f"sum/{batch:05}"
+    if entry not in walk.scratch:
+        with outputs_known(student, known_outputs(walk, layer, batch)):
+            return run_layer(student, layer, call, entering)
+    found, linear = walk.scratch.read(entry, walk.source.device), walk.scratch.notes(entry)["linear"]
+    added: Tensor = student.get_submodule(linear)(found["inputs"])
+    return found["rest"].reshape(entering.shape) + added.reshape(entering.shape)
 
 
 def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted], lesson: Mapping[str, float] | None) -> None:

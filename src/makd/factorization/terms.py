@@ -138,10 +138,9 @@ class Terms:
             squared_error=spectrum.squared_error(rank),
         )
 
-    def gram(self, linear: str) -> Tensor | None:
-        """Second moments of a linear's output gradients, float64 (out, out); None where they were not asked for."""
-        entry = f"gram/{linear}"
-        return _unpacked(self.store.read(entry, self.device)["lower"]) if entry in self.store else None
+    def gram(self, linear: str) -> Tensor:
+        """Second moments of a linear's output gradients, float64 (out, out)."""
+        return _unpacked(self.store.read(f"gram/{linear}", self.device)["lower"])
 
     def _is_kept(self, name: str) -> bool:
         return self._most(name) == 0 or f"spectra/{name}" in self.store

@@ -13,6 +13,7 @@ from makd.solvers.factors import Centre, Decomposition, Factors
 from makd.solvers.svd import as_blocks, stack, widened
 from makd.solvers.two_sided import decompose_two_sided
 from makd.solvers.whitened import decompose_whitened
+from makd.weights.finite import is_factor
 
 RIDGE = 0.1
 """Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
@@ -140,9 +141,9 @@ def _solve(
 ) -> Float[Tensor, "out inp"]:
     """W' = (D + λ W)(C + λ I)⁻¹."""
     shifted = second + penalty * torch.eye(len(second), dtype=torch.float64, device=second.device)
-    solved: Tensor
-    solved, failed = torch.linalg.solve_ex(shifted, (cross + penalty * matrix).T)
-    if int(failed) != 0 or not bool(torch.isfinite(solved).all()):
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    solved = torch.cholesky_solve((cross + penalty * matrix).T, factor)
+    if not is_factor(factor, failed) or not bool(torch.isfinite(solved).all()):
         raise NumericsError(
             "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "
             f"(with ridge {ridge:g}). Give more calibration text, or a ridge above 0."
