@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-stream clean
+.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-growth bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -73,8 +73,12 @@ bench-distillation: $(READY) ## a training step's time and memory, beside other 
 	$(BIN)/python benchmarks/distillation.py run decode
 	$(BIN)/python benchmarks/distillation.py table
 
-bench-stream: $(READY) ## stream a teacher of 3.6 B parameters through 5 GiB of address space: hours, and 15 GB in WORK
-	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream)
+bench-stream: $(READY) ## stream layers of a teacher of 3.6 B parameters through 8 GiB of address space: an hour, and 10 GB in WORK
+	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream) --layers $(or $(LAYERS),6)
+
+bench-growth: $(READY) ## how memory and time of a factorization grow with layers, width and text: 15 minutes
+	$(BIN)/python benchmarks/growth.py run
+	$(BIN)/python benchmarks/growth.py table
 
 bench-cache: $(READY) ## training steps from a teacher cache against steps with the teacher: 5 minutes
 	set -e; for run in 'minilm logits' 'minilm feature' 'minilm balanced' 'smollm2 logits'; do \

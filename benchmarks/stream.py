@@ -1,7 +1,8 @@
 """How much memory and time does `makd factorize --stream` take, on a teacher that its address space could not hold?
 
-    python benchmarks/stream.py --work /tmp/stream                    # 3.2 B parameters; 13 GB of disk
-    python benchmarks/stream.py --work /tmp/stream --shape small      # the same in a minute
+    python benchmarks/stream.py --work /tmp/stream                    # 3.6 B parameters; 20 GB of disk, many hours
+    python benchmarks/stream.py --work /tmp/stream --layers 6         # the first layers of it, and what all would take
+    python benchmarks/stream.py --work /tmp/stream --shape small      # the same in some minutes
     python benchmarks/stream.py --cost                                # seconds of a matrix by its shape, extrapolated
 
 Each run adds a JSON line, with date and machine, to benchmarks/results/stream.jsonl; the last line of stdout is it.
@@ -50,7 +51,7 @@ def linears(shape: str) -> dict[tuple[int, int], int]:
     return counts
 
 
-def make_checkpoint(folder: Path, shape: str) -> None:
+def make_checkpoint(folder: Path, shape: str, count: int | None = None) -> None:
     """Random weights with the standard deviation that keeps activations level; a piece in memory at a time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -58,6 +59,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     from makd.weights.files import Source, write_tensors
 
     hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
+    layers = count or layers
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=key_heads, vocab_size=vocabulary, max_position_embeddings=2048, dtype="bfloat16",
@@ -118,6 +120,7 @@ def make_tokenizer(folder: Path, size: int) -> None:
 def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
     """Run the command in a process of its own, and see what it took."""
     teacher, student = work / options.shape, work / f"{options.shape}-{options.solver}"
+    layers = options.layers or SHAPES[options.shape][2]
     stored = sum(path.stat().st_size for path in teacher.glob("*.safetensors"))
     limit = int(options.limit * GIB)
     if stored < limit:
@@ -131,7 +134,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "--recipe.factorize.solver", options.solver, "--recipe.factorize.ranks", options.ranks,
         "--recipe.calibration.rows", str(options.rows), "--recipe.calibration.batch_size", "1",
     ]  # fmt: skip
-    before = len(list((work / f".{student.name}.makd" / "stream" / "matrices").glob("*.safetensors")))
+    before = len(list((work / f".{student.name}.makd" / "stream" / "spectra").glob("*.safetensors")))
     started = time.perf_counter()
     process = subprocess.Popen(
         command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), stdout=subprocess.DEVNULL
@@ -147,10 +150,12 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "calibration": [options.rows, options.tokens], "parameters": metrics["params"]["total"],
         "bytes": metrics["bytes"], "address_space_limit": limit, "peak_rss": usage.ru_maxrss * 1024,
         "largest_linear_bytes": {"bfloat16": 2 * largest, "float64": 8 * largest},
-        "matrices": sum(linears(options.shape).values()), "matrices_before": before,
+        "layers": layers, "of_layers": SHAPES[options.shape][2], "matrices_before": before,
         "seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "stages": {name: round(value, 1) for name, value in metrics["seconds"].items()},
     }  # fmt: skip
+    whole = SHAPES[options.shape][2] / layers
+    row["whole_cpu_hours"] = round(row["cpu_seconds"] * whole / 3600, 2)  # type: ignore[operator]
     shutil.rmtree(student)
     return row
 
@@ -234,12 +239,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder for the checkpoint and the student")
     parser.add_argument("--shape", default="3b", choices=SHAPES)
-    parser.add_argument("--solver", default="svd", choices=("svd", "whitened"))
-    parser.add_argument("--ranks", default="uniform")
+    parser.add_argument("--layers", type=int, help="how many of the shape's layers; all of them if it is not given")
+    parser.add_argument("--solver", default="auto", choices=("auto", "svd", "whitened"))
+    parser.add_argument("--ranks", default="auto")
     parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--rows", type=int, default=16, help="blocks of calibration text")
+    parser.add_argument("--rows", type=int, default=64, help="blocks of calibration text")
     parser.add_argument("--tokens", type=int, default=256, help="of a block")
-    parser.add_argument("--limit", type=float, default=5.0, help="address space of the process, GiB")
+    parser.add_argument("--limit", type=float, default=8.0, help="address space of the process, GiB")
     parser.add_argument("--cost", action="store_true", help="time single matrices instead")
     parser.add_argument("--largest", type=int, default=2048, help="with --cost: the largest side that is timed")
     options = parser.parse_args()
@@ -252,7 +258,7 @@ def main() -> None:
         if not (teacher / "model.safetensors.index.json").is_file():
             teacher.mkdir(parents=True, exist_ok=True)
             make_tokenizer(teacher, SHAPES[options.shape][-1])
-            make_checkpoint(teacher, options.shape)
+            make_checkpoint(teacher, options.shape, options.layers)
         row = factorize(options.work, options)
         shutil.rmtree(teacher)
     import torch
