@@ -243,10 +243,15 @@ class Walk:
                 leaf = self.states(layer.index, index).detach().requires_grad_()
                 with torch.enable_grad():
                     output = run_layer(self.model, layer, calls, leaf.clone())  # it may change what it is given
-                found = []
+                found: list[Tensor] = []
                 for gradient_watcher.probe, gradient in enumerate(gradients):
+                    # to everything that is watched, not just to what leads to the states: DeBERTa's linears read
+                    # relative positions too
                     retain = gradient_watcher.probe + 1 < len(gradients)
-                    found.append(torch.autograd.grad(output, leaf, gradient, retain_graph=retain)[0])
+                    torch.autograd.backward(output, gradient, retain_graph=retain)
+                    assert leaf.grad is not None
+                    found.append(leaf.grad)
+                    leaf.grad = None
                 self.store.write(f"{here}/{index:05}", _numbered(found))
         gradient_watcher.finish()
         if inputs:

@@ -104,7 +104,8 @@ def calibrate(job: Job) -> Calibrated:
     Raises:
         DataError: there are no batches, or they do not reach every linear.
         NumericsError: weights or activations hold NaN or infinity.
-        NotLayerByLayer: the solver fits layer after layer, and the model's layers cannot be run one by one.
+        NotLayerByLayer: the model's layers cannot be run one by one, and the solver fits one after the other, or the
+            model is not in memory.
     """
     started, kind, model = time.perf_counter(), job.kind, job.source.model
     store = choose_store(job.settings.store, _bytes_kept(job), job.folder)
@@ -116,14 +117,22 @@ def calibrate(job: Job) -> Calibrated:
         done += 1
         job.progress("decompose", done, max(done, count))
 
-    walk = _walk(job, store) if kind.needs_text else None
+    walk: Walk | None = None
     with frozen(model):
         if not kind.needs_text:
             found = _without_text(job, terms, on_matrix)
-        elif walk is not None:
-            found = _walked(job, walk, terms, on_matrix)
         else:
-            found = _whole(job, terms, on_matrix)
+            try:
+                walk = Walk(job.source, job.anatomy, job.batches, store)
+                found = _walked(job, walk, terms, on_matrix)
+            except NotLayerByLayer as error:
+                if kind.in_forward_order or not isinstance(job.source, ModelSource):
+                    raise
+                logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
+                walk = None
+                for entry in ("teacher", "done", "spectra", "factors"):  # of a walk that went astray
+                    store.remove(entry)
+                found = _whole(job, terms, on_matrix)
     tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
     return Calibrated(store, terms, tables, walk, time.perf_counter() - started)
 
@@ -152,17 +161,6 @@ def _bytes_kept(job: Job) -> int:
 
 def _width(job: Job) -> int:
     return int(getattr(job.source.model.config.get_text_config(), "hidden_size", 0) or 1024)
-
-
-def _walk(job: Job, store: Store) -> Walk | None:
-    """A walk, or None for a model that has to be run whole."""
-    try:
-        return Walk(job.source, job.anatomy, job.batches, store)
-    except NotLayerByLayer as error:
-        if job.kind.in_forward_order:
-            raise
-        logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
-        return None
 
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
