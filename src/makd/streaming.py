@@ -165,7 +165,7 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
         "budget": plain(budget),
         "head": recipe.head,
         "dtype": recipe.dtype,
-        "factorize": plain(recipe.factorize),
+        **{f"factorize.{name}": value for name, value in plain(recipe.factorize).items()},
         "calibration text": text.hexdigest(),
     }
 

@@ -226,7 +226,8 @@ def test_one_layers_weights_are_real_at_a_time(llama, tmp_path, monkeypatch, sol
     model = tiny("llama", "causal_lm")
     largest = max(sum(p.numel() for p in layer.parameters()) for layer in model.model.layers)
     head = model.lm_head.weight.numel() + model.model.norm.weight.numel()
-    assert 0 < max(sizes) <= max(largest, head)
+    rows = model.get_input_embeddings().weight.numel()
+    assert 0 < max(sizes) <= largest + head + rows < 2 * largest
 
 
 def test_work_of_other_settings_is_not_continued(llama, tmp_path):
@@ -266,7 +267,7 @@ def test_settings_that_cannot_be_streamed_are_refused(changes, hint):
 @pytest.mark.parametrize("name", ["t5", "albert"])
 def test_layers_that_do_not_follow_one_another_are_refused(name, tmp_path):
     tiny(name).save_pretrained(tmp_path / "teacher")
-    with pytest.raises(SettingError, match="two stacks or shared layers"):
+    with pytest.raises(SettingError, match="two stacks or shared layers. Take solver 'svd'"):
         stream(tmp_path / "teacher", tmp_path, "whitened")
 
 

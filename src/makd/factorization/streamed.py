@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
 from makd.capture import examine
@@ -121,7 +122,13 @@ def stream_student(
     progress = on_progress or (lambda what, done, of: None)
     source = FileSource(checkpoint, anatomy, device)
     job = Job(source, anatomy, Outline(), plot, settings, calibration, progress, work)
-    calibrated = calibrate(job)
+    try:
+        calibrated = calibrate(job)
+    except NotLayerByLayer as error:
+        raise SettingError(
+            f"Solver {settings.solver!r} streams a model layer by layer. {error} Take solver 'svd', which looks at its "
+            "weights alone, or a machine that it fits into."
+        ) from error
     planned = plan(job, calibrated)
     student = copy.deepcopy(model)
     if kind.in_forward_order:
