@@ -243,7 +243,7 @@ class PairMoments(InputMoments):
         raise TypeError("Pair moments are of a student's and a teacher's inputs: use update_pairs.")
 
     def update_pairs(self, inputs: Float[Tensor, "rows features"], teacher: Float[Tensor, "rows features"]) -> None:
-        """Add rows of the student's inputs and the teacher's.
+        """Add rows of the student's inputs and the teacher's; all of them or, when it raises, none.
 
         Raises:
             NumericsError: they hold NaN or infinity, or so large values that their products do.
@@ -253,8 +253,9 @@ class PairMoments(InputMoments):
         if len(rows) != len(others):
             raise ValueError(f"{len(rows)} rows of the student cannot belong to {len(others)} of the teacher.")
         cross, _ = _products(others.to(rows.dtype), rows)
+        own = _own_products(rows)
         self.teacher.update(others)
-        self._add(len(rows), *_own_products(rows))
+        self._add(len(rows), *own)
         self._cross += cross
 
     def of_outputs(self, weight: Float[Tensor, "out features"], bias: Float[Tensor, " out"] | None) -> CrossMoments:
