@@ -167,10 +167,8 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
         "budget": plain(budget),
         "head": recipe.head,
         "dtype": recipe.dtype,
-        "factorize": plain(recipe.factorize),
-        "layerwise": None
-        if recipe.layerwise is None
-        else plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
+        **{f"factorize.{name}": value for name, value in plain(recipe.factorize).items()},
+        "layerwise": recipe.layerwise and plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
         "calibration text": text.hexdigest(),
     }
 

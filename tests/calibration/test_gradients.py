@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from makd.anatomy import resolve
-from makd.calibration.gradients import TEXT_PROBES, collect_gradient_moments
+from makd.calibration.gradients import collect_gradient_moments
+from makd.calibration.probes import TEXT_PROBES
 from makd.errors import DataError
 from tests.models import batch, tiny
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from makd.calibration.moments import PRODUCT_ROWS, CrossMoments, InputMoments
+from makd.calibration.moments import PRODUCT_ROWS, SMALLEST_SQUARE, CrossMoments, InputMoments, PairMoments
 from makd.errors import NumericsError
 
 
@@ -157,3 +159,60 @@ def test_pairs_in_pieces_and_merged_give_what_all_at_once_give():
 def test_inputs_without_targets_are_refused():
     with pytest.raises(TypeError, match="update_pairs"):
         CrossMoments(12, 3).update(rows())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    features=st.integers(1, 9),
+    out=st.integers(1, 9),
+    has_bias=st.booleans(),
+    cut=st.integers(0, 40),
+    seed=st.integers(0, 5),
+)
+def test_pairs_of_inputs_say_all_of_the_teachers_outputs(count, features, out, has_bias, cut, seed):
+    student, teacher = rows(count, features, seed=seed), rows(count, features, seed=seed + 100)
+    weight = rows(out, features, seed=seed + 200)
+    bias = rows(1, out, seed=seed + 300)[0] if has_bias else None
+    pairs = PairMoments(features)
+    for part in (slice(None, cut), slice(cut, None)):
+        if len(student[part]):
+            pairs.update_pairs(student[part], teacher[part])
+    outputs = teacher @ weight.T + (0 if bias is None else bias)
+    found, expected = pairs.of_outputs(weight, bias).to_tensors(), crossed((student, outputs)).to_tensors()
+    assert found.keys() == expected.keys()
+    for name in found:
+        scale = max(1.0, float(expected[name].abs().max()))
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10 * scale)
+
+
+def test_merged_pairs_are_those_of_all_rows():
+    student, teacher = rows(), rows(seed=1)
+    merged, other, whole = (PairMoments(12) for _ in range(3))
+    merged.update_pairs(student[:100], teacher[:100])
+    other.update_pairs(student[100:], teacher[100:])
+    merged.merge(other)
+    whole.update_pairs(student, teacher)
+    same(merged, whole)
+    same(merged.of_outputs(rows(5), None), whole.of_outputs(rows(5), None))
+
+
+def test_pairs_that_overflow_are_refused_and_leave_no_trace():
+    pairs = PairMoments(3)
+    with pytest.raises(NumericsError, match="activations"):
+        pairs.update_pairs(torch.full((2, 3), 1e30), torch.full((2, 3), 1e-9))
+    assert pairs.rows == pairs.teacher.rows == 0
+    assert not any(tensor.any() for tensor in pairs.to_tensors().values())
+
+
+def test_pairs_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="5 rows of the student cannot belong to 4 of the teacher"):
+        PairMoments(3).update_pairs(torch.ones(5, 3), torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("features", [SMALLEST_SQUARE - 1, SMALLEST_SQUARE, SMALLEST_SQUARE + 1, 700])
+def test_symmetric_products_are_the_plain_ones_and_exactly_symmetric(features):
+    inputs = torch.randn(50, features, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = seen(inputs).gram
+    torch.testing.assert_close(gram, inputs.T @ inputs / 50)
+    assert torch.dist(gram, gram.T) < 1e-12 * gram.norm()

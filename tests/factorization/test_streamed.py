@@ -8,14 +8,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import makd
+from makd.calibration.store import DiskStore
 from makd.errors import DataError, ModelLoadError, NumericsError, OutputError, SettingError
-from makd.factorization import streamed
+from makd.factorization import student_files
 from makd.factorization.settings import FactorizeConfig
-from makd.factorization.streamed import STREAMABLE, check_streamable, stream_student
+from makd.factorization.streamed import check_streamable, stream_student
 from makd.loading import load_empty_model
+from makd.weights.checkpoint import Checkpoint
 from tests.models import batch, tiny
 
 BUDGET = makd.Budget(keep_linears=0.5)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_disks(monkeypatch):
+    """Runs are stopped here, not machines."""
+    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
 
 
 def settings(solver="svd", ranks="uniform"):
@@ -49,59 +57,64 @@ def llama(tmp_path_factory):
 
 
 CASES = [
-    ("llama", "causal_lm", {}, "svd", "uniform", torch.float32),
-    ("llama", "causal_lm", {"tie_word_embeddings": True}, "whitened", "uniform", torch.bfloat16),
+    ("llama", "causal_lm", {}, "auto", "auto", torch.float32),
+    ("llama", "causal_lm", {"tie_word_embeddings": True}, "auto", "auto", torch.bfloat16),
     ("llama", "causal_lm", {}, "whitened", "global", torch.float32),
+    ("llama", "causal_lm", {}, "regression", "uniform", torch.float32),
     ("gpt2", "causal_lm", {}, "svd", "energy", torch.float32),  # Conv1D, fused q, k and v, tied
-    ("gpt2", "causal_lm", {}, "whitened", "uniform", torch.float32),
+    ("gpt2", "causal_lm", {}, "auto", "auto", torch.float32),
     ("phi3", "base", {}, "whitened", "uniform", torch.float32),  # fused by groups
-    ("gemma3", "base", {}, "whitened", "uniform", torch.float32),  # scaled embeddings, two kinds of layers
-    ("bert", "masked_lm", {}, "whitened", "energy", torch.bfloat16),  # tied head and biases
-    ("deberta_v2", "base", {}, "whitened", "uniform", torch.float32),  # layers give tuples
-    ("modernbert", "base", {}, "whitened", "uniform", torch.float32),
+    ("gemma3", "base", {}, "auto", "auto", torch.float32),  # scaled embeddings, two kinds of layers
+    ("bert", "masked_lm", {}, "fisher", "energy", torch.bfloat16),  # tied head and biases
+    ("bert", "base", {}, "auto", "auto", torch.float32),
+    ("deberta_v2", "base", {}, "auto", "auto", torch.float32),  # layers give tuples
+    ("modernbert", "base", {}, "two_sided", "uniform", torch.float32),
     ("t5", "base", {}, "svd", "uniform", torch.float16),  # some of it stays in float32
     ("albert", "base", {}, "svd", "uniform", torch.float32),
 ]
 
 
 @pytest.mark.parametrize(("name", "head", "changes", "solver", "ranks", "dtype"), CASES)
-def test_the_student_is_that_of_the_path_in_memory(name, head, changes, solver, ranks, dtype, tmp_path):
+def test_the_student_is_that_of_the_path_in_memory_bit_for_bit(name, head, changes, solver, ranks, dtype, tmp_path):
     model = tiny(name, head, **changes)
     model.save_pretrained(tmp_path / "teacher", max_shard_size="20KB")
     assert (tmp_path / "teacher" / "model.safetensors.index.json").is_file()
     teacher = type(model).from_pretrained(tmp_path / "teacher", dtype=dtype)
     calibration = batches_of(model)
-    expected = makd.factorize(
-        teacher,
-        BUDGET,
-        solver=solver,
-        ranks=ranks,
-        calibration=calibration,
-        rank_multiple=4,
-        share_input="never",
-    )
+    expected = makd.factorize(teacher, BUDGET, solver=solver, ranks=ranks, calibration=calibration, rank_multiple=4)
     expected.save_pretrained(tmp_path / "expected")
-    report = stream(tmp_path / "teacher", tmp_path, solver, ranks, dtype, calibration)
-    assert report.ranks == expected.factorization.ranks
-    assert report.dense == expected.factorization.dense
-    assert report.parameters == expected.factorization.parameters
-    assert report.errors == pytest.approx(expected.factorization.errors, rel=1e-6, abs=1e-9)
+    report = stream(tmp_path / "teacher", tmp_path, solver, ranks, dtype, calibration).factorization
+    theirs = expected.factorization
+    for field in ("ranks", "dense", "errors", "fallbacks", "parameters", "shared_inputs"):
+        assert getattr(report, field) == getattr(theirs, field), field
     found, wanted = tensors(tmp_path / "student"), tensors(tmp_path / "expected")
     assert found.keys() == wanted.keys()
-    for key in found:
-        if found[key].is_floating_point():
-            torch.testing.assert_close(found[key], wanted[key], msg=lambda text, key=key: f"{key}: {text}")
+    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
     for file in (path for path in (tmp_path / "expected").iterdir() if path.suffix == ".json"):
-        ours, theirs = (json.loads((tmp_path / folder / file.name).read_text()) for folder in ("student", "expected"))
-        for content in (ours, theirs):  # who rounds otherwise in the last bit is another student
-            content.get("quantization_config", {}).pop("identity", None)
-        assert ours == theirs, file.name
+        assert json.loads((tmp_path / "student" / file.name).read_text()) == json.loads(file.read_text()), file.name
     loaded = type(model).from_pretrained(tmp_path / "student", dtype=dtype)
     assert loaded.config.quantization_config.ranks == report.ranks
 
 
+@pytest.mark.parametrize("solver", ["svd", "two_sided", "two_sided_regression"])
+def test_a_shared_a_is_streamed_too(llama, tmp_path, solver):
+    chosen = FactorizeConfig(solver=solver, rank_multiple=4, share_input="always")
+    empty, files = load_empty_model(str(llama), "auto", torch.float32)
+    teacher, calibration = type(empty).from_pretrained(llama), batches_of(empty)
+    expected = makd.factorize(
+        teacher, BUDGET, solver=solver, calibration=calibration, rank_multiple=4, share_input="always"
+    )
+    expected.save_pretrained(tmp_path / "expected")
+    (tmp_path / "student").mkdir()
+    made = stream_student(empty, files, BUDGET, chosen, tmp_path / "work", tmp_path / "student", {}, calibration)
+    assert any(found.shared for found in made.factorization.shared_inputs)
+    found, wanted = tensors(tmp_path / "student"), tensors(tmp_path / "expected")
+    assert found.keys() == wanted.keys()
+    assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
+
+
 def test_shards_are_those_of_save_pretrained(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("makd.factorization.streamed_student.SHARD_SIZE", "20KB")
+    monkeypatch.setattr("makd.factorization.student_files.SHARD_SIZE", "20KB")
     stream(llama, tmp_path)
     student = type(tiny("llama", "causal_lm")).from_pretrained(tmp_path / "student")
     student.save_pretrained(tmp_path / "again", max_shard_size="20KB")
@@ -113,52 +126,108 @@ def test_shards_are_those_of_save_pretrained(llama, tmp_path, monkeypatch):
     assert indices[0] == indices[1]
 
 
-@pytest.mark.parametrize("solver", STREAMABLE)
-@pytest.mark.parametrize("done", [1, 5, 13])
-def test_a_run_that_was_stopped_goes_on_at_the_next_matrix(llama, tmp_path, monkeypatch, solver, done):
-    function = f"decompose_{solver}"
-    decompose = getattr(streamed, function)
-    calls = []
+STEPS = {
+    "enter": "teacher/0000/00001",
+    "up": "teacher/0002/00001",
+    "turn": "gradients/0002/00001",
+    "down": "gradients/0001/00001",
+    "decompose": "spectra/model.layers.1.self_attn.o_proj",
+    "gram": "gram/model.layers.0.mlp.up_proj",
+    "targets": "targets/00001",
+    "fit": "learned/0001",
+    "states": "student/0001/00001",
+    "told": "fitted/0000",
+    "mark": "done/student/0001",
+}
+"""Entry of the store, by the step that writes it."""
 
-    def counted(*arguments, **named):
-        if len(calls) == done and stop:
+
+def stop_at(monkeypatch, entry, times=1):
+    """Let the store raise KeyboardInterrupt in the place of writing `entry`, and list what it writes before that."""
+    write, written = DiskStore.write, []
+
+    def stopping(self, name, *arguments):
+        nonlocal times
+        if name == entry and times:
+            times -= 1
             raise KeyboardInterrupt
-        calls.append(arguments)
-        return decompose(*arguments, **named)
+        written.append(name)
+        write(self, name, *arguments)
 
-    monkeypatch.setattr(streamed, function, counted)
-    stop = False
+    monkeypatch.setattr(DiskStore, "write", stopping)
+    return written
+
+
+@pytest.fixture(scope="module")
+def whole(llama, tmp_path_factory):
+    """The bytes of the default solver's student, made in one go, and what is written to the store on the way."""
+    folder, written = tmp_path_factory.mktemp("whole"), []
+    with pytest.MonkeyPatch.context() as patch:
+        written = stop_at(patch, "")
+        stream(llama, folder, "auto", "auto")
+    return (folder / "student" / "model.safetensors").read_bytes(), written
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_run_that_was_stopped_gives_the_same_bytes_and_does_no_layer_again(llama, whole, tmp_path, monkeypatch, step):
+    expected, of = whole
+    assert STEPS[step] in of, "a step that there is"
+    written = stop_at(monkeypatch, STEPS[step])
+    with pytest.raises(KeyboardInterrupt):
+        stream(llama, tmp_path, "auto", "auto")
+    before = list(written)
+    written.clear()
+    stream(llama, tmp_path, "auto", "auto")
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() == expected
+    marked = {name.removeprefix("done/") for name in before if name.startswith("done/")}
+    again = {name.rpartition("/")[0] for name in written}
+    assert not marked & (again - {"teacher/0000"}), "states of a step that was done are made again"
+
+
+def test_a_run_that_is_stopped_while_shards_are_written_only_writes_them(llama, whole, tmp_path, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(student_files, "write_tensors", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            stream(llama, tmp_path, "auto", "auto")
+    written = stop_at(monkeypatch, "")
+    stream(llama, tmp_path, "auto", "auto")
+    assert {name.partition("/")[0] for name in written} <= {"teacher", "done"}
+    assert all(name.startswith(("teacher/0000", "done/teacher/0000")) for name in written)
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() == whole[0]
+
+
+@pytest.mark.parametrize("solver", ["svd", "fisher", "whitened", "two_sided", "regression"])
+def test_runs_of_every_solver_go_on_where_they_were(llama, tmp_path, monkeypatch, solver):
     stream(llama, tmp_path / "whole", solver)
-    of = len(calls)
-    calls.clear()
-    stop = True
+    last = "spectra/model.layers.0.mlp.gate_proj" if solver in ("fisher", "two_sided") else "learned/0001"
+    last = "factors/model.layers.1.mlp.gate_proj" if solver in ("svd", "whitened") else last
+    stop_at(monkeypatch, last)
     with pytest.raises(KeyboardInterrupt):
         stream(llama, tmp_path / "cut", solver)
-    stop = False
     stream(llama, tmp_path / "cut", solver)
-    assert len(calls) == of
     one, two = ((tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert one == two
 
 
-def test_layers_that_were_calibrated_are_not_run_again(llama, tmp_path, monkeypatch):
-    runs = []
-    run = streamed.LayerByLayer.run
+@pytest.mark.parametrize("solver", ["svd", "whitened", "auto"])
+def test_one_layers_weights_are_real_at_a_time(llama, tmp_path, monkeypatch, solver):
+    read, sizes = Checkpoint.read, []
 
-    def stop_at_the_second(self, layer, linears):
-        if len(runs) == 1:
-            runs.append("stopped")
-            raise KeyboardInterrupt
-        runs.append(layer.index)
-        run(self, layer, linears)
+    def counted(self, name):
+        real = {id(p): p.numel() for p in self.model.parameters() if not p.is_meta}
+        sizes.append(sum(real.values()))
+        return read(self, name)
 
-    monkeypatch.setattr(streamed.LayerByLayer, "run", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        stream(llama, tmp_path, "whitened")
-    stream(llama, tmp_path, "whitened")
-    assert runs == [0, "stopped", 1]
-    assert not list((tmp_path / "work" / "states").iterdir())
-    assert not list((tmp_path / "work" / "statistics").iterdir())
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    stream(llama, tmp_path, solver)
+    model = tiny("llama", "causal_lm")
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in model.model.layers)
+    head = model.lm_head.weight.numel() + model.model.norm.weight.numel()
+    rows = model.get_input_embeddings().weight.numel()
+    assert 0 < max(sizes) <= largest + head + rows < 2 * largest
 
 
 def test_work_of_other_settings_is_not_continued(llama, tmp_path):
@@ -182,15 +251,23 @@ def test_work_of_something_else_is_not_touched(llama, tmp_path):
     assert (tmp_path / "work" / "thesis.txt").read_text() == "precious"
 
 
-def test_a_solver_that_cannot_stream_is_refused_with_those_that_can():
-    with pytest.raises(SettingError, match="These can: svd, whitened"):
-        check_streamable(FactorizeConfig(solver="two_sided"))
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"vocabulary": "factored"}, "Factored vocabularies and dropped layers cannot be streamed"),
+        ({"depth": 1}, "depth 1"),
+        ({"store": "memory"}, "leave factorize.store at auto"),
+    ],
+)
+def test_settings_that_cannot_be_streamed_are_refused(changes, hint):
+    with pytest.raises(SettingError, match=hint):
+        check_streamable(FactorizeConfig(**changes))
 
 
 @pytest.mark.parametrize("name", ["t5", "albert"])
 def test_layers_that_do_not_follow_one_another_are_refused(name, tmp_path):
     tiny(name).save_pretrained(tmp_path / "teacher")
-    with pytest.raises(SettingError, match="Solver 'svd' can stream it"):
+    with pytest.raises(SettingError, match=r"two stacks or shared layers\. Take solver 'svd'"):
         stream(tmp_path / "teacher", tmp_path, "whitened")
 
 
@@ -212,7 +289,7 @@ def test_a_damaged_weight_is_named_before_any_work(llama, tmp_path):
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericsError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
         stream(tmp_path / "broken", tmp_path)
-    assert not list((tmp_path / "work" / "matrices").iterdir())
+    assert not (tmp_path / "work" / "spectra").exists()
 
 
 def test_a_base_models_file_is_read_under_a_head_of_the_same_names(tmp_path):

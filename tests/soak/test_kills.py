@@ -89,11 +89,7 @@ JOBS = {
         resumes=True,
     ),
     "cache": Job("cache --recipe.device cpu --cache.batch_size 2 " + TEXT),
-    "stream": Job(
-        "factorize --stream --budget.keep_linears 0.5 --recipe.factorize.solver whitened --recipe.device cpu "
-        + TEXT
-        + QUICK
-    ),
+    "stream": Job("factorize --stream --budget.keep_linears 0.5 --recipe.device cpu " + TEXT + QUICK),
     "compare": Job("compare {inputs}/experiment.yaml --output {output}"),
 }
 

@@ -44,6 +44,8 @@ class Frame:
         self.first, self.last = anatomy.layers[0], anatomy.layers[-1]
         self._plain: tuple[tuple[Any, ...] | None] | None = None
         """What layers hand on besides hidden states, once it is known to be no tensors."""
+        self._compared = False
+        """Whether it was looked at that what layers are called with does not follow from what others make."""
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
@@ -56,8 +58,22 @@ class Frame:
         """What the layers are called with for a batch, and the hidden states that enter the first.
 
         Raises:
-            NotLayerByLayer: something besides layers works on the hidden states between two of them.
+            NotLayerByLayer: something besides layers works on the hidden states between two of them, or looks at them.
         """
+        calls = self._enter(batch, torch.clone)
+        if not self._compared:
+            other = self._enter(batch, torch.neg)
+            for layer in self.anatomy.layers:
+                if not _equal(calls.arguments[layer.index], other.arguments[layer.index]):
+                    raise NotLayerByLayer(
+                        f"What {layer.module} is called with follows from the hidden states that enter it, so layers "
+                        "cannot be run one by one."
+                    )
+            self._compared = True
+        return calls
+
+    def _enter(self, batch: Mapping[str, Tensor], made: Callable[[Tensor], Tensor]) -> Calls:
+        """What layers are called with where each makes `made` of the hidden states that it is given."""
         arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         given: list[Tensor] = []
         handed: list[Any] = []
@@ -73,7 +89,7 @@ class Frame:
                 handed.append(self._handed_on(hidden, rest, named))
             if layer is self.last:
                 raise _Enough
-            given[:] = [hidden.clone()]
+            given[:] = [made(hidden)]
             return _in_form_of(handed[0], given[0])
 
         inputs, entered = self._inputs(batch), list[Tensor]()
@@ -145,6 +161,17 @@ class Frame:
                 module.forward = forward_of(layer)
                 stack.callback(delattr, module, "forward")
             yield
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether all tensors in two arguments are the same numbers."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
 def _in_form_of(handed: tuple[Any, ...] | None, hidden: Tensor) -> Any:

@@ -243,7 +243,7 @@ class PairMoments(InputMoments):
         raise TypeError("Pair moments are of a student's and a teacher's inputs: use update_pairs.")
 
     def update_pairs(self, inputs: Float[Tensor, "rows features"], teacher: Float[Tensor, "rows features"]) -> None:
-        """Add rows of the student's inputs and the teacher's.
+        """Add rows of the student's inputs and the teacher's; all of them or, when it raises, none.
 
         Raises:
             NumericsError: they hold NaN or infinity, or so large values that their products do.

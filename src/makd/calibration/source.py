@@ -5,7 +5,7 @@ What walks asks for the weights that it is about to use, and has them inside a `
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from makd.anatomy import Anatomy, Layer
 from makd.weights.checkpoint import Checkpoint
 
 
+@runtime_checkable
 class LayerSource(Protocol):
     """A model, and its weights when they are asked for."""
 

@@ -29,7 +29,8 @@ from makd.calibration.replay import Calls, NotLayerByLayer, run_layer
 from makd.calibration.source import LayerSource
 from makd.calibration.statistics import InputWatcher, check_reached
 from makd.calibration.store import Store, choose_store
-from makd.errors import DataError
+from makd.errors import DataError, NumericsError
+from makd.weights.finite import is_finite
 
 Batches = Sequence[Mapping[str, Tensor]]
 SCRATCH_WIDTHS = 10
@@ -72,6 +73,7 @@ class Walk:
 
         Raises:
             DataError: there are no batches, or one is all padding.
+            NumericsError: hidden states of real tokens hold NaN or infinity.
             NotLayerByLayer: the model has two stacks or shared layers, or works on states between layers.
         """
         if not batches:
@@ -87,6 +89,7 @@ class Walk:
         with self.frame.at_hand():
             for index, batch in enumerate(batches):
                 calls = self.frame.enter(batch)
+                _check(calls, calls.entering, f"enter {anatomy.layers[0].module}")
                 self._keep("teacher/0000", index, calls.entering)
                 self.calls.append(Calls(calls.real, calls.arguments, torch.empty(0), calls.handed))
         store.mark("teacher/0000")
@@ -107,6 +110,9 @@ class Walk:
             progress: called with (what, done, of).
             keep: whether the states of a layer are wanted after the next has them.
             watch: whether moments of what linears read are handed out, layer by layer; else nothing is.
+
+        Raises:
+            NumericsError: hidden states of real tokens hold NaN or infinity.
         """
         for layer in self.anatomy.layers:
             here, there = f"teacher/{layer.index:04}", f"teacher/{layer.index + 1:04}"
@@ -118,7 +124,9 @@ class Walk:
                         hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
                     for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
                         watcher.start(batch)
-                        self._keep(there, index, run_layer(self.model, layer, calls, self.states(layer.index, index)))
+                        hidden = run_layer(self.model, layer, calls, self.states(layer.index, index))
+                        _check(calls, hidden, f"leave {layer.module}")
+                        self._keep(there, index, hidden)
                     if watch:
                         check_reached(self.linears(layer), moments)
                         yield LayerMoments(self.linears(layer), moments)
@@ -254,10 +262,15 @@ class Walk:
                 leaf = self.states(layer.index, index).detach().requires_grad_()
                 with torch.enable_grad():
                     output = run_layer(self.model, layer, calls, leaf.clone())  # it may change what it is given
-                found = []
+                found: list[Tensor] = []
                 for gradient_watcher.probe, gradient in enumerate(gradients):
+                    # to everything that is watched, not just to what leads to the states: DeBERTa's linears read
+                    # relative positions too
                     retain = gradient_watcher.probe + 1 < len(gradients)
-                    found.append(torch.autograd.grad(output, leaf, gradient, retain_graph=retain)[0])
+                    torch.autograd.backward(output, gradient, retain_graph=retain)
+                    assert leaf.grad is not None
+                    found.append(leaf.grad)
+                    leaf.grad = None
                 self.store.write(f"{here}/{index:05}", _numbered(found))
         gradient_watcher.finish()
         if inputs:
@@ -287,6 +300,14 @@ def _evenly(batches: Batches, tokens: int | None) -> tuple[int, ...]:
     share = 1.0 if tokens is None else min(1.0, tokens / total)
     wanted = max(1, math.ceil(len(batches) * share))
     return tuple(index * len(batches) // wanted for index in range(wanted))
+
+
+def _check(calls: Calls, hidden: Tensor, where: str) -> None:
+    if not is_finite(hidden[calls.real.to(hidden.device)]):
+        raise NumericsError(
+            f"The hidden states that {where} hold NaN or infinity during calibration. The teacher's weights or the "
+            "data make it overflow: use bfloat16 or float32 instead of float16, and check the teacher's outputs."
+        )
 
 
 def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:

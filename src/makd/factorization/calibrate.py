@@ -111,7 +111,8 @@ def calibrate(job: Job) -> Calibrated:
     Raises:
         DataError: there are no batches, or they do not reach every linear.
         NumericsError: weights or activations hold NaN or infinity.
-        NotLayerByLayer: the solver fits layer after layer, and the model's layers cannot be run one by one.
+        NotLayerByLayer: the model's layers cannot be run one by one, and the solver fits one after the other, or the
+            model is not in memory.
     """
     started, kind, model = time.perf_counter(), job.kind, job.source.model
     store = choose_store(job.settings.store, _bytes_kept(job), job.folder)
@@ -123,14 +124,22 @@ def calibrate(job: Job) -> Calibrated:
         done += 1
         job.progress("decompose", done, max(done, count))
 
-    walk = _walk(job, store) if kind.needs_text or job.teach is not None else None
+    walk: Walk | None = None
     with frozen(model):
         if not kind.needs_text:
             found = _without_text(job, terms, on_matrix)
-        if walk is not None:
-            found = _walked(job, walk, terms, on_matrix)
-        elif kind.needs_text:
-            found = _whole(job, terms, on_matrix)
+        if kind.needs_text or job.teach is not None:
+            try:
+                walk = Walk(job.source, job.anatomy, job.batches, store, _backward_tokens(job))
+                found = _walked(job, walk, terms, on_matrix)
+            except NotLayerByLayer as error:
+                if kind.in_forward_order or job.teach is not None or not isinstance(job.source, ModelSource):
+                    raise
+                logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
+                walk = None
+                for entry in ("teacher", "done", "spectra", "factors"):  # of a walk that went astray
+                    store.remove(entry)
+                found = _whole(job, terms, on_matrix)
     tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
     return Calibrated(store, terms, tables, walk, time.perf_counter() - started)
 
@@ -162,17 +171,6 @@ def _backward_tokens(job: Job) -> int | None:
     if predictions is None or predictions.each != "token":
         return None  # a text has one direction a probe, whatever its length: none is to be missed
     return ROWS_PER_FEATURE * max(size.out_features for size in job.sizes if size.name not in job.plot.parts.tables)
-
-
-def _walk(job: Job, store: Store) -> Walk | None:
-    """A walk, or None for a model that has to be run whole."""
-    try:
-        return Walk(job.source, job.anatomy, job.batches, store, _backward_tokens(job))
-    except NotLayerByLayer as error:
-        if job.kind.in_forward_order or job.teach is not None or not isinstance(job.source, ModelSource):
-            raise
-        logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
-        return None
 
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:

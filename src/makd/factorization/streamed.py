@@ -128,7 +128,8 @@ def stream_student(
         calibrated = calibrate(job)
     except NotLayerByLayer as error:
         raise SettingError(
-            f"This model cannot be streamed with text. {error} Solver 'svd' can, and needs none."
+            f"Solver {settings.solver!r} streams a model layer by layer. {error} Take solver 'svd', which looks at its "
+            "weights alone, or a machine that it fits into."
         ) from error
     planned = plan(job, calibrated)
     student = copy.deepcopy(model)

@@ -120,8 +120,9 @@ def _plan(question: Question, items: Sequence[LinearSize], kept: Kept) -> RankPl
         return _allocated(question, items, spectra)
     dense = {item.name for item in items if question.most.get(item.name) == 0}
     taken = sum(item.parameters(None) for item in items if item.name in dense)
+    others = [item for item in items if item.name not in dense]
     rest = replace(question, allowance=question.allowance - taken)
-    found = _allocated(rest, [item for item in items if item.name not in dense], {}).ranks
+    found = _allocated(rest, others, {}).ranks if others else {}
     ranks = {item.name: found.get(item.name) for item in items}
     ranks |= {name: min(rank, question.most.get(name, rank)) for name, rank in found.items() if rank is not None}
     return RankPlan(ranks, sum(item.parameters(ranks[item.name]) for item in items))

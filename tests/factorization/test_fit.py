@@ -7,10 +7,15 @@ import torch
 
 import makd
 from makd.anatomy import resolve
-from makd.factorization.layerwise import (
+from makd.calibration.source import ModelSource
+from makd.calibration.store import MemoryStore
+from makd.calibration.walk import Walk
+from makd.factorization.assemble import begin_
+from makd.factorization.fit import (
     GROUPS,
     HELD_OUT_EVERY,
     TEXT_DEPTH_GAIN,
+    FitSettings,
     depth_sensitivities,
     fit_layers_,
     fit_linear,
@@ -33,6 +38,16 @@ SUMS = {
 
 def make_batches(model, count=4):
     return [batch(model, padded=True, seed=seed) for seed in range(count)]
+
+
+def fit_student(teacher, ranks, batches, fit=None):
+    """A copy of `teacher` with factors of these ranks."""
+    student = copy.deepcopy(teacher)
+    walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore())
+    assert not list(walk.up(lambda what, done, of: None))
+    begin_(walk, None)
+    fit_layers_(walk, ModelSource(student), FitSettings(ranks, fit=fit))
+    return student
 
 
 def regress(inputs, outputs, weight, bias, rank):
@@ -93,8 +108,7 @@ def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, 
     teacher = tiny(name).double()
     batches = make_batches(teacher, HELD_OUT_EVERY - 1)  # none is held out, so the ridge is the fixed one
     ranks = dict.fromkeys(resolve(teacher).linears, 8)
-    student = copy.deepcopy(teacher)
-    fit_layers_(student, teacher, resolve(teacher), ranks, batches, {})
+    student = fit_student(teacher, ranks, batches)
     slow = fit_slowly(teacher, batches, ranks, SUMS[name])
     for linear in ranks:
         mine, theirs = student.get_submodule(linear), slow.get_submodule(linear)
@@ -108,8 +122,7 @@ def test_full_rank_gives_the_teachers_outputs(name):
     teacher = tiny(name).double()
     anatomy, batches = resolve(teacher), make_batches(teacher)
     ranks = {linear: min(teacher.get_submodule(linear).weight.shape) for linear in anatomy.linears}
-    student = copy.deepcopy(teacher)
-    fit_layers_(student, teacher, anatomy, ranks, batches, {})
+    student = fit_student(teacher, ranks, batches)
     unseen = batch(teacher, seed=99)
     with torch.no_grad():
         real = unseen["attention_mask"].bool()
@@ -128,9 +141,8 @@ def test_what_is_not_fitted_stays_as_it_is():
 
 def test_a_linear_without_a_rank_stays_dense():
     teacher = tiny("bert")
-    anatomy, student = resolve(teacher), copy.deepcopy(teacher)
-    dense, *others = anatomy.linears
-    fit_layers_(student, teacher, anatomy, {dense: None, **dict.fromkeys(others, 8)}, make_batches(teacher), {})
+    dense, *others = resolve(teacher).linears
+    student = fit_student(teacher, {dense: None, **dict.fromkeys(others, 8)}, make_batches(teacher))
     assert torch.equal(student.get_submodule(dense).weight, teacher.get_submodule(dense).weight)
     assert all(isinstance(student.get_submodule(name), LowRankLinear) for name in others)
 
@@ -175,7 +187,7 @@ def test_what_stands_in_the_padding_changes_nothing():
 @pytest.mark.parametrize("name", ["t5", "bart", "albert"])
 def test_two_stacks_and_shared_layers_are_refused_with_the_solver_to_take(name):
     teacher = tiny(name)
-    with pytest.raises(makd.MakdError, match="Take the solver 'whitened'"):
+    with pytest.raises(makd.MakdError, match="Take solver 'two_sided', or 'whitened'"):
         makd.factorize(teacher, BUDGET, solver="regression", calibration=[batch(teacher)])
 
 
@@ -189,14 +201,13 @@ def test_later_layers_count_for_more_when_ranks_are_shared_out():
 
 def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen():
     teacher = tiny("bert")
-    anatomy, batches = resolve(teacher), make_batches(teacher, HELD_OUT_EVERY)
-    seen = []
+    batches, seen = make_batches(teacher, HELD_OUT_EVERY), []
 
     def fit(linear, moments, held_out, rank, gradient_gram):
         seen.append((moments.rows, held_out.rows))
         return fit_linear(linear, moments, held_out, rank, gradient_gram)
 
-    fit_layers_(copy.deepcopy(teacher), teacher, anatomy, dict.fromkeys(anatomy.linears, 8), batches, {}, fit=fit)
+    fit_student(teacher, dict.fromkeys(resolve(teacher).linears, 8), batches, fit)
     rows = [int(inputs["attention_mask"].sum()) for inputs in batches]
     assert set(seen) == {(sum(rows[:-1]), rows[-1])}
 

@@ -1,0 +1,68 @@
+"""Ranks that are known before anything is decomposed bound those that are chosen afterwards."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from makd.ranks.allocation import LinearSize, smallest_parameters
+from makd.ranks.planning import Question, most_ranks, plan_ranks
+from makd.ranks.sharing import InputGroup, with_groups
+from makd.solvers.factors import Spectrum
+
+GROUPS = (InputGroup(("q", "k", "v")), InputGroup(("gate", "up")))
+SHAPES = {"q": (24, 24), "k": (8, 24), "v": (8, 24), "o": (24, 24), "gate": (40, 24), "up": (40, 24), "down": (24, 40)}
+
+
+def question(keep, multiple, share_input, has_bias, rule="uniform", most=None):
+    sizes = [LinearSize(name, *shape, has_bias) for name, shape in SHAPES.items()]
+    smallest = max(smallest_parameters(sizes), smallest_parameters(with_groups(sizes, GROUPS)))
+    allowance = max(int(keep * sum(size.parameters(None) for size in sizes)), smallest)
+    return Question(sizes, allowance, rule, multiple, {}, share_input, {}, most)
+
+
+def kept(seed):
+    """Spectra of anything that is asked for."""
+
+    def spectra(names):
+        found = {}
+        for name in names:
+            generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
+            values = torch.rand(24, generator=generator, dtype=torch.float64).sort(descending=True).values
+            found[name] = Spectrum(values * (2 if "+" in name else 1))
+        return found
+
+    return spectra
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    keep=st.floats(0.1, 1.0),
+    multiple=st.sampled_from([1, 2, 8]),
+    share_input=st.sampled_from(["auto", "always"]),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 20),
+)
+def test_no_rank_is_above_what_was_known_and_the_plan_is_the_same(keep, multiple, share_input, has_bias, seed):
+    most = most_ranks(question(keep, multiple, share_input, has_bias), GROUPS)
+    assert most is not None
+    free = plan_ranks(question(keep, multiple, share_input, has_bias), GROUPS, kept(seed))
+    bound = question(keep, multiple, share_input, has_bias, most=most)
+    found = plan_ranks(bound, GROUPS, kept(seed))
+    for name, rank in found.items.ranks.items():
+        assert rank is None or rank <= most[name]
+    assert found.items.parameters <= bound.allowance
+    assert found.items.parameters == free.items.parameters
+    assert found.plan.ranks == free.plan.ranks
+
+
+def test_rules_that_go_by_spectra_know_nothing_before():
+    for rule in ("energy", "global"):
+        assert most_ranks(question(0.5, 1, "auto", False, rule), GROUPS) is None
+
+
+def test_a_budget_of_everything_leaves_all_dense():
+    most = most_ranks(question(1.0, 1, "never", False), ())
+    assert set(most.values()) == {0}
+    planned = plan_ranks(question(1.0, 1, "never", False, most=most), (), kept(0))
+    assert set(planned.items.ranks.values()) == {None}
+    assert planned.items.parameters == sum(out * inp for out, inp in SHAPES.values())
