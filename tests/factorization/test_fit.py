@@ -1,25 +1,26 @@
 """Regression in forward order: each group of linears is fitted to what the student, up to there, feeds it."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 import makd
-from makd.anatomy import resolve
+from makd.anatomy import linear_shape, resolve
 from makd.calibration.source import ModelSource
 from makd.calibration.store import MemoryStore
 from makd.calibration.walk import Walk
-from makd.factorization.assemble import begin_
 from makd.factorization.fit import (
     GROUPS,
     HELD_OUT_EVERY,
     TEXT_DEPTH_GAIN,
     FitSettings,
     depth_sensitivities,
-    fit_layers_,
+    fit_layer_,
     fit_linear,
 )
+from makd.factorization.layers import begin_, make_layers_
 from makd.solvers import svd, whitened
 from makd.solvers.regression import RIDGE
 from makd.student.linear import LowRankLinear
@@ -40,14 +41,20 @@ def make_batches(model, count=4):
     return [batch(model, padded=True, seed=seed) for seed in range(count)]
 
 
-def fit_student(teacher, ranks, batches, fit=None):
+def fit_student(teacher, ranks, batches, fit=None, gram=None):
     """A copy of `teacher` with factors of these ranks."""
     student = copy.deepcopy(teacher)
     walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore())
     assert not list(walk.up(lambda what, done, of: None))
     begin_(walk, None)
-    fit_layers_(walk, ModelSource(student), FitSettings(ranks, fit=fit))
+    settings = FitSettings(ranks, gram=gram, fit=fit)
+    make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student
+
+
+def alike(teacher):
+    """Weights of errors that weigh all of them alike."""
+    return lambda name: torch.eye(linear_shape(teacher.get_submodule(name))[0], dtype=torch.float64)
 
 
 def regress(inputs, outputs, weight, bias, rank):
@@ -101,14 +108,15 @@ def fit_slowly(teacher, batches, ranks, sums):
 
 
 @pytest.mark.parametrize("name", SUMS)
-def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, monkeypatch):
+@pytest.mark.parametrize("weighed", [False, True], ids=["outputs", "weighed alike, so that targets follow from inputs"])
+def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, weighed, monkeypatch):
     # inputs behind a LayerNorm sum to zero: what the solver then adds to their moments would hide the comparison
     monkeypatch.setattr(whitened, "RIDGE", 1e-13)
     monkeypatch.setattr(svd, "WORTHWHILE", 0.0)  # whole decompositions, not just to a hundredth of the error
     teacher = tiny(name).double()
     batches = make_batches(teacher, HELD_OUT_EVERY - 1)  # none is held out, so the ridge is the fixed one
     ranks = dict.fromkeys(resolve(teacher).linears, 8)
-    student = fit_student(teacher, ranks, batches)
+    student = fit_student(teacher, ranks, batches, gram=alike(teacher) if weighed else None)
     slow = fit_slowly(teacher, batches, ranks, SUMS[name])
     for linear in ranks:
         mine, theirs = student.get_submodule(linear), slow.get_submodule(linear)

@@ -58,8 +58,8 @@ class Walk:
         anatomy: Anatomy,
         batches: Batches,
         store: Store,
-        backward_tokens: int | None = None,
         seed: int = 0,
+        backward_tokens: int | None = None,
     ) -> None:
         """Note what layers are called with, and keep the hidden states that enter the first.
 
@@ -68,8 +68,8 @@ class Walk:
             anatomy: of the model.
             batches: model inputs; labels are not looked at.
             store: keeps hidden states and gradients.
-            backward_tokens: how many tokens go down again, in batches taken evenly from all; None is all.
             seed: of the probes whose gradients go down.
+            backward_tokens: how many tokens go down again, in batches taken evenly from all; None is all.
 
         Raises:
             DataError: there are no batches, or one is all padding.

@@ -130,7 +130,7 @@ def calibrate(job: Job) -> Calibrated:
             found = _without_text(job, terms, on_matrix)
         if kind.needs_text or job.teach is not None:
             try:
-                walk = Walk(job.source, job.anatomy, job.batches, store, _backward_tokens(job))
+                walk = Walk(job.source, job.anatomy, job.batches, store, backward_tokens=_backward_tokens(job))
                 found = _walked(job, walk, terms, on_matrix)
             except NotLayerByLayer as error:
                 if kind.in_forward_order or job.teach is not None or not isinstance(job.source, ModelSource):
