@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from makd.factorization.outcome import FactorizeReport
     from makd.factorization.settings import FactorizeConfig
     from makd.finetuning import finetune
+    from makd.forecasting import RunForecast, forecast
     from makd.pipeline import Report, compress, evaluate
     from makd.ranks.budget import Budget
     from makd.speed import BenchReport, bench
@@ -60,6 +61,7 @@ _HOME = {
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "RunForecast": "makd.forecasting",
     "SearchConfig": "makd.comparison",
     "Stage": "makd.config",
     "TaskConfig": "makd.tasks",
@@ -78,6 +80,7 @@ _HOME = {
     "finetune": "makd.finetuning",
     "fingerprint": "makd.evaluation",
     "fold": "makd.student.folding",
+    "forecast": "makd.forecasting",
     "inspect": "makd.capture",
     "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
@@ -107,6 +110,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Role",
+    "RunForecast",
     "SearchConfig",
     "Stage",
     "TaskConfig",
@@ -125,6 +129,7 @@ __all__ = [
     "finetune",
     "fingerprint",
     "fold",
+    "forecast",
     "inspect",
     "load_task",
     "perplexity",

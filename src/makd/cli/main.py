@@ -233,7 +233,7 @@ COMMANDS = {
 }
 
 _SWITCHES = {
-    "dry_run": "print the cells, and which are done; run nothing",
+    "dry_run": "print what would be done, and about how long it takes; do nothing",
     "compile": "time torch.compiled forwards too",
     "fold": "save the student with those linears dense where factored is slower, to --output",
     "overwrite": "replace the output that makd wrote there before, when all is done",
