@@ -53,12 +53,12 @@ def find_available(device: torch.device, folder: Path, held: int = 0) -> Availab
 
 def _memory(held: int) -> Room:
     rooms = [*_machine(), *_control_groups(), *_address_space(held)]
-    sizes = {room.whose: room.size for room in rooms if room.size is not None}
+    sizes = [(room.size, room.whose) for room in rooms if room.size is not None]
     if not sizes:
         return Room("this machine", None)
-    whose = min(sizes, key=lambda name: sizes[name])
+    size, whose = min(sizes)
     frees = [room.free + held for room in rooms if room.free is not None]
-    return Room(whose, sizes[whose], min(sizes[whose], *frees))
+    return Room(whose, size, min([size, *frees]) if frees else None)
 
 
 def _machine() -> Iterator[Room]:
