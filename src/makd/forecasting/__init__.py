@@ -4,9 +4,9 @@ config of the teacher, text, settings -> shapes -> counted operations and bytes 
 """
 
 from makd.forecasting.fit import check_fits
-from makd.forecasting.run import RunForecast, check_run, check_stream, check_weights, forecast
+from makd.forecasting.outcome import RunForecast, forecast_table
+from makd.forecasting.run import check_run, check_stream, check_weights, forecast
 from makd.forecasting.student import Forecast, forecast_factorization
-from makd.forecasting.table import forecast_table
 
 __all__ = [
     "Forecast",

@@ -5,9 +5,8 @@ The teacher's weights are not loaded: its architecture is built empty. Nothing i
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from makd.forecasting.fit import check_fits, check_memory
 from makd.forecasting.machine import measure_speed
 from makd.forecasting.memory import Memory
 from makd.forecasting.operations import TextShape
+from makd.forecasting.outcome import Command, RunForecast
 from makd.forecasting.shapes import shape_of
 from makd.forecasting.student import Forecast, forecast_factorization
 from makd.forecasting.training import TrainingForecast, forecast_training
@@ -38,35 +38,7 @@ from makd.storage import find_save_dtype, stored_folder
 from makd.weights.files import read_header
 from makd.weights.shards import weight_files
 
-Command = Literal["compress", "factorize"]
 Batches = Iterable[Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class RunForecast:
-    """What a run will make, and take. Printed by rich, it is a table."""
-
-    teacher: str
-    command: Command
-    anatomy: Anatomy
-    """Of the teacher."""
-    student: Forecast
-    """How the student is made."""
-    training: TrainingForecast | None
-    """None for a run without any."""
-    available: Available
-    """What this machine has."""
-    seconds: Mapping[str, float]
-    """Stage -> about how long it takes on this machine: `factorize`, and with training `distill`. Measuring the student
-    comes besides."""
-
-    def check(self) -> None:
-        """Refuse what cannot be done here.
-
-        Raises:
-            RoomError: more memory or disk is needed than there is.
-        """
-        check_fits(self.student, self.available, [] if self.training is None else [self.training.memory])
 
 
 @takes

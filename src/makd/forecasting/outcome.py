@@ -1,16 +1,59 @@
-"""Before the flow: a forecast as the table that a person reads."""
+"""Before the flow: what was forecast of a run, and the table that a person reads."""
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
 from rich.text import Text
 
 from makd.anatomy import Anatomy
-from makd.factorization.room import Room
-from makd.forecasting.fit import gigabytes, parts_of
-from makd.forecasting.run import RunForecast
+from makd.factorization.room import Available, Room
+from makd.forecasting.fit import check_fits, gigabytes, parts_of
 from makd.forecasting.student import Forecast
+from makd.forecasting.training import TrainingForecast
+
+Command = Literal["compress", "factorize"]
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    """What a run will make, and take. Printed by rich, it is a table."""
+
+    teacher: str
+    command: Command
+    anatomy: Anatomy
+    """Of the teacher."""
+    student: Forecast
+    """How the student is made."""
+    training: TrainingForecast | None
+    """None for a run without any."""
+    available: Available
+    """What this machine has."""
+    seconds: Mapping[str, float]
+    """Stage -> about how long it takes on this machine: `factorize`, and with training `distill`. Measuring the student
+    comes besides."""
+
+    def check(self) -> None:
+        """Refuse what cannot be done here.
+
+        Raises:
+            RoomError: more memory or disk is needed than there is.
+        """
+        check_fits(self.student, self.available, [] if self.training is None else [self.training.memory])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Group]:
+        """The table, and lines about it."""
+        yield forecast_table(self)
+
+    def __str__(self) -> str:
+        """The same as plain text."""
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(forecast_table(self))
+        return capture.get()
 
 
 def forecast_table(forecast: RunForecast) -> Group:
