@@ -205,6 +205,6 @@ def _training(
     if not stages:
         return None
     shape = shape_of(model, anatomy, linear_sizes(model, anatomy))
-    kept = made.student_parameters / made.teacher_parameters
+    kept = made.student_linears / made.teacher_linears
     lengths: Sequence[int] = row_lengths(data.train)
-    return forecast_training(shape, kept, stages, lengths, recipe.cache is None)
+    return forecast_training(shape, made.student_parameters, kept, stages, lengths, recipe.cache is None)

@@ -8,17 +8,22 @@ from makd.aspects import PRESETS
 from makd.config import Stage
 from makd.data import token_batches
 from makd.forecasting import operations
-from makd.forecasting.memory import AUTOGRAD_COPIES, Memory
+from makd.forecasting.memory import Memory
 from makd.forecasting.operations import Operations, TextShape, total
 from makd.forecasting.shapes import ModelShape
 
 LEARNING_BYTES = 16
 """Of a parameter that learns: itself, its gradient and AdamW's two moments, in float32."""
-LOSS_PASSES = 3.0
-"""Passes through what a layer's linears read and write that comparing it with the teacher's takes, there and back."""
+KEPT_COPIES, COMPARED_COPIES = 1.3, 0.7
+"""Numbers that are kept for the student's backward, for each that the teacher's linears read or write: its own, and
+where layers are compared the differences. Measured: MiniLM-L6 at half, 8 x 128 tokens: 1.2 and 0.65
+(docs/explanation/cost.md)."""
+LOSS_PASSES = 1.0
+"""Forwards' elementwise work that comparing layers takes. Measured likewise, 16 x 128 tokens: 0.7."""
 LOSS_OF_LOGITS = 0.5
 """What the losses of a token's logits cost, beside drawing predictions from them."""
-_OVER_LOGITS = ("logits", "task")
+_OVER_LOGITS = {"logits", "task"}
+_OF_OUTPUTS = _OVER_LOGITS | {"embedding", "similarity"}
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,19 @@ class TrainingForecast:
 
 
 def forecast_training(
-    shape: ModelShape, kept: float, stages: Sequence[Stage], lengths: Sequence[int], asks_teacher: bool
+    shape: ModelShape,
+    parameters: int,
+    kept: float,
+    stages: Sequence[Stage],
+    lengths: Sequence[int],
+    asks_teacher: bool,
 ) -> TrainingForecast:
     """What it will take to teach a student.
 
     Args:
         shape: of the teacher.
-        kept: the student's share of its parameters.
+        parameters: of the student.
+        kept: its share of the parameters of the linears.
         stages: plans and schedules, in order.
         lengths: tokens of each training row.
         asks_teacher: whether the teacher runs beside the student: not where a cache answers for it.
@@ -59,21 +70,26 @@ def forecast_training(
         largest = max(largest, one_epoch.largest)
         work += _epoch(shape, kept, stage, one_epoch, asks_teacher).times(share)
     activations = sum(layer.activations for layer in shape.layers) * largest * shape.itemsize
-    student = round(LEARNING_BYTES * kept * shape.weight_bytes / shape.itemsize)
-    weights = student + (shape.weight_bytes if asks_teacher else 0)
-    memory = Memory("training", weights, activations=round((AUTOGRAD_COPIES + asks_teacher) * activations))
-    return TrainingForecast(steps, tokens, memory if steps else Memory("training"), work)
+    compares = any(_aspects(stage) - _OF_OUTPUTS for stage in stages)
+    copies = KEPT_COPIES + (COMPARED_COPIES if compares else 0.0)
+    weights = LEARNING_BYTES * parameters + (shape.weight_bytes if asks_teacher else 0)
+    return TrainingForecast(steps, tokens, Memory("training", weights, activations=round(copies * activations)), work)
+
+
+def _aspects(stage: Stage) -> set[str]:
+    return {term.aspect for term in stage.plan.terms or PRESETS[stage.plan.preset]}
 
 
 def _epoch(shape: ModelShape, kept: float, stage: Stage, text: TextShape, asks_teacher: bool) -> Operations:
-    aspects = {term.aspect for term in stage.plan.terms or PRESETS[stage.plan.preset]}
+    aspects = _aspects(stage)
     teacher = asks_teacher and aspects != {"task"}
     parts = []
     for layer in shape.layers:
         once = operations.forward(layer, text)
         parts.append(once.times(3 * kept + teacher))
-        parts.append(Operations(elements=LOSS_PASSES * once.elements))
-    if aspects & {*_OVER_LOGITS}:
+        if aspects - _OF_OUTPUTS:
+            parts.append(Operations(elements=LOSS_PASSES * once.elements))
+    if aspects & _OVER_LOGITS:
         products = 2.0 * text.tokens * shape.head * (3 + teacher)
         parts.append(Operations(products=products, logits=LOSS_OF_LOGITS * text.tokens * shape.vocabulary))
     return total(parts)
