@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -22,6 +22,9 @@ _LOGITS = (128, 8192)
 
 LAYER_OVERHEAD = 6.0
 """Elementwise kernels (norms, activations, residuals, hooks) that a number of a layer passes through, about."""
+
+THREADS_GAIN = 0.9
+"""How much faster n threads are at one product or elementwise kernel: n to this power."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,33 @@ class Speed:
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     """Time a few kernels on `device`: about a second, once in a process.
 
+    Of a CPU one core is timed, by what it computed: other work on the machine hardly changes that. All threads together
+    are taken to be n ** `THREADS_GAIN` times as fast.
+
     Args:
         device: that the work will be done on.
         dtype: of the model.
     """
+    if device.type != "cpu":
+        return _measure(device, dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = _measure(device, dtype)
+    finally:
+        torch.set_num_threads(threads)
+    gain = threads**THREADS_GAIN
+    return replace(
+        one,
+        products=gain * one.products,
+        single=gain * one.single,
+        double=threads * one.double,  # decompositions are done side by side, each by one thread
+        elements=gain * one.elements,
+        beside=threads,
+    )
+
+
+def _measure(device: torch.device, dtype: torch.dtype) -> Speed:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -93,13 +119,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
 
     single = product(torch.float32)
     wide, logits = drawn(*_ELEMENTS), drawn(*_LOGITS).requires_grad_()
-    beside = torch.get_num_threads() if device.type == "cpu" else 1
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # as decompositions are: side by side, each with one
-        small, large = map(eigen, _EIGEN_SIDES)
-    finally:
-        torch.set_num_threads(threads)
+    small, large = map(eigen, _EIGEN_SIDES)
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         draws = _LOGITS[0] * _LOGITS[1] / _fastest(draw, device)
     return Speed(
@@ -109,18 +129,17 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
         eigen=(small, large),
         elements=_ELEMENTS[0] * _ELEMENTS[1] / _fastest(lambda: gelu(wide), device),
         logits=draws,
-        beside=beside,
     )
 
 
 def _fastest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest call; on a CPU those that its threads computed, so that what else runs does not count."""
+    """Seconds of the fastest call; on a CPU those that it was computed for."""
     seconds = []
     for _ in range(_REPEATS + 1):  # the first sets up kernels
         if device.type == "cpu":
             start = time.process_time()
             call()
-            seconds.append((time.process_time() - start) / torch.get_num_threads())
+            seconds.append(time.process_time() - start)
         else:
             torch.accelerator.synchronize(device)
             start = time.perf_counter()
