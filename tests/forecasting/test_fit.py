@@ -9,7 +9,7 @@ import makd
 from makd.errors import MakdError, RoomError
 from makd.factorization.room import Available, Room
 from makd.factorization.settings import FactorizeConfig
-from makd.forecasting.fit import check_fits
+from makd.forecasting.fit import check_fits, check_memory
 from makd.forecasting.memory import Memory
 from makd.forecasting.operations import TextShape
 from makd.forecasting.student import forecast_factorization
@@ -37,13 +37,25 @@ def test_what_the_system_does_not_tell_is_not_asked_for(forecast):
 
 
 def test_more_memory_than_there_is_is_refused_with_figures_and_advice(forecast):
-    with pytest.raises(RoomError, match=r"needs about [\d.]+ MB of memory .*this machine has 0.0 MB. .*Nothing was"):
+    with pytest.raises(RoomError, match=r"needs at least [\d.]+ MB of memory .*this machine has 0.0 MB. .*Nothing was"):
         check_fits(forecast, Available(Room("this machine", 1000, 1000), PLENTY))
 
 
 def test_the_error_is_one_that_the_user_can_mend_and_pythons_own():
     assert issubclass(RoomError, MakdError)
     assert issubclass(RoomError, MemoryError)
+
+
+def test_what_may_be_forecast_too_large_is_not_refused(forecast, caplog):
+    phase = Memory("a phase", weights=100, moments=300)
+    little = Room("this machine", 300, 300)
+    with caplog.at_level(logging.WARNING, logger="makd"):
+        check_memory([phase], 0, Available(little, PLENTY))
+    assert "of what this machine has" in caplog.text
+    with pytest.raises(RoomError):
+        check_memory([phase], 0, Available(Room("this machine", 299, 299), PLENTY))
+    with pytest.raises(RoomError):
+        check_memory([Memory("a phase", weights=400)], 0, Available(little, PLENTY))
 
 
 def test_memory_that_others_use_now_is_a_warning(forecast, caplog):
@@ -59,7 +71,7 @@ def test_a_full_disk_is_refused(forecast):
 
 def test_an_accelerator_holds_all_but_the_store(forecast):
     stored = forecast.store_bytes
-    enough = Room("a card", forecast.memory.total - stored, GIB)
+    enough = Room("a card", max(phase.least - min(stored, phase.states) for phase in forecast.phases), GIB)
     check_fits(forecast, Available(Room("this machine", stored, stored), PLENTY, enough))
     with pytest.raises(RoomError, match="hidden states"):
         check_fits(forecast, Available(Room("this machine", stored - 1, 0), PLENTY, enough))

@@ -23,43 +23,46 @@ def check_fits(forecast: Forecast, available: Available, others: Sequence[Memory
         RoomError: it needs more memory or disk than there is at all.
     """
     stored = forecast.store_bytes if forecast.store == "memory" else 0
-    check_memory(forecast.memory, stored, available)
-    for phase in others:
-        check_memory(phase, 0, available)
-    _check(
-        forecast.disk, available.disk, "disk",
-        "Make room, or name an output on another disk.",
-    )  # fmt: skip
+    check_memory([*forecast.phases, *others], stored, available)
+    _refuse(forecast.disk, "disk", available.disk, "Make room, or name an output on another disk.")
+    _warn(forecast.disk, "disk", available.disk)
 
 
-def check_memory(phase: Memory, stored: int, available: Available) -> None:
-    """Refuse a phase that needs more memory than there is. Of an accelerator's own, all is asked for but the store.
+def check_memory(phases: Sequence[Memory], stored: int, available: Available) -> None:
+    """Refuse what needs more memory than there is. Of an accelerator's own, all is asked for but the store.
 
     Args:
-        phase: what is held.
-        stored: bytes of the store that are in memory, which are part of the phase.
+        phases: what is held, one after the other.
+        stored: bytes of the store that are in memory, which are part of the phases' states.
         available: what there is.
 
     Raises:
         RoomError: it does.
     """
-    parts = f"memory in its phase {phase.when!r} ({parts_of(phase)})"
-    if available.device is None:
-        _check(phase.total, available.memory, parts, _advice(phase))
-    else:
-        _check(phase.total - stored, available.device, parts, _advice(phase))
-        _check(stored, available.memory, "memory for hidden states", _advice(phase))
+    apart = 0 if available.device is None else stored
+    room = available.memory if available.device is None else available.device
+    for phase in phases:
+        named = f"memory in its phase {phase.when!r} ({parts_of(phase)})"
+        _refuse(phase.least - min(apart, phase.states), named, room, _advice(phase))
+    largest = max(phases, key=lambda phase: phase.total - min(apart, phase.states))
+    _warn(largest.total - min(apart, largest.states), f"memory ({parts_of(largest)})", room)
+    if apart:
+        _refuse(stored, "memory for hidden states", available.memory, _advice(Memory("store", states=1)))
+        _warn(stored, "memory for hidden states", available.memory)
 
 
-def _check(needed: int, room: Room, what: str, advice: str) -> None:
-    if room.size is not None and needed > room.size:
+def _refuse(least: int, what: str, room: Room, advice: str) -> None:
+    if room.size is not None and least > room.size:
         raise RoomError(
-            f"The run needs about {gigabytes(needed)} of {what}, and {room.whose} has {gigabytes(room.size)}. {advice} "
-            "Nothing was begun."
+            f"The run needs at least {gigabytes(least)} of {what}, and {room.whose} has {gigabytes(room.size)}. "
+            f"{advice} Nothing was begun."
         )
+
+
+def _warn(needed: int, what: str, room: Room) -> None:
     if room.free is not None and needed > room.free:
         told = gigabytes(needed), what, room.whose, gigabytes(room.free)
-        logger.warning("the run needs about %s of %s; of what %s has, %s are free now", *told)
+        logger.warning("The run needs about %s of %s; of what %s has, %s are free now", *told)
 
 
 def parts_of(phase: Memory) -> str:

@@ -16,10 +16,12 @@ from makd.solvers import Solver
 AUTOGRAD_COPIES = 2.0
 """Numbers that autograd keeps of a layer, for each that its linears read or write. Measured: MiniLM-L6, all layers at
 once, 39,568 tokens in batches of 2,048: 0.97 GB with weights and moments; this counts 0.88."""
-MATRIX_COPIES = 4.0
-"""Copies of a matrix while it is decomposed: itself, weighted, and both sides of its terms."""
-SQUARE_COPIES = 4.0
+MATRIX_COPIES = 3.0
+"""Copies of a matrix while it is decomposed: itself, weighted, and a side of its terms."""
+SQUARE_COPIES = 3.0
 """Matrices of its smaller side: its square, the eigenvectors, and room to compute them in."""
+TOO_LARGE = 1.5
+"""How many times too large a forecast of what is not plain arithmetic may be (`python benchmarks/forecast.py`)."""
 HEAD_TOKENS = 1024
 """Tokens whose logits are in memory at a time."""
 LOGITS_COPIES = 4.0
@@ -45,6 +47,12 @@ class Memory:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.states + self.moments + self.decompositions + self.activations
+
+    @property
+    def least(self) -> int:
+        """What it takes in any case: weights and states are plain arithmetic, the rest may be forecast too large."""
+        known = self.weights + self.states
+        return known + round((self.total - known) / TOO_LARGE)
 
 
 @dataclass(frozen=True)

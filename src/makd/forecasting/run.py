@@ -152,7 +152,7 @@ def check_weights(teacher: str, recipe: Recipe) -> None:
             if file.suffix == ".safetensors":
                 numbers += sum(tensor.nbytes // tensor.dtype.itemsize for tensor in read_header(file)[0].values())
     weights = numbers * check_dtype(recipe.dtype).itemsize
-    check_memory(Memory("weights", weights), 0, find_available(recipe.find_device(), Path()))
+    check_memory([Memory("weights", weights)], 0, find_available(recipe.find_device(), Path()))
 
 
 def _empty(teacher: str | PreTrainedModel, head: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -192,8 +192,8 @@ def _forecast(
             from_files=from_files, store=store, save_itemsize=save.itemsize,
             beside=torch.get_num_threads() if device.type == "cpu" else 1,
         )  # fmt: skip
-        room = available.memory
-        if room.free is None or found.memory.total <= room.free:
+        needed = found.memory.total if available.device is None else found.store_bytes
+        if available.memory.free is None or needed <= available.memory.free:
             break
     return found
 
