@@ -7,6 +7,9 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -831,3 +834,26 @@ def test_a_broken_line_in_the_middle_is_told(tmp_path):
     (tmp_path / "lines.jsonl").write_text("{}\nbroken\n{}\n")
     with pytest.raises(OutputError, match="line 2"):
         read_lines(tmp_path / "lines.jsonl")
+
+
+def test_a_teacher_that_another_process_is_making_is_waited_for(data, encoder_folder, tmp_path, monkeypatch, caplog):
+    experiment, made = make(data, encoder_folder, tmp_path), []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def teach(model, task, recipe, folder, **others):
+        made.append(folder)
+        begun.set()
+        assert may_end.wait(20)
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr(grounds, "finetune", teach)
+    with ThreadPoolExecutor(2) as pool, caplog.at_level(logging.INFO, logger="makd"):
+        first = pool.submit(grounds.make_teacher, experiment, experiment.tasks[0], 1, quiet)
+        assert begun.wait(20)
+        second = pool.submit(grounds.make_teacher, experiment, experiment.tasks[0], 1, quiet)
+        while "waiting for it" not in caplog.text:
+            assert not second.done()
+            time.sleep(0.01)
+        may_end.set()
+        assert first.result() == second.result() == made[0]
+    assert len(made) == 1

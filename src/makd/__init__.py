@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from makd.factorization.outcome import FactorizeReport
     from makd.factorization.settings import FactorizeConfig
     from makd.finetuning import finetune
+    from makd.forecasting import RunForecast, forecast
     from makd.pipeline import Report, compress, evaluate
     from makd.ranks.budget import Budget
     from makd.speed import BenchReport, bench
@@ -62,6 +63,7 @@ _HOME = {
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
+    "RunForecast": "makd.forecasting",
     "SearchConfig": "makd.comparison",
     "Stage": "makd.config",
     "TaskConfig": "makd.tasks",
@@ -80,6 +82,7 @@ _HOME = {
     "finetune": "makd.finetuning",
     "fingerprint": "makd.evaluation",
     "fold": "makd.student.folding",
+    "forecast": "makd.forecasting",
     "inspect": "makd.capture",
     "load_task": "makd.tasks",
     "perplexity": "makd.evaluation",
@@ -112,6 +115,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Role",
+    "RunForecast",
     "SearchConfig",
     "Stage",
     "TaskConfig",
@@ -130,6 +134,7 @@ __all__ = [
     "finetune",
     "fingerprint",
     "fold",
+    "forecast",
     "inspect",
     "load_task",
     "perplexity",

@@ -4,6 +4,7 @@ Stands below `loading`. transformers fills what it does not find at random and l
 with a warning: here that is an error, unless nothing that is used is touched by it.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -37,6 +38,21 @@ def refusing(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a config with wrong types fails anywhere, with any type
         raise ModelLoadError(f"{what}: {first_lines(error)}") from error
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Inside the block transformers does not print which weights it did not find or use: makd judges them itself."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return " LOAD REPORT" not in str(record.msg)
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def first_lines(error: BaseException) -> str:

@@ -44,5 +44,9 @@ class OutputError(MakdError, OSError):
     """An output folder that may not be written to."""
 
 
+class RoomError(MakdError, MemoryError):
+    """A run that needs more memory or disk than there is."""
+
+
 class CacheError(MakdError, ValueError):
     """A teacher cache that is not there, not finished, of something else, or without what a plan asks for."""

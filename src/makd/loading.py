@@ -32,6 +32,7 @@ from makd.checkpoint import (
     check_padding,
     read_config,
     refusing,
+    without_report,
 )
 from makd.errors import ModelLoadError, SettingError
 from makd.kinds import shown
@@ -151,7 +152,7 @@ def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
     cls = _model_class(where, head)
-    with refusing(f"No model could be loaded from {name!r}"):
+    with refusing(f"No model could be loaded from {name!r}"), without_report():
         model, found = cls.from_pretrained(where.folder, **arguments)
     if where.gguf_file is not None:
         _forget_gguf(model)

@@ -77,6 +77,7 @@ def compress(
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress) as run:
+        run.check_fits(budget, trains=True)
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
         student = _factorize(run, budget)
@@ -100,6 +101,7 @@ def factorize_only(
 ) -> Report:
     """Make a student and measure it, without training. Arguments and errors are those of `compress`."""
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
+        run.check_fits(budget, trains=False)
         student = _factorize(run, budget)
         with run.folder.work() as result:
             return _finish(run, student, result, "factorize", {"budget": budget})

@@ -18,8 +18,10 @@ from makd.config import Recipe
 from makd.data import DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.distill import CHECKPOINT_SIZES, check_same_run, identify_run, with_start, write_identity
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
+from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
+from makd.ranks.budget import Budget
 from makd.report import OutputFolder, plain, tell_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.storage import find_save_dtype, stored_folder
@@ -103,6 +105,14 @@ class Run:
             check_same_run(self.folder.identity, whole)
         else:
             write_identity(self.folder.identity, whole)
+
+    def check_fits(self, budget: Budget, *, trains: bool) -> None:
+        """Refuse to make a student that this machine has no room for, and to train it, if it `trains`.
+
+        Raises:
+            RoomError: more memory or disk is needed than there is.
+        """
+        check_run(self.teacher, self.data, budget, self.recipe, self.folder.path, self.save_dtype, trains=trains)
 
     def check_room(self, student: PreTrainedModel) -> None:
         """Refuse to train what the disk has no room for, with its checkpoints.
@@ -220,6 +230,8 @@ def _load(
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     student_tokenizer = None if student is None else check_student_tokenizer(student, words)
+    if isinstance(teacher, str):
+        check_weights(teacher, recipe)
     model = model_of(teacher, recipe, device)
     check_predictions(model)
     for stage in recipe.trainings:

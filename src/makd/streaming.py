@@ -21,6 +21,7 @@ from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.factorization.outcome import FactorizeReport
 from makd.factorization.streamed import check_streamable, stream_student
+from makd.forecasting import check_stream
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
@@ -99,12 +100,14 @@ def _stream(
     needs_text = SOLVERS[factorize.solver].needs_text or recipe.layerwise is not None
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
+    save_dtype = find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype))
+    check_stream(model, batches, budget, recipe, folder.path, save_dtype)
     identity = _identity(teacher, files, budget, recipe, batches)
     before, anatomy = parameter_counts(model, resolve(model)), resolve(model)
     with folder.work() as result:
         student = stream_student(
             model, files, budget, factorize, folder.unfinished, result, identity, batches, device, on_progress,
-            find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype)), recipe.layer_teacher,
+            save_dtype, recipe.layer_teacher,
         )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)

@@ -228,6 +228,35 @@ def test_teachers_that_cannot_be_loaded(run, encoder_folder, tmp_path):
         assert not (tmp_path / "student").exists()
 
 
+def test_a_checkpoint_without_a_weight_is_refused_with_one_message(run, encoder_folder, tmp_path):
+    lacking = tmp_path / "lacking"
+    shutil.copytree(encoder_folder, lacking)
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors["encoder.layer.0.output.dense.weight"]
+    save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = run(*compress(lacking, tmp_path / "student"))
+    assert code == 2
+    assert "lacks weights of a BertModel: encoder.layer.0.output.dense.weight" in err
+    assert "LOAD REPORT" not in err
+
+
+def test_a_student_is_evaluated_from_anywhere_on_the_text_that_it_was_made_with(
+    run, encoder_folder, tmp_path, monkeypatch
+):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    (home / "texts.txt").write_text("\n".join(f"a text of number {number}" for number in range(40)))
+    monkeypatch.chdir(home)
+    made = ["factorize", "--teacher", encoder_folder, "--budget.keep_linears", "0.5", "--output", "student"]
+    code, _, err = run(*made, "--data.path", "texts.txt", "--recipe.factorize.solver", "svd", *QUICK[2:])
+    assert code == 0, err
+    monkeypatch.chdir(elsewhere)
+    code, out, err = run("evaluate", home / "student", "--teacher", encoder_folder, *QUICK[8:])
+    assert code == 0, err
+    assert "rank correlation" in out
+
+
 def test_nan_in_the_teachers_weights_is_named(run, encoder_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(encoder_folder, broken)

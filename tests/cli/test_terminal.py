@@ -1,9 +1,13 @@
 """Tables as they are printed into a file or a pipe, where no terminal says how wide they may be."""
 
+import signal
+
+import pytest
 from rich.console import Group
 from rich.table import Table
 
-from makd.cli.terminal import print_table
+from makd.cli.main import main
+from makd.cli.terminal import Terminated, print_table, unwinding_at_sigterm
 
 
 def wide_table() -> Table:
@@ -24,3 +28,20 @@ def test_a_table_is_not_made_wider_than_it_needs(capsys):
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) < 100
     assert lines[-1] == "a line below"
+
+
+def test_sigterm_does_after_a_command_what_it_did_before():
+    def mine(*_: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with unwinding_at_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is not mine
+            with pytest.raises(Terminated):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is mine
+        assert main(["inspect", "./nowhere"]) == 2
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 from makd.cli.tasks import expand, load_finetune
-from makd.cli.terminal import TERMINATED, Terminated, set_up_logging, unwind_at_sigterm
+from makd.cli.terminal import TERMINATED, Terminated, set_up_logging, unwinding_at_sigterm
 from makd.cli.terminal import print_table as _print
 from makd.errors import MakdError
 from makd.registry import unknown_name
@@ -90,8 +90,8 @@ def _run(name: str, words: list[str]) -> int:
     settings.pop("config", None)
     given = {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}
     set_up_logging()
-    unwind_at_sigterm()
-    function(**given)
+    with unwinding_at_sigterm():
+        function(**given)
     return 0
 
 
@@ -233,7 +233,7 @@ COMMANDS = {
 }
 
 _SWITCHES = {
-    "dry_run": "print the cells, and which are done; run nothing",
+    "dry_run": "print what would be done, and about how long it takes; do nothing",
     "compile": "time torch.compiled forwards too",
     "fold": "save the student with those linears dense where factored is slower, to --output",
     "overwrite": "replace the output that makd wrote there before, when all is done",

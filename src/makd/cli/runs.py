@@ -5,9 +5,10 @@ Prints what was measured. Imported when one of them is asked for: what stands he
 
 from makd import pipeline, streaming
 from makd.cli.tasks import task_or_data
-from makd.cli.terminal import print_metrics, progress_bars
+from makd.cli.terminal import print_metrics, print_table, progress_bars
 from makd.config import Recipe
 from makd.data import DataConfig
+from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.ranks.budget import Budget
 from makd.report import OutputFile
 from makd.tasks import TaskConfig
@@ -23,6 +24,7 @@ def compress(
     tokenizer: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Make a student, teach it, measure it, save it.
 
@@ -36,10 +38,15 @@ def compress(
         tokenizer: where the tokenizer is, if not with the teacher.
         overwrite: replace the output folder when all is done.
         resume: go on from the last checkpoint of a run that was stopped.
+        dry_run: print what would be made, and the memory, disk and time that it takes; nothing is done.
     """
+    chosen = task_or_data(data, task)
+    if dry_run:
+        _print_forecast(forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer))
+        return
     with progress_bars() as progress:
         report = pipeline.compress(
-            teacher, task_or_data(data, task), budget, recipe, output,
+            teacher, chosen, budget, recipe, output,
             tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
         )  # fmt: skip
     print_metrics(report.metrics, f"{teacher} -> {report.folder}")
@@ -55,6 +62,7 @@ def factorize(
     tokenizer: str | None = None,
     overwrite: bool = False,
     stream: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Make a student without training it, measure it, save it.
 
@@ -68,14 +76,26 @@ def factorize(
         tokenizer: where the tokenizer is, if not with the teacher.
         overwrite: replace the output folder when all is done.
         stream: from files to files, for teachers larger than memory; the student is not compared with its teacher.
+        dry_run: print what would be made, and the memory, disk and time that it takes; nothing is done.
     """
+    chosen = task_or_data(data, task)
+    if dry_run:
+        _print_forecast(
+            forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer, command="factorize", stream=stream)
+        )
+        return
     make = streaming.factorize_streamed if stream else pipeline.factorize_only
     with progress_bars() as progress:
         report = make(
-            teacher, task_or_data(data, task), budget, recipe, output,
+            teacher, chosen, budget, recipe, output,
             tokenizer=tokenizer, overwrite=overwrite, on_progress=progress,
         )  # fmt: skip
     print_metrics(report.metrics, f"{teacher} -> {report.folder}")
+
+
+def _print_forecast(found: RunForecast) -> None:
+    print_table(forecast_table(found))
+    found.check()
 
 
 def distill(

@@ -78,14 +78,24 @@ class Terminated(SystemExit):
     """SIGTERM came."""
 
 
-def unwind_at_sigterm() -> None:
-    """A scheduler's SIGTERM ends a run as an error does: what is temporary is removed, gigabytes of caches say."""
+@contextmanager
+def unwinding_at_sigterm() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the block as an error does: what is temporary is removed, gigabytes of caches say.
+
+    After the block SIGTERM does what it did before: whoever calls a command from Python has a handler of their own.
+    """
 
     def end(*_: object) -> None:
         raise Terminated(TERMINATED)
 
-    if threading.current_thread() is threading.main_thread():  # no other may
-        signal.signal(signal.SIGTERM, end)
+    if threading.current_thread() is not threading.main_thread():  # no other may
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def set_up_logging() -> None:

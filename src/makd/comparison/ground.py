@@ -3,11 +3,13 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from makd.comparison.caches import TeacherCaches
@@ -74,15 +76,34 @@ def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: 
         MakdError: the data or the base model cannot be loaded.
     """
     folder = teacher_folder(experiment, task, seed)
-    if not folder.is_dir():
-        logger.info("teacher of %s, seed %d: fine-tuned once, kept in %s", short_name(task), seed, folder)
-        recipe = replace(experiment.finetune, seed=seed, device=experiment.device)
-        placed = place_data(task, experiment.data)
-        finetune(
-            experiment.teacher, placed, recipe, folder, tokenizer=experiment.tokenizer, overwrite=True,
-            on_progress=progress,
-        )  # fmt: skip
+    if folder.is_dir():
+        return folder
+    with _alone(folder, Path(experiment.output)):
+        if not folder.is_dir():  # else another process has made it in the meantime
+            logger.info("teacher of %s, seed %d: fine-tuned once, kept in %s", short_name(task), seed, folder)
+            recipe = replace(experiment.finetune, seed=seed, device=experiment.device)
+            placed = place_data(task, experiment.data)
+            finetune(
+                experiment.teacher, placed, recipe, folder, tokenizer=experiment.tokenizer, overwrite=True,
+                on_progress=progress,
+            )  # fmt: skip
     return folder
+
+
+@contextmanager
+def _alone(folder: Path, output: Path) -> Iterator[None]:
+    """One process at a time makes `folder`; others wait for it, by a lock in `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("%s is being made by another process: waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def teacher_folder(experiment: Experiment, task: TaskConfig, seed: int) -> Path:

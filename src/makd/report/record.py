@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from makd.data.sources import BUILT_IN
 from makd.errors import NumericsError
 
 RECORDED_PACKAGES = (
@@ -26,6 +27,20 @@ RECORDED_PACKAGES = (
     "scipy",
     "scikit-learn",
 )
+
+NAMES_OF_FILES = (
+    ("teacher",),
+    ("student",),
+    ("model",),
+    ("tokenizer",),
+    ("data", "path"),
+    ("task", "path"),
+    ("task", "extra_text"),
+    ("recipe", "cache"),
+)
+"""Settings of a run that may name a file or folder; or else a hub id, or something inside a package."""
+NO_FILES = (BUILT_IN,)
+"""Names that mean something of makd's own, also where a file is called so."""
 
 
 def plain(value: Any) -> Any:
@@ -42,8 +57,26 @@ def plain(value: Any) -> Any:
 
 
 def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
-    """`recipe.yaml`: every setting of the run, defaults too. The command that wrote it repeats it with `--config`."""
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(plain(settings), sort_keys=False), encoding="utf-8")
+    """`recipe.yaml`: every setting of the run, defaults too. The command that wrote it repeats it with `--config`.
+
+    Names of files and folders that are there are written whole (`NAMES_OF_FILES`), so that it does so from anywhere.
+    """
+    known = plain(settings)
+    for *above, last in NAMES_OF_FILES:
+        inside = known
+        for key in above:
+            inside = inside.get(key) or {}
+        name = inside.get(last)
+        if isinstance(name, str) and name not in NO_FILES and _is_there(name):
+            inside[last] = str(Path(name).expanduser().absolute())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a name of a file; of a user that is not
+        return False
 
 
 def write_json(path: Path, content: Any) -> None:

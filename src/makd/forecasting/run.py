@@ -1,0 +1,210 @@
+"""Before the flow: what a whole run will take, from the teacher's config and the text; and whether it fits here.
+
+The teacher's weights are not loaded: its architecture is built empty. Nothing is written.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from makd.anatomy import Anatomy
+from makd.capture import examine
+from makd.config import Recipe
+from makd.data import choose_tokenizer, row_lengths
+from makd.errors import ModelLoadError, SettingError
+from makd.factorization.assemble import linear_sizes
+from makd.factorization.room import Available, find_available
+from makd.factorization.settings import FactorizeConfig
+from makd.factorization.streamed import check_streamable
+from makd.forecasting.fit import check_fits, check_memory
+from makd.forecasting.machine import measure_speed
+from makd.forecasting.memory import Memory
+from makd.forecasting.operations import TextShape
+from makd.forecasting.outcome import Command, RunForecast
+from makd.forecasting.shapes import shape_of
+from makd.forecasting.student import Forecast, forecast_factorization
+from makd.forecasting.training import TrainingForecast, forecast_training
+from makd.kinds import takes
+from makd.loading import check_dtype, load_empty_model, load_model, locate
+from makd.preparation import Data, RunData, prepare
+from makd.ranks.budget import Budget
+from makd.solvers import SOLVERS
+from makd.storage import find_save_dtype, stored_folder
+from makd.weights.files import read_header
+from makd.weights.shards import weight_files
+
+Batches = Iterable[Mapping[str, Tensor]]
+
+
+@takes
+def forecast(
+    teacher: str | PreTrainedModel,
+    data: Data,
+    budget: Budget,
+    recipe: Recipe | None = None,
+    output: str | Path = "runs/student",
+    *,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    command: str = "compress",
+    stream: bool = False,
+) -> RunForecast:
+    """What `compress` or `factorize_only` will make of these arguments, and what it will take; nothing is written.
+
+    The text is loaded and tokenized, and a few kernels are timed. The teacher's weights are not loaded, but for those
+    of a GGUF file, which does not tell its architecture otherwise.
+
+    Args:
+        teacher: as `compress` takes it.
+        data: likewise.
+        budget: likewise.
+        recipe: likewise.
+        output: likewise; its disk is looked at.
+        tokenizer: likewise.
+        command: `compress`, or `factorize` for a run without training.
+        stream: whether teacher and student stay on disk, as with `factorize_streamed`.
+
+    Raises:
+        MakdError: what the run itself would say of its arguments, as far as it is known without weights.
+    """
+    if command not in ("compress", "factorize"):
+        raise SettingError(f"command is compress or factorize; got {command!r}.")
+    recipe = recipe or Recipe()
+    if stream and command == "compress":
+        raise SettingError("stream is for command factorize: training needs the models in memory.")
+    device, dtype = recipe.find_device(), check_dtype(recipe.dtype)
+    model = _empty(teacher, recipe.head, dtype)
+    settings = _streamed(recipe.factorize) if stream else recipe.factorize
+    needs_text = not stream or SOLVERS[settings.solver].needs_text
+    prepared = prepare(data, choose_tokenizer(tokenizer, teacher), model, recipe) if needs_text else None
+    save = find_save_dtype(recipe.save_dtype, teacher, dtype)
+    batches = [] if prepared is None else prepared.calibration
+    there = find_available(device, Path(output))
+    anatomy = examine(model)
+    made = _forecast(model, anatomy, batches, budget, settings, save, there, device, from_files=stream)
+    training = None
+    if command == "compress" and prepared is not None:
+        training = _training(model, anatomy, made, recipe, prepared)
+    speed = measure_speed(device, dtype)
+    seconds = {"factorize": speed.seconds(made.operations)}
+    if training is not None:
+        seconds["distill"] = speed.seconds(training.operations)
+    name = teacher if isinstance(teacher, str) else teacher.name_or_path or type(teacher).__name__
+    kind: Command = "compress" if command == "compress" else "factorize"
+    return RunForecast(name, kind, anatomy, made, training, there, seconds)
+
+
+def check_run(
+    teacher: PreTrainedModel, data: RunData, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype, *,
+    trains: bool,
+) -> None:  # fmt: skip
+    """Refuse a run that this machine has no room for, before its work begins.
+
+    Args:
+        teacher: in memory.
+        data: of the run.
+        budget: of the student.
+        recipe: of the run.
+        output: where the student will be.
+        save: dtype of the student on disk.
+        trains: whether it is taught.
+
+    Raises:
+        RoomError: more memory or disk is needed than there is.
+        BudgetError, SettingError: what the factorization would say.
+    """
+    held = sum(parameter.nbytes for parameter in teacher.parameters())
+    there = find_available(teacher.device, output, held)
+    anatomy = examine(teacher)
+    made = _forecast(teacher, anatomy, data.calibration, budget, recipe.factorize, save, there, teacher.device)
+    training = _training(teacher, anatomy, made, recipe, data) if trains else None
+    check_fits(made, there, [] if training is None else [training.memory])
+
+
+def check_stream(
+    model: PreTrainedModel, batches: Batches, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype
+) -> None:
+    """The same for a teacher that stays on disk; `model` is its architecture, empty."""
+    device = recipe.find_device()
+    there = find_available(device, output)
+    settings = _streamed(recipe.factorize)
+    check_fits(_forecast(model, examine(model), batches, budget, settings, save, there, device, from_files=True), there)
+
+
+def check_weights(teacher: str, recipe: Recipe) -> None:
+    """Refuse to load a teacher whose weights alone are more than this machine's memory.
+
+    Args:
+        teacher: its name; of what is not on this machine in safetensors nothing is known.
+        recipe: dtype and device.
+
+    Raises:
+        RoomError: they are.
+    """
+    numbers = 0
+    with suppress(ModelLoadError):  # what is wrong with the files, whoever loads them says
+        folder = None if locate(teacher).gguf_file is not None else stored_folder(teacher)
+        for file in () if folder is None else weight_files(folder):
+            if file.suffix == ".safetensors":
+                numbers += sum(tensor.nbytes // tensor.dtype.itemsize for tensor in read_header(file)[0].values())
+    weights = numbers * check_dtype(recipe.dtype).itemsize
+    check_memory([Memory("weights", weights)], 0, find_available(recipe.find_device(), Path()))
+
+
+def _empty(teacher: str | PreTrainedModel, head: str, dtype: torch.dtype) -> PreTrainedModel:
+    if isinstance(teacher, PreTrainedModel):
+        return teacher
+    if locate(teacher).gguf_file is not None:
+        return load_model(teacher, head, dtype)
+    return load_empty_model(teacher, head, dtype)[0]
+
+
+def _streamed(settings: FactorizeConfig) -> FactorizeConfig:
+    """What these settings are from files to files."""
+    if settings.solver == "auto":
+        settings = replace(settings, solver="whitened")
+    check_streamable(settings)
+    return replace(settings, vocabulary="dense", depth="all", share_input="never")
+
+
+def _forecast(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Batches,
+    budget: Budget,
+    settings: FactorizeConfig,
+    save: torch.dtype,
+    available: Available,
+    device: torch.device,
+    *,
+    from_files: bool = False,
+) -> Forecast:
+    """With its store in memory, if that is free; else on disk."""
+    text = TextShape(tuple((len(batch["input_ids"]), batch["input_ids"].shape[1]) for batch in batches))
+    stores = ("memory", "disk") if (asked := getattr(settings, "store", "auto")) == "auto" else (asked,)
+    for store in stores:
+        found = forecast_factorization(
+            model, anatomy, budget, settings, text,
+            from_files=from_files, store=store, save_itemsize=save.itemsize,
+            beside=torch.get_num_threads() if device.type == "cpu" else 1,
+        )  # fmt: skip
+        needed = found.memory.total if available.device is None else found.store_bytes
+        if available.memory.free is None or needed <= available.memory.free:
+            break
+    return found
+
+
+def _training(
+    model: PreTrainedModel, anatomy: Anatomy, made: Forecast, recipe: Recipe, data: RunData
+) -> TrainingForecast | None:
+    stages = [stage for stage in recipe.trainings if stage.training.steps != 0]
+    if not stages:
+        return None
+    shape = shape_of(model, anatomy, linear_sizes(model, anatomy))
+    kept = made.student_linears / made.teacher_linears
+    lengths: Sequence[int] = row_lengths(data.train)
+    return forecast_training(shape, made.student_parameters, kept, stages, lengths, recipe.cache is None)

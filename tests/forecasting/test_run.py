@@ -1,0 +1,136 @@
+"""`makd.forecast`, `--dry_run`, and runs that are refused before their work begins."""
+
+import pytest
+
+import makd
+from makd import pipeline
+from makd.config import CalibrationConfig
+from makd.errors import BudgetError, RoomError, SettingError
+from makd.factorization.room import Available, Room
+from makd.forecasting import run as forecasting
+
+HALF = makd.Budget(keep_linears=0.5)
+QUICK = [
+    "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16", "--recipe.evaluation.rows", "8",
+    "--recipe.evaluation.latency", "false", "--recipe.training.steps", "3", "--recipe.training.batch_size", "4",
+    "--recipe.device", "cpu",
+]  # fmt: skip
+DATA = makd.DataConfig(rows=40, max_length=16)
+RECIPE = makd.Recipe(
+    calibration=CalibrationConfig(rows=16), training=makd.TrainingConfig(steps=3, batch_size=4), device="cpu"
+)
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A machine with next to no memory."""
+    plenty = Room("the disk", 2**40, 2**40)
+    little = Available(Room("this machine", 1000, 1000), plenty)
+    monkeypatch.setattr(forecasting, "find_available", lambda *_: little)
+
+
+def words(command, teacher, output, *more):
+    return [command, "--teacher", teacher, "--budget.keep_linears", "0.5", "--output", output, *QUICK, *more]
+
+
+def test_a_forecast_loads_no_weights_and_writes_nothing(encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(forecasting, "load_model", lambda *_: pytest.fail("the teacher was loaded"))
+    found = makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path / "student")
+    assert not any(tmp_path.iterdir())
+    assert found.training.steps == 3
+    assert set(found.seconds) == {"factorize", "distill"}
+    assert min(found.seconds.values()) > 0
+    found.check()
+
+
+def test_sizes_and_text_are_those_of_the_run(encoder_folder, tmp_path):
+    told = makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path / "student", command="factorize")
+    made = pipeline.factorize_only(str(encoder_folder), DATA, HALF, RECIPE, tmp_path / "student")
+    assert told.student.teacher_parameters == made.metrics["params"]["total"]["teacher"]
+    assert told.student.student_parameters >= made.metrics["params"]["total"]["student"]
+    assert told.student.text.tokens >= made.metrics["tokens"]["calibration"]
+    assert told.training is None
+
+
+def test_a_model_in_hand_has_the_forecast_of_its_name(encoder_folder, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    named = makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+    held = makd.forecast(AutoModel.from_pretrained(encoder_folder), DATA, HALF, RECIPE, tmp_path, tokenizer=tokenizer)
+    assert held.student.phases == named.student.phases
+    assert held.student.operations == named.student.operations
+
+
+def test_what_the_run_would_refuse_is_refused(encoder_folder, tmp_path):
+    with pytest.raises(BudgetError, match="below the smallest"):
+        makd.forecast(str(encoder_folder), DATA, makd.Budget(params=1), RECIPE, tmp_path)
+    with pytest.raises(SettingError, match="command is compress or factorize; got 'distill'"):
+        makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path, command="distill")
+    with pytest.raises(SettingError, match="stream is for command factorize"):
+        makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path, stream=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "lines"),
+    [
+        ("compress", [], ["training: 3 steps", "time, distill", "solver two_sided_regression"]),
+        ("factorize", [], ["solver two_sided_regression", "ranks follow from what calibration finds"]),
+        ("factorize", ["--stream"], ["solver whitened, ranks uniform", "its ranks"]),
+        ("factorize", ["--stream", "--recipe.factorize.solver", "svd"], ["solver svd, ranks uniform", "its ranks"]),
+    ],
+    ids=["compress", "factorize", "stream", "svd"],
+)
+def test_a_dry_run_prints_a_table_and_does_nothing(run, decoder_folder, tmp_path, command, more, lines):
+    code, out, err = run(*words(command, decoder_folder, tmp_path / "student", "--dry_run", *more))
+    assert code == 0, err
+    text = " ".join(out.replace("┃", " ").replace("│", " ").split())
+    for line in ("parameters", "of the linears", "memory, to factorize", "disk", "32 x 64", *lines):
+        assert line in text, line
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("compress", []), ("factorize", []), ("factorize", ["--stream"])],
+    ids=["compress", "factorize", "stream"],
+)
+def test_a_run_that_cannot_fit_says_so_before_it_begins(run, decoder_folder, tmp_path, no_room, command, more):
+    code, out, err = run(*words(command, decoder_folder, tmp_path / "student", *more))
+    assert code == 2
+    assert "of memory in its phase" in err
+    assert "this machine has 0.0 MB" in err
+    assert not any(tmp_path.iterdir())
+    code, out, again = run(*words(command, decoder_folder, tmp_path / "student", "--dry_run", *more))
+    assert code == 2
+    assert "what it takes, about" in out
+    assert "of memory in its phase" in again
+
+
+def test_weights_alone_that_do_not_fit_are_not_loaded(encoder_folder, tmp_path, no_room, monkeypatch):
+    from makd import run as stages
+
+    monkeypatch.setattr(stages, "model_of", lambda *_: pytest.fail("the teacher was loaded"))
+    with pytest.raises(RoomError, match="phase 'weights'"):
+        pipeline.factorize_only(str(encoder_folder), DATA, HALF, RECIPE, tmp_path / "student")
+
+
+def test_a_training_that_does_not_fit_is_refused_though_a_factorization_does(encoder_folder, tmp_path, monkeypatch):
+    training = makd.TrainingConfig(steps=3, batch_size=32)
+    recipe = makd.Recipe(calibration=CalibrationConfig(rows=4, batch_size=2), training=training, device="cpu")
+    told = makd.forecast(str(encoder_folder), DATA, HALF, recipe, tmp_path / "student")
+    enough = Room("this machine", told.student.memory.total, None)
+    assert told.training.memory.least > enough.size
+    monkeypatch.setattr(forecasting, "find_available", lambda *_: Available(enough, Room("the disk", 2**40)))
+    pipeline.factorize_only(str(encoder_folder), DATA, HALF, recipe, tmp_path / "start")
+    with pytest.raises(RoomError, match="phase 'training'"):
+        pipeline.compress(str(encoder_folder), DATA, HALF, recipe, tmp_path / "student")
+
+
+def test_ranks_stand_by_role_from_the_smallest_to_the_largest(encoder_folder, tmp_path):
+    found = makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path)
+    row = next(line for line in str(found).splitlines() if line.startswith("│ down"))
+    ranks = sorted(rank for name, rank in found.student.ranks.items() if name.endswith("layer.0.output.dense"))
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[:3] == ["down", "32 x 64", "2"]
+    assert str(ranks[0]) in cells[3]
