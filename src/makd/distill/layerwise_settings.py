@@ -17,7 +17,7 @@ LEAST_BATCHES = 2
 class LayerwiseConfig:
     """How each layer learns before the next one is made."""
 
-    steps: int = 300
+    steps: int = 100
     """Optimizer steps a layer, at most; 0 leaves the layers as they were factorized."""
     learning_rate: float = 5e-4
     """Peak of the schedule. One layer bears larger steps than a whole model."""
@@ -36,7 +36,7 @@ class LayerwiseConfig:
     """bfloat16: forwards under autocast. Weights and optimizer are in float32 whatever is said here."""
     held_out_every: int = 8
     """Of so many calibration batches one is kept from the layer, to judge it by; of fewer batches, the last."""
-    evaluate_every: int = 100
+    evaluate_every: int = 50
     """Steps between looks at the held-out batches; another one is at the end. The best weights are kept."""
     patience: int | None = 2
     """A layer is done after so many looks in a row without a better one; None goes on to the last step."""
