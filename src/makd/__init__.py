@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from makd.comparison import Experiment, MethodConfig, SearchConfig, compare
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
-    from makd.distill import DistillTrainer, TrainingConfig
+    from makd.distill import DistillTrainer, LayerwiseConfig, TrainingConfig
     from makd.errors import MakdError
     from makd.evaluation import fidelity, fingerprint, perplexity
     from makd.evaluation.speed import BenchConfig
@@ -53,6 +53,7 @@ _HOME = {
     "FactorizeConfig": "makd.factorization.settings",
     "FactorizeReport": "makd.factorization.outcome",
     "FinetuneRecipe": "makd.config",
+    "LayerwiseConfig": "makd.distill",
     "LowRankLinear": "makd.student.linear",
     "MakdError": "makd.errors",
     "MethodConfig": "makd.comparison",
@@ -100,6 +101,7 @@ __all__ = [
     "FactorizeConfig",
     "FactorizeReport",
     "FinetuneRecipe",
+    "LayerwiseConfig",
     "LowRankLinear",
     "MakdError",
     "MethodConfig",

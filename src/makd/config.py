@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from makd.aspects import Plan
-from makd.distill import TrainingConfig
+from makd.distill import LayerwiseConfig, TrainingConfig
 from makd.errors import SettingError
 from makd.factorization.settings import FactorizeConfig
 from makd.kinds import checked
@@ -71,6 +71,7 @@ class Recipe:
     """Which head the teacher is loaded with: `auto` takes the checkpoint's own; or one of `makd.loading.HEADS`."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
+    layerwise: LayerwiseConfig = field(default_factory=LayerwiseConfig)
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     stages: tuple[Stage, ...] = ()

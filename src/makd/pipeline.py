@@ -1,14 +1,24 @@
 """The whole method on one page. Read this first; the folders are its stations, in this order."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.capture import examine
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, row_lengths
-from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, train
+from makd.distill import (
+    DistillTrainer,
+    ReportSteps,
+    check_teachable,
+    choose_trainable_,
+    float32_weights,
+    teach_layers_,
+    train,
+)
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.factorization.factorize import factorize
@@ -79,9 +89,11 @@ def compress(
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress) as run:
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
+        _check_layers(run)
         student = _factorize(run, budget)
         run.scores["before"] = run.score(student)
         with run.folder.work() as result:
+            _teach_layers(run, student)
             _distill(run, student)
             return _finish(run, student, result, "compress", {"budget": budget})
 
@@ -98,10 +110,12 @@ def factorize_only(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Report:
-    """Make a student and measure it, without training. Arguments and errors are those of `compress`."""
+    """Make a student and measure it, without the training. Arguments and errors are those of `compress`."""
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
+        _check_layers(run)
         student = _factorize(run, budget)
         with run.folder.work() as result:
+            _teach_layers(run, student)
             return _finish(run, student, result, "factorize", {"budget": budget})
 
 
@@ -122,10 +136,12 @@ def distill(
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
         run.open_cache()
         run.identify({"command": "distill"})
+        _check_layers(run)
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["before"] = run.score(model)
         with run.folder.work() as result:
+            _teach_layers(run, model)
             _distill(run, model)
             return _finish(run, model, result, "distill", {"student": name_of(student)})
 
@@ -187,6 +203,24 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
     run.seconds.update(report.seconds)
     run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
     return student
+
+
+def _check_layers(run: Run) -> None:
+    """Whether layers can be taught one by one, if they are to be, before any work that a refusal would make useless."""
+    if run.recipe.layerwise.steps:
+        check_teachable(examine(run.teacher), run.data.calibration)
+
+
+def _teach_layers(run: Run, student: PreTrainedModel) -> None:
+    """Teach the layers of `student`, in place, one after the other, if the recipe says so."""
+    settings = run.recipe.layerwise.with_products_in(check_dtype(run.recipe.dtype))
+    if settings.steps:
+        plan, batches = run.recipe.trainings[0].plan, run.data.calibration
+        with run.clock("layerwise"):
+            lessons = teach_layers_(
+                student, run.teacher, plan, batches, settings, run.recipe.seed, partial(run.progress, "teach layers")
+            )
+        run.training_tokens += sum(lesson.tokens for lesson in lessons)
 
 
 def _distill(run: Run, student: PreTrainedModel) -> None:

@@ -24,7 +24,7 @@ def teach_layers_(
     batches: Iterable[Mapping[str, Tensor]],
     settings: LayerwiseConfig,
     seed: int = 0,
-    on_layer: Callable[[int], None] = lambda done: None,
+    on_layer: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[LayerLesson, ...]:
     """Teach each layer of `student`, in place, what the same layer of `teacher` does, in forward order.
 
@@ -37,7 +37,7 @@ def teach_layers_(
         batches: what to learn from, and be judged by; all their hidden states are held, on both sides.
         settings: how long and how fast each layer learns.
         seed: of the order of the batches.
-        on_layer: called with the number of layers that are done.
+        on_layer: called with the number of layers that are done, and of all.
 
     Returns:
         What each layer learned; layers that the student has dropped are left out.
@@ -48,7 +48,8 @@ def teach_layers_(
         NumericsError: a loss is NaN or infinite.
     """
     anatomy, teacher_anatomy = examine(student), examine(teacher)
-    check_teachable(anatomy)
+    given = list(check_batches(batches, student))
+    check_teachable(anatomy, given)
     check_pair(anatomy, teacher_anatomy)
     if len(anatomy.layers) != len(teacher_anatomy.layers):
         raise SettingError(
@@ -58,7 +59,6 @@ def teach_layers_(
         )
     active = activate(plan, anatomy, teacher_anatomy)
     with without_dropout(student, teacher):
-        given = list(check_batches(batches, student))
         ours, theirs = ([note_calls(model, anatomy, batch) for batch in given] for model in (student, teacher))
         states, targets = [call.student for call in ours], [call.teacher for call in theirs]
         _check_width(states, targets)
@@ -73,7 +73,7 @@ def teach_layers_(
                 lessons.append(lesson)
             states = [run_layer(student, layer, call, state) for call, state in zip(ours, states, strict=True)]
             targets = outputs
-            on_layer(layer.index + 1)
+            on_layer(layer.index + 1, len(anatomy.layers))
         return tuple(lessons)
 
 
