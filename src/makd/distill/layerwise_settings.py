@@ -15,7 +15,7 @@ LEAST_BATCHES = 2
 @dataclass(frozen=True, kw_only=True)
 @checked("layerwise")
 class LayerwiseConfig:
-    """How each layer learns before the next one is made."""
+    """How the layers learn one after the other, each on its own."""
 
     steps: int = 0
     """Optimizer steps a layer, at most; 0 leaves the layers as they were factorized. 100 are a beginning."""
