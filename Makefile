@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-growth bench-stream clean
+.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-layerwise bench-growth bench-stream clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -72,6 +72,11 @@ bench-distillation: $(READY) ## a training step's time and memory, beside other 
 	$(BIN)/python benchmarks/distillation.py run attention
 	$(BIN)/python benchmarks/distillation.py run decode
 	$(BIN)/python benchmarks/distillation.py table
+
+bench-layerwise: $(READY) ## layers taught one by one, beside the whole model at equal time: hours; needs MAKD_DATA
+	$(BIN)/python benchmarks/layerwise.py run minilm
+	$(BIN)/python benchmarks/layerwise.py run smollm2 --keeps 0.6 --seconds 600
+	$(BIN)/python benchmarks/layerwise.py table
 
 bench-stream: $(READY) ## stream layers of a teacher of 3.6 B parameters through 8 GiB of address space: an hour, and 10 GB in WORK
 	$(BIN)/python benchmarks/stream.py --work $(or $(WORK),/tmp/makd-stream) --layers $(or $(LAYERS),6)

@@ -35,6 +35,7 @@ CONFIGS = {
     "recipe": makd.Recipe,
     "recipe.calibration": makd.CalibrationConfig,
     "recipe.factorize": makd.FactorizeConfig,
+    "recipe.layerwise": makd.LayerwiseConfig,
     "recipe.plan": makd.Plan,
     "recipe.plan.terms[]": makd.Term,
     "recipe.training": makd.TrainingConfig,

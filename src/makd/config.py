@@ -71,8 +71,8 @@ class Recipe:
     """Which head the teacher is loaded with: `auto` takes the checkpoint's own; or one of `makd.loading.HEADS`."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
-    layerwise: LayerwiseConfig | None = None
-    """Teach each layer as soon as it is made, by what of the (first) plan is inside it; None does not."""
+    layerwise: LayerwiseConfig = field(default_factory=LayerwiseConfig)
+    """Teaches each layer as soon as it is made, by what of the (first) plan is inside it."""
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     stages: tuple[Stage, ...] = ()
@@ -109,7 +109,7 @@ class Recipe:
     @property
     def layer_teacher(self) -> LayerTeacher | None:
         """What teaches layers while they are made; None where they are not to be."""
-        if self.layerwise is None:
+        if self.layerwise.steps == 0:
             return None
         settings = self.layerwise.with_products_in(check_dtype(self.dtype))
         return LayerTeacher(self.trainings[0].plan, settings, self.seed)

@@ -6,9 +6,18 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.capture import examine
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, row_lengths
-from makd.distill import DistillTrainer, ReportSteps, choose_trainable_, float32_weights, teach_layers_, train
+from makd.distill import (
+    DistillTrainer,
+    ReportSteps,
+    check_teachable,
+    choose_trainable_,
+    float32_weights,
+    teach_layers_,
+    train,
+)
 from makd.errors import DataError
 from makd.evaluation import bytes_on_disk, fingerprint
 from makd.factorization.factorize import factorize
@@ -80,6 +89,7 @@ def compress(
         run.check_fits(budget, trains=True)
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
+        _check_layers(run)
         student = _factorize(run, budget)
         run.scores["before"] = run.score(student)
         with run.folder.work() as result:
@@ -99,9 +109,10 @@ def factorize_only(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Report:
-    """Make a student and measure it, without training. Arguments and errors are those of `compress`."""
+    """Make a student and measure it, without the training. Arguments and errors are those of `compress`."""
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
         run.check_fits(budget, trains=False)
+        _check_layers(run)
         student = _factorize(run, budget)
         with run.folder.work() as result:
             return _finish(run, student, result, "factorize", {"budget": budget})
@@ -124,6 +135,7 @@ def distill(
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
         run.open_cache()
         run.identify({"command": "distill"})
+        _check_layers(run)
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["before"] = run.score(model)
@@ -193,6 +205,12 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
     run.lessons = dict(report.lessons)
     run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
     return student
+
+
+def _check_layers(run: Run) -> None:
+    """Whether layers can be taught one by one, if they are to be, before any work that a refusal would make useless."""
+    if run.recipe.layer_teacher is not None:
+        check_teachable(examine(run.teacher), run.data.calibration)
 
 
 def _teach_layers(run: Run, student: PreTrainedModel) -> None:

@@ -97,7 +97,7 @@ def _stream(
     set_seed(recipe.seed)
     model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
     factorize = recipe.factorize.for_model(resolve(model))
-    needs_text = SOLVERS[factorize.solver].needs_text or recipe.layerwise is not None
+    needs_text = SOLVERS[factorize.solver].needs_text or recipe.layer_teacher is not None
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     save_dtype = find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype))
@@ -171,7 +171,7 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
         "head": recipe.head,
         "dtype": recipe.dtype,
         **{f"factorize.{name}": value for name, value in plain(recipe.factorize).items()},
-        "layerwise": recipe.layerwise and plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
+        "layerwise": recipe.layer_teacher and plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
         "calibration text": text.hexdigest(),
     }
 

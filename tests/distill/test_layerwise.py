@@ -10,7 +10,9 @@ import torch
 
 import makd
 from makd.aspects import activate, relation_kl
-from makd.calibration.replay import note_calls, run_layer
+from makd.calibration.frame import Frame
+from makd.calibration.replay import run_layer
+from makd.calibration.source import ModelSource
 from makd.capture import examine
 from makd.distill import LayerwiseConfig, teach_layer_, teach_layers_
 from makd.distill.layer_targets import inside_layer
@@ -43,8 +45,10 @@ class Pair:
         self.plan = activate(plan, self.anatomy)
         self.batches = [batch(self.teacher, seed=seed) for seed in range(4)]
         with torch.no_grad():
-            self.calls = [note_calls(self.teacher, self.anatomy, one) for one in self.batches]
-            self.theirs, self.ours = [call.teacher for call in self.calls], [call.student for call in self.calls]
+            frame = Frame(ModelSource(self.teacher), self.anatomy)
+            with frame.at_hand():
+                self.calls = [frame.enter(one) for one in self.batches]
+            self.theirs = self.ours = [call.entering for call in self.calls]
             for before in self.anatomy.layers[:index]:
                 self.theirs, self.ours = (
                     [run_layer(model, before, call, state) for call, state in zip(self.calls, states, strict=True)]
@@ -341,7 +345,6 @@ def test_no_steps_leave_the_layer_alone():
         ({"learning_rate": 0.0}, "layerwise.learning_rate is above 0"),
         ({"batch_tokens": 0}, "layerwise.batch_tokens is at least 1, or null"),
         ({"warmup": 1.0}, r"layerwise.warmup is a share of the steps, in \[0, 1\)"),
-        ({"betas": (0.9, 1.0)}, r"layerwise.betas is two numbers, each in \[0, 1\)"),
         ({"held_out_every": 1}, "layerwise.held_out_every is at least 2"),
         ({"evaluate_every": 0}, "layerwise.evaluate_every is at least 1"),
         ({"patience": 0}, "layerwise.patience is at least 1, or null"),
@@ -365,12 +368,12 @@ def test_a_finished_student_is_taught_layer_by_layer(name, head):
     measure = "cosine" if head == "base" else "prediction_kl"
     before = makd.fidelity(student, teacher, batches[3:])[measure]
     done = []
-    lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW, on_layer=done.append)
+    lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW, on_layer=lambda *progress: done.append(progress))
     after = makd.fidelity(student, teacher, batches[3:])[measure]
     assert (after > before) if measure == "cosine" else (after < before)
     assert [lesson.layer for lesson in lessons] == [0, 1]
     assert all(lesson.after < lesson.before for lesson in lessons)
-    assert done == [1, 2]
+    assert done == [(1, 2), (2, 2)]
 
 
 def test_each_layer_learns_on_what_the_taught_layers_before_it_give():

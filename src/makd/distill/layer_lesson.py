@@ -5,7 +5,8 @@ what the layers before it did. Nothing is backpropagated beyond the layer: its w
 that is held, whatever the depth of the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,8 @@ from makd.distill.layerwise_settings import LEAST_BATCHES, LayerwiseConfig
 from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.precision import NARROW, float32_weights
 from makd.errors import DataError, NumericsError, SettingError
+
+logger = logging.getLogger(__name__)
 
 States = Callable[[int], Float[Tensor, "batch tokens hidden"]]
 """Number of a calibration batch -> hidden states, read when they are asked for."""
@@ -48,11 +51,16 @@ class LayerLesson:
     """Real tokens that the steps learned from, each as often as it was seen."""
 
 
-def check_teachable(anatomy: Anatomy) -> None:
+def check_teachable(anatomy: Anatomy, batches: Sized) -> None:
     """Whether the layers of a model can be run, and so taught, one by one.
+
+    Args:
+        anatomy: of the model.
+        batches: what they would learn from.
 
     Raises:
         SettingError: they cannot.
+        DataError: there are fewer than two batches.
     """
     reason = anatomy.solvers_off.get("in_forward_order")
     if anatomy.is_encoder_decoder:
@@ -63,6 +71,11 @@ def check_teachable(anatomy: Anatomy) -> None:
         raise SettingError(
             f"The layers of this model cannot be taught one by one: {reason}. Leave layerwise out of the recipe, and "
             "teach the model as a whole."
+        )
+    if len(batches) < LEAST_BATCHES:
+        raise DataError(
+            f"Teaching a layer takes at least {LEAST_BATCHES} calibration batches, one of them to judge by; got "
+            f"{len(batches)}. Give more calibration rows, or smaller batches (calibration.batch_size)."
         )
 
 
@@ -110,14 +123,9 @@ def teach_layer_(
         DataError: there are fewer than two batches.
         NumericsError: a loss is NaN or infinite.
     """
-    check_teachable(anatomy)
+    check_teachable(anatomy, calls)
     if layer.is_skipped or settings.steps == 0:
         return None
-    if len(calls) < LEAST_BATCHES:
-        raise DataError(
-            f"Teaching a layer takes at least {LEAST_BATCHES} calibration batches, one of them to judge by; got "
-            f"{len(calls)}. Give more calibration rows, or smaller batches (calibration.batch_size)."
-        )
     module, theirs = (model.get_submodule(layer.module) for model in (student, teacher))
     dtypes = {parameter: parameter.dtype for parameter in module.parameters()}
     with without_dropout(module, theirs), float32_weights(module), _learning(module), torch.enable_grad():
@@ -126,11 +134,16 @@ def teach_layer_(
             teacher_states, student_states, teacher_outputs, settings,
         )  # fmt: skip
         try:
-            return _teach(lesson, dtypes, seed)
+            learned = _teach(lesson, dtypes, seed)
         except NumericsError as error:
             raise NumericsError(
                 f"Layer {layer.index} cannot be taught at layerwise.learning_rate {settings.learning_rate}: {error}"
             ) from error
+    logger.info(
+        "layer %d: held-out loss %.4g, %.4g after step %d of %d", layer.index, learned.before, learned.after,
+        learned.kept, learned.steps,
+    )  # fmt: skip
+    return learned
 
 
 @contextmanager
@@ -251,7 +264,6 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: LayerwiseConfig) ->
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=settings.learning_rate,
-        betas=settings.betas,
         weight_decay=settings.weight_decay,
     )
 

@@ -89,9 +89,9 @@ def teach_layers_(
         DataError: there are fewer than two batches.
         NumericsError: a loss is NaN or infinite.
     """
-    anatomy, ours = examine(teacher), examine(student)
+    anatomy, ours, given = examine(teacher), examine(student), list(check_batches(batches, student))
     for one in (anatomy, ours):
-        check_teachable(one)
+        check_teachable(one, given)
     check_pair(ours, anatomy)
     widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
     if len(ours.layers) != len(anatomy.layers) or widths[0] != widths[1]:
@@ -100,7 +100,6 @@ def teach_layers_(
             f"{len(ours.layers)} of width {widths[0]}, the teacher {len(anatomy.layers)} of width {widths[1]}. Teach "
             "the student as a whole: leave layerwise out of the recipe."
         )
-    given = list(check_batches(batches, student))
     with without_dropout(student, teacher):
         kept = choose_store(store, (len(anatomy.layers) + 3) * state_bytes(given, teacher))
         walk = Walk(ModelSource(teacher), anatomy, given, kept)

@@ -15,10 +15,10 @@ LEAST_BATCHES = 2
 @dataclass(frozen=True, kw_only=True)
 @checked("layerwise")
 class LayerwiseConfig:
-    """How each layer learns before the next one is made."""
+    """How the layers learn one after the other, each on its own."""
 
-    steps: int = 300
-    """Optimizer steps a layer, at most; 0 leaves the layers as they were factorized."""
+    steps: int = 0
+    """Optimizer steps a layer, at most; 0 leaves the layers as they were factorized. 100 are a beginning."""
     learning_rate: float = 5e-4
     """Peak of the schedule. One layer bears larger steps than a whole model."""
     batch_tokens: int | None = None
@@ -27,8 +27,6 @@ class LayerwiseConfig:
     """Share of the steps over which the learning rate rises from 0, in [0, 1)."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """How the learning rate falls after that."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's memory of gradients and of their squares, each in [0, 1)."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it."""
@@ -36,7 +34,7 @@ class LayerwiseConfig:
     """bfloat16: forwards under autocast. Weights and optimizer are in float32 whatever is said here."""
     held_out_every: int = 8
     """Of so many calibration batches one is kept from the layer, to judge it by; of fewer batches, the last."""
-    evaluate_every: int = 100
+    evaluate_every: int = 50
     """Steps between looks at the held-out batches; another one is at the end. The best weights are kept."""
     patience: int | None = 2
     """A layer is done after so many looks in a row without a better one; None goes on to the last step."""
@@ -47,7 +45,6 @@ class LayerwiseConfig:
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "batch_tokens": (self.batch_tokens is None or self.batch_tokens >= 1, "at least 1, or null"),
             "warmup": (0 <= self.warmup < 1, "a share of the steps, in [0, 1)"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers, each in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
             "held_out_every": (self.held_out_every >= LEAST_BATCHES, f"at least {LEAST_BATCHES}"),

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import Anatomy
+from makd.calibration.store import MEMORY_LIMIT
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, row_lengths
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
-from makd.factorization.room import Available, find_available
+from makd.factorization.room import find_available
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.streamed import check_streamable
 from makd.forecasting.fit import check_fits, check_memory
@@ -85,7 +86,7 @@ def forecast(
     batches = [] if prepared is None else prepared.calibration
     there = find_available(device, Path(output))
     anatomy = examine(model)
-    made = _forecast(model, anatomy, batches, budget, settings, save, there, device, from_files=stream)
+    made = _forecast(model, anatomy, batches, budget, settings, save, device, from_files=stream)
     training = None
     if command == "compress" and prepared is not None:
         training = _training(model, anatomy, made, recipe, prepared)
@@ -120,7 +121,7 @@ def check_run(
     held = sum(parameter.nbytes for parameter in teacher.parameters())
     there = find_available(teacher.device, output, held)
     anatomy = examine(teacher)
-    made = _forecast(teacher, anatomy, data.calibration, budget, recipe.factorize, save, there, teacher.device)
+    made = _forecast(teacher, anatomy, data.calibration, budget, recipe.factorize, save, teacher.device)
     training = _training(teacher, anatomy, made, recipe, data) if trains else None
     check_fits(made, there, [] if training is None else [training.memory])
 
@@ -132,7 +133,7 @@ def check_stream(
     device = recipe.find_device()
     there = find_available(device, output)
     settings = _streamed(recipe.factorize)
-    check_fits(_forecast(model, examine(model), batches, budget, settings, save, there, device, from_files=True), there)
+    check_fits(_forecast(model, examine(model), batches, budget, settings, save, device, from_files=True), there)
 
 
 def check_weights(teacher: str, recipe: Recipe) -> None:
@@ -165,10 +166,8 @@ def _empty(teacher: str | PreTrainedModel, head: str, dtype: torch.dtype) -> Pre
 
 def _streamed(settings: FactorizeConfig) -> FactorizeConfig:
     """What these settings are from files to files."""
-    if settings.solver == "auto":
-        settings = replace(settings, solver="whitened")
     check_streamable(settings)
-    return replace(settings, vocabulary="dense", depth="all", share_input="never")
+    return replace(settings, vocabulary="dense", depth="all")
 
 
 def _forecast(
@@ -178,23 +177,25 @@ def _forecast(
     budget: Budget,
     settings: FactorizeConfig,
     save: torch.dtype,
-    available: Available,
     device: torch.device,
     *,
     from_files: bool = False,
 ) -> Forecast:
-    """With its store in memory, if that is free; else on disk."""
+    """With its store where the walk will have it."""
     text = TextShape(tuple((len(batch["input_ids"]), batch["input_ids"].shape[1]) for batch in batches))
-    stores = ("memory", "disk") if (asked := getattr(settings, "store", "auto")) == "auto" else (asked,)
-    for store in stores:
-        found = forecast_factorization(
+
+    def forecast_with(store: str) -> Forecast:
+        return forecast_factorization(
             model, anatomy, budget, settings, text,
             from_files=from_files, store=store, save_itemsize=save.itemsize,
             beside=torch.get_num_threads() if device.type == "cpu" else 1,
         )  # fmt: skip
-        needed = found.memory.total if available.device is None else found.store_bytes
-        if available.memory.free is None or needed <= available.memory.free:
-            break
+
+    if from_files or settings.store == "disk":
+        return forecast_with("disk")
+    found = forecast_with("memory")
+    if settings.store == "auto" and found.store_bytes > MEMORY_LIMIT:
+        return forecast_with("disk")
     return found
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, Role
-from makd.calibration.gradients import TEXT_PROBES, TOKEN_PROBES
+from makd.calibration.probes import TEXT_PROBES, TOKEN_PROBES
 from makd.forecasting.operations import LayerShape
 from makd.ranks.allocation import LinearSize
 
