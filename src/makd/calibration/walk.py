@@ -69,7 +69,7 @@ class Walk:
             batches: model inputs; labels are not looked at.
             store: keeps hidden states and gradients.
             seed: of the probes whose gradients go down.
-            backward_tokens: how many tokens go down again, in batches taken evenly from all; None is all.
+            backward_tokens: how many tokens go down again, in batches taken by chance; None is all.
 
         Raises:
             DataError: there are no batches, or one is all padding.
@@ -82,7 +82,7 @@ class Walk:
         self.batches, self.store, self.seed = batches, store, seed
         self.scratch = choose_store("auto", SCRATCH_WIDTHS * state_bytes(batches, source.model))
         """What is kept while one layer is worked on, for nobody who comes later."""
-        self.backward = _evenly(batches, backward_tokens)
+        self.backward = _some(batches, backward_tokens, seed)
         """Batches that go down."""
         self.frame = Frame(source, anatomy)
         self.calls: list[Calls] = []
@@ -294,12 +294,13 @@ def state_bytes(batches: Batches, model: PreTrainedModel) -> int:
     return sum(batch["input_ids"].numel() for batch in batches) * width * model.dtype.itemsize
 
 
-def _evenly(batches: Batches, tokens: int | None) -> tuple[int, ...]:
-    """Batches with about so many tokens together, at least one; evenly, since they are often sorted by length."""
+def _some(batches: Batches, tokens: int | None, seed: int) -> tuple[int, ...]:
+    """Batches with about so many tokens together, at least one; by chance, since batches may be in any order."""
     total = sum(batch["input_ids"].numel() for batch in batches)
     share = 1.0 if tokens is None else min(1.0, tokens / total)
     wanted = max(1, math.ceil(len(batches) * share))
-    return tuple(index * len(batches) // wanted for index in range(wanted))
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+    return tuple(sorted(order[:wanted].tolist()))
 
 
 def _check(calls: Calls, hidden: Tensor, where: str) -> None:
