@@ -82,7 +82,7 @@ def test_logits_are_never_made_whole(name, head, monkeypatch):
     inputs = batch(model)
     with Largest() as largest:
         drawn(model, inputs)
-    assert 0 < largest.rows <= 4, "three of a chunk, and the one token of each row that the withheld head works on"
+    assert 3 <= largest.rows <= 6, "three of a chunk; six when the head is tried on a few tokens"
     with Largest() as whole:
         dense(model, inputs)
     assert whole.rows >= inputs["attention_mask"].sum()
