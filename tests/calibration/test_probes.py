@@ -69,9 +69,9 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape[-1] == WORDS:
-                if tensor.ndim < 2 or tensor.shape[-2] != 32:  # the head's weight, turned
-                    self.rows = max(self.rows, tensor.numel() // WORDS)
+            is_wide = isinstance(tensor, torch.Tensor) and tensor.ndim > 1 and tensor.shape[-1] == WORDS
+            if is_wide and tensor.shape[-2] != 32:  # the head's weight, turned
+                self.rows = max(self.rows, tensor.numel() // WORDS)
         return result
 
 
@@ -82,7 +82,7 @@ def test_logits_are_never_made_whole(name, head, monkeypatch):
     inputs = batch(model)
     with Largest() as largest:
         drawn(model, inputs)
-    assert 0 < largest.rows <= 4, "three of a chunk, and the one token of each row that the withheld head works on"
+    assert 3 <= largest.rows <= 6, "three of a chunk; six when the head is tried on a few tokens"
     with Largest() as whole:
         dense(model, inputs)
     assert whole.rows >= inputs["attention_mask"].sum()
