@@ -37,11 +37,14 @@ def taught(teacher, tmp_path_factory):
     return makd.compress(teacher, TEXTS, BUDGET, recipe(), tmp_path_factory.mktemp("run") / "student")
 
 
-def test_layers_are_taught_before_the_training(taught):
+def test_layers_are_taught_while_they_are_made(taught, teacher, tmp_path):
     metrics = taught.metrics
-    assert metrics["fidelity"]["after"]["cosine"] > metrics["fidelity"]["before"]["cosine"]
-    assert metrics["seconds"]["layerwise"] > 0
-    assert metrics["tokens"]["training"] > 0
+    assert [lesson["layer"] for lesson in metrics["layerwise"]] == [0, 1]
+    assert all(lesson["after"] < lesson["before"] for lesson in metrics["layerwise"])
+    assert metrics["tokens"]["layerwise"] == sum(lesson["tokens"] for lesson in metrics["layerwise"]) > 0
+    plain = makd.compress(teacher, TEXTS, BUDGET, recipe(makd.LayerwiseConfig()), tmp_path / "student").metrics
+    assert metrics["fidelity"]["after"]["cosine"] > plain["fidelity"]["after"]["cosine"]
+    assert "layerwise" not in plain
 
 
 def test_a_student_that_is_only_factorized_is_taught_too(taught, teacher, tmp_path):
@@ -54,6 +57,12 @@ def test_a_saved_student_is_taught_layer_by_layer(taught, teacher, tmp_path):
     pipeline.factorize_only(teacher, TEXTS, BUDGET, recipe(makd.LayerwiseConfig()), start)
     found = pipeline.distill(str(start), teacher, TEXTS, recipe(), tmp_path / "student")
     assert found.metrics["fingerprint"] == taught.metrics["fingerprint"]
+    assert found.metrics["seconds"]["layerwise"] > 0
+
+
+def test_a_streamed_student_is_taught_too(taught, teacher, tmp_path):
+    found = makd.factorize_streamed(teacher, TEXTS, BUDGET, recipe(), tmp_path / "student")
+    assert found.metrics["layerwise"] == taught.metrics["layerwise"]
 
 
 def test_what_cannot_be_taught_is_refused_before_the_work(tokenizer, tmp_path, monkeypatch):

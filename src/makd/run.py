@@ -58,7 +58,7 @@ class Run:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_tokens: int = 0
     shared_inputs: list[dict[str, Any]] = field(default_factory=list)
-    lessons: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    lessons: dict[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what it learned before the model was taught as a whole."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What a run that resumes is compared by; empty where no checkpoints are kept."""

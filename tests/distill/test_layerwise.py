@@ -371,8 +371,8 @@ def test_a_finished_student_is_taught_layer_by_layer(name, head):
     lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW, on_layer=lambda *progress: done.append(progress))
     after = makd.fidelity(student, teacher, batches[3:])[measure]
     assert (after > before) if measure == "cosine" else (after < before)
-    assert [lesson.layer for lesson in lessons] == [0, 1]
-    assert all(lesson.after < lesson.before for lesson in lessons)
+    assert list(lessons) == [0, 1]
+    assert all(lesson["after"] < lesson["before"] for lesson in lessons.values())
     assert done == [(1, 2), (2, 2)]
 
 
@@ -381,7 +381,7 @@ def test_each_layer_learns_on_what_the_taught_layers_before_it_give():
     lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW)
     with torch.no_grad():
         sides = [model(**batches[3], output_hidden_states=True).hidden_states[2] for model in (student, teacher)]
-    assert lessons[1].after == pytest.approx(float(squared(*sides, batches[3]["attention_mask"].bool())), rel=1e-4)
+    assert lessons[1]["after"] == pytest.approx(float(squared(*sides, batches[3]["attention_mask"].bool())), rel=1e-4)
 
 
 def test_a_students_own_embeddings_are_what_its_layers_read():
@@ -389,7 +389,7 @@ def test_a_students_own_embeddings_are_what_its_layers_read():
     lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW)
     with torch.no_grad():
         sides = [model(**batches[3], output_hidden_states=True).hidden_states[2] for model in (student, teacher)]
-    assert lessons[1].after == pytest.approx(float(squared(*sides, batches[3]["attention_mask"].bool())), rel=1e-4)
+    assert lessons[1]["after"] == pytest.approx(float(squared(*sides, batches[3]["attention_mask"].bool())), rel=1e-4)
 
 
 def test_dropped_layers_are_passed_through():
@@ -411,6 +411,9 @@ def test_models_whose_layers_cannot_be_run_alone_are_refused(name, head, reason)
 
 def test_a_student_of_another_depth_or_width_is_refused():
     teacher, _, batches = make()
-    for changes, what in (({"num_hidden_layers": 1}, "has 1, the teacher 2"), ({"hidden_size": 16}, "16 channels")):
+    for changes, what in (
+        ({"num_hidden_layers": 1}, "has 1 of width 32, the teacher 2 of width 32"),
+        ({"hidden_size": 16}, "has 2 of width 16"),
+    ):
         with pytest.raises(SettingError, match=what):
             teach_layers_(tiny("bert", **changes), teacher, HIDDEN, batches, FEW)

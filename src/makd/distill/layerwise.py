@@ -6,7 +6,7 @@ from dataclasses import asdict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Layer
+from makd.anatomy import Layer, SkippedLayer
 from makd.anatomy.batches import check_batches
 from makd.aspects import Plan, activate
 from makd.calibration.frame import Frame
@@ -38,8 +38,10 @@ class LayerTeacher:
         """
         self.plan, self.settings, self.seed, self.calls = plan, settings, seed, calls
 
-    def __call__(self, walk: Walk, student: PreTrainedModel, layer: Layer) -> Mapping[str, float] | None:
+    def __call__(self, walk: Walk, student: PreTrainedModel, layer: Layer) -> Mapping[str, float | int] | None:
         """Teach `layer` of `student`, in place; what it learned, None where nothing was to be."""
+        if isinstance(student.get_submodule(layer.module), SkippedLayer):
+            return None
         lesson = teach_layer_(
             student,
             walk.model,
@@ -66,7 +68,7 @@ def teach_layers_(
     seed: int = 0,
     store: str = "auto",
     on_layer: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[int, Mapping[str, float]]:
+) -> dict[int, Mapping[str, float | int]]:
     """Teach each layer of `student`, in place, what the same layer of `teacher` does, in forward order.
 
     Each layer learns on what the layers before it, already taught, give it.

@@ -35,7 +35,7 @@ class Made:
     """What is told of layers."""
 
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
-    lessons: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what teaching it did."""
 
 
@@ -43,7 +43,7 @@ LAYER_AS_IT_WAS = ("known", "sum")
 """What is kept of a layer of the student while it is made, and holds no longer when it is changed."""
 MakeLayer = Callable[[Layer], Mapping[str, Fitted]]
 """Puts factors into a layer of the student."""
-TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float] | None]
+TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float | int] | None]
 """Teaches a layer of the student, in place; tells what that did."""
 
 
@@ -86,7 +86,7 @@ def make_layers_(
         NumericsError: activations hold NaN or infinity.
     """
     fitted: dict[str, Fitted] = {}
-    lessons: dict[int, Mapping[str, float]] = {}
+    lessons: dict[int, Mapping[str, float | int]] = {}
     for layer in walk.anatomy.layers:
         here, there = f"student/{layer.index:04}", f"student/{layer.index + 1:04}"
         if not walk.store.is_marked(there):
@@ -147,7 +147,7 @@ def _leaving(walk: Walk, student: PreTrainedModel, layer: Layer, call: Calls, ba
     return found["rest"].reshape(entering.shape) + added.reshape(entering.shape)
 
 
-def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted], lesson: Mapping[str, float] | None) -> None:
+def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted], lesson: Mapping[str, float | int] | None) -> None:
     notes = {"fitted": json.dumps({name: [one.error, one.fallback] for name, one in fitted.items()})}
     if lesson is not None:
         notes["lesson"] = json.dumps(dict(lesson))

@@ -43,7 +43,7 @@ class FactorizeReport:
     text, in nats a prediction or as squared distance of unit embeddings. The nearest was taken."""
     shared_inputs: tuple[SharedInput, ...] = ()
     """Every group of linears that read the same input: whether they got one A, and what that was decided by."""
-    lessons: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what teaching it did, where layers were taught: see `makd.distill.LayerLesson`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What `calibrate` (statistics) and `factorize` (layers to drop, decompositions, ranks, factors) took, for every

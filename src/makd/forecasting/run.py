@@ -79,7 +79,7 @@ def forecast(
         raise SettingError("stream is for command factorize: training needs the models in memory.")
     device, dtype = recipe.find_device(), check_dtype(recipe.dtype)
     model = _empty(teacher, recipe.head, dtype)
-    settings = _streamed(recipe.factorize) if stream else recipe.factorize
+    settings = _streamed(recipe.factorize, model) if stream else recipe.factorize
     needs_text = not stream or SOLVERS[settings.solver].needs_text
     prepared = prepare(data, choose_tokenizer(tokenizer, teacher), model, recipe) if needs_text else None
     save = find_save_dtype(recipe.save_dtype, teacher, dtype)
@@ -132,7 +132,7 @@ def check_stream(
     """The same for a teacher that stays on disk; `model` is its architecture, empty."""
     device = recipe.find_device()
     there = find_available(device, output)
-    settings = _streamed(recipe.factorize)
+    settings = _streamed(recipe.factorize, model)
     check_fits(_forecast(model, examine(model), batches, budget, settings, save, device, from_files=True), there)
 
 
@@ -164,10 +164,10 @@ def _empty(teacher: str | PreTrainedModel, head: str, dtype: torch.dtype) -> Pre
     return load_empty_model(teacher, head, dtype)[0]
 
 
-def _streamed(settings: FactorizeConfig) -> FactorizeConfig:
+def _streamed(settings: FactorizeConfig, model: PreTrainedModel) -> FactorizeConfig:
     """What these settings are from files to files."""
     check_streamable(settings)
-    return replace(settings, vocabulary="dense", depth="all")
+    return replace(settings.for_model(examine(model)), vocabulary="dense", depth="all")
 
 
 def _forecast(
