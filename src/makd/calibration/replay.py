@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from makd.anatomy import Layer
+from makd.anatomy import Layer, linear_shape
 from makd.anatomy.tokens import by_token
 from makd.errors import SettingError
 
@@ -63,25 +63,34 @@ def _same(one: Any, other: Any) -> bool:
 
 
 @contextmanager
-def outputs_known(model: nn.Module, known: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block the first call of these linears gives what is known of them, without any work."""
+def outputs_known(model: nn.Module, known: Mapping[str, Tensor], silent: Iterable[str] = ()) -> Iterator[None]:
+    """Inside the block the first call of some linears is no work.
 
-    def replaying(module: nn.Module, output: Tensor) -> Callable[..., Any]:
-        waiting = [output]
-
-        def forward(*args: Any, **named: Any) -> Any:
-            if waiting:
-                return waiting.pop().clone()  # the model may change it
-            return type(module).forward(module, *args, **named)
-
-        return forward
-
+    Args:
+        model: they are in.
+        known: linear -> what it gives.
+        silent: linears that give zeros, since nobody looks at what they give.
+    """
     with ExitStack() as stack:
-        for name, output in known.items():
+        for name in (*known, *silent):
             module = model.get_submodule(name)
-            module.forward = replaying(module, output)
+            module.forward = _replaying(module, known.get(name))
             stack.callback(delattr, module, "forward")
         yield
+
+
+def _replaying(module: nn.Module, output: Tensor | None) -> Callable[..., Any]:
+    waiting = [output]
+
+    def forward(*args: Any, **named: Any) -> Any:
+        if not waiting:
+            return type(module).forward(module, *args, **named)
+        given = waiting.pop()
+        if given is None:
+            return args[0].new_zeros(*args[0].shape[:-1], linear_shape(module)[0])
+        return given.clone()  # the model may change it
+
+    return forward
 
 
 @dataclass
@@ -112,6 +121,7 @@ def watch_layer(
     linears: Iterable[str],
     readers: Iterable[str] = (),
     known: Mapping[str, Tensor] = NOTHING,
+    silent: Iterable[str] = (),
 ) -> Seen:
     """Run the layer as far as it takes to see these.
 
@@ -124,6 +134,7 @@ def watch_layer(
         readers: names inside the layer of modules that read something of interest; "" stands for whoever reads the
             layer's output, and lets it run to its end.
         known: linear -> what it gives, which is not computed again.
+        silent: linears that give zeros, since nobody looks at what they give.
     """
     seen, linears, readers = Seen(), set(linears), set(readers)
 
@@ -147,7 +158,7 @@ def watch_layer(
 
         return hook
 
-    with ExitStack() as hooks, suppress(_Enough), outputs_known(model, known):
+    with ExitStack() as hooks, suppress(_Enough), outputs_known(model, known, silent):
         for name in linears:
             hooks.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
         for name in readers - {""}:

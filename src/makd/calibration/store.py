@@ -93,15 +93,20 @@ class MemoryStore(Store):
 class DiskStore(Store):
     """A safetensors file for each entry. What a process that was killed has left can be gone on with."""
 
-    def __init__(self, path: Path) -> None:
-        """The store in a folder, which is made if need be."""
-        self.path = path
+    def __init__(self, path: Path, *, lasting: bool = True) -> None:
+        """The store in a folder, which is made if need be.
+
+        Args:
+            path: of the folder.
+            lasting: whether another process may go on with it, after a power cut too.
+        """
+        self.path, self.lasting = path, lasting
         path.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
     def temporary() -> "DiskStore":
         """One that goes when nobody has it any more."""
-        store = DiskStore(Path(tempfile.mkdtemp(prefix="makd-")))
+        store = DiskStore(Path(tempfile.mkdtemp(prefix="makd-")), lasting=False)
         weakref.finalize(store, shutil.rmtree, store.path, ignore_errors=True)
         return store
 
@@ -109,7 +114,8 @@ class DiskStore(Store):
         """See `Store`."""
         path = self._file(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {name: Source.of(tensor) for name, tensor in tensors.items()}, notes)
+        sources = {name: Source.of(tensor) for name, tensor in tensors.items()}
+        write_tensors(path, sources, notes, durable=self.lasting)
 
     def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """See `Store`."""

@@ -159,6 +159,16 @@ class _Targets:
     by_input: frozenset[Unit]
     """Lots of which what they read is kept."""
 
+    def unread(self, leaving: Iterable[str]) -> Unit:
+        """Linears of which the input is kept, and whose outputs only linears read that are not looked at."""
+        names: list[str] = []
+        for lot in reversed(self.lots):
+            if lot in self.by_input:
+                names += lot
+            elif not set(lot) <= set(leaving):
+                break
+        return tuple(names)
+
     @staticmethod
     def of(walk: Walk, layer: Layer, settings: FitSettings) -> "_Targets":
         """Run the teacher's layer with every batch."""
@@ -175,7 +185,8 @@ class _Targets:
             return weighed and not any(name in sums for name in lot) and _is_narrower(walk.model, lot)
 
         for index, calls in enumerate(walk.calls):
-            seen = watch_layer(walk.model, layer, calls, walk.states(layer.index, index), names, readers)
+            hidden, silent = walk.states(layer.index, index), () if found is None else found.unread(leaving)
+            seen = watch_layer(walk.model, layer, calls, hidden, names, readers, silent=silent)
             if found is None:
                 lots = _lots(layer, seen.inputs, leaving)
                 found = _Targets(lots, sums, frozenset(lot for lot in lots if by_input(lot)))
@@ -257,19 +268,20 @@ def _lot_moments(
         side = int((index + 1) % HELD_OUT_EVERY == 0)
         hidden = student_states(walk, layer.index, index)
         with _outputs_of(student, before) as outputs_before:
-            seen = watch_layer(student, layer, calls, hidden, lot, readers, known_outputs(walk, layer, index))
+            # what these give themselves is no part of what they are fitted to
+            known = known_outputs(walk, layer, index)
+            seen = watch_layer(student, layer, calls, hidden, lot, readers, known, silent=lot)
         if outputs_before:
             keep_outputs(walk, before[0], index, outputs_before)
         if leaves:
-            rest = seen.read_by[""] - seen.outputs[lot[0]]
-            keep_sum(walk, lot[0], index, seen.inputs[lot[0]], rest)
+            keep_sum(walk, lot[0], index, seen.inputs[lot[0]], seen.read_by[""])
         rows = calls.real.flatten()
         if not all(_same(seen.inputs[name], seen.inputs[lot[0]]) for name in lot):
             raise NotLayerByLayer(f"{', '.join(lot)} read the same tensor in the teacher, and others in the student.")
         inputs, wanted = seen.inputs[lot[0]][rows], walk.scratch.read(f"targets/{index:05}", device)
         for name in (name for name in lot if name in targets.sums):
             total = wanted[name] if name in wanted else walk.states(layer.index + 1, index).flatten(0, 1)[rows]
-            wanted[name] = total - (seen.read_by[targets.sums[name].module] - seen.outputs[name])[rows]
+            wanted[name] = total - seen.read_by[targets.sums[name].module][rows]
         try:
             if by_input:
                 pairs[side].update_pairs(inputs, wanted[lot[0]])

@@ -153,10 +153,18 @@ class Source:
         return Source(dtype, self.shape, lambda: (piece.to(dtype) for piece in self.pieces()))
 
 
-def write_tensors(path: Path, sources: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, sources: Mapping[str, Source], metadata: Mapping[str, str] | None = None, *, durable: bool = True
+) -> None:
     """Write a safetensors file at `path`; until it is whole it has another name.
 
     Tensors stand in the order that the library gives them: widest dtype first, then by name.
+
+    Args:
+        path: of the file.
+        sources: name -> tensor.
+        metadata: for the file's header.
+        durable: whether it survives a power cut once this returns; what nobody will go on with need not.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -173,7 +181,8 @@ def write_tensors(path: Path, sources: Mapping[str, Source], metadata: Mapping[s
         for name, source in ordered:
             _write(stream, name, source)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     part.replace(path)
 
 
