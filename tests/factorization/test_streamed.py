@@ -133,10 +133,9 @@ STEPS = {
     "down": "gradients/0001/00001",
     "decompose": "spectra/model.layers.1.self_attn.o_proj",
     "gram": "gram/model.layers.0.mlp.up_proj",
-    "targets": "targets/00001",
     "fit": "learned/0001",
     "states": "student/0001/00001",
-    "told": "fitted/0000",
+    "told": "made/0000",
     "mark": "done/student/0001",
 }
 """Entry of the store, by the step that writes it."""

@@ -126,6 +126,8 @@ def _unknown_flag(message: str, known: Sequence[str]) -> str | None:
     endings = {item: item.rpartition(".")[2] for item in known}  # what people remember of a long name
     alike = difflib.get_close_matches(name.rpartition(".")[2], endings.values(), n=1, cutoff=0.6)
     near = difflib.get_close_matches(name, [item for item in known if endings[item] in alike], n=3, cutoff=0.0)
+    likeness = [difflib.SequenceMatcher(None, item, name).ratio() for item in near]
+    near = [item for item, alikeness in zip(near, likeness, strict=True) if alikeness > likeness[0] - 0.1]
     hint = f" Did you mean {' or '.join(f'--{item}' for item in near)}?" if near else ""
     return f"Unknown flag {flags[0]}.{hint}"
 
