@@ -15,7 +15,7 @@ COMPRESS = ["compress", "--teacher", "a-model", "--output", "a-folder"]
         (["--keep_linears", "0.5"], "Unknown flag --keep_linears. Did you mean --budget.keep_linears?"),
         (
             ["--learning_rate=1e-4"],
-            "Unknown flag --learning_rate. Did you mean --recipe.training.learning_rate or --recipe.layerwise.learning_rate?",
+            "Unknown flag --learning_rate. Did you mean --recipe.training.learning_rate or --recipe.layerwise",
         ),
         (["--recipe.trainng.steps", "3"], "Unknown flag --recipe.trainng.steps. Did you mean --recipe.training.steps?"),
         (["--xyz", "3"], "Unknown flag --xyz. See `makd compress --help`."),
