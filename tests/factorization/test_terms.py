@@ -73,4 +73,5 @@ def test_moments_of_gradients_are_kept_for_solvers_that_fit_later():
     terms = Terms(MemoryStore(), model, wanted, torch.device("cpu"))
     terms.keep(LayerMoments((name,), {}, {name: moments}))
     torch.testing.assert_close(terms.gram(name), moments.gram, rtol=1e-6, atol=1e-9)
-    assert terms.gram("another") is None
+    with pytest.raises(KeyError, match="another"):
+        terms.gram("another")

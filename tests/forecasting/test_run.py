@@ -76,7 +76,7 @@ def test_what_the_run_would_refuse_is_refused(encoder_folder, tmp_path):
     [
         ("compress", [], ["training: 3 steps", "time, distill", "solver two_sided_regression"]),
         ("factorize", [], ["solver two_sided_regression", "ranks follow from what calibration finds"]),
-        ("factorize", ["--stream"], ["solver whitened, ranks uniform", "its ranks"]),
+        ("factorize", ["--stream"], ["solver two_sided_regression, ranks global"]),
         ("factorize", ["--stream", "--recipe.factorize.solver", "svd"], ["solver svd, ranks uniform", "its ranks"]),
     ],
     ids=["compress", "factorize", "stream", "svd"],

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
 from makd.anatomy.key_cache import without_cache
+from makd.anatomy.tokens import by_token
 from makd.calibration.frame import Frame
 from makd.calibration.gradients import GradientWatcher
 from makd.calibration.moments import InputMoments
@@ -304,7 +305,8 @@ def _some(batches: Batches, tokens: int | None, seed: int) -> tuple[int, ...]:
 
 
 def _check(calls: Calls, hidden: Tensor, where: str) -> None:
-    if not is_finite(hidden[calls.real.to(hidden.device)]):
+    real = calls.real.to(hidden.device)
+    if not is_finite(by_token(hidden, real, f"What is to {where}")[real]):
         raise NumericsError(
             f"The hidden states that {where} hold NaN or infinity during calibration. The teacher's weights or the "
             "data make it overflow: use bfloat16 or float32 instead of float16, and check the teacher's outputs."
