@@ -40,6 +40,11 @@ def check_batches(batches: Iterable[Mapping[str, Tensor]], model: PreTrainedMode
         yield batch
 
 
+def model_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What a model reads of a batch, on `device`: all but the labels."""
+    return {name: value.to(device) for name, value in batch.items() if name != "labels"}
+
+
 def _check(batch: Any, vocabulary: int) -> None:
     if not isinstance(batch, Mapping):
         raise DataError(f"A batch is a dict of tensors, with input_ids in it; got {shown(batch)}. {ADVICE}")

@@ -99,6 +99,11 @@ class Layer:
     """The same for cross-attention."""
 
     @property
+    def linears(self) -> tuple[str, ...]:
+        """Its linears, in forward order, each once."""
+        return tuple(dict.fromkeys(linear.module for linear in self.roles.values()))
+
+    @property
     def is_skipped(self) -> bool:
         """Whether a student does without it: it then has no linears and no attention, and gives on what it gets."""
         return not self.roles

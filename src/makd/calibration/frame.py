@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Layer
+from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import layer_tokens
-from makd.calibration.replay import Calls, NotLayerByLayer
+from makd.calibration.replay import Calls, NotLayerByLayer, are_equal
 from makd.calibration.source import LayerSource
 
 
@@ -64,7 +65,7 @@ class Frame:
         if not self._compared:
             other = self._enter(batch, torch.neg)
             for layer in self.anatomy.layers:
-                if not _equal(calls.arguments[layer.index], other.arguments[layer.index]):
+                if not are_equal(calls.arguments[layer.index], other.arguments[layer.index]):
                     raise NotLayerByLayer(
                         f"What {layer.module} is called with follows from the hidden states that enter it, so layers "
                         "cannot be run one by one."
@@ -92,7 +93,7 @@ class Frame:
             given[:] = [made(hidden)]
             return _in_form_of(handed[0], given[0])
 
-        inputs, entered = self._inputs(batch), list[Tensor]()
+        inputs, entered = model_inputs(batch, self.source.device), list[Tensor]()
         with self._layers_do(note, entered), suppress(_Enough):
             self.model(**inputs)
         return Calls(layer_tokens(self.anatomy, self.first, inputs), arguments, entered[0], handed[0])
@@ -101,10 +102,11 @@ class Frame:
         """The model's output where `hidden` is what its last layer gives, with gradients if they are on."""
 
         def give(layer: Layer, entering: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            return _in_form_of(calls.handed, hidden if layer is self.last else entering)
+            # a copy: the model may change what it is given
+            return _in_form_of(calls.handed, hidden.clone() if layer is self.last else entering)
 
         with self._layers_do(give, []):
-            return self.model(**self._inputs(batch))
+            return self.model(**model_inputs(batch, self.source.device))
 
     @contextmanager
     def without_layers(self, calls: Calls) -> Iterator[None]:
@@ -124,11 +126,8 @@ class Frame:
 
         entered: list[Tensor] = []
         with self._layers_do(stop, entered), suppress(_Enough):
-            self.model(**self._inputs(batch))
+            self.model(**model_inputs(batch, self.source.device))
         return entered[0]
-
-    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.to(self.source.device) for key, value in batch.items() if key != "labels"}
 
     def _handed_on(self, hidden: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...] | None:
         """What the first layer gives after its hidden states, None if these come alone; taken to be that of all."""
@@ -161,17 +160,6 @@ class Frame:
                 module.forward = forward_of(layer)
                 stack.callback(delattr, module, "forward")
             yield
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether all tensors in two arguments are the same numbers."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
 def _in_form_of(handed: tuple[Any, ...] | None, hidden: Tensor) -> Any:

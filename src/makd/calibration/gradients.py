@@ -4,8 +4,9 @@ This is the Gauss-Newton (for probabilities: Fisher) metric, the one currency in
 compared. No labels are needed: probes take their place.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, linear_shape
+from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.calibration.moments import InputMoments
@@ -49,29 +51,39 @@ def collect_gradient_moments(
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
     moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
     watcher = GradientWatcher(anatomy, moments, tuple(embeddings or ()))
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
-    model.eval().requires_grad_(False)
+    model.eval()
 
     seen = 0
     with ExitStack() as hooks:
         hooks.enter_context(without_cache(model))
         hooks.callback(model.train, was_training)
-        for parameter in wanted:
-            hooks.callback(parameter.requires_grad_, True)
+        hooks.enter_context(frozen(model))
         probes = Probes(model, anatomy, seed)
         for name in moments:
             hooks.callback(model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
         for batch in batches:
-            inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            inputs = model_inputs(batch, model.device)
             watcher.start(inputs, probes.count)
-            for watcher.probe, (tensor, gradient) in enumerate(probes.draw(inputs, lambda: model(**inputs))):  # noqa: B023
+            for watcher.probe, (tensor, gradient) in enumerate(probes.draw(inputs, partial(model, **inputs))):
                 torch.autograd.backward(tensor, gradient, retain_graph=watcher.probe + 1 < probes.count)
             seen += 1
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     watcher.finish()
     return moments
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside the block no parameter asks for a gradient: what is differentiated is what flows."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 class GradientWatcher:

@@ -46,8 +46,7 @@ def run_layer(model: nn.Module, layer: Layer, calls: Calls, hidden: Tensor) -> T
     rest, named = calls.arguments[layer.index]
     output = model.get_submodule(layer.module)(hidden, *rest, **named)
     states, given = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
-    expected = calls.handed or ()
-    if len(given) != len(expected) or not all(map(_same, given, expected)):
+    if not are_equal(given, calls.handed or ()):
         raise NotLayerByLayer(
             f"{layer.module} hands on other things besides hidden states than the first layer does, so layers cannot "
             "be run one by one."
@@ -56,9 +55,14 @@ def run_layer(model: nn.Module, layer: Layer, calls: Calls, hidden: Tensor) -> T
     return found
 
 
-def _same(one: Any, other: Any) -> bool:
+def are_equal(one: Any, other: Any) -> bool:
+    """Whether all tensors in two arguments are the same numbers."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and torch.equal(one, other))
+        return one is other or torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(are_equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(are_equal, one, other))
     return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 

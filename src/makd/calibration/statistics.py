@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, linear_shape
+from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.calibration.moments import InputMoments
@@ -59,7 +60,7 @@ def collect_input_moments(
             handle = model.get_submodule(name).register_forward_hook(watcher.hook(name))
             hooks.callback(handle.remove)
         for batch in batches:
-            inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+            inputs = model_inputs(batch, model.device)
             watcher.start(batch)
             model(**inputs)
             seen += 1

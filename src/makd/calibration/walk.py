@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
+from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token
 from makd.calibration.frame import Frame
@@ -95,10 +97,6 @@ class Walk:
                 self.calls.append(Calls(calls.real, calls.arguments, torch.empty(0), calls.handed))
         store.mark("teacher/0000")
 
-    def linears(self, layer: Layer) -> tuple[str, ...]:
-        """Those of a layer, in forward order, each once."""
-        return tuple(dict.fromkeys(linear.module for linear in layer.roles.values()))
-
     def states(self, layer: int, batch: int) -> Tensor:
         """Hidden states that enter a layer of the teacher, (batch, tokens, hidden)."""
         return self.store.read(f"teacher/{layer:04}/{batch:05}", self.source.device)["hidden"]
@@ -121,7 +119,7 @@ class Walk:
                 moments: dict[str, InputMoments] = {}
                 with self.source.layer(layer), ExitStack() as hooks:
                     watcher = InputWatcher(self.model, self.anatomy, moments)
-                    for name in self.linears(layer) if watch else ():
+                    for name in layer.linears if watch else ():
                         hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
                     for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
                         watcher.start(batch)
@@ -129,8 +127,8 @@ class Walk:
                         _check(calls, hidden, f"leave {layer.module}")
                         self._keep(there, index, hidden)
                     if watch:
-                        check_reached(self.linears(layer), moments)
-                        yield LayerMoments(self.linears(layer), moments)
+                        check_reached(layer.linears, moments)
+                        yield LayerMoments(layer.linears, moments)
                 self.store.mark(there)
             if not keep:
                 self.store.remove(here)
@@ -151,7 +149,7 @@ class Walk:
         handle = self.model.get_submodule(last.module).register_forward_hook(note)
         try:
             with without_cache(self.model):
-                self.model(**self._inputs(self.batches[0]))
+                self.model(**model_inputs(self.batches[0], self.source.device))
         finally:
             handle.remove()
         real = self.calls[0].real
@@ -215,7 +213,7 @@ class Walk:
                 hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
             for index in self.backward:
                 batch, gradients = self.batches[index], self._gradients("gradients/0000", index)
-                watcher.start(self._inputs(batch), len(gradients))
+                watcher.start(model_inputs(batch, self.source.device), len(gradients))
                 with torch.enable_grad():
                     entering = self.frame.first_states(batch)
                 for watcher.probe, gradient in enumerate(gradients):
@@ -231,10 +229,8 @@ class Walk:
             for index in self.backward:
                 batch, calls = self.batches[index], self.calls[index]
                 leaf = self.states(count, index).detach().requires_grad_()
-                drawn = probes.draw(
-                    self._inputs(batch),
-                    lambda batch=batch, calls=calls, leaf=leaf: self.frame.leave(batch, calls, leaf.clone()),  # type: ignore[misc]
-                )
+                run = partial(self.frame.leave, batch, calls, leaf)
+                drawn = probes.draw(model_inputs(batch, self.source.device), run)
                 gradients = [
                     torch.autograd.grad(tensor, leaf, gradient, retain_graph=number + 1 < probes.count)[0]
                     for number, (tensor, gradient) in enumerate(drawn)
@@ -243,7 +239,7 @@ class Walk:
 
     def _backward(self, layer: Layer, above: str, here: str, inputs: bool) -> LayerMoments:
         """Run a layer again, forward and backward: gradients at what enters it into the store, moments handed out."""
-        linears = self.linears(layer)
+        linears = layer.linears
         read: dict[str, InputMoments] = {}
         given = {
             name: InputMoments(linear_shape(self.model.get_submodule(name))[0], self.source.device) for name in linears
@@ -259,7 +255,7 @@ class Walk:
                 batch, calls = self.batches[index], self.calls[index]
                 gradients = self._gradients(above, index)
                 watcher.start(batch)
-                gradient_watcher.start(self._inputs(batch), len(gradients))
+                gradient_watcher.start(model_inputs(batch, self.source.device), len(gradients))
                 leaf = self.states(layer.index, index).detach().requires_grad_()
                 with torch.enable_grad():
                     output = run_layer(self.model, layer, calls, leaf.clone())  # it may change what it is given
@@ -281,9 +277,6 @@ class Walk:
     def _gradients(self, entry: str, batch: int) -> list[Tensor]:
         found = self.store.read(f"{entry}/{batch:05}", self.source.device)
         return [found[name] for name in sorted(found)]
-
-    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.to(self.source.device) for key, value in batch.items() if key != "labels"}
 
     def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
         self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Predictions, check_predictions, predictions_of
-from makd.anatomy.batches import check_batches
+from makd.anatomy.batches import check_batches, model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.errors import DataError, SettingError
@@ -67,7 +67,7 @@ def fidelity(
     modes = student.training, teacher.training
     student.eval(), teacher.eval()
     for batch in check_batches(batches, student):
-        inputs = {name: value.to(student.device) for name, value in batch.items() if name != "labels"}
+        inputs = model_inputs(batch, student.device)
         with without_cache(student, teacher):
             output = student(**inputs)
             reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})

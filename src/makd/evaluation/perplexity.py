@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from makd.anatomy.batches import check_batches
+from makd.anatomy.batches import check_batches, model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.errors import DataError, NumericsError
 from makd.kinds import takes
@@ -31,7 +31,7 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     was_training = model.training
     model.eval()
     for batch in check_batches(batches, model):
-        inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+        inputs = model_inputs(batch, model.device)
         with without_cache(model):
             logits = model(**inputs).logits[:, :-1]
         targets = inputs["input_ids"][:, 1:]

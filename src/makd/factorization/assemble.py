@@ -20,8 +20,7 @@ from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
 from makd.ranks.allocation import LinearSize
 from makd.ranks.planning import Planned, plan_ranks
-from makd.student.linear import LowRankLinear
-from makd.student.shared_linear import share_linears_
+from makd.student.shared_linear import replace_linears_
 
 
 def plan(job: Job, calibrated: Calibrated) -> Planned:
@@ -81,7 +80,7 @@ def make_(
 
 def cut_layer_(terms: Terms, planned: Planned, student: nn.Module, layer: Layer) -> dict[str, Fitted]:
     """Factors that were kept, cut at their ranks, in the place of a layer's linears."""
-    inside = {linear.module for linear in layer.roles.values()}
+    inside = layer.linears
     fitted: dict[str, Fitted] = {}
     members = {group.name: group.linears for group in planned.groups}
     for name, rank in planned.items.ranks.items():
@@ -90,12 +89,7 @@ def cut_layer_(terms: Terms, planned: Planned, student: nn.Module, layer: Layer)
             continue
         factors = terms.factors(name, rank)
         fitted |= dict.fromkeys(linears, Fitted(factors.error, factors.fallback))
-        if name in members:
-            share_linears_(student, linears, factors)
-            continue
-        bias = getattr(student.get_submodule(name), "bias", None)
-        layer_ = LowRankLinear.from_factors(factors, None if bias is None else bias.detach())
-        student.set_submodule(name, layer_.eval())
+        replace_linears_(student, linears, factors)
     return fitted
 
 

@@ -7,20 +7,19 @@ the moments of all linears are in memory at once then.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from makd.anatomy import Anatomy
-from makd.calibration.gradients import collect_gradient_moments
+from makd.calibration.gradients import collect_gradient_moments, frozen
 from makd.calibration.moments import InputMoments
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import LayerSource, ModelSource
 from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import Store, choose_store
-from makd.calibration.walk import LayerMoments, Walk, state_bytes
+from makd.calibration.walk import Batches, LayerMoments, Progress, Walk, state_bytes
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outline import Outline, Plot
 from makd.factorization.settings import FactorizeConfig
@@ -39,8 +38,6 @@ ROWS_PER_FEATURE = 32
 its own. SmolLM2-135M at 0.8 of its linears, gaps to the teacher on two texts in nats: 8 tokens a feature, by chance,
 0.201 and 0.294; all 32,768, which are 21 a feature, 0.189 and 0.280."""
 
-Batches = Sequence[Mapping[str, Tensor]]
-Progress = Callable[[str, int, int], None]
 OfTables = tuple[Mapping[str, InputMoments], Mapping[str, InputMoments]]
 """Of what the vocabulary's matrices read, and of the gradients at the outputs of embeddings."""
 
@@ -176,10 +173,9 @@ def _backward_tokens(job: Job) -> int | None:
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     for layer in job.anatomy.layers:
-        linears = tuple(dict.fromkeys(linear.module for linear in layer.roles.values()))
-        if layer.call == 0 and not terms.has(linears):
+        if layer.call == 0 and not terms.has(layer.linears):
             with job.source.layer(layer):
-                terms.keep(LayerMoments(linears), on_matrix)
+                terms.keep(LayerMoments(layer.linears), on_matrix)
     return {}, {}
 
 
@@ -227,15 +223,3 @@ def _embeddings(job: Job) -> dict[str, int]:
 
 def _head(tables: Sequence[Table]) -> str | None:
     return next((table.head for table in tables if table.head is not None), None)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Inside the block no parameter asks for a gradient: what is differentiated is what flows."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)

@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div, normalize
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
+from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import encoder_tokens, layer_tokens
 
@@ -29,7 +30,7 @@ def choose_probes(batches: Sequence[Mapping[str, Tensor]], tokens: int = PROBE_T
 @torch.no_grad()
 def outputs_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Any:
     """One forward without labels and without a cache; `model` is in eval mode."""
-    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+    inputs = model_inputs(batch, model.device)
     with without_cache(model):
         return model(**inputs)
 

@@ -24,8 +24,8 @@ from makd.errors import NumericsError
 from makd.factorization.layers import Fitted, keep_outputs, keep_sum, known_outputs, student_states
 from makd.solvers.factors import Factors
 from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
-from makd.student.linear import LowRankLinear, dense_weight
-from makd.student.shared_linear import share_linears_, stacked_linear
+from makd.student.linear import dense_weight
+from makd.student.shared_linear import replace_linears_, stacked_linear
 
 GROUPS = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.OUTPUT,), (Role.GATE, Role.UP), (Role.DOWN,))
 """Roles that read the same input, in forward order."""
@@ -93,7 +93,7 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
                 continue
             dense, fit = _dense(walk.model, unit), settings.fit or fit_linear
             factors = fit(dense, *moments[unit], rank, _gram(settings, unit))
-            _put_(student, unit, factors)
+            replace_linears_(student, unit, factors)
             fitted |= dict.fromkeys(unit, Fitted(factors.error, factors.fallback))
     return fitted
 
@@ -114,14 +114,6 @@ def _dense(teacher: nn.Module, unit: Unit) -> nn.Module:
     """The teacher's linear, or several of them as one."""
     linears = [teacher.get_submodule(name) for name in unit]
     return linears[0] if len(unit) == 1 else stacked_linear(linears)
-
-
-def _put_(student: nn.Module, unit: Unit, factors: Factors) -> None:
-    """Factors in the place of one linear, or of several that share A."""
-    if len(unit) > 1:
-        share_linears_(student, unit, factors)
-    else:
-        student.set_submodule(unit[0], LowRankLinear.from_factors(factors, None).eval())
 
 
 def fit_linear(
@@ -175,7 +167,7 @@ class _Targets:
         sums = _find_sums(walk, layer)
         # a sum that leaves the layer is what enters the next: it is in the store
         leaving = {name for name, found in sums.items() if not found.module}
-        names = set(walk.linears(layer)) - leaving
+        names = set(layer.linears) - leaving
         readers = {found.module for found in sums.values() if found.module}
         found: _Targets | None = None
 

@@ -124,7 +124,7 @@ def keep_outputs(walk: Walk, lot: str, batch: int, outputs: Mapping[str, Tensor]
 def known_outputs(walk: Walk, layer: Layer, batch: int) -> dict[str, Tensor]:
     """What was kept of the linears of a layer."""
     known: dict[str, Tensor] = {}
-    for linear in walk.linears(layer):
+    for linear in layer.linears:
         entry = f"known/{batch:05}/{linear}"
         if entry in walk.scratch:
             known |= walk.scratch.read(entry, walk.source.device)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
+from makd.calibration.walk import Progress
 from makd.capture import examine
 from makd.errors import DataError, OutputError, SettingError
 from makd.factorization.assemble import linear_sizes, make_, plan, report
@@ -41,7 +42,6 @@ from makd.weights.checkpoint import Checkpoint
 logger = logging.getLogger(__name__)
 
 IDENTITY = "stream.json"
-Progress = Callable[[str, int, int], None]
 
 
 def check_streamable(settings: FactorizeConfig) -> None:

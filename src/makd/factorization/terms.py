@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
+from makd.ranks.allocation import LinearSize
 from makd.ranks.sharing import InputGroup
 from makd.solvers import (
     Solver,
@@ -157,9 +158,10 @@ class Terms:
         grams = [moments.gradients[linear].gram for linear in linears] if kind.gradients else []
         gram = moments.inputs[linears[0]].gram if kind.inputs else None
         made = _solved(weight, gram, grams, rank)
-        out_features, in_features = weight.shape
-        break_even = (out_features * in_features - 1) // (out_features + in_features)
-        highest = min(len(made.singular_values), break_even if rank is None else rank)
+        if rank is None:
+            out_features, in_features = weight.shape
+            rank = LinearSize(" + ".join(linears), out_features, in_features, has_bias=False).break_even
+        highest = min(len(made.singular_values), rank)
         return made.spectrum, made.factors(highest) if highest else None
 
 

@@ -76,7 +76,7 @@ def _layer(
     groups: Mapping[str, tuple[str, ...]],
     anatomy: Anatomy,
 ) -> LayerShape:
-    names = list(dict.fromkeys(linear.module for linear in layer.roles.values()))
+    names = list(layer.linears)
     inputs = dict.fromkeys(groups.get(name, (name,)) for name in names)
     experts = sum(model.get_parameter(name).numel() for name in anatomy.experts if name.startswith(f"{layer.module}."))
     query = layer.roles.get(Role.QUERY)

@@ -110,6 +110,16 @@ def share_linears_(model: nn.Module, names: Sequence[str], factors: Factors) -> 
     return dict(zip(names, parts, strict=True))
 
 
+def replace_linears_(model: nn.Module, names: Sequence[str], factors: Factors) -> None:
+    """Put factors in the place of a linear, or of several that share one A; biases stay unless they were refitted."""
+    if len(names) > 1:
+        share_linears_(model, names, factors)
+        return
+    bias = getattr(model.get_submodule(names[0]), "bias", None)
+    layer = LowRankLinear.from_factors(factors, None if bias is None else bias.detach())
+    model.set_submodule(names[0], layer.eval())
+
+
 def settle_groups_(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Name of each linear that holds an A for others -> the names of those, in the order of `model`.
 
