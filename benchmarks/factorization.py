@@ -22,23 +22,20 @@ need another transformers and have no grouped key heads.
 
 import argparse
 import copy
-import json
 import math
 import os
-import platform
 import random
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from result_lines import add, read
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -227,7 +224,7 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
     walk = Walk(ModelSource(subject.teacher), anatomy, subject.calibration, choose_store("auto", 2**40))
     for _ in walk.up(lambda what, done, of: None):
         pass
-    begin_(walk, None)
+    begin_(walk)
     settings = FitSettings(plan.ranks, gram=gradients.__getitem__ if gradients else None, fit=fit)
     make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student
@@ -246,7 +243,7 @@ def measure(subject: Subject, student: PreTrainedModel) -> dict[str, Any]:
 
 def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int) -> None:
     """Every student that is not in the results yet, the cheapest first."""
-    done = {(row["model"], row["keep"], row["method"], row["ranks"]) for row in read()}
+    done = {(row["model"], row["keep"], row["method"], row["ranks"]) for row in read(RESULTS)}
     torch.manual_seed(0)
     subject = {"minilm": minilm, "smollm2": smollm2}[name](data, rows)
     calibrate(subject)
@@ -254,7 +251,9 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
     sizes = linear_sizes(subject.teacher, anatomy)
     total = sum(size.parameters(None) for size in sizes)
     if (name, 1.0, "teacher", "") not in done:
-        write({"model": name, "keep": 1.0, "method": "teacher", "ranks": "", **measure(subject, subject.teacher)})
+        add(
+            RESULTS, {"model": name, "keep": 1.0, "method": "teacher", "ranks": "", **measure(subject, subject.teacher)}
+        )
     two_sided = decompose(subject, "two_sided")
     spectra = {linear: terms.singular_values for linear, terms in two_sided.items()}
     for method, *kinds in (wanted.split(":") for wanted in methods):
@@ -271,7 +270,8 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
                 start = time.perf_counter()
                 student = fitted(subject, method, plan, terms) if forward else replaced(subject, terms, plan)
                 seconds = {**subject.seconds, "decompose": decomposed, "fit": time.perf_counter() - start}
-                write(
+                add(
+                    RESULTS,
                     {
                         "model": name,
                         "keep": keep,
@@ -283,30 +283,13 @@ def run(name: str, keeps: list[float], methods: list[str], data: Path, rows: int
                         "calibration_tokens": sum(int(b["attention_mask"].sum()) for b in subject.calibration),
                         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
                         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-                    }
+                    },
                 )
-
-
-def write(row: dict[str, Any]) -> None:
-    """One more line, with where and when it was found."""
-    where = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "makd": version("makd"), "seed": 0, "date": date.today().isoformat(),
-    }  # fmt: skip
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**row, **where}) + "\n")
-    print(json.dumps(row), flush=True)
-
-
-def read() -> list[dict[str, Any]]:
-    """All lines."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
 def table() -> str:
     """The results as markdown, one table a model and share that is kept."""
-    rows = read()
+    rows = read(RESULTS)
     lines = [
         "# Factorization: every solver, before training",
         "",

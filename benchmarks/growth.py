@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from result_lines import read
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "growth.jsonl"
 TABLE = ROOT / "docs" / "results" / "growth.md"
@@ -74,11 +76,6 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def read() -> list[dict[str, Any]]:
-    """The lines that are there."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-
-
 def run(depths: list[int], widths: list[int], texts: list[int]) -> None:
     """Measure what is not measured yet."""
     import torch
@@ -90,7 +87,7 @@ def run(depths: list[int], widths: list[int], texts: list[int]) -> None:
         "processors": os.cpu_count(), "torch": torch.__version__,
     }  # fmt: skip
     for layers, width, tokens in dict.fromkeys(wanted):
-        if any((row["layers"], row["width"], row["tokens"]) == (layers, width, tokens) for row in read()):
+        if any((row["layers"], row["width"], row["tokens"]) == (layers, width, tokens) for row in read(RESULTS)):
             continue
         command = [sys.executable, __file__, "one", str(layers), str(width), str(tokens)]
         done = subprocess.run(
@@ -104,7 +101,7 @@ def run(depths: list[int], widths: list[int], texts: list[int]) -> None:
 
 def table() -> str:
     """The page."""
-    rows = read()
+    rows = read(RESULTS)
     told = []
     for name, key, of in (
         ("layers", "layers", lambda row: (row["width"], row["tokens"]) == (WIDTH, TOKENS)),
@@ -149,7 +146,7 @@ def table() -> str:
 
 def plot() -> str:
     """An SVG of the three tables."""
-    rows = read()
+    rows = read(RESULTS)
     panels = (
         ("layers", lambda row: (row["width"], row["tokens"]) == (WIDTH, TOKENS)),
         ("width", lambda row: (row["layers"], row["tokens"]) == (2, TOKENS)),

@@ -17,22 +17,19 @@ docs/results/layerwise.md. Students are kept in --work.
 
 import argparse
 import copy
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from factorization import TEACHERS, measure, minilm, smollm2
+from result_lines import add, read
 from torch import Tensor
 from transformers import PreTrainedModel, default_data_collator
 
@@ -186,31 +183,17 @@ def run(words: argparse.Namespace) -> None:
         bench = Bench(words, words.model, keep) if missing else None
         for seed, arm in missing:
             assert bench is not None
-            write({**key, "arm": arm, "seed": seed, **bench.cell(arm, words.seconds, seed)})
+            add(RESULTS, {**key, "arm": arm, "seed": seed, **bench.cell(arm, words.seconds, seed)})
 
 
 def is_there(key: dict[str, Any]) -> bool:
     """Whether a cell is in the results."""
-    return any(all(row.get(name) == value for name, value in key.items()) for row in read())
-
-
-def write(row: dict[str, Any]) -> None:
-    """One more line, with where and when it was found."""
-    where = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "threads": torch.get_num_threads(),
-             "torch": torch.__version__, "makd": version("makd"), "date": date.today().isoformat()}  # fmt: skip
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**row, **where}) + "\n")
-    print(json.dumps(row), flush=True)
-
-
-def read() -> list[dict[str, Any]]:
-    """All lines."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+    return any(all(row.get(name) == value for name, value in key.items()) for row in read(RESULTS))
 
 
 def table() -> str:
     """The results as markdown, one table a model, share that is kept, time and rates."""
-    rows = read()
+    rows = read(RESULTS)
     lines = [
         "# Layers one by one, and the whole model",
         "",

@@ -46,7 +46,7 @@ def fit_student(teacher, ranks, batches, fit=None, gram=None):
     student = copy.deepcopy(teacher)
     walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore())
     assert not list(walk.up(lambda what, done, of: None))
-    begin_(walk, None)
+    begin_(walk)
     settings = FitSettings(ranks, gram=gram, fit=fit)
     make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from makd.anatomy import Layer, SkippedLayer
 from makd.anatomy.batches import check_batches
 from makd.aspects import Plan, activate
-from makd.calibration.frame import Frame
 from makd.calibration.replay import Calls
 from makd.calibration.source import ModelSource
 from makd.calibration.store import choose_store
@@ -19,7 +18,7 @@ from makd.distill.layer_lesson import check_teachable, teach_layer_, without_dro
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.projections import check_pair
 from makd.errors import SettingError
-from makd.factorization.layers import begin_, make_layers_, student_states
+from makd.factorization.layers import begin_, enter, make_layers_, student_states
 
 
 class LayerTeacher:
@@ -107,10 +106,8 @@ def teach_layers_(
         walk = Walk(ModelSource(teacher), anatomy, given, kept)
         for _ in walk.up(lambda what, done, of: None):
             pass
-        begin_(walk, student)
-        frame = Frame(ModelSource(student), ours)
-        with frame.at_hand():
-            calls = [frame.enter(batch) for batch in given]
+        calls = enter(student, given)
+        begin_(walk, calls)
         of = len(anatomy.layers)
         made = make_layers_(
             walk, ModelSource(student), lambda layer: {}, LayerTeacher(plan, settings, seed, calls),

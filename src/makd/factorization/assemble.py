@@ -14,7 +14,7 @@ from makd.anatomy import Anatomy, Layer, linear_shape
 from makd.calibration.source import LayerSource, ModelSource
 from makd.factorization.calibrate import Calibrated, Job
 from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
-from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, make_layers_
+from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, enter, make_layers_
 from makd.factorization.outcome import FactorizeReport, make_report
 from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
@@ -67,7 +67,7 @@ def make_(
         make = partial(fit_layer_, calibrated.walk, student.model, settings)
     of = len(job.anatomy.layers)
     if calibrated.walk is not None and (job.kind.in_forward_order or job.teach is not None):
-        begin_(calibrated.walk, begins)
+        begin_(calibrated.walk, None if begins is None else enter(begins, job.batches))
         return make_layers_(
             calibrated.walk, student, make, job.teach, lambda layer: job.progress("fit layers", layer.index + 1, of)
         )

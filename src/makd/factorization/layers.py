@@ -18,7 +18,7 @@ from makd.anatomy import Layer, resolve
 from makd.calibration.frame import Frame
 from makd.calibration.replay import Calls, outputs_known, run_layer
 from makd.calibration.source import LayerSource, ModelSource
-from makd.calibration.walk import Walk
+from makd.calibration.walk import Batches, Walk
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,24 @@ TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float | int] 
 """Teaches a layer of the student, in place; tells what that did."""
 
 
-def begin_(walk: Walk, student: PreTrainedModel | None) -> None:
+def enter(student: PreTrainedModel, batches: Batches) -> list[Calls]:
+    """What a student's layers are called with, and the hidden states that enter its first, of each batch."""
+    frame = Frame(ModelSource(student), resolve(student))
+    with frame.at_hand():
+        return [frame.enter(batch) for batch in batches]
+
+
+def begin_(walk: Walk, calls: Sequence[Calls] | None = None) -> None:
     """The hidden states that enter the student's first layer, into the walk's store: the teacher's, or its own.
 
     Args:
         walk: through the teacher.
-        student: has embeddings of its own; None where they are the teacher's.
+        calls: of a student that has embeddings of its own: `enter`.
     """
     if walk.store.is_marked("student/0000"):
         return
-    frame = None if student is None else Frame(ModelSource(student), resolve(student))
-    for index, batch in enumerate(walk.batches):
-        entering = walk.states(0, index) if frame is None else frame.enter(batch).entering
+    for index in range(len(walk.batches)):
+        entering = walk.states(0, index) if calls is None else calls[index].entering
         walk.store.write(f"student/0000/{index:05}", {"hidden": entering})
     walk.store.mark("student/0000")
 

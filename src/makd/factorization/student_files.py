@@ -23,7 +23,7 @@ from makd.student.identity import file_names, identity_tensor, make_identity, sa
 from makd.student.linear import LowRankLinear
 from makd.student.placing import place_empty_
 from makd.weights.checkpoint import Checkpoint
-from makd.weights.files import Source, write_tensors
+from makd.weights.files import Source, StoredTensor, write_tensors
 from makd.weights.shards import INDEX
 from makd.weights.sound import set_dtypes_
 
@@ -83,23 +83,18 @@ def factor_sources(store: DiskStore, planned: Planned, out_features: Mapping[str
             continue
         stored, first = store.stored(f"factors/{item}"), 0
         linears = members.get(item, (item,))
-        expand, reduce = stored["expand"], stored["reduce"]
-        sources[f"{linears[0]}.reduce.weight"] = Source(
-            reduce.dtype,
-            (rank, reduce.shape[1]),
-            lambda reduce=reduce, rank=rank: reduce.pieces(0, rank),  # type: ignore[misc]
-        )
+        sources[f"{linears[0]}.reduce.weight"] = _corner(stored["reduce"], 0, rank)
         for linear in linears:
             stop = first + out_features[linear]
-            sources[f"{linear}.expand.weight"] = Source(
-                expand.dtype,
-                (stop - first, rank),
-                lambda expand=expand, rank=rank, first=first, stop=stop: (  # type: ignore[misc]
-                    piece[:, :rank] for piece in expand.pieces(first, stop)
-                ),
-            )
+            sources[f"{linear}.expand.weight"] = _corner(stored["expand"], first, stop, rank)
             first = stop
     return sources
+
+
+def _corner(stored: StoredTensor, first: int, stop: int, columns: int | None = None) -> Source:
+    """Rows `first` to `stop` of a matrix in a file, and their first columns."""
+    width = stored.shape[1] if columns is None else columns
+    return Source(stored.dtype, (stop - first, width), lambda: (rows[:, :width] for rows in stored.pieces(first, stop)))
 
 
 def write_student(
