@@ -148,6 +148,16 @@ class DiskStore(Store):
         return self.path / f"{entry}.safetensors"
 
 
+def check_choice(choice: str) -> None:
+    """Whether there is such a store.
+
+    Raises:
+        SettingError: there is not.
+    """
+    if choice not in STORE_CHOICES:
+        raise SettingError(f"factorize.store is one of {', '.join(STORE_CHOICES)}; got {choice!r}.")
+
+
 def choose_store(choice: str, needed: int, folder: Path | None = None) -> Store:
     """The store for a walk that will keep about `needed` bytes.
 
@@ -159,8 +169,7 @@ def choose_store(choice: str, needed: int, folder: Path | None = None) -> Store:
     Raises:
         SettingError: there is no such choice.
     """
-    if choice not in STORE_CHOICES:
-        raise SettingError(f"factorize.store is one of {', '.join(STORE_CHOICES)}; got {choice!r}.")
+    check_choice(choice)
     if choice == "memory" or (choice == "auto" and needed <= MEMORY_LIMIT and folder is None):
         return MemoryStore()
     return DiskStore.temporary() if folder is None else DiskStore(folder)

@@ -95,6 +95,7 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
             factors = fit(dense, *moments[unit], rank, _gram(settings, unit))
             replace_linears_(student, unit, factors)
             fitted |= dict.fromkeys(unit, Fitted(factors.error, factors.fallback))
+    walk.scratch.remove("targets")
     return fitted
 
 

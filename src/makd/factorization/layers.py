@@ -108,7 +108,7 @@ def make_layers_(
             _tell(walk, layer, found, lesson)
             walk.store.mark(there)
             walk.store.remove(here)
-            for entry in ("targets", *LAYER_AS_IT_WAS):
+            for entry in LAYER_AS_IT_WAS:
                 walk.scratch.remove(entry)
         notes = walk.store.notes(f"made/{layer.index:04}")
         fitted |= {name: Fitted(*one) for name, one in json.loads(notes["fitted"]).items()}

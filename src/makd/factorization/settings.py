@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from makd.anatomy import Anatomy
-from makd.calibration.store import STORE_CHOICES
+from makd.calibration.store import check_choice
 from makd.errors import SettingError, UnsupportedModelError
 from makd.factorization.outline import VOCABULARY_CHOICES
 from makd.kinds import checked
@@ -43,8 +43,7 @@ class FactorizeConfig:
     the system's folder for temporary files, `TMPDIR`), or `auto`: memory up to 1 GiB."""
 
     def __post_init__(self) -> None:
-        if self.store not in STORE_CHOICES:
-            raise SettingError(f"factorize.store is auto, memory or disk; got {self.store!r}.")
+        check_choice(self.store)
         if self.solver != "auto":
             SOLVERS[self.solver]
         RANK_RULES[self.rank_rule]
