@@ -37,6 +37,7 @@ CONFIGS = {
     "recipe.factorize": makd.FactorizeConfig,
     "recipe.layerwise": makd.LayerwiseConfig,
     "recipe.plan": makd.Plan,
+    "recipe.plan.completions": makd.Completions,
     "recipe.plan.terms[]": makd.Term,
     "recipe.training": makd.TrainingConfig,
     "recipe.evaluation": makd.EvaluationConfig,
@@ -210,11 +211,19 @@ def test_the_table_of_presets_is_that_of_the_code():
         name: {
             term.aspect: (str(term.layers) if term.aspect in ("matrix", "hidden", "attention") else "yes")
             + (f" \u00d7 {term.weight:g}" if term.weight != 1 else "")
-            for term in terms
+            for term in preset.terms
         }
-        for name, terms in PRESETS.items()
+        for name, preset in PRESETS.items()
     }
     assert written == expected
+
+
+def test_the_table_of_objectives_is_that_of_the_code():
+    written = {cells[0].strip("`"): cells[1].strip("`") for cells in rows("aspects.md", 4) if cells[0].startswith("`")}
+    for name in ("sft", "kd", "seq_kd", "minillm", "gkd", "distillm"):
+        assert [term.divergence for term in PRESETS[name].terms if term.aspect == "logits"] == (
+            [written[name]] if written[name] else []
+        )
 
 
 def test_every_error_has_a_section():

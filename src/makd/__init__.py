@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from makd import aspects
     from makd.anatomy import Anatomy, Role, resolve
-    from makd.aspects import Plan, Term
+    from makd.aspects import Completions, Plan, Term
     from makd.cache import CacheConfig, TeacherCache
     from makd.caching import CacheReport, build_cache
     from makd.capture import inspect
@@ -47,6 +47,7 @@ _HOME = {
     "CacheConfig": "makd.cache",
     "CacheReport": "makd.caching",
     "CalibrationConfig": "makd.config",
+    "Completions": "makd.aspects",
     "DataConfig": "makd.data",
     "DistillTrainer": "makd.distill",
     "EvaluationConfig": "makd.config",
@@ -99,6 +100,7 @@ __all__ = [
     "CacheConfig",
     "CacheReport",
     "CalibrationConfig",
+    "Completions",
     "DataConfig",
     "DistillTrainer",
     "EvaluationConfig",

@@ -6,6 +6,7 @@ import makd
 from makd.anatomy import Role, resolve
 from makd.aspects import PRESETS, Plan, Term, activate
 from makd.aspects.layers import select_layers
+from makd.errors import SettingError
 from tests.models import tiny
 
 
@@ -95,5 +96,17 @@ def test_two_terms_of_one_aspect_are_told_apart():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_an_encoder_and_a_decoder(preset):
-    for model in (tiny("bert"), tiny("llama", head="causal_lm"), tiny("t5")):
+    models = [tiny("llama", head="causal_lm")]
+    models += [] if preset in OBJECTIVES else [tiny("bert"), tiny("t5")]
+    for model in models:
         assert activate(Plan(preset=preset), resolve(model)).terms
+
+
+OBJECTIVES = ("sft", "kd", "seq_kd", "minillm", "gkd", "distillm")
+"""Of models with a head."""
+
+
+@pytest.mark.parametrize("preset", OBJECTIVES)
+def test_an_objective_of_predictions_is_refused_for_a_model_that_makes_none(preset):
+    with pytest.raises(SettingError, match=r"no aspect to mimic on this model: .*head"):
+        activate(Plan(preset=preset), resolve(tiny("bert")))

@@ -3,6 +3,7 @@
 from makd.aspects.activation import ActivePlan, ActiveTerm, Comparison, activate
 from makd.aspects.attention import attention_kl
 from makd.aspects.attention_mean import attention_loss
+from makd.aspects.completions import Completions
 from makd.aspects.divergences import DIVERGENCES, Divergence, divergence, forward_kl
 from makd.aspects.embedding import (
     PooledTexts,
@@ -15,7 +16,7 @@ from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.layers import spread_layers
 from makd.aspects.logits import label_divergence, logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
-from makd.aspects.plan import ASPECTS, PRESETS, Plan, Term
+from makd.aspects.plan import ASPECTS, PRESETS, Plan, Preset, Term
 from makd.aspects.relation import relation_kl
 from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
 from makd.sentence_encoder import pool
@@ -27,11 +28,13 @@ __all__ = [
     "ActivePlan",
     "ActiveTerm",
     "Comparison",
+    "Completions",
     "Divergence",
     "KeptPredictions",
     "Plan",
     "PooledTexts",
     "PredictionLosses",
+    "Preset",
     "SoftLoss",
     "Term",
     "activate",

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from makd.anatomy import Anatomy, Layer, Role
+from makd.aspects.completions import Completions
 from makd.aspects.layers import select_layers, spread_layers
-from makd.aspects.plan import PER_LAYER, PRESETS, RELATED_ROLES, Plan, Term
+from makd.aspects.plan import PER_LAYER, RELATED_ROLES, Plan, Term
 from makd.capture import Tap
 from makd.errors import SettingError
 from makd.sentence_encoder import SentenceEncoder, encoder_of
@@ -62,6 +63,8 @@ class ActivePlan:
     terms: tuple[ActiveTerm, ...]
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects of a preset that are left out, and why."""
+    completions: Completions = field(default_factory=Completions)
+    """Whose completions are learned from."""
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -98,7 +101,7 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
     """
     active: list[ActiveTerm] = []
     off: dict[str, str] = {}
-    for term in plan.terms or PRESETS[plan.preset]:
+    for term in plan.wanted:
         reason = _why_off(term, anatomy, teacher or anatomy)
         found = () if reason else tuple(_comparisons(term, anatomy, teacher or anatomy))
         dropped = not reason and not found and _is_dropped(term, anatomy)
@@ -114,11 +117,12 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
             before = sum(item.term.aspect == term.aspect for item in active)
             name = term.aspect if before == 0 else f"{term.aspect}_{before + 1}"
             active.append(_active(name, term, found, teacher or anatomy))
-    if not plan.terms and all(item.term.aspect == "task" for item in active):
+    mimics = any(term.aspect != "task" for term in plan.wanted)
+    if not plan.terms and (not active or (mimics and all(item.term.aspect == "task" for item in active))):
         raise SettingError(
             "The plan has no aspect to mimic on this model: " + "; ".join(f"{name}: {why}" for name, why in off.items())
         )
-    return ActivePlan(tuple(active), off)
+    return ActivePlan(tuple(active), off, plan.writers)
 
 
 def _active(name: str, term: Term, comparisons: tuple[Comparison, ...], teacher: Anatomy) -> ActiveTerm:

@@ -3,10 +3,11 @@
 A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.activation` fits it to a model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from makd.anatomy import Role
+from makd.aspects.completions import Completions
 from makd.aspects.divergences import Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.errors import SettingError
@@ -59,7 +60,7 @@ class Term:
     stands for the one of cross-attention too. With `relation`: of these, q, k and v."""
     distance: Literal["mse", "cosine"] = "mse"
     """With `matrix` and `hidden`: squared difference in units of the teacher's variance, or 1 - cosine of tokens."""
-    tokens: Literal["all", "first"] = "all"
+    tokens: Literal["all", "first", "completion"] = "all"
     """With `matrix` and `hidden`: whether all real tokens count, or the first of each text (its [CLS])."""
     relation_heads: int = 12
     """With `relation`: parts that q, k and v are cut into, on both sides; has to divide the width of either."""
@@ -110,43 +111,76 @@ class Term:
         return divergence(self.divergence, beta=self.beta, alpha=self.alpha, k=self.k)
 
 
-PRESETS: Registry[tuple[Term, ...]] = Registry(
+@dataclass(frozen=True)
+class Preset:
+    """A plan that has a name."""
+
+    terms: tuple[Term, ...]
+    completions: Completions = field(default_factory=Completions)
+
+
+PRESETS: Registry[Preset] = Registry(
     "plan",
     {
         # Fig. 1a of the paper: predictions only
-        "logits": (Term(aspect="logits"), Term(aspect="embedding", weight=10.0), Term(aspect="task")),
+        "logits": Preset((Term(aspect="logits"), Term(aspect="embedding", weight=10.0), Term(aspect="task"))),
         # Fig. 1b: hidden states and attention
-        "feature": (
-            Term(aspect="hidden"),
-            Term(aspect="attention"),
-            Term(aspect="logits"),
-            Term(aspect="embedding", weight=10.0),
-            Term(aspect="task"),
+        "feature": Preset(
+            (
+                Term(aspect="hidden"),
+                Term(aspect="attention"),
+                Term(aspect="logits"),
+                Term(aspect="embedding", weight=10.0),
+                Term(aspect="task"),
+            )
         ),
         # Fig. 1c: every aspect at every layer
-        "full": (
-            Term(aspect="matrix"),
-            Term(aspect="hidden"),
-            Term(aspect="attention"),
-            Term(aspect="logits"),
-            Term(aspect="embedding", weight=10.0),
-            Term(aspect="task"),
+        "full": Preset(
+            (
+                Term(aspect="matrix"),
+                Term(aspect="hidden"),
+                Term(aspect="attention"),
+                Term(aspect="logits"),
+                Term(aspect="embedding", weight=10.0),
+                Term(aspect="task"),
+            )
         ),
         # every layer's state and each second layer's matrices: most of `full` for less of its cost
-        "balanced": (
-            Term(aspect="matrix", layers="every:2"),
-            Term(aspect="hidden"),
-            Term(aspect="attention", layers="every:2"),
-            Term(aspect="logits"),
-            Term(aspect="embedding", weight=10.0),
-            Term(aspect="task"),
+        "balanced": Preset(
+            (
+                Term(aspect="matrix", layers="every:2"),
+                Term(aspect="hidden"),
+                Term(aspect="attention", layers="every:2"),
+                Term(aspect="logits"),
+                Term(aspect="embedding", weight=10.0),
+                Term(aspect="task"),
+            )
         ),
         # what costs next to nothing besides the forward
-        "fast": (
-            Term(aspect="hidden", layers="every:2"),
-            Term(aspect="logits"),
-            Term(aspect="embedding", weight=10.0),
-            Term(aspect="task"),
+        "fast": Preset(
+            (
+                Term(aspect="hidden", layers="every:2"),
+                Term(aspect="logits"),
+                Term(aspect="embedding", weight=10.0),
+                Term(aspect="task"),
+            )
+        ),
+        # the labels alone: supervised fine-tuning
+        "sft": Preset((Term(aspect="task"),)),
+        # Hinton et al., arXiv 1503.02531, token by token, with the labels
+        "kd": Preset((Term(aspect="logits", tokens="completion"), Term(aspect="task"))),
+        # Kim & Rush, arXiv 1606.07947: fine-tuning on what the teacher writes
+        "seq_kd": Preset((Term(aspect="task"),), Completions(teacher_share=1.0)),
+        # MiniLLM, arXiv 2306.08543: its loss of single steps, on what the student writes
+        "minillm": Preset(
+            (Term(aspect="logits", tokens="completion", divergence="reverse_kl"),), Completions(student_share=1.0)
+        ),
+        # GKD, arXiv 2306.13649
+        "gkd": Preset((Term(aspect="logits", tokens="completion", divergence="jsd"),), Completions(student_share=0.5)),
+        # DistiLLM, arXiv 2402.03898
+        "distillm": Preset(
+            (Term(aspect="logits", tokens="completion", divergence="skew_reverse_kl"),),
+            Completions(adaptive=True, replay=1000),
         ),
     },
 )
@@ -159,10 +193,26 @@ class Plan:
     """Aspects, layers and weights: a table."""
 
     preset: str = "full"
-    """One of `PRESETS`: `logits`, `feature`, `full`, `balanced`, `fast`. Not looked at when `terms` are given."""
+    """One of `PRESETS`: `logits`, `feature`, `full`, `balanced`, `fast`; and of causal language models `sft`, `kd`,
+    `seq_kd`, `minillm`, `gkd`, `distillm`."""
     terms: tuple[Term, ...] = ()
-    """A plan of one's own. Unlike a preset's, a term that does not apply to the model is an error."""
+    """A plan of one's own, in the place of the preset's. Unlike a preset's, a term that does not apply to the model is
+    an error."""
+    completions: Completions | None = None
+    """Whose completions are learned from; None: the preset's, or the data's where `terms` are given."""
 
     def __post_init__(self) -> None:
         if not self.terms:
             PRESETS[self.preset]
+
+    @property
+    def wanted(self) -> tuple[Term, ...]:
+        """The terms that it has, or its preset's."""
+        return self.terms or PRESETS[self.preset].terms
+
+    @property
+    def writers(self) -> Completions:
+        """Whose completions are learned from."""
+        if self.completions is not None:
+            return self.completions
+        return Completions() if self.terms else PRESETS[self.preset].completions

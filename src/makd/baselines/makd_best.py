@@ -45,10 +45,10 @@ class BestMakd:
     )
 
     def __post_init__(self) -> None:
-        aspects = tuple(dict.fromkeys(term.aspect for term in PRESETS[self.preset]))
+        aspects = tuple(dict.fromkeys(term.aspect for term in PRESETS[self.preset].terms))
         if self.without is not None and self.without not in aspects:
             raise unknown_name(f"aspect of the preset {self.preset}", self.without, aspects)
-        if self.layers is not None and all(term.layers == "all" for term in PRESETS[self.preset]):
+        if self.layers is not None and all(term.layers == "all" for term in PRESETS[self.preset].terms):
             raise SettingError(
                 f"layers is for presets with terms at some layers only, balanced and fast; got {self.layers!r} "
                 f"with {self.preset}."
@@ -73,6 +73,6 @@ class BestMakd:
                 weight=term.weight * factors.get(term.aspect, 1.0),
                 layers=term.layers if self.layers is None or term.layers == "all" else self.layers,
             )
-            for term in PRESETS[self.preset]
+            for term in PRESETS[self.preset].terms
             if term.aspect not in ("embedding", self.without)  # the teachers have heads
         )

@@ -7,6 +7,7 @@ state, and it is not part of what is saved.
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,6 +27,7 @@ from makd.distill.objective import aspect_losses, prediction_losses, weighted_su
 from makd.distill.precision import check_precision
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
 from makd.distill.reporting import report_off
+from makd.distill.rollouts import Rollouts, check_writers
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
@@ -107,6 +109,10 @@ class DistillTrainer(Trainer):
             columns: Any = self._signature_columns
             columns.append(ROW)  # where unused columns are removed, this one stays
         _check_checkpointing(self.args)
+        self.rollouts: Rollouts | None = None
+        if self.plan.completions.written:
+            check_writers(self.plan.completions, model, self.args, cache is not None)
+            self.rollouts = Rollouts(self.plan.completions, self.args.seed)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
         self.projections: Projections | None = make_projections(
@@ -140,6 +146,26 @@ class DistillTrainer(Trainer):
             100 * share,
         )
         return sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The Trainer's batches of an optimizer step, with completions written anew where the plan says so."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.rollouts is None or not batches:
+            return batches, items
+        step = self.state.global_step
+        student: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with self.accelerator.autocast():  # around all steps of a generation: weights are rounded once
+            written = self.rollouts.rewrite(batches, step, step / self.state.max_steps, student, self.teacher)
+        return written, self._get_num_items_in_batch(written, device)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's; an adaptive share of the student's completions follows the loss."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.rollouts is not None and "eval_loss" in metrics:
+            self.rollouts.note(metrics["eval_loss"])
+        return metrics
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""
@@ -225,11 +251,15 @@ class DistillTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.projections is not None and self.args.should_save:
             self.projections.save(output_dir)
+        if self.rollouts is not None and self.args.should_save:
+            self.rollouts.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.projections is not None and checkpoint is not None:
             self.projections.load(checkpoint)
+        if self.rollouts is not None and checkpoint is not None:
+            self.rollouts.load(checkpoint)
 
     def prediction_step(
         self,

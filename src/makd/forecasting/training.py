@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from makd.aspects import PRESETS
 from makd.config import Stage
 from makd.data import token_batches
 from makd.forecasting import operations
@@ -77,7 +76,7 @@ def forecast_training(
 
 
 def _aspects(stage: Stage) -> set[str]:
-    return {term.aspect for term in stage.plan.terms or PRESETS[stage.plan.preset]}
+    return {term.aspect for term in stage.plan.wanted}
 
 
 def _epoch(shape: ModelShape, kept: float, stage: Stage, text: TextShape, asks_teacher: bool) -> Operations:

@@ -1,0 +1,209 @@
+"""Station 7: the completions of a training batch, written anew by the student or the teacher as `Completions` says.
+
+Prompts are the data's, and what is written takes the place of the data's completions, in labels as well. So every
+objective is a plan's terms on somebody's text: forward KL on the teacher's is sequence-level distillation, a
+Jensen-Shannon divergence on the student's is GKD, a skew KL on kept ones of the student's DistiLLM.
+"""
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from makd.aspects import Completions
+from makd.data import Batch, reads_blocks
+from makd.errors import DataError, SettingError
+from makd.generation import Sampling, complete
+
+Text = tuple[list[int], list[int]]
+"""A prompt and its completion, in tokens."""
+Writer = Literal["data", "teacher", "student", "kept"]
+
+FILE = "completions.json"
+RISE = 0.1
+"""By which the student's share rises where it is adaptive, as in DistiLLM's code (arXiv 2402.03898)."""
+
+
+class Rollouts:
+    """Writes completions; knows those that are kept, and how often it is the student's turn."""
+
+    def __init__(self, settings: Completions, seed: int) -> None:
+        """Nothing is written yet.
+
+        Args:
+            settings: who writes, and how.
+            seed: of whose turn it is, of the sampling, and of which kept completions are drawn.
+        """
+        self.settings = settings
+        self.seed = seed
+        self.share = settings.student_share
+        self.kept: deque[Text] = deque(maxlen=settings.replay)
+        self.by_teacher: dict[tuple[int, ...], list[int]] = {}
+        self.last_loss: float | None = None
+        self.tokens = {"teacher": 0, "student": 0}
+        """Tokens that each has written."""
+
+    def rewrite(
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        progress: float,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+    ) -> list[Batch]:
+        """The batches of one optimizer step, with completions by whoever's turn it is.
+
+        The student writes for all of them at once: a step of generation takes hardly longer for more rows.
+
+        Args:
+            batches: `input_ids`, `attention_mask`, and `labels` of -100 at all but completions.
+            step: optimizer steps before this one.
+            progress: share of the training that is over, in [0, 1].
+            student: as it is now.
+            teacher: frozen.
+
+        Raises:
+            DataError: a row has no prompt or no completion.
+        """
+        random = np.random.default_rng([self.seed, step])
+        writers = [self._writer(float(random.random()), progress, len(batch["input_ids"])) for batch in batches]
+        asked = [place for place, who in enumerate(writers) if who in ("student", "teacher")]
+        prompts = {place: prompts_of(batches[place]) for place in asked}
+        written: dict[int, list[Text]] = {}
+        mine = [place for place, who in enumerate(writers) if who == "student"]
+        if mine:
+            flat = [prompt for place in mine for prompt in prompts[place]]
+            texts = iter(self._write("student", student, flat, step))
+            written |= {place: [next(texts) for _ in prompts[place]] for place in mine}
+            self.kept.extend(text for place in mine for text in written[place])
+        for place, who in enumerate(writers):
+            if who == "teacher":
+                written[place] = self._by_teacher(teacher, prompts[place], step)
+            elif who == "kept":
+                rows = random.choice(len(self.kept), len(batches[place]["input_ids"]), replace=False)
+                written[place] = [self.kept[row] for row in rows.tolist()]
+        return [to_batch(written[place], batch) if place in written else batch for place, batch in enumerate(batches)]
+
+    def note(self, loss: float) -> None:
+        """The loss on held-out rows, of which an adaptive share makes what `Completions.adaptive` says."""
+        if self.settings.adaptive:
+            if self.last_loss is not None and loss >= self.last_loss:
+                self.share = min(1.0, self.share + RISE)
+            self.last_loss = loss
+
+    def save(self, folder: str | Path) -> None:
+        """Beside a checkpoint."""
+        state = {
+            "share": self.share,
+            "last_loss": self.last_loss,
+            "tokens": self.tokens,
+            "kept": list(self.kept),
+            "by_teacher": [[list(prompt), text] for prompt, text in self.by_teacher.items()],
+        }
+        (Path(folder) / FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: str | Path) -> None:
+        """As `save` left it."""
+        state: dict[str, Any] = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+        self.share, self.last_loss, self.tokens = state["share"], state["last_loss"], state["tokens"]
+        self.kept = deque(((prompt, text) for prompt, text in state["kept"]), maxlen=self.settings.replay)
+        self.by_teacher = {tuple(prompt): text for prompt, text in state["by_teacher"]}
+
+    def _writer(self, chance: float, progress: float, rows: int) -> Writer:
+        """Whose turn it is, for a number drawn from [0, 1)."""
+        if chance < self.share:
+            if self.settings.replay == 0 or chance < self.share * (1 - progress) or len(self.kept) < rows:
+                return "student"
+            return "kept"
+        return "teacher" if chance < self.share + self.settings.teacher_share else "data"
+
+    def _by_teacher(self, teacher: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
+        new = [prompt for prompt in prompts if tuple(prompt) not in self.by_teacher]
+        if new:
+            self.by_teacher |= {tuple(prompt): text for prompt, text in self._write("teacher", teacher, new, step)}
+        return [(prompt, self.by_teacher[tuple(prompt)]) for prompt in prompts]
+
+    def _write(self, who: str, model: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
+        sampling = Sampling(self.settings.max_new_tokens, self.settings.temperature, self.settings.top_p)
+        texts = complete(model, prompts, sampling, (self.seed, step, int(who == "teacher")))
+        self.tokens[who] += sum(map(len, texts))
+        return list(zip(prompts, texts, strict=True))
+
+
+def check_writers(settings: Completions, student: PreTrainedModel, args: TrainingArguments, cached: bool) -> None:
+    """Whether the models can write, before there is a training.
+
+    Raises:
+        SettingError: they write no text, several processes would, there is a teacher cache, which has nothing of texts
+            that are yet to be written, or an adaptive share without evaluations.
+    """
+    if not reads_blocks(student) or not student.can_generate():
+        raise SettingError(
+            f"The plan has completions written, and {type(student).__name__} writes no text: it is no causal language "
+            "model. Take a plan of the data's own text."
+        )
+    if cached:
+        raise SettingError(
+            "The plan has completions written while the student learns, and a teacher cache knows the data's alone. "
+            "Train without the cache, or take a plan of the data's own text."
+        )
+    if args.world_size > 1:
+        raise SettingError(
+            f"Completions are written in one process; this run has {args.world_size}. Run in one, or take a plan of "
+            "the data's own text."
+        )
+    if settings.adaptive and args.eval_strategy == IntervalStrategy.NO:
+        raise SettingError(
+            "plan.completions.adaptive follows the loss on held-out rows, and this training never evaluates. Set "
+            "training.evaluate_every, or adaptive false with a student_share."
+        )
+
+
+def prompts_of(batch: Batch) -> list[list[int]]:
+    """The tokens of each row before its last completion.
+
+    Raises:
+        DataError: a row has none, or no completion.
+    """
+    if "labels" not in batch:
+        raise DataError("Completions are to be written, and a batch has no labels: nothing says where prompts end.")
+    found = []
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"].bool(), batch["labels"], strict=True):
+        start = _last_start(labels[mask] != -100)
+        if start is None or start == 0:
+            raise DataError(
+                "Completions are to be written, and a row of the data has no "
+                f"{'completion' if start is None else 'prompt'}. Give data of prompts with responses, or messages."
+            )
+        found.append(ids[mask][:start].tolist())
+    return found
+
+
+def _last_start(learned: Bool[Tensor, " tokens"]) -> int | None:
+    """Where the last run of True begins."""
+    begins = learned & ~torch.cat([learned.new_zeros(1), learned[:-1]])
+    places = begins.nonzero().squeeze(-1)
+    return None if len(places) == 0 else int(places[-1])
+
+
+def to_batch(texts: Sequence[Text], like: Batch) -> Batch:
+    """Rows of prompt and completion, padded on the right, on the device of the batch that they replace."""
+    width = max(len(prompt) + len(text) for prompt, text in texts)
+    device = like["input_ids"].device
+
+    def rows(of: Sequence[list[int]], filler: int) -> Int[Tensor, "rows tokens"]:
+        return torch.tensor([[*row, *[filler] * (width - len(row))] for row in of], device=device)
+
+    return {
+        "input_ids": rows([prompt + text for prompt, text in texts], 0),
+        "attention_mask": rows([[1] * (len(prompt) + len(text)) for prompt, text in texts], 0),
+        "labels": rows([[-100] * len(prompt) + text for prompt, text in texts], -100),
+    }

@@ -1,0 +1,238 @@
+"""Completions that are written while a student learns: whose turn it is, what is kept, and that it resumes."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+import makd
+from makd.aspects import Completions, Plan, Term
+from makd.distill import DistillTrainer
+from makd.distill.rollouts import Rollouts, prompts_of, to_batch
+from makd.errors import DataError, SettingError
+from tests.distill.test_trainer import make_arguments, same_weights
+from tests.models import tiny
+
+LOGITS = (Term(aspect="logits", divergence="jsd"),)
+
+
+def make_pair():
+    teacher = tiny("llama", head="causal_lm")
+    return teacher, makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
+
+
+def make_rows(count=16):
+    """Prompts of 3 to 6 tokens and completions of 4."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(count):
+        prompt = 3 + number % 4
+        ids = torch.randint(5, 60, (prompt + 4,), generator=generator).tolist()
+        labels = [-100] * prompt + ids[prompt:]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return Dataset.from_list(rows)
+
+
+def as_batch(rows):
+    return to_batch([(row["input_ids"][:-4], row["input_ids"][-4:]) for row in rows], {"input_ids": torch.zeros(1)})
+
+
+def collate(rows):
+    return as_batch(rows)
+
+
+def make_trainer(folder, completions, pair=None, terms=LOGITS, **settings):
+    teacher, student = pair or make_pair()
+    return DistillTrainer(
+        model=student,
+        teacher=teacher,
+        plan=Plan(terms=terms, completions=completions),
+        args=make_arguments(folder, remove_unused_columns=False, **settings),
+        train_dataset=make_rows(),
+        eval_dataset=make_rows(4),
+        data_collator=collate,
+    )
+
+
+def test_a_prompt_is_all_before_the_last_completion():
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 0], [5, 6, 7, 8, 9, 10]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6]),
+        "labels": torch.tensor([[-100, -100, 7, 8, 9, -100], [-100, 6, -100, -100, 9, 10]]),
+    }
+    assert prompts_of(batch) == [[5, 6], [5, 6, 7, 8]]
+
+
+def test_padding_on_the_left_is_no_prompt():
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 5, 6]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1]]),
+        "labels": torch.tensor([[-100, -100, -100, 6]]),
+    }
+    assert prompts_of(batch) == [[5]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "missing"), [([[-100, -100]], "no completion"), ([[5, 6]], "no prompt"), (None, "no labels")]
+)
+def test_rows_that_are_not_prompt_and_completion_are_refused(labels, missing):
+    batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2)}
+    batch |= {} if labels is None else {"labels": torch.tensor(labels)}
+    with pytest.raises(DataError, match=missing):
+        prompts_of(batch)
+
+
+def rewrite(rollouts, step=0, progress=0.0, pair=None, count=4, batches=1):
+    teacher, student = pair or make_pair()
+    given = [as_batch(make_rows(count)) for _ in range(batches)]
+    return given, rollouts.rewrite(given, step, progress, student, teacher)
+
+
+def test_the_datas_own_completions_stay_where_nobody_writes():
+    given, found = rewrite(Rollouts(Completions(), 0))
+    assert found[0] is given[0]
+
+
+def test_the_student_writes_after_the_datas_prompts_and_labels_are_what_it_wrote():
+    teacher, student = make_pair()
+    rollouts = Rollouts(Completions(student_share=1.0, max_new_tokens=5), 0)
+    given, (found,) = rewrite(rollouts, pair=(teacher, student))
+    assert prompts_of(found) == prompts_of(given[0])
+    learned = found["labels"] != -100
+    assert torch.equal(found["labels"][learned], found["input_ids"][learned])
+    assert rollouts.tokens == {"teacher": 0, "student": int(learned.sum())}
+    assert not torch.equal(found["input_ids"][:, :8], given[0]["input_ids"][:, :8])
+
+
+def test_a_share_is_that_of_the_batches():
+    rollouts = Rollouts(Completions(student_share=0.3, teacher_share=0.5), 0)
+    turns = [rollouts._writer(chance / 1000, 0.0, 4) for chance in range(1000)]
+    assert {who: turns.count(who) for who in ("student", "teacher", "data")} == {
+        "student": 300, "teacher": 500, "data": 200,
+    }  # fmt: skip
+
+
+def test_what_the_teacher_wrote_after_a_prompt_is_written_once():
+    pair, rollouts = make_pair(), Rollouts(Completions(teacher_share=1.0, max_new_tokens=5), 0)
+    _, (first,) = rewrite(rollouts, 0, pair=pair)
+    written = rollouts.tokens["teacher"]
+    _, (second,) = rewrite(rollouts, 1, pair=pair)
+    assert torch.equal(first["input_ids"], second["input_ids"])
+    assert rollouts.tokens["teacher"] == written > 0
+
+
+def test_kept_completions_are_drawn_more_and_more_often():
+    rollouts = Rollouts(Completions(student_share=0.8, replay=100), 0)
+    rollouts.kept.extend([([5], [6])] * 4)
+    turns = {
+        progress: [rollouts._writer(chance / 1000, progress, 4) for chance in range(1000)].count("kept")
+        for progress in (0.0, 0.25, 1.0)
+    }
+    assert turns == {0.0: 0, 0.25: pytest.approx(200, abs=1), 1.0: 800}
+
+
+def test_nothing_is_drawn_before_a_batch_of_it_is_kept():
+    rollouts = Rollouts(Completions(student_share=1.0, replay=100), 0)
+    rollouts.kept.extend([([5], [6])] * 3)
+    assert rollouts._writer(0.5, 1.0, 4) == "student"
+
+
+def test_the_oldest_completions_make_room():
+    rollouts = Rollouts(Completions(student_share=1.0, replay=6, max_new_tokens=2), 0)
+    pair = make_pair()
+    for step in range(3):
+        rewrite(rollouts, step, pair=pair)
+    assert len(rollouts.kept) == 6
+    prompts = [row["input_ids"][:-4] for row in make_rows(4)]
+    assert [prompt for prompt, _ in rollouts.kept] == [*prompts[2:], *prompts]
+
+
+def test_an_adaptive_share_rises_where_the_loss_does_not_fall():
+    rollouts = Rollouts(Completions(adaptive=True), 0)
+    shares = []
+    for loss in (3.0, 2.0, 2.5, 2.5, 1.0):
+        rollouts.note(loss)
+        shares.append(round(rollouts.share, 6))
+    assert shares == [0.0, 0.0, 0.1, 0.2, 0.2]
+
+
+def test_batches_of_one_optimizer_step_are_written_together(monkeypatch):
+    calls = []
+    real = Rollouts._write
+    monkeypatch.setattr(Rollouts, "_write", lambda self, *args: calls.append(1) or real(self, *args))
+    _, found = rewrite(Rollouts(Completions(student_share=1.0, max_new_tokens=3), 0), batches=3)
+    assert len(found) == 3
+    assert len(calls) == 1
+
+
+def test_a_student_learns_from_what_it_writes(tmp_path):
+    torch.manual_seed(0)
+    trainer = make_trainer(tmp_path, Completions(student_share=1.0, max_new_tokens=8), max_steps=30)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    completions = Completions(student_share=0.9, replay=12, adaptive=True, max_new_tokens=4)
+    whole = make_trainer(tmp_path / "whole", completions, **settings)
+    whole.train()
+    cut = make_trainer(tmp_path / "cut", completions, **settings)
+    cut.train()
+    resumed = make_trainer(tmp_path / "cut", completions, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    assert same_weights(whole.model, resumed.model)
+    assert list(resumed.rollouts.kept) == list(whole.rollouts.kept)
+    assert json.loads((tmp_path / "cut" / "checkpoint-2" / "completions.json").read_text())["kept"]
+
+
+def test_tokens_that_were_learned_from_are_counted_and_not_those_of_the_data(tmp_path):
+    completions = Completions(student_share=1.0, max_new_tokens=20)
+    trainer = make_trainer(tmp_path, completions, max_steps=2, include_num_input_tokens_seen="non_padding")
+    trainer.train()
+    prompts = sum(len(row["input_ids"]) - 4 for row in make_rows()) / 16 * 8
+    assert trainer.state.num_input_tokens_seen > prompts + trainer.rollouts.tokens["student"] * 0.9
+
+
+@pytest.mark.parametrize("preset", ["sft", "kd", "seq_kd", "minillm", "gkd"])
+def test_every_named_objective_lowers_its_own_loss(tmp_path, preset):
+    teacher, student = make_pair()
+    trainer = DistillTrainer(
+        model=student, teacher=teacher, plan=preset,
+        args=make_arguments(tmp_path, max_steps=25, remove_unused_columns=False),
+        train_dataset=make_rows(), eval_dataset=make_rows(), data_collator=collate,
+    )  # fmt: skip
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    assert after < before or preset == "seq_kd"  # which learns another text than it is evaluated on
+
+
+@pytest.mark.parametrize(
+    ("completions", "message"),
+    [
+        ({"student_share": 1.5}, r"student_share is a share of the batches, in \[0, 1\]; got 1.5"),
+        ({"teacher_share": 0.6, "student_share": 0.6}, "more than all batches"),
+        ({"adaptive": True, "teacher_share": 0.2}, "leaves none for the teacher's"),
+        ({"max_new_tokens": 0}, "at least 1 token; got 0"),
+        ({"temperature": 0.0}, "above 0; got 0.0"),
+        ({"top_p": 0.0}, r"in \(0, 1\]; got 0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(completions, message):
+    with pytest.raises(SettingError, match=message):
+        Completions(**completions)
+
+
+def test_an_adaptive_share_without_evaluations_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="never evaluates"):
+        make_trainer(tmp_path, Completions(adaptive=True))
+
+
+def test_an_encoder_writes_nothing(tmp_path):
+    teacher = tiny("bert", head="masked_lm")
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
+    with pytest.raises(SettingError, match="writes no text"):
+        make_trainer(tmp_path, Completions(student_share=1.0), (teacher, student))

@@ -1,0 +1,88 @@
+"""What a model writes: the same in a batch as row by row, and no state of the model or of torch moves."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from makd.errors import DataError
+from makd.generation import Sampling, complete, stop_tokens
+from tests.models import tiny
+
+PROMPTS = [[1, 9, 12, 30, 7], [1, 40], [1, 22, 23]]
+GREEDY = Sampling(max_new_tokens=6, temperature=None)
+
+
+@pytest.fixture
+def model():
+    model = tiny("llama", head="causal_lm")
+    model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
+    model.config.eos_token_id = None
+    return model
+
+
+def test_rows_of_a_padded_batch_are_what_each_row_would_be_alone(model):
+    alone = [complete(model, [prompt], GREEDY)[0] for prompt in PROMPTS]
+    assert complete(model, PROMPTS, GREEDY) == alone
+    assert all(len(text) == 6 for text in alone)
+
+
+def test_the_likeliest_token_of_the_whole_text_so_far_comes_next(model):
+    ids = list(PROMPTS[0])
+    for token in complete(model, [PROMPTS[0]], GREEDY)[0]:
+        with torch.no_grad():
+            assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+
+
+def test_a_text_ends_with_the_first_of_its_models_stops(model):
+    whole = complete(model, PROMPTS, GREEDY)
+    stop = whole[0][2]
+    model.config.eos_token_id = [stop]
+    cut = complete(model, PROMPTS, GREEDY)
+    assert cut[0] == whole[0][: whole[0].index(stop) + 1]
+    assert stop_tokens(model) == (stop,)
+
+
+def test_the_same_seed_writes_the_same_text_and_another_one_another(model):
+    sampling = Sampling(max_new_tokens=12)
+    assert complete(model, PROMPTS, sampling, (3, 1)) == complete(model, PROMPTS, sampling, (3, 1))
+    assert complete(model, PROMPTS, sampling, (3, 1)) != complete(model, PROMPTS, sampling, (1, 3))
+
+
+def test_sampled_tokens_come_as_often_as_the_model_says(model):
+    prompt, temperature = PROMPTS[0], 0.7
+    drawn = [text[0] for text in complete(model, [prompt] * 4000, Sampling(1, temperature), 5)]
+    with torch.no_grad():
+        expected = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
+    found = torch.bincount(torch.tensor(drawn), minlength=len(expected)).double() / len(drawn)
+    assert (found - expected).abs().max() < 4 * (0.25 / len(drawn)) ** 0.5  # four standard errors
+
+
+def test_settings_of_the_models_own_do_not_change_the_text_and_are_there_afterwards(model):
+    plain = complete(model, PROMPTS, GREEDY)
+    own = GenerationConfig(repetition_penalty=5.0, max_new_tokens=1, pad_token_id=0)
+    model.generation_config = own
+    model.train()
+    assert complete(model, PROMPTS, GREEDY) == plain
+    assert model.generation_config is own
+    assert model.training
+
+
+def test_torchs_random_numbers_are_left_alone(model):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    complete(model, PROMPTS, Sampling(max_new_tokens=4), 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_text_ends_where_the_models_positions_do(model):
+    limit = model.config.max_position_embeddings
+    assert len(complete(model, [[5] * (limit - 2)], GREEDY)[0]) == 2
+    with pytest.raises(DataError, match=f"{limit} tokens, and the model reads {limit}"):
+        complete(model, [[5] * limit], GREEDY)
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(DataError, match="prompt is empty"):
+        complete(model, [[5], []], GREEDY)
