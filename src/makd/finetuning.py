@@ -18,9 +18,9 @@ from makd.distill import (
     ReportSteps,
     SupervisedTrainer,
     check_same_run,
-    choose_trainable_,
     float32_weights,
     identify_run,
+    learning,
     train,
     with_start,
     write_identity,
@@ -158,24 +158,24 @@ def _train(
     training = recipe.training.with_products_in(check_dtype(recipe.dtype))
     if training.steps == 0:
         return 0, 0.0
-    choose_trainable_(model, training.trainable)
     inside = {id(parameter) for parameter in model.base_model.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in inside:  # the head, which may be new, always learns
-            parameter.requires_grad_(True)
-    trainer = SupervisedTrainer(
-        model,
-        training.student_dropout,
-        args=training.to_arguments(folder.checkpoints, recipe.seed, model.device.type == "cpu"),
-        train_dataset=task.train,
-        eval_dataset=task.held_out,
-        data_collator=collator(task.tokenizer, model),
-        callbacks=[ReportSteps(progress, "fine-tune")],
-    )
-    trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
     start = time.perf_counter()
-    tokens = train(trainer, folder.checkpoints, folder.resume)
-    model.requires_grad_(True).eval()
+    with learning(model, training):
+        for parameter in model.parameters():
+            if id(parameter) not in inside:  # the head, which may be new, always learns
+                parameter.requires_grad_(True)
+        trainer = SupervisedTrainer(
+            model,
+            training.student_dropout,
+            args=training.to_arguments(folder.checkpoints, recipe.seed, model.device.type == "cpu"),
+            train_dataset=task.train,
+            eval_dataset=task.held_out,
+            data_collator=collator(task.tokenizer, model),
+            callbacks=[ReportSteps(progress, "fine-tune")],
+        )
+        trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
+        tokens = train(trainer, folder.checkpoints, folder.resume)
+    model.eval()
     return tokens, time.perf_counter() - start
 
 

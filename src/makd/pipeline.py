@@ -13,8 +13,8 @@ from makd.distill import (
     DistillTrainer,
     ReportSteps,
     check_teachable,
-    choose_trainable_,
     float32_weights,
+    learning,
     teach_layers_,
     train,
 )
@@ -238,25 +238,25 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
     training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
-    choose_trainable_(student, training.trainable)
-    trainer = DistillTrainer(
-        student,
-        run.teacher,
-        stage.plan,
-        training.student_dropout,
-        tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
-        teacher_dtype=training.find_teacher_dtype(),
-        cache=run.cache,
-        args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
-        train_dataset=run.data.train,
-        eval_dataset=run.data.held_out,
-        data_collator=collator(run.tokenizer, run.teacher),
-        callbacks=[ReportSteps(run.progress)],
-    )
-    trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-    with run.clock("distill"):
-        run.training_tokens += train(trainer, checkpoints, run.resume)
-    student.requires_grad_(True).eval()
+    with learning(student, training):
+        trainer = DistillTrainer(
+            student,
+            run.teacher,
+            stage.plan,
+            training.student_dropout,
+            tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
+            teacher_dtype=training.find_teacher_dtype(),
+            cache=run.cache,
+            args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
+            train_dataset=run.data.train,
+            eval_dataset=run.data.held_out,
+            data_collator=collator(run.tokenizer, run.teacher),
+            callbacks=[ReportSteps(run.progress)],
+        )
+        trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
+        with run.clock("distill"):
+            run.training_tokens += train(trainer, checkpoints, run.resume)
+    student.eval()
 
 
 def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, settings: dict[str, Any]) -> Report:

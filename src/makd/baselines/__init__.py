@@ -9,6 +9,7 @@ from makd.baselines.distilbert import DistilBert
 from makd.baselines.low_rank import LowRankFineTuning
 from makd.baselines.low_rank_feature import LowRankFeature
 from makd.baselines.low_rank_logits import LowRankLogits
+from makd.baselines.low_rank_objective import LowRankObjective
 from makd.baselines.makd_best import BestMakd
 from makd.baselines.makd_paper import PaperMakd
 from makd.baselines.method import Baseline, Choice, PlannedStage, Prepared, SearchSpace, Span
@@ -29,6 +30,8 @@ BASELINES: Registry[Baseline] = Registry(
         "low_rank_regression": LowRankFineTuning(start="regression"),
         "low_rank_logits": LowRankLogits(),
         "low_rank_feature": LowRankFeature(),
+        "low_rank_objective": LowRankObjective(),
+        "low_rank_lora": LowRankObjective(trainable="adapters", learning_rate=2e-4),
         "distilbert": DistilBert(),
         "pkd": PatientDistillation(),
         "tinybert": TinyBert(),
@@ -49,6 +52,7 @@ __all__ = [
     "LowRankFeature",
     "LowRankFineTuning",
     "LowRankLogits",
+    "LowRankObjective",
     "MiniLM",
     "MiniLMv2",
     "PaperMakd",

@@ -5,7 +5,7 @@ A comparison then gives all of them the same trainer, data and steps, so that th
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,6 +25,8 @@ class PlannedStage:
     plan: Plan
     share: float = 1.0
     """Of all steps, in (0, 1]; the shares of a method's stages add up to 1."""
+    trainable: Literal["all", "linears", "adapters"] | None = None
+    """Which parameters learn, as `TrainingConfig.trainable` has it; None leaves it to the comparison."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

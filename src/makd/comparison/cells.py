@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from makd.comparison.settings import Experiment, MethodConfig, budget_name, short_name
+from makd.distill import TrainingConfig
 from makd.errors import SettingError
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
@@ -83,6 +84,7 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
 def teacher_hash(experiment: Experiment, task: TaskConfig, seed: int) -> str:
     """Says whether a task's teacher is of these settings: of the base model, the task and the fine-tuning."""
     recipe = plain(replace(experiment.finetune, seed=seed, device="cpu"))
+    recipe["training"] = _said(experiment.finetune.training)
     if recipe["save_dtype"] == "auto":
         del recipe["save_dtype"]  # lines from before there was a choice stay
     return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "recipe": recipe})
@@ -101,7 +103,7 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
             "method": [cell.method.kind, _built(cell.method, found)],
             "budget": cell.budget,
-            "training": cell.method.lengthened(experiment.training),
+            "training": _said(cell.method.lengthened(experiment.training)),
             "calibration": experiment.calibration,
             # numbers are rounded in a cache; lines from before there was a choice stay
             **({} if experiment.cache is None else {"cache": experiment.cache}),
@@ -134,6 +136,14 @@ def _built(method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     """A method's hyper-parameters. What is None says nothing: a method may get another choice, and lines stay."""
     own = asdict(method.build(**found))  # type: ignore[call-overload]
     return {name: value for name, value in own.items() if name != "search" and value is not None}
+
+
+def _said(training: TrainingConfig) -> dict[str, Any]:
+    """The settings of a training. What is of adapters says nothing where there are none: older lines stay."""
+    settings: dict[str, Any] = plain(training)
+    if training.trainable != "adapters":
+        del settings["adapter_rank"]
+    return settings
 
 
 def _hash(settings: object) -> str:

@@ -12,7 +12,7 @@ from makd.baselines import Baseline
 from makd.cache import TeacherCache
 from makd.comparison.ground import Ground
 from makd.data import collator, row_lengths, token_batches
-from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, choose_trainable_, train
+from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, learning, train
 from makd.ranks.budget import Budget
 from makd.run import Progress
 from makd.tasks import Task
@@ -58,13 +58,14 @@ def teach(
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
     for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
         settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
-        choose_trainable_(made.student, settings.trainable)
+        if stage.trainable is not None:
+            settings = replace(settings, trainable=stage.trainable)
         cache = None
         if ground.caches is not None:
             cache, spent = ground.caches.of(stage.plan, made.student)
             caching[cache] = spent
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, learning(made.student, settings):
             trainer = DistillTrainer(
                 made.student,
                 ground.teacher,
@@ -81,7 +82,7 @@ def teach(
             trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
             tokens += train(trainer, Path(folder), False)
         seconds["train"] += time.perf_counter() - start
-        made.student.requires_grad_(True).eval()
+        made.student.eval()
     seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
     scores = task.evaluate(made.student)

@@ -9,8 +9,9 @@ from makd.distill.precision import float32_weights
 from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
 from makd.distill.supervised import SupervisedTrainer
+from makd.distill.trainable import learning
 from makd.distill.trainer import DistillTrainer
-from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig, choose_trainable_
+from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig
 
 __all__ = [
     "CHECKPOINT_SIZES",
@@ -24,9 +25,9 @@ __all__ = [
     "aspect_losses",
     "check_same_run",
     "check_teachable",
-    "choose_trainable_",
     "float32_weights",
     "identify_run",
+    "learning",
     "teach_layer_",
     "teach_layers_",
     "train",

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from makd.anatomy import resolve
 from makd.errors import SettingError
 from makd.kinds import checked
 
@@ -52,8 +51,11 @@ class TrainingConfig:
     """Compute layers again in the backward instead of keeping their activations: slower, smaller."""
     student_dropout: bool = False
     """Whether the student's dropout is on in training."""
-    trainable: Literal["all", "linears"] = "all"
-    """Which parameters learn: all, or those of the factorizable linears only."""
+    trainable: Literal["all", "linears", "adapters"] = "all"
+    """Which parameters learn: all, those of the factorizable linears only, or LoRA adapters on the factors, which are
+    merged into them at the end."""
+    adapter_rank: int = 16
+    """With `adapters`: their rank; their scale is 2."""
     log_every: int = 10
     """Steps between log lines."""
     evaluate_every: int | None = None
@@ -74,6 +76,7 @@ class TrainingConfig:
             "warmup": (0 <= self.warmup < 1, "a share of the steps, in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
+            "adapter_rank": (self.adapter_rank >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "evaluate_every": (self.evaluate_every is None or self.evaluate_every >= 1, "at least 1, or null"),
             "save_every": (self.save_every is None or self.save_every >= 1, "at least 1, or null"),
@@ -142,11 +145,3 @@ def _check_report_to(name: str) -> None:
             raise SettingError(
                 f"training.report_to is one of those that are installed here ({', '.join(available)}); got {name!r}."
             )
-
-
-def choose_trainable_(model: PreTrainedModel, trainable: str) -> None:
-    """Let only the chosen parameters of `model` learn: those of `TrainingConfig.trainable`."""
-    if trainable == "linears":
-        model.requires_grad_(False)
-        for name in resolve(model).linears:
-            model.get_submodule(name).requires_grad_(True)

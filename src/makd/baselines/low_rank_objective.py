@@ -1,0 +1,46 @@
+"""Baseline: low-rank factors, then one of the objectives of causal language models.
+
+Papers: supervised fine-tuning; Hinton et al. (arXiv 1503.02531); Kim & Rush (arXiv 1606.07947); MiniLLM (arXiv
+2306.08543); GKD (arXiv 2306.13649); DistiLLM (arXiv 2402.03898); LoRA recovery as low-rank tools do it (SVD-LLM, arXiv
+2403.07378, section 3.3). Kept: the loss and whose text it is of, as the presets of those names have them. Different:
+all begin from the same factors, makd's, so that they differ in the objective alone.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from makd.aspects import PRESETS, Plan, activate
+from makd.baselines.method import LEARNING_RATES, Batches, PlannedStage, Prepared, SearchSpace
+from makd.capture import examine
+from makd.factorization.factorize import factorize
+from makd.kinds import checked
+from makd.ranks.budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked("settings")
+class LowRankObjective:
+    """Factors, and a preset."""
+
+    objective: str = "sft"
+    """The preset: `sft`, `kd`, `seq_kd`, `minillm`, `gkd`, `distillm`, or any other of `PRESETS`."""
+    start: str = "auto"
+    """The solver."""
+    trainable: Literal["all", "linears", "adapters"] = "all"
+    """Which parameters learn; `adapters` is LoRA recovery."""
+    learning_rate: float = 3e-5
+    search: SearchSpace = field(default_factory=lambda: {"learning_rate": LEARNING_RATES}, repr=False)
+
+    def __post_init__(self) -> None:
+        PRESETS[self.objective]
+
+    def prepare(
+        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+    ) -> Prepared:
+        """See `Baseline`."""
+        student = factorize(teacher, budget, solver=self.start, calibration=calibration)
+        stage = PlannedStage(plan=Plan(preset=self.objective), trainable=self.trainable)
+        activate(stage.plan, examine(student), examine(teacher))
+        return Prepared(student=student, stages=(stage,))

@@ -1,0 +1,61 @@
+"""Station 7: which parameters of a student learn: all, its linears', or adapters on its factors.
+
+Adapters are peft's LoRA (Hu et al., arXiv 2106.09685): they cost little memory while they learn, and are merged into
+the factors afterwards, so that the student is as small as it was.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from makd.anatomy import StandIn, resolve
+from makd.distill.training import TrainingConfig
+from makd.errors import SettingError
+
+
+@contextmanager
+def learning(model: PreTrainedModel, training: TrainingConfig) -> Iterator[None]:
+    """Inside, only what `training.trainable` names learns; afterwards everything may, and adapters are merged.
+
+    Raises:
+        SettingError: adapters are asked for, and peft is not installed, or the model has no factors.
+    """
+    if training.trainable == "adapters":
+        tuner = _adapt_(model, training.adapter_rank)
+        try:
+            yield
+        except BaseException:
+            tuner.unload()
+            raise
+        tuner.merge_and_unload(safe_merge=True)
+    else:
+        if training.trainable == "linears":
+            model.requires_grad_(False)
+            for name in resolve(model).linears:
+                model.get_submodule(name).requires_grad_(True)
+        yield
+    model.requires_grad_(True)
+
+
+def _adapt_(model: PreTrainedModel, rank: int) -> Any:
+    """Put adapters on the factors of `model`, in place, and let them alone learn."""
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError as error:
+        raise SettingError("training.trainable 'adapters' needs peft: pip install 'makd[adapters]'.") from error
+    factors = [
+        f"{name}.{part}"
+        for name in resolve(model).linears
+        if isinstance(model.get_submodule(name), StandIn)
+        for part, module in model.get_submodule(name).named_children()
+        if isinstance(module, nn.Linear)
+    ]
+    if not factors:
+        raise SettingError(
+            "training.trainable is 'adapters', and the model has no factors to put them on. Factorize it first, or "
+            "take 'all' or 'linears'."
+        )
+    return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=factors), "default")
