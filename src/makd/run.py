@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -143,7 +143,9 @@ class Run:
         return scores
 
     def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
-        return fidelity(student, self.teacher, self.data.held_out_batches, self.recipe.evaluation.pooling)
+        tokens: Literal["all", "completion"] = "completion" if self.data.has_completions else "all"
+        pooling = self.recipe.evaluation.pooling
+        return fidelity(student, self.teacher, self.data.held_out_batches, pooling, tokens)
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""

@@ -1,28 +1,27 @@
 """Station 2: from a name to texts. A hub id, a folder, a file and the built-in text all go through the same code.
 
-After this module every source is a `datasets.Dataset` with the column `text`, and for pairs `text_pair`. Text with
-labels is a task: see `makd.tasks`.
+After this module every source is a `datasets.Dataset` with the column `text`, and for pairs `text_pair`; or of
+conversations, as `makd.data.conversations` makes them. Text with labels is a task: see `makd.tasks`.
 """
 
 import logging
 import pydoc_data.topics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from makd.data.conversations import as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
-from makd.errors import DataError, SettingError
-from makd.kinds import checked
+from makd.data.settings import BUILT_IN, DataConfig
+from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = "pydoc"
-"""Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
 PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
 HELD_OUT_EVERY = 6
@@ -30,45 +29,9 @@ HELD_OUT_EVERY = 6
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-@dataclass(frozen=True, kw_only=True)
-@checked("data")
-class DataConfig:
-    """Which text a run uses, for calibration, training and evaluation."""
-
-    path: str = BUILT_IN
-    """`pydoc`, a hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv, .parquet or .txt file."""
-    name: str | None = None
-    """Configuration of a hub data set, such as `cola` of `nyu-mll/glue`."""
-    train_split: str = "train"
-    evaluation_split: str | None = None
-    """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
-    text_columns: tuple[str, ...] | None = None
-    """One column, or two for pairs (of encoders). None takes `text`, or the only column that holds text."""
-    max_length: int = 128
-    """Tokens of a row (encoders) or block (decoders)."""
-    held_out: float = 0.1
-    """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
-    rows: int | None = None
-    """At most so many training rows, the first ones; None takes all."""
-
-    def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise SettingError(f"data.max_length is at least 2 tokens; got {self.max_length}.")
-        if not 0 < self.held_out < 1:
-            raise SettingError(f"data.held_out is a share of the rows, in (0, 1); got {self.held_out}.")
-        if self.rows is not None and self.rows < 1:
-            raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
-        if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
-            raise SettingError(f"data.text_columns names one column, or two for pairs; got {self.text_columns}.")
-        if self.text_columns is not None and len(set(self.text_columns)) < len(self.text_columns):
-            raise SettingError(
-                f"data.text_columns names {self.text_columns[0]!r} twice. Name one column, or two for pairs."
-            )
-
-
 @dataclass(frozen=True)
 class Texts:
-    """Training and evaluation rows: `text`, and for pairs `text_pair`."""
+    """Training and evaluation rows: `text`, and for pairs `text_pair`; or conversations."""
 
     train: Dataset
     evaluation: Dataset
@@ -89,13 +52,21 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     splits = load_splits(config.path, config.name, config.train_split)
     if config.train_split not in splits:
         raise DataError(f"{config.path} has no split {config.train_split!r}; it has {', '.join(splits)}.")
-    train = _limit(_plain_columns(splits[config.train_split], config), config.rows)
+    train = _read(splits[config.train_split], config, config.rows)
     name = config.evaluation_split or validation_split(splits) or ("test" if "test" in splits else None)
     if name is not None:
         if name not in splits:
             raise DataError(f"{config.path} has no split {name!r}; it has {', '.join(splits)}.")
-        return Texts(train, _plain_columns(splits[name], config))
+        return Texts(train, _read(splits[name], config))
     return Texts(*split_off(train, config.held_out, seed, "data.held_out"))
+
+
+def _read(rows: Dataset, config: DataConfig, limit: int | None = None) -> Dataset:
+    """At most `limit` rows, of texts or of conversations."""
+    columns = find_columns(rows, config)
+    if columns is None:
+        return _limit(_plain_columns(rows, config), limit)
+    return as_conversations(_limit(rows, limit), columns, config.path)
 
 
 def load_splits(name: str, configuration: str | None = None, file_split: str = "train") -> DatasetDict:
@@ -149,16 +120,27 @@ def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
 
 
 def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
-    """The same for texts in hand: `config.held_out` of them are for evaluation.
+    """The same for texts in hand, or rows of columns as dicts: `config.held_out` of them are for evaluation.
 
     Raises:
-        DataError: fewer than two of them are not blank, one is no string, or none is left to train on.
+        DataError: fewer than two of them are not blank, one is no string, or none is left to train on; or their columns
+            hold no conversations.
     """
+    if texts and all(isinstance(row, Mapping) for row in texts):
+        return Texts(*split_off(_read_dicts(texts, config), config.held_out, seed, "data.held_out"))
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
     rows = _without_blank(Dataset.from_dict({"text": list(texts)}), "the texts")
     return Texts(*split_off(rows, config.held_out, seed, "data.held_out"))
+
+
+def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Dataset:
+    try:
+        rows = Dataset.from_list([dict(row) for row in given])
+    except (ValueError, TypeError) as error:
+        raise DataError(f"The rows in hand do not hold the same in the same columns: {error}.") from error
+    return _read(rows, replace(config, path="the rows in hand"))
 
 
 def split_off(rows: Dataset, share: float, seed: int, setting: str) -> tuple[Dataset, Dataset]:

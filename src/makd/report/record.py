@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from makd.data.sources import BUILT_IN
+from makd.data.settings import BUILT_IN
 from makd.errors import NumericsError
 
 RECORDED_PACKAGES = (
