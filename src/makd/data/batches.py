@@ -1,7 +1,7 @@
 """Station 2, continued: from texts to token batches, in the form that the model at hand takes.
 
 Encoders read one row at a time, cut at `max_length`; causal language models read blocks of exactly `max_length` tokens,
-cut from the joined texts, or conversations a row; encoder-decoders read a row on both sides.
+cut from the joined texts, or a row of each text or conversation; encoder-decoders read a row on both sides.
 """
 
 import copy
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.data.blocks import join_texts, keep_apart
 from makd.data.completions import encode_conversations
 from makd.data.conversations import MESSAGES
-from makd.data.marks import Marks, check_room, find_marks, given_tokens
+from makd.data.marks import check_room, given_tokens
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_padding_token, check_vocabulary
 from makd.errors import DataError
@@ -70,7 +71,9 @@ def tokenize(
         _check_single(columns, model)
     check_room(tokenizer, model, max_length, setting, len(columns))
     if reads_blocks(model):
-        return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
+        if rendering.documents == "apart":
+            return keep_apart(rows, tokenizer, max_length, vocabulary, setting).shuffle(seed=seed)
+        return join_texts(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
 
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[name]] for name in columns]
@@ -190,38 +193,3 @@ def row_lengths(rows: Any) -> list[int]:
     """Tokens of each tokenized row, of a `Dataset` or any other sequence of rows."""
     ids = rows["input_ids"] if isinstance(rows, Dataset) else (row["input_ids"] for row in rows)
     return [len(row) for row in ids]
-
-
-def _blocks(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, vocabulary: int) -> Dataset:
-    """Blocks of the joined texts, each beginning as a text does.
-
-    A text has the marks that the tokenizer puts around it. Only where it puts none, end-of-text stands between texts: a
-    model whose texts begin with a mark may never have seen an end.
-    """
-    marks = find_marks(tokenizer)
-    end = tokenizer.eos_token_id
-    closing = [end] if end is not None and marks == Marks((), ()) else []
-    ids: list[int] = []
-    for text in rows["text"]:
-        ids += marks.put(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + closing
-    check_vocabulary(ids, vocabulary)
-    blocks = _cut(ids, list(marks.before), length)
-    if not blocks:
-        raise DataError(
-            f"The text has {len(ids)} tokens, fewer than one block of data.max_length = {length}; "
-            "give more text or shorter blocks."
-        )
-    return Dataset.from_dict({"input_ids": blocks, "attention_mask": [[1] * length] * len(blocks)})
-
-
-def _cut(ids: list[int], before: list[int], length: int) -> list[list[int]]:
-    """Blocks of exactly `length` tokens, each beginning with `before`; what is left over is no block."""
-    blocks: list[list[int]] = []
-    place = 0
-    while True:
-        first = [] if ids[place : place + len(before)] == before else before
-        rest = length - len(first)
-        if place + rest > len(ids):
-            return blocks
-        blocks.append(first + ids[place : place + rest])
-        place += rest

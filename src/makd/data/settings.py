@@ -1,6 +1,7 @@
 """Station 2: what a user says about the text of a run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from makd.errors import SettingError
 from makd.kinds import checked
@@ -15,12 +16,14 @@ PROMPT = "{prompt}"
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """How conversations become text."""
+    """How texts and conversations become rows of a causal language model."""
 
     template: str = AUTO
     """As `DataConfig.template`."""
     system: str | None = None
     """As `DataConfig.system`."""
+    documents: Literal["joined", "apart"] = "joined"
+    """As `DataConfig.documents`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,11 @@ class DataConfig:
     what stands before the response, with {prompt} in it once."""
     system: str | None = None
     """With template `auto`: the system message of conversations that have none."""
+    documents: Literal["joined", "apart"] = "joined"
+    """How causal language models read plain text: `joined`, and cut into blocks; or `apart`, a row each, so that none
+    attends to another or is predicted from it."""
     max_length: int = 128
-    """Tokens of a row (encoders, conversations) or block (decoders)."""
+    """Tokens of a row (encoders, conversations, documents apart) or block (decoders)."""
     held_out: float = 0.1
     """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
     rows: int | None = None
@@ -100,5 +106,5 @@ class DataConfig:
 
     @property
     def rendering(self) -> Rendering:
-        """How conversations become text."""
-        return Rendering(template=self.template, system=self.system)
+        """How texts and conversations become rows of a causal language model."""
+        return Rendering(template=self.template, system=self.system, documents=self.documents)
