@@ -18,6 +18,7 @@ from makd.anatomy.families import FAMILIES, Fused
 from makd.aspects import ASPECTS, PRESETS
 from makd.baselines import BASELINES
 from makd.cli.main import COMMANDS, main
+from makd.data import Source
 from makd.ranks.allocation import RANK_RULES
 from makd.report import plain
 from makd.report.tables import LABELS, TASK_LABELS
@@ -32,6 +33,7 @@ CONFIGS = {
     "budget": makd.Budget,
     "cache": makd.CacheConfig,
     "data": makd.DataConfig,
+    "data.mixture[]": Source,
     "recipe": makd.Recipe,
     "recipe.calibration": makd.CalibrationConfig,
     "recipe.factorize": makd.FactorizeConfig,

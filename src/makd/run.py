@@ -261,7 +261,7 @@ def names_of(data: Data) -> list[str | None]:
     """The paths that data have."""
     if isinstance(data, TaskConfig):
         return [data.path or data.known.path, data.extra_text]
-    return [data.path if isinstance(data, DataConfig) else data if isinstance(data, str) else None]
+    return [*data.paths] if isinstance(data, DataConfig) else [data if isinstance(data, str) else None]
 
 
 def tokenizer_name(tokenizer: str | PreTrainedTokenizerBase | None) -> str | None:

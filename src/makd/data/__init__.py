@@ -5,7 +5,7 @@ from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
 from makd.data.marks import check_room
 from makd.data.prompts import completion_of, prompt_batch, prompt_of, reference_of
-from makd.data.settings import DataConfig, Rendering
+from makd.data.settings import DataConfig, Rendering, Source, read_settings
 from makd.data.sources import (
     Texts,
     hold_out,
@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "DataConfig",
     "Rendering",
+    "Source",
     "Texts",
     "TokenBatchSampler",
     "check_room",
@@ -37,6 +38,7 @@ __all__ = [
     "padding_share",
     "prompt_batch",
     "prompt_of",
+    "read_settings",
     "reads_blocks",
     "reference_of",
     "rename_columns",

@@ -1,10 +1,13 @@
 """Station 2: what a user says about the text of a run."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from makd.errors import SettingError
 from makd.kinds import checked
+from makd.registry import make_settings
 
 BUILT_IN = "pydoc"
 """Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
@@ -24,6 +27,32 @@ class Rendering:
     """As `DataConfig.system`."""
     documents: Literal["joined", "apart"] = "joined"
     """As `DataConfig.documents`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked("data.mixture[]")
+class Source:
+    """One of the sources of a mixture; the other settings of `DataConfig` are those of all."""
+
+    path: str
+    """As `DataConfig.path`."""
+    weight: float = 1.0
+    """Its share of the rows is its weight over the sum of all; above 0."""
+    name: str | None = None
+    train_split: str = "train"
+    evaluation_split: str | None = None
+    text_columns: tuple[str, ...] | None = None
+    prompt_columns: tuple[str, ...] | None = None
+    response_column: str | None = None
+    messages_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise SettingError(f"A weight of data.mixture is above 0; got {self.weight} for {self.path}. Leave it out.")
+
+
+_OF_SOURCES = tuple(field.name for field in fields(Source) if field.name != "weight")
+"""Settings that each source of a mixture has for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +90,11 @@ class DataConfig:
     """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
     rows: int | None = None
     """At most so many training rows, the first ones; None takes all."""
+    stream: bool = False
+    """Whether `rows` training rows are drawn from a stream, and the rest of the data is never read; `held_out` of them
+    besides from a split for evaluation."""
+    mixture: tuple[Source, ...] = ()
+    """In the place of `path`: several sources, each with its share of the rows."""
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -69,6 +103,12 @@ class DataConfig:
             raise SettingError(f"data.held_out is a share of the rows, in (0, 1); got {self.held_out}.")
         if self.rows is not None and self.rows < 1:
             raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
+        if self.stream and (self.rows is None or (self.path == BUILT_IN and not self.mixture)):
+            raise SettingError(
+                f"data.stream draws data.rows rows from a file, a folder or a hub id; got data.rows {self.rows} and "
+                f"data.path {self.path!r}. Give both."
+            )
+        self._check_mixture()
         self._check_columns()
         if self.template not in (AUTO, NONE) and self.template.count(PROMPT) != 1:
             raise SettingError(
@@ -79,6 +119,31 @@ class DataConfig:
                 f"data.system is a message for the tokenizer's chat template; data.template is {self.template!r}. "
                 "Write it into the template instead."
             )
+
+    def _check_mixture(self) -> None:
+        if not self.mixture:
+            return
+        own = {field.name: field.default for field in fields(DataConfig)}
+        given = [name for name in _OF_SOURCES if getattr(self, name) != own[name]]
+        if given or len(self.mixture) < 2:
+            raise SettingError(
+                f"data.mixture has two sources or more, each with its own path, splits and columns; got "
+                f"{len(self.mixture)}, and besides {', '.join(f'data.{name}' for name in given) or 'nothing'}."
+            )
+        for source in self.mixture:
+            self.of_source(source)
+
+    def of_source(self, source: Source) -> "DataConfig":
+        """The settings of one source of the mixture, with its share of the rows if these are counted."""
+        share = source.weight / sum(each.weight for each in self.mixture)
+        rows = math.ceil(share * self.rows) if self.stream and self.rows is not None else None
+        own = {name: getattr(source, name) for name in _OF_SOURCES}
+        return replace(self, mixture=(), rows=rows, **own)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where all of it is."""
+        return tuple(source.path for source in self.mixture) or (self.path,)
 
     def _check_columns(self) -> None:
         if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
@@ -108,3 +173,13 @@ class DataConfig:
     def rendering(self) -> Rendering:
         """How texts and conversations become rows of a causal language model."""
         return Rendering(template=self.template, system=self.system, documents=self.documents)
+
+
+def read_settings(written: Mapping[str, Any]) -> DataConfig:
+    """The settings that a file holds.
+
+    Raises:
+        UnknownNameError: it has a setting that there is not.
+    """
+    sources = [make_settings(Source, "setting of a source", each) for each in written.get("mixture") or ()]
+    return make_settings(DataConfig, "setting of data", {**written, "mixture": sources})

@@ -6,18 +6,20 @@ conversations, as `makd.data.conversations` makes them. Text with labels is a ta
 
 import logging
 import pydoc_data.topics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from makd.data.conversations import as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
+from makd.data.mixture import mix
 from makd.data.settings import BUILT_IN, DataConfig
+from makd.data.stream import draw_splits
 from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -43,22 +45,53 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     Raises:
         DataError: there is nothing at `path`, a split or column is missing, or no text is left.
     """
+    if config.mixture:
+        return _mix(config, seed)
     if config.path == BUILT_IN:
         passages = list(dict.fromkeys(_passages()))
         held_out = passages[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
         train = [text for index, text in enumerate(passages) if index % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
         train_rows, evaluation = Dataset.from_dict({"text": train}), Dataset.from_dict({"text": held_out})
         return Texts(_limit(train_rows, config.rows), evaluation)
-    splits = load_splits(config.path, config.name, config.train_split)
-    if config.train_split not in splits:
-        raise DataError(f"{config.path} has no split {config.train_split!r}; it has {', '.join(splits)}.")
+    if config.stream:
+        splits: Mapping[str, Dataset] = _draw(config, seed)
+    else:
+        splits = load_splits(config.path, config.name, config.train_split)
+    name = _evaluation_split(splits, config)
     train = _read(splits[config.train_split], config, config.rows)
-    name = config.evaluation_split or validation_split(splits) or ("test" if "test" in splits else None)
     if name is not None:
-        if name not in splits:
-            raise DataError(f"{config.path} has no split {name!r}; it has {', '.join(splits)}.")
         return Texts(train, _read(splits[name], config))
     return Texts(*split_off(train, config.held_out, seed, "data.held_out"))
+
+
+def _evaluation_split(splits: Iterable[str], config: DataConfig) -> str | None:
+    """Which split is for evaluation, if any; the one to train on is there."""
+    there = list(splits)
+    name = config.evaluation_split or validation_split(there) or ("test" if "test" in there else None)
+    for each in (config.train_split, name):
+        if each is not None and each not in there:
+            raise DataError(f"{config.path} has no split {each!r}; it has {', '.join(there)}.")
+    return name
+
+
+def _draw(config: DataConfig, seed: int) -> Mapping[str, Dataset]:
+    """The splits of a stream, of each as many rows as are used."""
+    count = config.rows or 1
+
+    def draw(splits: Mapping[str, IterableDataset]) -> DatasetDict:
+        name = _evaluation_split(splits, config)
+        counts = {} if name is None else {name: max(1, round(config.held_out * count))}
+        return draw_splits(splits, {**counts, config.train_split: count}, seed)
+
+    drawn: Mapping[str, Dataset] = _open(config.path, config.name, config.train_split, draw, streaming=True)
+    return drawn
+
+
+def _mix(config: DataConfig, seed: int) -> Texts:
+    parts = [load_texts(config.of_source(source), seed) for source in config.mixture]
+    weights = [source.weight for source in config.mixture]
+    train = mix([part.train for part in parts], weights, config.paths, config.rows, seed)
+    return Texts(train, mix([part.evaluation for part in parts], weights, config.paths, None, seed))
 
 
 def _read(rows: Dataset, config: DataConfig, limit: int | None = None) -> Dataset:
@@ -75,6 +108,17 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
     Raises:
         DataError: there is nothing, or nothing that `datasets` can read.
     """
+    return _open(name, configuration, file_split, DatasetDict)
+
+
+def _open(
+    name: str,
+    configuration: str | None,
+    file_split: str,
+    read: Callable[[Any], DatasetDict],
+    **settings: Any,
+) -> DatasetDict:
+    """What `read` makes of what `datasets` opens, with its `settings`; what fails there is told in one line."""
     path = Path(name).expanduser()
     try:
         if path.is_file():
@@ -82,12 +126,12 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
                 raise DataError(f"{name}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
             if path.stat().st_size == 0:
                 raise DataError(f"{name} is empty.")
-            return load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)})
+            return read(load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)}, **settings))
         if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
         if path.is_dir():
             check_whole(path, configuration)
-        return load_dataset(str(path) if path.is_dir() else name, configuration)
+        return read(load_dataset(str(path) if path.is_dir() else name, configuration, **settings))
     except DataError:
         raise
     except Exception as error:  # datasets raises many types for what is not there; the cause is kept
