@@ -18,6 +18,7 @@ from makd.anatomy.families import FAMILIES, Fused
 from makd.aspects import ASPECTS, PRESETS
 from makd.baselines import BASELINES
 from makd.cli.main import COMMANDS, main
+from makd.data import Source
 from makd.ranks.allocation import RANK_RULES
 from makd.report import plain
 from makd.report.tables import LABELS, TASK_LABELS
@@ -32,6 +33,7 @@ CONFIGS = {
     "budget": makd.Budget,
     "cache": makd.CacheConfig,
     "data": makd.DataConfig,
+    "data.mixture[]": Source,
     "recipe": makd.Recipe,
     "recipe.calibration": makd.CalibrationConfig,
     "recipe.factorize": makd.FactorizeConfig,
@@ -170,11 +172,18 @@ def test_every_setting_is_written_down_with_its_type_and_default_in_the_order_of
             assert yaml.safe_load(default.strip("`")) == plain(field.default), name
 
 
+def places_of(settings, place):
+    """Where dataclasses stand inside of one, in YAML, but for those in lists."""
+    for field in dataclasses.fields(settings):
+        for kind in (field.type, *typing.get_args(field.type)):
+            if dataclasses.is_dataclass(kind):
+                yield f"{place}.{field.name}"
+                yield from places_of(kind, f"{place}.{field.name}")
+
+
 def test_every_place_of_settings_is_tested():
     nested = {place for place in CONFIGS if not place.endswith("[]")}
-    found = {
-        f"recipe.{field.name}" for field in dataclasses.fields(makd.Recipe) if dataclasses.is_dataclass(field.type)
-    }
+    found = set(places_of(makd.Recipe, "recipe"))
     assert nested == {"budget", "cache", "data", "task", "recipe", "finetune.recipe"} | found
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.capture import examine
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, row_lengths
+from makd.data import DataConfig, collator, read_settings, row_lengths
 from makd.distill import (
     DistillTrainer,
     ReportSteps,
@@ -181,7 +181,7 @@ def data_of(student: str) -> DataConfig | TaskConfig:
     settings = written.get("data")
     if settings is None:
         raise DataError(f"{student} was made with texts in hand, not kept in its recipe.yaml. Give --data.path.")
-    return make_settings(DataConfig, "setting of data", settings)
+    return read_settings(settings)
 
 
 def _factorize(run: Run, budget: Budget) -> PreTrainedModel:

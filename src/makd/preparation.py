@@ -1,6 +1,7 @@
 """Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,12 +10,13 @@ from makd.anatomy import resolve
 from makd.anatomy.limits import token_limit
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, hold_out, load_texts, make_batches, tokenize
+from makd.errors import DataError
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
 from makd.tasks import Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
 
-Data = DataConfig | TaskConfig | str | list[str]
-"""What a run calibrates, trains and evaluates on: text, a task, a path, or texts in hand."""
+Data = DataConfig | TaskConfig | str | list[str] | list[dict[str, Any]]
+"""What a run calibrates, trains and evaluates on: text, a task, a path, or texts or conversations in hand."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class RunData:
         """Tokens of a row, at most; None is the task's own."""
         return (self.config or DataConfig()).max_length
 
+    @property
+    def has_completions(self) -> bool:
+        """Whether the rows are prompts with completions, and labels say where these are."""
+        return self.task is None and "labels" in self.train.column_names
+
 
 def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> RunData:
     """Load and tokenize `data` as `model` reads it.
 
     Raises:
         DataError: the data are not there, not readable, or too long for the model.
+            Or the plan counts completions alone, and they have none.
         SettingError: they are a task's, and the model has not its head.
     """
     data = DataConfig(path=data) if isinstance(data, str) else data
@@ -56,14 +64,14 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         origin = origin_of(model) if resolve(model).head is None else Origin()
         length, prompt = shortest(settings.max_length, origin, tokenizer), default_prompt(origin)
         train, held_out = (
-            tokenize(with_prompt(rows, prompt), tokenizer, model, length, recipe.seed)
+            tokenize(with_prompt(rows, prompt), tokenizer, model, length, recipe.seed, rendering=settings.rendering)
             for rows in (texts.train, texts.evaluation)
         )
         seen = train
     held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
     compared = held_out if task is None else without_targets(held_out)
     few = recipe.calibration
-    return RunData(
+    made = RunData(
         config=None if isinstance(data, list) else data,
         train=train,
         calibration=make_batches(seen, tokenizer, model, few.batch_size, few.rows, by_length=True),
@@ -71,6 +79,25 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
         task=task,
     )
+    _check_plans(made, recipe)
+    return made
+
+
+def _check_plans(data: RunData, recipe: Recipe) -> None:
+    if data.has_completions:
+        return
+    for stage in recipe.trainings:
+        terms = [term for term in stage.plan.wanted if term.tokens == "completion"]
+        reason = ""
+        if stage.plan.writers.written:
+            reason = "has completions written in the place of the data's (completions)"
+        elif terms:
+            reason = f"counts completions alone (tokens: completion) for {terms[0].aspect!r}"
+        if reason:
+            raise DataError(
+                f"The plan {reason}, and the data have none: they are plain text. Name prompts and responses "
+                "(data.prompt_columns and data.response_column, or data.messages_column), or take a plan of all tokens."
+            )
 
 
 def _defaults(model: PreTrainedModel) -> DataConfig:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -143,7 +143,9 @@ class Run:
         return scores
 
     def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
-        return fidelity(student, self.teacher, self.data.held_out_batches, self.recipe.evaluation.pooling)
+        tokens: Literal["all", "completion"] = "completion" if self.data.has_completions else "all"
+        pooling = self.recipe.evaluation.pooling
+        return fidelity(student, self.teacher, self.data.held_out_batches, pooling, tokens)
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
@@ -259,7 +261,7 @@ def names_of(data: Data) -> list[str | None]:
     """The paths that data have."""
     if isinstance(data, TaskConfig):
         return [data.path or data.known.path, data.extra_text]
-    return [data.path if isinstance(data, DataConfig) else data if isinstance(data, str) else None]
+    return [*data.paths] if isinstance(data, DataConfig) else [data if isinstance(data, str) else None]
 
 
 def tokenizer_name(tokenizer: str | PreTrainedTokenizerBase | None) -> str | None:

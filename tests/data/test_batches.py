@@ -80,7 +80,7 @@ def test_the_tokenizer_of_another_model_is_refused(tokenizer, name, head):
 
 
 def test_a_decoder_reads_one_column(tokenizer):
-    with pytest.raises(makd.MakdError, match=r"names two columns, and LlamaForCausalLM reads one text\. Join them"):
+    with pytest.raises(makd.MakdError, match=r"names two columns, and LlamaForCausalLM reads one text\. Name a prompt"):
         tokenize(rows(text_pair=TEXTS), tokenizer, tiny("llama", "causal_lm", vocab_size=300), 4)
 
 

@@ -16,17 +16,13 @@ def write(folder, rows):
     return str(path)
 
 
-@pytest.mark.parametrize("column", ["conversations", "messages"])
-@pytest.mark.parametrize("name", ["id", "source"])
-def test_conversations_are_refused_and_what_to_do_is_said(tmp_path, column, name):
-    value = {"id": "a-17", "source": "the web"}[name]
-    path = write(tmp_path, [{name: value, column: CHAT}] * 4)
-    with pytest.raises(makd.MakdError, match=rf"it has {name}, {column}.*'{column}' looks like conversations") as met:
+def test_conversations_under_another_name_are_not_guessed_and_what_to_do_is_said(tmp_path):
+    path = write(tmp_path, [{"id": "a-17", "turns": CHAT}] * 4)
+    with pytest.raises(makd.MakdError, match=r"it has id, turns.*'turns' looks like conversations.*messages_column"):
         load_texts(DataConfig(path=path))
-    assert "apply_chat_template" in str(met.value)
 
 
-def test_conversations_that_are_named_are_refused_too(tmp_path):
+def test_conversations_are_not_read_as_text(tmp_path):
     path = write(tmp_path, [{"prompt": "a text", "messages": CHAT}] * 4)
     with pytest.raises(makd.MakdError, match=r"'messages' of .* not text.*looks like conversations"):
         load_texts(DataConfig(path=path, text_columns=("messages",)))

@@ -265,7 +265,7 @@ def test_a_layers_output_is_compared_also_where_the_plan_does_not(term, weight):
     (comparison,) = added.comparisons
     assert added.term.weight == weight
     assert (comparison.tap.kind, comparison.tap.layer, comparison.teacher.layer) == ("hidden", 0, 0)
-    assert not comparison.first_token
+    assert comparison.tokens == "all"
     assert comparison.measure == "mse"
 
 

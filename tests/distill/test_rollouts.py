@@ -74,7 +74,7 @@ def test_padding_on_the_left_is_no_prompt():
 
 
 @pytest.mark.parametrize(
-    ("labels", "missing"), [([[-100, -100]], "no completion"), ([[5, 6]], "no prompt"), (None, "no labels")]
+    ("labels", "missing"), [([[-100, -100]], "no answer"), ([[5, 6]], "no prompt"), (None, "no labels")]
 )
 def test_rows_that_are_not_prompt_and_completion_are_refused(labels, missing):
     batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2)}

@@ -23,7 +23,8 @@ Law = Literal["classes", "labels", "numbers", "places", "unknown"]
 """How a head's numbers are read. `classes`: softmax, one choice. `labels`: a sigmoid each, any of them may hold.
 `numbers`: as they are. `places`: softmax over the tokens of a row. `unknown`: nobody says."""
 
-_LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_LANGUAGE = (*_CAUSAL, "ForMaskedLM", "ForConditionalGeneration")
 _LANGUAGE_NAMES = frozenset(
     name
     for names in (
@@ -57,6 +58,8 @@ class Predictions:
     """What these are called in the model's config, if it says."""
     reason: str = ""
     """Why they are not known."""
+    ahead: int = 0
+    """How many tokens after the one that it stands at a prediction is of: 1 for causal language models."""
 
     def read(self, output: Any) -> list[Tensor]:
         """The numbers in a model's output, (rows, choices) or (rows, tokens, choices); of places (rows, tokens).
@@ -141,7 +144,7 @@ def predictions_of(model: PreTrainedModel) -> Predictions | None:
 
 def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
     if name in _LANGUAGE_NAMES or name.endswith(_LANGUAGE):
-        return Predictions("classes", "token")
+        return Predictions("classes", "token", ahead=int(name.endswith(_CAUSAL)))
     if name.endswith(("ForQuestionAnswering", "ForQuestionAnsweringSimple")):
         return Predictions("places", "row", ("start_logits", "end_logits"))
     if name.endswith("ForNextSentencePrediction"):

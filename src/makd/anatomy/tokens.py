@@ -1,4 +1,4 @@
-"""Which tokens of a batch are real, for each stack of a model: what stands in the padding never counts."""
+"""Which tokens of a batch count: the real ones of each stack of a model, never padding; and those of completions."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from makd.anatomy.roles import Anatomy, Layer, Role
 from makd.errors import DataError, UnsupportedModelError
+
+NO_LABEL = -100
+"""Label of a token that nobody has to predict, as everywhere in transformers."""
 
 
 def encoder_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]:
@@ -58,6 +61,41 @@ def role_tokens(
     if role in (Role.CROSS_KEY, Role.CROSS_VALUE):
         return encoder_tokens(inputs)
     return layer_tokens(anatomy, layer, inputs)
+
+
+def completion_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]:
+    """Real tokens that are a completion's: those that have a label.
+
+    Raises:
+        DataError: the batch has no label for each of its tokens.
+    """
+    labels, real = inputs.get("labels"), encoder_tokens(inputs)
+    if labels is None or labels.shape != real.shape:
+        shapes = (None if labels is None else tuple(labels.shape)), tuple(real.shape)
+        found = "no labels" if labels is None else f"labels of shape {shapes[0]} for tokens of {shapes[1]}"
+        raise DataError(
+            f"Completions alone are to count (tokens: completion), and a batch has {found}. Give one label a token, "
+            "-100 on what is no completion; or let all tokens count."
+        )
+    return real & (labels != NO_LABEL)
+
+
+def predicting_tokens(inputs: Mapping[str, Tensor], ahead: int) -> Bool[Tensor, "batch tokens"]:
+    """Real tokens whose prediction is of a completion's token.
+
+    Args:
+        inputs: the batch, with labels.
+        ahead: how many tokens after the one that it stands at a prediction is of: 1 for causal language models.
+
+    Raises:
+        DataError: the batch has no label for each of its tokens.
+    """
+    found = completion_tokens(inputs)
+    if ahead == 0:
+        return found
+    earlier = torch.zeros_like(found)
+    earlier[:, :-ahead] = found[:, ahead:]
+    return earlier & encoder_tokens(inputs)
 
 
 def is_by_token(tensor: Tensor, real: Bool[Tensor, "batch tokens"]) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 from makd.anatomy import Anatomy, Layer, Role
 from makd.aspects.completions import Completions
 from makd.aspects.layers import select_layers, spread_layers
-from makd.aspects.plan import PER_LAYER, RELATED_ROLES, Plan, Term
+from makd.aspects.plan import PER_LAYER, RELATED_ROLES, Plan, Term, Tokens
 from makd.capture import Tap
 from makd.errors import SettingError
 from makd.sentence_encoder import SentenceEncoder, encoder_of
@@ -28,8 +28,8 @@ class Comparison:
     teacher: Tap
     """The teacher's: the same of a layer that may be another."""
     measure: Literal["mse", "cosine", "attention", "relation"]
-    first_token: bool = False
-    """Whether only the first real token of each text counts."""
+    tokens: Tokens = "all"
+    """Which of the real tokens count; of attention and relations, as queries."""
     heads: int = 1
     """Parts of the channels, with measure "relation"."""
 
@@ -82,6 +82,11 @@ class ActivePlan:
         return tuple(dict.fromkeys(comparison.teacher for comparison in self.comparisons))
 
     @property
+    def needs_completions(self) -> bool:
+        """Whether any term counts completions alone, so that the rows have to say where they are."""
+        return any(active.term.tokens == "completion" for active in self.terms)
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether anything is mimicked. Not with `task` alone, which is plain fine-tuning."""
         return any(active.term.aspect != "task" for active in self.terms)
@@ -122,6 +127,12 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
         raise SettingError(
             "The plan has no aspect to mimic on this model: " + "; ".join(f"{name}: {why}" for name, why in off.items())
         )
+    counted = {item.term.tokens for item in active if item.term.aspect == "logits"}
+    if len(counted) > 1:
+        raise SettingError(
+            f"The plan's terms of 'logits' count different tokens ({', '.join(sorted(counted))}), and a model's "
+            "predictions are compared in one pass. Let all of them count the same."
+        )
     return ActivePlan(tuple(active), off, plan.writers)
 
 
@@ -143,6 +154,8 @@ def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
         return anatomy.predictions.why_not(teacher.predictions)
     if term.aspect == "task" and anatomy.head is None:
         return "the model has no head, so it has no task"
+    if term.tokens == "completion" and (anatomy.predictions is None or anatomy.predictions.ahead == 0):
+        return "completions are what a causal language model continues, and the model is none"
     if term.aspect in ("embedding", "similarity") and (anatomy.head or anatomy.predictions) is not None:
         return "the model has a head, so its predictions are mimicked instead of an embedding"
     return None
@@ -168,10 +181,10 @@ def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Com
 def _comparison(term: Term, ours: Tap, theirs: Tap) -> Comparison:
     """How the term compares the student's tensor with the teacher's."""
     if term.aspect == "attention":
-        return Comparison(ours, theirs, "attention")
+        return Comparison(ours, theirs, "attention", term.tokens)
     if term.aspect == "relation":
-        return Comparison(ours, theirs, "relation", heads=term.relation_heads)
-    return Comparison(ours, theirs, term.distance, first_token=term.tokens == "first")
+        return Comparison(ours, theirs, "relation", term.tokens, term.relation_heads)
+    return Comparison(ours, theirs, term.distance, term.tokens)
 
 
 def _pairs(term: Term, count: int, teacher_count: int) -> Iterable[tuple[int, int]]:

@@ -40,6 +40,13 @@ RELATED_ROLES = ("q", "k", "v")
 """Linears whose outputs have self-relations: MiniLMv2's three."""
 
 
+Tokens = Literal["all", "first", "completion"]
+"""Which real tokens of a batch count."""
+
+_COUNTED: dict[Tokens, tuple[str, ...]] = {"first": ("matrix", "hidden"), "completion": (*PER_LAYER, "logits")}
+"""Which aspects can count fewer tokens than all."""
+
+
 @dataclass(frozen=True, kw_only=True)
 @checked("plan.terms[]")
 class Term:
@@ -60,8 +67,10 @@ class Term:
     stands for the one of cross-attention too. With `relation`: of these, q, k and v."""
     distance: Literal["mse", "cosine"] = "mse"
     """With `matrix` and `hidden`: squared difference in units of the teacher's variance, or 1 - cosine of tokens."""
-    tokens: Literal["all", "first", "completion"] = "all"
-    """With `matrix` and `hidden`: whether all real tokens count, or the first of each text (its [CLS])."""
+    tokens: Tokens = "all"
+    """Which real tokens count. `first`, with `matrix` and `hidden`: the first of each text (its [CLS]). `completion`,
+    with `logits` and everything inside the layers: those of completions, whose predictions `logits` compares, and which
+    `attention` and `relation` compare as queries. `task` goes by the labels in any case."""
     relation_heads: int = 12
     """With `relation`: parts that q, k and v are cut into, on both sides; has to divide the width of either."""
     temperature: float = 1.0
@@ -100,6 +109,11 @@ class Term:
 
     def _check_comparison(self) -> None:
         """Of what is compared inside the layers."""
+        if self.aspect not in _COUNTED.get(self.tokens, (self.aspect,)):
+            raise SettingError(
+                f"With tokens {self.tokens!r} these aspects can be compared: {', '.join(_COUNTED[self.tokens])}; got "
+                f"{self.aspect!r}. Leave tokens at all."
+            )
         if self.aspect == "relation" and not set(self.roles) & set(RELATED_ROLES):
             raise SettingError(f"A relation term needs at least one role of q, k and v; got {', '.join(self.roles)}.")
         check_pooling(self.pooling, "A term's pooling")

@@ -16,6 +16,7 @@ def relation_kl(
     teacher: Float[Tensor, "batch tokens teacher_channels"],
     mask: Bool[Tensor, "batch tokens"] | None,
     heads: int,
+    queries: Bool[Tensor, "batch tokens"] | None = None,
 ) -> Float[Tensor, ""]:
     """KL(R_teacher ‖ R_student), mean over heads and real tokens, in nats; R = softmax(X Xᵀ / √d) over real tokens.
 
@@ -28,6 +29,7 @@ def relation_kl(
         teacher: of another width, maybe; gets no gradient.
         mask: True at real tokens; None where all are. With none, the loss is 0.
         heads: parts that the channels are cut into, on both sides.
+        queries: True at the tokens whose similarities count, to all real ones; None takes `mask`.
 
     Returns:
         A scalar of float32 (float64 for float64 inputs).
@@ -48,4 +50,5 @@ def relation_kl(
         return heads_first
 
     ours, theirs = split(student), split(teacher.detach())
-    return attention_loss(theirs, theirs, ours, ours, mask, None if mask is None else mask[:, None, None, :])
+    counted = mask if queries is None else queries
+    return attention_loss(theirs, theirs, ours, ours, counted, None if mask is None else mask[:, None, None, :])

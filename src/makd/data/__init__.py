@@ -4,8 +4,9 @@ from makd.data.batches import Batch, collator, count_tokens, make_batches, reads
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
 from makd.data.marks import check_room
+from makd.data.prompts import completion_of, prompt_batch, prompt_of, reference_of
+from makd.data.settings import DataConfig, Rendering, Source, read_settings
 from makd.data.sources import (
-    DataConfig,
     Texts,
     hold_out,
     load_splits,
@@ -19,6 +20,8 @@ from makd.data.tokenizers import check_student_tokenizer, choose_tokenizer
 __all__ = [
     "Batch",
     "DataConfig",
+    "Rendering",
+    "Source",
     "Texts",
     "TokenBatchSampler",
     "check_room",
@@ -26,13 +29,18 @@ __all__ = [
     "check_student_tokenizer",
     "choose_tokenizer",
     "collator",
+    "completion_of",
     "count_tokens",
     "hold_out",
     "load_splits",
     "load_texts",
     "make_batches",
     "padding_share",
+    "prompt_batch",
+    "prompt_of",
+    "read_settings",
     "reads_blocks",
+    "reference_of",
     "rename_columns",
     "row_lengths",
     "split_off",

@@ -1,12 +1,12 @@
 """Station 2, continued: from texts to token batches, in the form that the model at hand takes.
 
 Encoders read one row at a time, cut at `max_length`; causal language models read blocks of exactly `max_length` tokens,
-cut from the joined texts; encoder-decoders read a row on both sides.
+cut from the joined texts, or a row of each text or conversation; encoder-decoders read a row on both sides.
 """
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -16,8 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.data.marks import Marks, check_room, find_marks, given_tokens
-from makd.data.tokenizers import check_padding_token
+from makd.data.blocks import join_texts, keep_apart
+from makd.data.completions import encode_conversations
+from makd.data.conversations import MESSAGES
+from makd.data.marks import check_room, given_tokens
+from makd.data.settings import Rendering
+from makd.data.tokenizers import check_padding_token, check_vocabulary
 from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -41,30 +45,40 @@ def tokenize(
     max_length: int,
     seed: int = 0,
     setting: str = "data.max_length",
+    rendering: Rendering = Rendering(),  # noqa: B008 - frozen
 ) -> Dataset:
     """Rows of `input_ids` (and `attention_mask`, `token_type_ids`, `label`) as `model` reads them, in shuffled order.
+
+    Conversations have `labels` besides, on completions alone.
 
     A text that is null, as csv files hold empty ones, is an empty text. How much `max_length` cuts off is logged, under
     the name of its `setting`.
 
     Raises:
         DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before or the
-            tokenizer's own tokens leave no room, the rows are pairs and the model reads one text, or the tokenizer is
-            not this model's.
+            tokenizer's own tokens leave no room, the rows are pairs and the model reads one text, or conversations and
+            it continues none, or the tokenizer is not this model's.
     """
     columns = [name for name in ("text", "text_pair") if name in rows.column_names]
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if MESSAGES in rows.column_names:
+        _check_continues(model)
+        check_room(tokenizer, model, max_length, setting)
+        found = encode_conversations(rows, tokenizer, rendering, max_length, vocabulary, setting)
+        return found.shuffle(seed=seed)
     if reads_blocks(model):
         _check_single(columns, model)
     check_room(tokenizer, model, max_length, setting, len(columns))
     if reads_blocks(model):
-        return _blocks(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
+        if rendering.documents == "apart":
+            return keep_apart(rows, tokenizer, max_length, vocabulary, setting).shuffle(seed=seed)
+        return join_texts(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
 
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[name]] for name in columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        _check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
+        check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
         return {**encoded, _CUT: _are_cut(encoded, tokenizer, texts, max_length)}
 
     encoded = rows.map(encode, batched=True, remove_columns=columns)
@@ -74,11 +88,19 @@ def tokenize(
     return encoded.remove_columns(_CUT).shuffle(seed=seed)
 
 
+def _check_continues(model: PreTrainedModel) -> None:
+    if not reads_blocks(model):
+        raise DataError(
+            "The data are prompts with responses, or conversations, which causal language models continue; "
+            f"{type(model).__name__} is none. Name the columns that it is to read with data.text_columns."
+        )
+
+
 def _check_single(columns: list[str], model: PreTrainedModel) -> None:
     if len(columns) > 1:
         raise DataError(
-            f"data.text_columns names two columns, and {type(model).__name__} reads one text. Join them into one "
-            "column, as the model will read them in use (a prompt and its answer, say), and give that one."
+            f"data.text_columns names two columns, and {type(model).__name__} reads one text. Name a prompt and its "
+            "answer with data.prompt_columns and data.response_column; join other texts into one column."
         )
 
 
@@ -96,7 +118,8 @@ def _are_cut(
 def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Collator:
     """From tokenized rows to a padded batch, with `labels` where the rows have some or the model predicts its input.
 
-    Of its input, a causal language model does not predict what stands before every text: it is given that in use.
+    Of its input, a causal language model does not predict what stands before every text: it is given that in use. Its
+    rows are padded on the right, whatever the tokenizer does: positions are counted from the left.
 
     Raises:
         DataError: the model would look for the end of a text at another padding token than the tokenizer's.
@@ -105,16 +128,18 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
     blocks, two_stacks = reads_blocks(model), bool(model.config.is_encoder_decoder)
     given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)
     kinds = ("input_ids", "attention_mask", "token_type_ids")
+    side = "right" if blocks else tokenizer.padding_side
 
     def collate(rows: list[Mapping[str, Any]]) -> Batch:
         batch: Batch = dict(
             tokenizer.pad(
                 [{name: row[name] for name in kinds if name in row} for row in rows],
                 padding=True,
+                padding_side=side,
                 return_tensors="pt",
             )
         )
-        targets = _targets(rows, batch["input_ids"].shape[1], tokenizer.padding_side)
+        targets = _targets(rows, batch["input_ids"].shape[1], side)
         if targets:
             batch |= targets
         elif blocks:
@@ -168,47 +193,3 @@ def row_lengths(rows: Any) -> list[int]:
     """Tokens of each tokenized row, of a `Dataset` or any other sequence of rows."""
     ids = rows["input_ids"] if isinstance(rows, Dataset) else (row["input_ids"] for row in rows)
     return [len(row) for row in ids]
-
-
-def _check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:
-    highest = max(ids, default=0)
-    if highest >= vocabulary:
-        raise DataError(
-            f"The tokenizer gives token {highest}, but the model has embeddings for {vocabulary:,} tokens, from 0. "
-            "Give the tokenizer that this model was trained with."
-        )
-
-
-def _blocks(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, vocabulary: int) -> Dataset:
-    """Blocks of the joined texts, each beginning as a text does.
-
-    A text has the marks that the tokenizer puts around it. Only where it puts none, end-of-text stands between texts: a
-    model whose texts begin with a mark may never have seen an end.
-    """
-    marks = find_marks(tokenizer)
-    end = tokenizer.eos_token_id
-    closing = [end] if end is not None and marks == Marks((), ()) else []
-    ids: list[int] = []
-    for text in rows["text"]:
-        ids += marks.put(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + closing
-    _check_vocabulary(ids, vocabulary)
-    blocks = _cut(ids, list(marks.before), length)
-    if not blocks:
-        raise DataError(
-            f"The text has {len(ids)} tokens, fewer than one block of data.max_length = {length}; "
-            "give more text or shorter blocks."
-        )
-    return Dataset.from_dict({"input_ids": blocks, "attention_mask": [[1] * length] * len(blocks)})
-
-
-def _cut(ids: list[int], before: list[int], length: int) -> list[list[int]]:
-    """Blocks of exactly `length` tokens, each beginning with `before`; what is left over is no block."""
-    blocks: list[list[int]] = []
-    place = 0
-    while True:
-        first = [] if ids[place : place + len(before)] == before else before
-        rest = length - len(first)
-        if place + rest > len(ids):
-            return blocks
-        blocks.append(first + ids[place : place + rest])
-        place += rest

@@ -68,8 +68,8 @@ def _about_chats(rows: Dataset, columns: Iterable[str]) -> str:
     if not found:
         return ""
     return (
-        f" {', '.join(map(repr, found))} looks like conversations, which are not supported yet: write each as one "
-        "string, as tokenizer.apply_chat_template(messages, tokenize=False) does, into a column of its own."
+        f" {', '.join(map(repr, found))} looks like conversations: a causal language model reads those with "
+        "data.messages_column, where each message has a role and a content."
     )
 
 

@@ -1,28 +1,29 @@
 """Station 2: from a name to texts. A hub id, a folder, a file and the built-in text all go through the same code.
 
-After this module every source is a `datasets.Dataset` with the column `text`, and for pairs `text_pair`. Text with
-labels is a task: see `makd.tasks`.
+After this module every source is a `datasets.Dataset` with the column `text`, and for pairs `text_pair`; or of
+conversations, as `makd.data.conversations` makes them. Text with labels is a task: see `makd.tasks`.
 """
 
 import logging
 import pydoc_data.topics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from makd.data.conversations import as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
-from makd.errors import DataError, SettingError
-from makd.kinds import checked
+from makd.data.mixture import mix
+from makd.data.settings import BUILT_IN, DataConfig
+from makd.data.stream import draw_splits
+from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = "pydoc"
-"""Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
 PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
 HELD_OUT_EVERY = 6
@@ -30,45 +31,9 @@ HELD_OUT_EVERY = 6
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-@dataclass(frozen=True, kw_only=True)
-@checked("data")
-class DataConfig:
-    """Which text a run uses, for calibration, training and evaluation."""
-
-    path: str = BUILT_IN
-    """`pydoc`, a hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv, .parquet or .txt file."""
-    name: str | None = None
-    """Configuration of a hub data set, such as `cola` of `nyu-mll/glue`."""
-    train_split: str = "train"
-    evaluation_split: str | None = None
-    """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
-    text_columns: tuple[str, ...] | None = None
-    """One column, or two for pairs (of encoders). None takes `text`, or the only column that holds text."""
-    max_length: int = 128
-    """Tokens of a row (encoders) or block (decoders)."""
-    held_out: float = 0.1
-    """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
-    rows: int | None = None
-    """At most so many training rows, the first ones; None takes all."""
-
-    def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise SettingError(f"data.max_length is at least 2 tokens; got {self.max_length}.")
-        if not 0 < self.held_out < 1:
-            raise SettingError(f"data.held_out is a share of the rows, in (0, 1); got {self.held_out}.")
-        if self.rows is not None and self.rows < 1:
-            raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
-        if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
-            raise SettingError(f"data.text_columns names one column, or two for pairs; got {self.text_columns}.")
-        if self.text_columns is not None and len(set(self.text_columns)) < len(self.text_columns):
-            raise SettingError(
-                f"data.text_columns names {self.text_columns[0]!r} twice. Name one column, or two for pairs."
-            )
-
-
 @dataclass(frozen=True)
 class Texts:
-    """Training and evaluation rows: `text`, and for pairs `text_pair`."""
+    """Training and evaluation rows: `text`, and for pairs `text_pair`; or conversations."""
 
     train: Dataset
     evaluation: Dataset
@@ -80,22 +45,61 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     Raises:
         DataError: there is nothing at `path`, a split or column is missing, or no text is left.
     """
+    if config.mixture:
+        return _mix(config, seed)
     if config.path == BUILT_IN:
         passages = list(dict.fromkeys(_passages()))
         held_out = passages[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
         train = [text for index, text in enumerate(passages) if index % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
         train_rows, evaluation = Dataset.from_dict({"text": train}), Dataset.from_dict({"text": held_out})
         return Texts(_limit(train_rows, config.rows), evaluation)
-    splits = load_splits(config.path, config.name, config.train_split)
-    if config.train_split not in splits:
-        raise DataError(f"{config.path} has no split {config.train_split!r}; it has {', '.join(splits)}.")
-    train = _limit(_plain_columns(splits[config.train_split], config), config.rows)
-    name = config.evaluation_split or validation_split(splits) or ("test" if "test" in splits else None)
+    if config.stream:
+        splits: Mapping[str, Dataset] = _draw(config, seed)
+    else:
+        splits = load_splits(config.path, config.name, config.train_split)
+    name = _evaluation_split(splits, config)
+    train = _read(splits[config.train_split], config, config.rows)
     if name is not None:
-        if name not in splits:
-            raise DataError(f"{config.path} has no split {name!r}; it has {', '.join(splits)}.")
-        return Texts(train, _plain_columns(splits[name], config))
+        return Texts(train, _read(splits[name], config))
     return Texts(*split_off(train, config.held_out, seed, "data.held_out"))
+
+
+def _evaluation_split(splits: Iterable[str], config: DataConfig) -> str | None:
+    """Which split is for evaluation, if any; the one to train on is there."""
+    there = list(splits)
+    name = config.evaluation_split or validation_split(there) or ("test" if "test" in there else None)
+    for each in (config.train_split, name):
+        if each is not None and each not in there:
+            raise DataError(f"{config.path} has no split {each!r}; it has {', '.join(there)}.")
+    return name
+
+
+def _draw(config: DataConfig, seed: int) -> Mapping[str, Dataset]:
+    """The splits of a stream, of each as many rows as are used."""
+    count = config.rows or 1
+
+    def draw(splits: Mapping[str, IterableDataset]) -> DatasetDict:
+        name = _evaluation_split(splits, config)
+        counts = {} if name is None else {name: max(1, round(config.held_out * count))}
+        return draw_splits(splits, {**counts, config.train_split: count}, seed)
+
+    drawn: Mapping[str, Dataset] = _open(config.path, config.name, config.train_split, draw, streaming=True)
+    return drawn
+
+
+def _mix(config: DataConfig, seed: int) -> Texts:
+    parts = [load_texts(config.of_source(source), seed) for source in config.mixture]
+    weights = [source.weight for source in config.mixture]
+    train = mix([part.train for part in parts], weights, config.paths, config.rows, seed)
+    return Texts(train, mix([part.evaluation for part in parts], weights, config.paths, None, seed))
+
+
+def _read(rows: Dataset, config: DataConfig, limit: int | None = None) -> Dataset:
+    """At most `limit` rows, of texts or of conversations."""
+    columns = find_columns(rows, config)
+    if columns is None:
+        return _limit(_plain_columns(rows, config), limit)
+    return as_conversations(_limit(rows, limit), columns, config.path)
 
 
 def load_splits(name: str, configuration: str | None = None, file_split: str = "train") -> DatasetDict:
@@ -104,6 +108,17 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
     Raises:
         DataError: there is nothing, or nothing that `datasets` can read.
     """
+    return _open(name, configuration, file_split, DatasetDict)
+
+
+def _open(
+    name: str,
+    configuration: str | None,
+    file_split: str,
+    read: Callable[[Any], DatasetDict],
+    **settings: Any,
+) -> DatasetDict:
+    """What `read` makes of what `datasets` opens, with its `settings`; what fails there is told in one line."""
     path = Path(name).expanduser()
     try:
         if path.is_file():
@@ -111,12 +126,12 @@ def load_splits(name: str, configuration: str | None = None, file_split: str = "
                 raise DataError(f"{name}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
             if path.stat().st_size == 0:
                 raise DataError(f"{name} is empty.")
-            return load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)})
+            return read(load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)}, **settings))
         if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
         if path.is_dir():
             check_whole(path, configuration)
-        return load_dataset(str(path) if path.is_dir() else name, configuration)
+        return read(load_dataset(str(path) if path.is_dir() else name, configuration, **settings))
     except DataError:
         raise
     except Exception as error:  # datasets raises many types for what is not there; the cause is kept
@@ -149,16 +164,27 @@ def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
 
 
 def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
-    """The same for texts in hand: `config.held_out` of them are for evaluation.
+    """The same for texts in hand, or rows of columns as dicts: `config.held_out` of them are for evaluation.
 
     Raises:
-        DataError: fewer than two of them are not blank, one is no string, or none is left to train on.
+        DataError: fewer than two of them are not blank, one is no string, or none is left to train on; or their columns
+            hold no conversations.
     """
+    if texts and all(isinstance(row, Mapping) for row in texts):
+        return Texts(*split_off(_read_dicts(texts, config), config.held_out, seed, "data.held_out"))
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
     rows = _without_blank(Dataset.from_dict({"text": list(texts)}), "the texts")
     return Texts(*split_off(rows, config.held_out, seed, "data.held_out"))
+
+
+def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Dataset:
+    try:
+        rows = Dataset.from_list([dict(row) for row in given])
+    except (ValueError, TypeError) as error:
+        raise DataError(f"The rows in hand do not hold the same in the same columns: {error}.") from error
+    return _read(rows, replace(config, path="the rows in hand"))
 
 
 def split_off(rows: Dataset, share: float, seed: int, setting: str) -> tuple[Dataset, Dataset]:

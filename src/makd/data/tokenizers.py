@@ -6,6 +6,7 @@ and how a text is read. A model that is given another one's ids answers to anoth
 
 import copy
 import logging
+from collections.abc import Iterable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
@@ -110,6 +111,20 @@ def different_reading(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBa
     place = min(len(ours), len(theirs)) if place is None else place
     found = " and ".join(repr(side[max(0, place - 1) : place + 3]) for side in (ours, theirs))
     return f"a text is read as … {found} …"
+
+
+def check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:
+    """Whether a model with embeddings for `vocabulary` tokens has one for each of `ids`.
+
+    Raises:
+        DataError: it has not.
+    """
+    highest = max(ids, default=0)
+    if highest >= vocabulary:
+        raise DataError(
+            f"The tokenizer gives token {highest}, but the model has embeddings for {vocabulary:,} tokens, from 0. "
+            "Give the tokenizer that this model was trained with."
+        )
 
 
 def check_padding_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Role
-from makd.anatomy.tokens import by_token, layer_tokens, role_tokens
+from makd.anatomy.tokens import by_token, completion_tokens, layer_tokens, role_tokens
 from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
 from makd.distill.projections import Projections
@@ -56,23 +56,36 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
             if isinstance(ours, AttentionCall):
                 calls = self.teacher.attention
                 call = calls.pop(comparison.teacher) if is_last else calls[comparison.teacher]
-                self[comparison] = _attention(call, ours, None if everywhere else real)
+                self[comparison] = _attention(call, ours, self._counted(comparison, real, everywhere))
                 continue
             tensors = self.teacher.tensors
             theirs = tensors.pop(comparison.teacher) if is_last else tensors[comparison.teacher]
-            counted = real
-            if comparison.first_token:
-                counted = real & (real.cumsum(1) == 1)
-            self[comparison] = self._states(comparison, ours, theirs, counted, everywhere)
+            counted = self._counted(comparison, real, everywhere)
+            self[comparison] = self._states(comparison, ours, theirs, real, counted, everywhere)
+
+    def _counted(
+        self, comparison: Comparison, real: Bool[Tensor, "batch tokens"], everywhere: bool
+    ) -> Bool[Tensor, "batch tokens"] | None:
+        """The tokens that a comparison is a mean over; None where that is all of them."""
+        if comparison.tokens == "first":
+            return real & (real.cumsum(1) == 1)
+        if comparison.tokens == "completion":
+            return real & completion_tokens(self.inputs)
+        return None if everywhere else real
 
     def _states(
-        self, comparison: Comparison, ours: Tensor, theirs: Tensor, real: Tensor, everywhere: bool
+        self,
+        comparison: Comparison,
+        ours: Tensor,
+        theirs: Tensor,
+        real: Tensor,
+        counted: Tensor | None,
+        everywhere: bool,
     ) -> Float[Tensor, ""]:
         # OPT joins rows before its feed-forward: every tensor is given its (batch, tokens) back
         student, teacher = (by_token(side, real, f"What layer {comparison.tap.layer} gives") for side in (ours, theirs))
-        counted = None if everywhere and not comparison.first_token else real
         if comparison.measure == "relation":
-            return relation_kl(student, teacher, counted, comparison.heads)
+            return relation_kl(student, teacher, None if everywhere else real, comparison.heads, counted)
         if self.projections is not None:
             student = self.projections.apply_to(comparison.tap, student)
         measure = cosine_distance if comparison.measure == "cosine" else normalised_mse

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Predictions
-from makd.anatomy.tokens import layer_tokens
+from makd.anatomy.tokens import layer_tokens, predicting_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
@@ -184,7 +184,7 @@ def prediction_losses(
         student.head,
         None if call is None else call.inputs,
         None if call is None else call.head,
-        layer_tokens(anatomy, anatomy.layers[-1], inputs) if soft else None,
+        _predicting(soft[0].term, anatomy, inputs) if soft else None,
         [_soft_loss(active.term, kept is not None) for active in soft],
         next_labels(labels) if labels is not None and shift else labels,
         sum((active.term.weight for active in hard), start=0.0),
@@ -194,6 +194,14 @@ def prediction_losses(
     if found.hard is not None:
         alone |= {active.name: found.hard for active in hard}
     return found.total, alone
+
+
+def _predicting(term: Term, anatomy: Anatomy, inputs: Inputs) -> Bool[Tensor, "batch tokens"]:
+    """The tokens whose predictions a term of logits compares."""
+    real = layer_tokens(anatomy, anatomy.layers[-1], inputs)
+    if term.tokens == "completion" and anatomy.predictions is not None:
+        return real & predicting_tokens(inputs, anatomy.predictions.ahead)
+    return real
 
 
 def _soft_loss(term: Term, kept: bool) -> SoftLoss:
@@ -239,7 +247,7 @@ def weighted_sum(
 def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Any) -> Float[Tensor, ""]:
     predictions = anatomy.predictions
     assert predictions is not None  # `activate` has no logits term without
-    tokens = layer_tokens(anatomy, anatomy.layers[-1], inputs)
+    tokens = _predicting(active.term, anatomy, inputs)
     term, mask = active.term, tokens if predictions.each == "token" else None
     losses = []
     for student, teacher in zip(predictions.read(ours), predictions.read(theirs), strict=True):

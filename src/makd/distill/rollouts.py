@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from makd.aspects import Completions
-from makd.data import Batch, reads_blocks
+from makd.data import Batch, prompt_of, reads_blocks
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, complete
 
@@ -177,21 +177,14 @@ def prompts_of(batch: Batch) -> list[list[int]]:
         raise DataError("Completions are to be written, and a batch has no labels: nothing says where prompts end.")
     found = []
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"].bool(), batch["labels"], strict=True):
-        start = _last_start(labels[mask] != -100)
-        if start is None or start == 0:
+        prompt = prompt_of({"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()})
+        if not prompt:
             raise DataError(
-                "Completions are to be written, and a row of the data has no "
-                f"{'completion' if start is None else 'prompt'}. Give data of prompts with responses, or messages."
+                "Completions are to be written, and a row of the data has no prompt. Give data of prompts with "
+                "responses, or messages."
             )
-        found.append(ids[mask][:start].tolist())
+        found.append(prompt)
     return found
-
-
-def _last_start(learned: Bool[Tensor, " tokens"]) -> int | None:
-    """Where the last run of True begins."""
-    begins = learned & ~torch.cat([learned.new_zeros(1), learned[:-1]])
-    places = begins.nonzero().squeeze(-1)
-    return None if len(places) == 0 else int(places[-1])
 
 
 def to_batch(texts: Sequence[Text], like: Batch) -> Batch:

@@ -5,7 +5,7 @@ their predictions.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from scipy.stats import spearmanr
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Predictions, check_predictions, predictions_of
 from makd.anatomy.batches import check_batches, model_inputs
 from makd.anatomy.key_cache import without_cache
-from makd.anatomy.tokens import decoder_tokens, encoder_tokens
+from makd.anatomy.tokens import decoder_tokens, encoder_tokens, predicting_tokens
 from makd.errors import DataError, SettingError
 from makd.kinds import takes
 from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
@@ -32,6 +32,7 @@ def fidelity(
     teacher: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     pooling: str = AUTO,
+    tokens: Literal["all", "completion"] = "all",
 ) -> dict[str, float]:
     """Compare both models on `batches`; the keys that apply, each over real tokens only.
 
@@ -51,9 +52,10 @@ def fidelity(
         batches: tokens, as both models read them.
         pooling: how a text's vector is made of its hidden states: `auto`, or as `Term.pooling` says. With `auto` the
             vectors go through the modules of the teacher's sentence-transformers folder that follow the pooling, too.
+        tokens: whether the predictions of all real tokens count, or those of completions, by the batches' labels.
 
     Raises:
-        DataError: there are no batches.
+        DataError: there are no batches; or completions are to count, and a batch has no labels.
         UnsupportedModelError: nobody knows what the models predict.
         SettingError: they do not predict the same, `pooling` is not known, or the teacher's folder asks for what makd
             cannot carry out.
@@ -72,7 +74,9 @@ def fidelity(
             output = student(**inputs)
             reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
         if predictions is not None:
-            for name, (value, number) in _compare_predictions(predictions, output, reference, batch).items():
+            for name, (value, number) in _compare_predictions(
+                predictions, output, reference, batch, _counted(predictions, batch, tokens)
+            ).items():
                 before = sums.get(name, (0.0, 0))
                 sums[name] = before[0] + value, before[1] + number
         else:
@@ -132,11 +136,17 @@ def _alike(vectors: Tensor, similarity: str) -> Tensor:
     return -torch.cdist(vectors, vectors, p=1.0 if similarity == "manhattan" else 2.0)
 
 
+def _counted(predictions: Predictions, batch: Mapping[str, Tensor], tokens: Literal["all", "completion"]) -> Tensor:
+    """The tokens whose predictions count."""
+    if predictions.law == "places":
+        return encoder_tokens(batch)
+    return predicting_tokens(batch, predictions.ahead) if tokens == "completion" else _output_tokens(batch)
+
+
 def _compare_predictions(
-    predictions: Predictions, output: Any, reference: Any, batch: Mapping[str, Tensor]
+    predictions: Predictions, output: Any, reference: Any, batch: Mapping[str, Tensor], tokens: Tensor
 ) -> dict[str, tuple[float, int]]:
     """By the name of each measure its sum over the batch, and over how many."""
-    tokens = encoder_tokens(batch) if predictions.law == "places" else _output_tokens(batch)
     ours = predictions.rows(output, tokens)
     theirs = predictions.rows(reference, tokens).to(ours.device)
     check_outputs(theirs, "The teacher's predictions")

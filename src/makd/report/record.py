@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from makd.data.sources import BUILT_IN
+from makd.data.settings import BUILT_IN
 from makd.errors import NumericsError
 
 RECORDED_PACKAGES = (
@@ -62,14 +62,22 @@ def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
     Names of files and folders that are there are written whole (`NAMES_OF_FILES`), so that it does so from anywhere.
     """
     known = plain(settings)
-    for *above, last in NAMES_OF_FILES:
-        inside = known
-        for key in above:
-            inside = inside.get(key) or {}
+    for inside, last in _named_files(known):
         name = inside.get(last)
         if isinstance(name, str) and name not in NO_FILES and _is_there(name):
             inside[last] = str(Path(name).expanduser().absolute())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
+
+
+def _named_files(known: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where in a run's settings names of files may stand."""
+    for *above, last in NAMES_OF_FILES:
+        inside = known
+        for key in above:
+            inside = inside.get(key) or {}
+        yield inside, last
+    for source in (known.get("data") or {}).get("mixture") or ():
+        yield source, "path"
 
 
 def _is_there(name: str) -> bool:

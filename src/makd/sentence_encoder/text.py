@@ -51,8 +51,8 @@ def default_prompt(origin: Origin) -> str:
 
 
 def with_prompt(rows: Dataset, prompt: str) -> Dataset:
-    """The rows with `prompt` before every `text`."""
-    if not prompt:
+    """The rows with `prompt` before every `text`; rows without texts as they are."""
+    if not prompt or "text" not in rows.column_names:
         return rows
     return rows.map(lambda batch: {"text": [prompt + (text or "") for text in batch["text"]]}, batched=True)
 

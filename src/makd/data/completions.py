@@ -1,0 +1,145 @@
+"""Station 2, continued: conversations as tokenized rows, with labels on what the model is to answer and nowhere else.
+
+What was cut, left out or empty is counted, and told in one line.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from makd.anatomy.tokens import NO_LABEL
+from makd.data.conversations import MESSAGES, Message
+from makd.data.rendering import Encoded, make_encoder
+from makd.data.settings import Rendering
+from makd.data.tokenizers import check_vocabulary
+from makd.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_FATE = "makd fate"
+"""Column of what became of a row; in the data, since `map` may find its result on disk and not run at all."""
+WHOLE, CUT, NO_RESPONSE, NO_PROMPT, LONG_PROMPT = "whole", "cut", "no response", "no prompt", "long prompt"
+_FEATURES = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "attention_mask": List(Value("int8")),
+        "labels": List(Value("int64")),
+        _FATE: Value("string"),
+    }
+)
+
+
+def encode_conversations(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    rendering: Rendering,
+    max_length: int,
+    vocabulary: int,
+    setting: str = "data.max_length",
+) -> Dataset:
+    """Rows of `input_ids`, `attention_mask` and `labels`: -100 on all that is no answer.
+
+    A row ends with its last answer, or is cut at `max_length`. Rows are left out whose response or prompt is blank, and
+    those where `max_length` tokens end before the first answer begins.
+
+    Args:
+        rows: conversations.
+        tokenizer: that reads them.
+        rendering: how they become text.
+        max_length: tokens of a row, at most.
+        vocabulary: how many tokens the model has embeddings for.
+        setting: what the user calls `max_length`.
+
+    Raises:
+        DataError: every response is blank, or no row is left; more than half of the prompts are too long; the template
+            refuses a conversation, or answers cannot be found in its text; the tokenizer is another model's.
+    """
+    encoder = make_encoder(tokenizer, rendering)
+
+    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        conversations = list(zip(batch[MESSAGES], batch["given"], strict=True))
+        fates = [_find_blank(*one) for one in conversations]
+        made = iter(encoder([one for one, fate in zip(conversations, fates, strict=True) if fate is None]))
+        found = [_left_out(fate) if fate is not None else _row(next(made), max_length) for fate in fates]
+        check_vocabulary(chain.from_iterable(row["input_ids"] for row in found), vocabulary)
+        return {name: [row[name] for row in found] for name in _FEATURES}
+
+    encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, features=_FEATURES)
+    fates = encoded[_FATE][:]
+    _check_fates(Counter(fates), len(rows), max_length, setting)
+    kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)]).remove_columns(_FATE)
+    _tell(Counter(fates), kept, max_length, setting)
+    return kept
+
+
+def _find_blank(messages: Sequence[Message], given: int) -> str | None:
+    """The fate of a conversation in which something is blank; None where nothing is."""
+    answers = [message["content"] for message in messages[given:] if message["role"] == "assistant"]
+    if not answers or not all(answer.strip() for answer in answers):
+        return NO_RESPONSE
+    asked = all(message["content"].strip() for message in messages if message["role"] == "user")
+    return None if asked else NO_PROMPT
+
+
+def _row(encoded: Encoded, max_length: int) -> dict[str, Any]:
+    ids, learned = encoded.ids[:max_length], encoded.learned[:max_length]
+    if not any(learned):
+        return _left_out(LONG_PROMPT)
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        "labels": [token if one else NO_LABEL for token, one in zip(ids, learned, strict=True)],
+        _FATE: WHOLE if len(ids) == len(encoded.ids) else CUT,
+    }
+
+
+def _left_out(fate: str) -> dict[str, Any]:
+    return {"input_ids": [], "attention_mask": [], "labels": [], _FATE: fate}
+
+
+def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str) -> None:
+    if fates[NO_RESPONSE] == count:
+        raise DataError(
+            f"All {count:,} rows have a blank response, or no message of the assistant's: there is nothing to learn. "
+            "Name the columns with data.prompt_columns and data.response_column, or data.messages_column."
+        )
+    if fates[NO_PROMPT] + fates[NO_RESPONSE] == count:
+        raise DataError(f"All {count:,} rows have a blank prompt or response, so there is nothing to learn.")
+    if 2 * fates[LONG_PROMPT] > count:
+        raise DataError(
+            f"{fates[LONG_PROMPT]:,} of {count:,} rows have a prompt that takes all of {setting} = {max_length} "
+            f"tokens, which leaves none for the response. Raise {setting}, or give shorter prompts."
+        )
+
+
+def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str) -> None:
+    if len(kept) == 0:
+        raise DataError("No conversation is left: all are blank, or their prompts are too long. Give others.")
+    labels = kept["labels"]
+    tokens, learned = 0, 0
+    for row in labels:
+        tokens += len(row)
+        learned += sum(label != NO_LABEL for label in row)
+    parts = [
+        f"{fates[NO_RESPONSE]:,} without a response left out" if fates[NO_RESPONSE] else "",
+        f"{fates[NO_PROMPT]:,} without a prompt left out" if fates[NO_PROMPT] else "",
+        f"{fates[LONG_PROMPT]:,} left out whose prompt takes all of {setting} = {max_length} tokens"
+        if fates[LONG_PROMPT]
+        else "",
+        f"{fates[CUT]:,} cut at {setting} = {max_length} tokens" if fates[CUT] else "",
+    ]
+    odd = "; ".join(part for part in parts if part)
+    logger.log(
+        logging.WARNING if len(kept) < sum(fates.values()) else logging.INFO,
+        "%s of %s conversations are read: %s tokens, %s of them completions%s",
+        f"{len(kept):,}",
+        f"{sum(fates.values()):,}",
+        f"{tokens:,}",
+        f"{learned:,}",
+        f" ({odd})" if odd else "",
+    )

@@ -1,0 +1,76 @@
+"""Station 2, continued: tokenized conversations taken apart again, for models that are to answer them themselves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from makd.anatomy.tokens import NO_LABEL
+from makd.data.batches import Batch
+from makd.errors import DataError
+
+Row = Mapping[str, Any]
+"""`input_ids` and `labels`, as `makd.data.tokenize` makes them of conversations."""
+
+
+def prompt_of(row: Row) -> list[int]:
+    """The tokens before the last answer: what the model is given in use.
+
+    Raises:
+        DataError: the row holds no answer.
+    """
+    return list(row["input_ids"][: _last_answer(row)[0]])
+
+
+def completion_of(row: Row) -> list[int]:
+    """The tokens of the last answer, with what ends it, unless the row was cut.
+
+    Raises:
+        DataError: the row holds no answer.
+    """
+    start, end = _last_answer(row)
+    return list(row["input_ids"][start:end])
+
+
+def reference_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the last answer, without special tokens.
+
+    Raises:
+        DataError: the row holds no answer.
+    """
+    return str(tokenizer.decode(completion_of(row), skip_special_tokens=True)).strip()
+
+
+def prompt_batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """The prompts of `rows`, padded on the left, so that the model goes on right after each: for `generate`.
+
+    Returns:
+        `input_ids` and `attention_mask`, (rows, longest prompt).
+
+    Raises:
+        DataError: a row holds no answer, or nothing stands before it.
+    """
+    prompts = [prompt_of(row) for row in rows]
+    if not prompts or not all(prompts):
+        raise DataError("A batch of prompts needs at least one row, and each row a token before its answer.")
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), 0 if filler is None else int(filler))
+    mask = torch.zeros_like(ids)
+    for place, prompt in enumerate(prompts):
+        ids[place, width - len(prompt) :] = torch.tensor(prompt)
+        mask[place, width - len(prompt) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _last_answer(row: Row) -> tuple[int, int]:
+    """Where the last run of labelled tokens begins and ends."""
+    labels = row.get("labels") or []
+    learned = [place for place, label in enumerate(labels) if label != NO_LABEL]
+    if not learned:
+        raise DataError("A row holds no answer: none of its tokens has a label. Give rows of prompts with responses.")
+    end = start = learned[-1]
+    while start > 0 and labels[start - 1] != NO_LABEL:
+        start -= 1
+    return start, end + 1

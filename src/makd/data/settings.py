@@ -1,0 +1,185 @@
+"""Station 2: what a user says about the text of a run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from makd.errors import SettingError
+from makd.kinds import checked
+from makd.registry import make_settings
+
+BUILT_IN = "pydoc"
+"""Name of the text that every Python has: the topics of `pydoc_data`, 65 000 words of technical English."""
+AUTO, NONE = "auto", "none"
+"""Templates: the tokenizer's own for chats; and a response right after its prompt."""
+PROMPT = "{prompt}"
+"""Where the prompt stands in a template that is written out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """How texts and conversations become rows of a causal language model."""
+
+    template: str = AUTO
+    """As `DataConfig.template`."""
+    system: str | None = None
+    """As `DataConfig.system`."""
+    documents: Literal["joined", "apart"] = "joined"
+    """As `DataConfig.documents`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked("data.mixture[]")
+class Source:
+    """One of the sources of a mixture; the other settings of `DataConfig` are those of all."""
+
+    path: str
+    """As `DataConfig.path`."""
+    weight: float = 1.0
+    """Its share of the rows is its weight over the sum of all; above 0."""
+    name: str | None = None
+    train_split: str = "train"
+    evaluation_split: str | None = None
+    text_columns: tuple[str, ...] | None = None
+    prompt_columns: tuple[str, ...] | None = None
+    response_column: str | None = None
+    messages_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise SettingError(f"A weight of data.mixture is above 0; got {self.weight} for {self.path}. Leave it out.")
+
+
+_OF_SOURCES = tuple(field.name for field in fields(Source) if field.name != "weight")
+"""Settings that each source of a mixture has for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked("data")
+class DataConfig:
+    """Which text a run uses, for calibration, training and evaluation."""
+
+    path: str = BUILT_IN
+    """`pydoc`, a hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv, .parquet or .txt file."""
+    name: str | None = None
+    """Configuration of a hub data set, such as `cola` of `nyu-mll/glue`."""
+    train_split: str = "train"
+    evaluation_split: str | None = None
+    """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
+    text_columns: tuple[str, ...] | None = None
+    """One column, or two for pairs (of encoders). None takes `text`, else conversations by the names of their columns,
+    else the only column that holds text."""
+    prompt_columns: tuple[str, ...] | None = None
+    """With `response_column`: what makes a prompt, joined by a blank line; blank ones are left out."""
+    response_column: str | None = None
+    """What answers the prompt: text, or a list of texts of which the first is learned."""
+    messages_column: str | None = None
+    """A column of conversations: lists of messages with a role and a content."""
+    template: str = AUTO
+    """How conversations become text: `auto`, by the tokenizer's chat template; `none`, response right after prompt; or
+    what stands before the response, with {prompt} in it once."""
+    system: str | None = None
+    """With template `auto`: the system message of conversations that have none."""
+    documents: Literal["joined", "apart"] = "joined"
+    """How causal language models read plain text: `joined`, and cut into blocks; or `apart`, a row each, so that none
+    attends to another or is predicted from it."""
+    max_length: int = 128
+    """Tokens of a row (encoders, conversations, documents apart) or block (decoders)."""
+    held_out: float = 0.1
+    """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
+    rows: int | None = None
+    """At most so many training rows, the first ones; None takes all."""
+    stream: bool = False
+    """Whether `rows` training rows are drawn from a stream, and the rest of the data is never read; `held_out` of them
+    besides from a split for evaluation."""
+    mixture: tuple[Source, ...] = ()
+    """In the place of `path`: several sources, each with its share of the rows."""
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise SettingError(f"data.max_length is at least 2 tokens; got {self.max_length}.")
+        if not 0 < self.held_out < 1:
+            raise SettingError(f"data.held_out is a share of the rows, in (0, 1); got {self.held_out}.")
+        if self.rows is not None and self.rows < 1:
+            raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
+        if self.stream and (self.rows is None or (self.path == BUILT_IN and not self.mixture)):
+            raise SettingError(
+                f"data.stream draws data.rows rows from a file, a folder or a hub id; got data.rows {self.rows} and "
+                f"data.path {self.path!r}. Give both."
+            )
+        self._check_mixture()
+        self._check_columns()
+        if self.template not in (AUTO, NONE) and self.template.count(PROMPT) != 1:
+            raise SettingError(
+                f"data.template is {AUTO}, {NONE}, or text with {PROMPT} in it once; got {self.template!r}."
+            )
+        if self.system is not None and self.template != AUTO:
+            raise SettingError(
+                f"data.system is a message for the tokenizer's chat template; data.template is {self.template!r}. "
+                "Write it into the template instead."
+            )
+
+    def _check_mixture(self) -> None:
+        if not self.mixture:
+            return
+        own = {field.name: field.default for field in fields(DataConfig)}
+        given = [name for name in _OF_SOURCES if getattr(self, name) != own[name]]
+        if given or len(self.mixture) < 2:
+            raise SettingError(
+                f"data.mixture has two sources or more, each with its own path, splits and columns; got "
+                f"{len(self.mixture)}, and besides {', '.join(f'data.{name}' for name in given) or 'nothing'}."
+            )
+        for source in self.mixture:
+            self.of_source(source)
+
+    def of_source(self, source: Source) -> "DataConfig":
+        """The settings of one source of the mixture, with its share of the rows if these are counted."""
+        share = source.weight / sum(each.weight for each in self.mixture)
+        rows = math.ceil(share * self.rows) if self.stream and self.rows is not None else None
+        own = {name: getattr(source, name) for name in _OF_SOURCES}
+        return replace(self, mixture=(), rows=rows, **own)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where all of it is."""
+        return tuple(source.path for source in self.mixture) or (self.path,)
+
+    def _check_columns(self) -> None:
+        if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
+            raise SettingError(f"data.text_columns names one column, or two for pairs; got {self.text_columns}.")
+        if self.text_columns is not None and len(set(self.text_columns)) < len(self.text_columns):
+            raise SettingError(
+                f"data.text_columns names {self.text_columns[0]!r} twice. Name one column, or two for pairs."
+            )
+        if (self.prompt_columns is None) != (self.response_column is None) or self.prompt_columns == ():
+            raise SettingError(
+                f"data.prompt_columns and data.response_column belong together; got {self.prompt_columns} and "
+                f"{self.response_column!r}. Give both."
+            )
+        columns = [*(self.prompt_columns or ()), *([self.response_column] if self.response_column else [])]
+        if len(set(columns)) < len(columns):
+            raise SettingError(f"data.prompt_columns and data.response_column name a column twice: {columns}.")
+        kinds = {
+            "data.text_columns": self.text_columns,
+            "data.prompt_columns": self.prompt_columns,
+            "data.messages_column": self.messages_column,
+        }
+        named = [name for name, value in kinds.items() if value is not None]
+        if len(named) > 1:
+            raise SettingError(f"{' and '.join(named)} exclude each other: rows are read in one way. Keep one.")
+
+    @property
+    def rendering(self) -> Rendering:
+        """How texts and conversations become rows of a causal language model."""
+        return Rendering(template=self.template, system=self.system, documents=self.documents)
+
+
+def read_settings(written: Mapping[str, Any]) -> DataConfig:
+    """The settings that a file holds.
+
+    Raises:
+        UnknownNameError: it has a setting that there is not.
+    """
+    sources = [make_settings(Source, "setting of a source", each) for each in written.get("mixture") or ()]
+    return make_settings(DataConfig, "setting of data", {**written, "mixture": sources})
