@@ -28,6 +28,11 @@ BART = {"vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_l
         "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
         "max_position_embeddings": 64, "decoder_start_token_id": 2, "forced_eos_token_id": 2, **SPECIAL}  # fmt: skip
 
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **SPECIAL}
+GPTJ = {**GPT2, "rotary_dim": 4}
+BLOOM = {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, **SPECIAL}
+GEMMA2 = {**DECODER, "head_dim": 8, "query_pre_attn_scalar": 8}
+
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", ENCODER),
     "roberta": ("Roberta", ENCODER),
@@ -45,8 +50,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert": ("ModernBert", {**ENCODER, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 8,
                                   "global_attn_every_n_layers": 2}),
     "albert": ("Albert", {**ENCODER, "embedding_size": 16}),
-    "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
-                      "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}),
+    "gpt2": ("GPT2", GPT2),
     "gpt_neox": ("GPTNeoX", ENCODER),
     "opt": ("OPT", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 64,
                     "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32, **SPECIAL}),
@@ -60,6 +64,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5", T5),
     "t5_gated": ("T5", {**T5, "feed_forward_proj": "gated-gelu"}),
     "bart": ("Bart", BART),
+    "mobilebert": ("MobileBert", {**ENCODER, "hidden_size": 48, "embedding_size": 16, "intra_bottleneck_size": 32,
+                                  "num_feedforward_networks": 2, "trigram_input": False}),
+    "falcon": ("Falcon", {**DECODER, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 64}),
+    "bloom": ("Bloom", BLOOM),
+    "codegen": ("CodeGen", GPTJ),
+    "gpt_bigcode": ("GPTBigCode", {**GPT2, "n_inner": 64}),
 }  # fmt: skip
 """Name -> (prefix of transformers' classes, settings): one for every way of building a layer."""
 
@@ -74,8 +84,78 @@ RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("Granite", DECODER),
     "mt5": ("MT5", T5),
     "mbart": ("MBart", BART),
-}
-"""The same for model types that are built like one of `CONFIGS`; not in `TINY`, to keep the tests short."""
+    "deberta": ("Deberta", {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "mpt": ("Mpt", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64,
+                    **SPECIAL}),
+    "starcoder2": ("Starcoder2", {**DECODER, "sliding_window": None}),
+    "glm4": ("Glm4", {**DECODER, "head_dim": 8}),
+    "modernbert_decoder": ("ModernBertDecoder", {**ENCODER, "cls_token_id": 1, "sep_token_id": 2,
+                                                  "local_attention": 8}),
+    "t5gemma": ("T5Gemma", {"encoder": GEMMA2, "decoder": GEMMA2, "vocab_size": VOCABULARY, **SPECIAL}),
+    "led": ("LED", {**{key: value for key, value in BART.items() if key != "max_position_embeddings"},
+                    "attention_window": [4, 4], "max_encoder_position_embeddings": 64,
+                    "max_decoder_position_embeddings": 64}),
+    "falcon_multi_query": ("Falcon", {**DECODER, "multi_query": True, "ffn_hidden_size": 64}),
+    "falcon_alibi": ("Falcon", {**DECODER, "multi_query": False, "alibi": True, "ffn_hidden_size": 64}),
+    "gpt_bigcode_heads": ("GPTBigCode", {**GPT2, "n_inner": 64, "multi_query": False}),
+    "persimmon": ("Persimmon", {**ENCODER, "qk_layernorm": False}),
+    "openai_gpt": ("OpenAIGPT", GPT2),
+    "gptj": ("GPTJ", GPTJ),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "max_position_embeddings": 64,
+            **SPECIAL,
+        },
+    ),
+    "gpt_neox_japanese": ("GPTNeoXJapanese", {**ENCODER, "intermediate_multiple_size": 2}),
+    "ctrl": ("CTRL", {**GPT2, "dff": 64}),
+    "glm": ("Glm", {**DECODER, "head_dim": 8}),
+    "phi": ("Phi", DECODER),
+    "umt5": ("UMT5", T5),
+    "longt5": ("LongT5", {**T5, "local_radius": 4}),
+    "longt5_global": (
+        "LongT5",
+        {
+            **T5,
+            "local_radius": 4,
+            "encoder_attention_type": "transient-global",
+            "feed_forward_proj": "gated-gelu",
+            "global_block_size": 4,
+        },
+    ),
+    "pegasus": ("Pegasus", BART),
+    "marian": ("Marian", BART),
+    "blenderbot": ("Blenderbot", BART),
+    "blenderbot_small": ("BlenderbotSmall", BART),
+    "plbart": ("PLBart", BART),
+    "m2m_100": ("M2M100", BART),
+    "mvp": ("Mvp", BART),
+    "pegasus_x": ("PegasusX", {**BART, "block_size": 4, "num_global_tokens": 2}),
+    "bigbird_pegasus": ("BigBirdPegasus", {**BART, "attention_type": "original_full"}),
+    "prophetnet": (
+        "ProphetNet",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "max_position_embeddings": 64,
+            **SPECIAL,
+        },
+    ),
+}  # fmt: skip
+"""The same for model types that are built much like one of `CONFIGS`; not in `TINY`, to keep the tests short."""
 
 _HEADED = {**DECODER, "head_dim": 8}
 _FULL = {"layer_types": ["full_attention"] * 2}
@@ -105,7 +185,6 @@ STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("Nemotron", _HEADED),
     "olmo": ("Olmo", DECODER),
     "olmo3": ("Olmo3", {**DECODER, **_FULL}),
-    "phi": ("Phi", DECODER),
     "rembert": ("RemBert", {**ENCODER, "input_embedding_size": 16, "output_embedding_size": 16}),
     "roberta_prelayernorm": ("RobertaPreLayerNorm", ENCODER),
     "roformer": ("RoFormer", {**ENCODER, "embedding_size": 32}),

@@ -14,7 +14,8 @@ import yaml
 
 import makd
 from makd import errors
-from makd.anatomy.families import FAMILIES, Fused
+from makd.anatomy.families import Fused
+from makd.anatomy.table import FAMILIES, REFUSED
 from makd.aspects import ASPECTS, PRESETS
 from makd.baselines import BASELINES
 from makd.cli.main import COMMANDS, main
@@ -262,6 +263,14 @@ def test_every_family_is_in_the_table_with_its_linears(family):
     for aspect in family.off:
         assert f"the `{aspect}` aspect is off" in different
         assert f"`{family.model_types[0]}`" in different
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_every_refused_type_is_listed_with_its_reason(model_type):
+    (reason,) = [
+        why for types, why in rows("architectures.md", 2) if f"`{model_type}`" in types and why in REFUSED.values()
+    ]
+    assert reason == REFUSED[model_type]
 
 
 def test_every_public_name_is_written_down_with_its_arguments():

@@ -8,19 +8,19 @@ import torch
 import makd
 from makd.anatomy import Role, resolve
 from makd.aspects import activate
-from makd.capture import Tap, capture
+from makd.capture import Tap, capture, examine
 from makd.distill import aspect_losses
 from makd.distill.layers import LayerLosses
 from makd.student.linear import LowRankLinear
-from tests.models import TINY, batch, tiny
+from tests.models import RELATIVES, TINY, batch, tiny
 
 FULL = makd.Plan(preset="full")
 
 
 def losses_between(teacher, student, inputs, plan=FULL):
-    anatomy = resolve(student)
+    anatomy = examine(student)
     active = activate(plan, anatomy)
-    with torch.no_grad(), capture(teacher, resolve(teacher), active.teacher_taps) as theirs:
+    with torch.no_grad(), capture(teacher, examine(teacher), active.teacher_taps) as theirs:
         teacher_output = teacher(**inputs)
     layers = LayerLosses(anatomy, inputs, theirs, active)
     with capture(student, anatomy, active.taps, layers.receive):
@@ -89,6 +89,25 @@ class TestEveryFamily:
         found = sum(parameter.numel() for parameter in student.parameters())
         smallest_step = min(sum(teacher.get_submodule(linear).weight.shape) for linear in resolve(teacher).linears)
         assert 0.8 * total - smallest_step <= found <= 0.8 * total
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_every_relative_is_factored_by_the_default_solver_taught_saved_and_reloaded(name, tmp_path):
+    teacher, inputs = tiny(name), batch(tiny(name))
+    needs_svd = "inputs" in examine(teacher).solvers_off
+    settings = {"solver": "svd"} if needs_svd else {"calibration": [inputs]}
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), **settings).train(False)
+    before, after = (sum(map(torch.numel, model.parameters())) for model in (teacher, student))
+    assert after < before
+
+    _, losses = losses_between(teacher, student, inputs)
+    assert all(loss.item() > 0 for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    factors = [module for module in student.modules() if isinstance(module, LowRankLinear)]
+    assert all(factor.reduce.weight.grad.abs().sum() > 0 for factor in factors)
+
+    student.save_pretrained(tmp_path)
+    assert makd.fingerprint(type(student).from_pretrained(tmp_path)) == makd.fingerprint(student)
 
 
 def test_attention_is_captured_with_the_rotary_position_in_it():

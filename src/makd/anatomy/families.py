@@ -1,4 +1,4 @@
-"""Station 1: what is known of architectures, as a table. A new architecture is a new row here, and nothing else.
+"""Station 1: what is said of architectures: what a row of `table` holds.
 
 Names are relative to a layer (linears, attention) and to the base model (layers), as `get_submodule` takes them.
 Whether a linear is an `nn.Linear` or transformers' transposed `Conv1D` does not matter here.
@@ -11,7 +11,60 @@ from typing import Any, Literal
 from makd.anatomy.roles import OutputSlice, Role
 from makd.errors import UnsupportedModelError
 
-Layout = Literal["equal", "grouped_query", "interleaved"]
+Count = int | Literal["heads", "key_heads"]
+"""A number, or what the config has of it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How several roles share the output of one linear: groups one after the other, a part of every role in each."""
+
+    groups: Count
+    parts: tuple[Count, ...]
+    """Widths of the roles over all groups, in proportion, in the order of the output."""
+
+    def locate(self, index: int, out_features: int, config: Any) -> OutputSlice | None:
+        """The slice of the part `index`, given the model's config; None where the output does not divide into them."""
+        groups = _count(self.groups, config)
+        parts = [_count(part, config) for part in self.parts]
+        width, rest = divmod(out_features, sum(parts))
+        if rest or any(part * width % groups for part in parts):
+            return None
+        start = sum(parts[:index]) * width // groups
+        return OutputSlice(start, start + parts[index] * width // groups, groups)
+
+    def __str__(self) -> str:
+        parts = " + ".join(map(str, self.parts))
+        return parts if self.groups == 1 else f"{parts}, in {self.groups} groups"
+
+
+HALVES = Layout(1, (1, 1))
+THIRDS = Layout(1, (1, 1, 1))
+GROUPED_QUERY = Layout(1, ("heads", "key_heads", "key_heads"))
+"""Q as wide as all heads, then K and V as wide as the key heads."""
+BY_HEAD = Layout("heads", (1, 1, 1))
+"""Q, K and V head by head."""
+BY_KEY_HEAD = Layout("key_heads", ("heads", "key_heads", "key_heads"))
+"""For each key head its queries, the key, the value."""
+
+
+def key_heads(config: Any) -> int:
+    """How many heads of keys and values a config means, by the names that it has.
+
+    Those that speak of `multi_query` have one or as many as heads; but Falcon's new decoder has groups for all that.
+    """
+    if getattr(config, "new_decoder_architecture", False):
+        return int(config.num_kv_heads)
+    heads = int(config.num_attention_heads)
+    if hasattr(config, "multi_query"):
+        return 1 if config.multi_query else heads
+    return int(getattr(config, "num_key_value_heads", None) or heads)
+
+
+def _count(count: Count, config: Any) -> int:
+    if isinstance(count, int):
+        return count
+    return int(config.num_attention_heads) if count == "heads" else key_heads(config)
 
 
 @dataclass(frozen=True)
@@ -21,10 +74,7 @@ class Fused:
     module: str
     index: int
     """Which of the parts, in the order of the output."""
-    parts: int
-    layout: Layout = "equal"
-    """`equal` parts, one after the other; `grouped_query`: Q as wide as all heads, K and V as wide as the key heads;
-    `interleaved`: equal parts inside each head."""
+    layout: Layout
 
     def locate(self, out_features: int, config: Any) -> OutputSlice:
         """The role's slice of an output with `out_features`, given the model's config.
@@ -32,27 +82,14 @@ class Fused:
         Raises:
             UnsupportedModelError: the output does not divide into the parts, so the model is not built as its family.
         """
-        if self.layout == "equal":
-            width = self._width(out_features, self.parts)
-            return OutputSlice(self.index * width, (self.index + 1) * width)
-        heads: int = config.num_attention_heads
-        if self.layout == "interleaved":
-            width = self._width(out_features, heads * self.parts)
-            return OutputSlice(self.index * width, (self.index + 1) * width, groups=heads)
-        key_heads: int = config.num_key_value_heads
-        width = self._width(out_features, heads + 2 * key_heads)
-        ends = (0, heads * width, (heads + key_heads) * width, out_features)
-        return OutputSlice(ends[self.index], ends[self.index + 1])
-
-    def _width(self, out_features: int, units: int) -> int:
-        """Output features of one of `units` equal units."""
-        if out_features % units:
+        found = self.layout.locate(self.index, out_features, config)
+        if found is None:
             raise UnsupportedModelError(
                 f"The fused linear {self.module} has {out_features} output features, which do not divide into the "
-                f"{units} equal units that its family has by its config ({self.layout} layout). Check the config's "
-                "head counts, or add a row for this variant to makd/anatomy/families.py."
+                f"parts that its family has by its config ({self.layout}). Check the config's head counts, or add a "
+                "row for this variant to makd/anatomy/table."
             )
-        return out_features // units
+        return found
 
 
 Place = str | Fused
@@ -76,6 +113,8 @@ class Stack:
     """Linears that come after the variant."""
     shared_in_groups: str | None = None
     """For layers that are called again and again (ALBERT): name of the inner list of a group in `layers`."""
+    apart: frozenset[Role] = frozenset()
+    """Roles that read another tensor than the ones they have their input in common with elsewhere (MobileBERT's V)."""
 
 
 @dataclass(frozen=True)
@@ -89,202 +128,31 @@ class Family:
     """Aspects that they cannot offer, and why."""
 
 
-def _self_attention(query: str, key: str, value: str, output: str) -> dict[Role, Place]:
+def self_attention(query: str, key: str, value: str, output: str) -> dict[Role, Place]:
+    """The roles of self-attention, in forward order."""
     return {Role.QUERY: query, Role.KEY: key, Role.VALUE: value, Role.OUTPUT: output}
 
 
-def _cross_attention(query: str, key: str, value: str, output: str) -> dict[Role, Place]:
+def cross_attention(query: str, key: str, value: str, output: str) -> dict[Role, Place]:
+    """The roles of cross-attention, in forward order."""
     return {Role.CROSS_QUERY: query, Role.CROSS_KEY: key, Role.CROSS_VALUE: value, Role.CROSS_OUTPUT: output}
 
 
-def _fused(module: str, layout: Layout = "equal") -> dict[Role, Place]:
+def fused_qkv(module: str, layout: Layout) -> dict[Role, Place]:
+    """Queries, keys and values of one linear, in this order."""
     roles = (Role.QUERY, Role.KEY, Role.VALUE)
-    return {role: Fused(module, index, 3, layout) for index, role in enumerate(roles)}
+    return {role: Fused(module, index, layout) for index, role in enumerate(roles)}
 
 
-_BERT_FEED_FORWARD: dict[Role, Place] = {Role.UP: "intermediate.dense", Role.DOWN: "output.dense"}
-_GATED: dict[Role, Place] = {Role.GATE: "mlp.gate_proj", Role.UP: "mlp.up_proj", Role.DOWN: "mlp.down_proj"}
-_FC: dict[Role, Place] = {Role.UP: "fc1", Role.DOWN: "fc2"}
+def fused_gate_up(module: str) -> dict[Role, Place]:
+    """A feed-forward whose linear gives in its first half what the activation is applied to."""
+    return {Role.GATE: Fused(module, 0, HALVES), Role.UP: Fused(module, 1, HALVES)}
 
 
-def _projections(of: str, output: str) -> tuple[str, str, str, str]:
+def projections(of: str, output: str) -> tuple[str, str, str, str]:
+    """`q_proj`, `k_proj` and `v_proj` of a module, and the linear called `output`."""
     return f"{of}.q_proj", f"{of}.k_proj", f"{of}.v_proj", f"{of}.{output}"
 
 
-def _t5_attention(of: str) -> tuple[str, str, str, str]:
-    return f"{of}.q", f"{of}.k", f"{of}.v", f"{of}.o"
-
-
-def _t5_stack(kind: Literal["encoder", "decoder"]) -> Stack:
-    feed_forward = "layer.1.DenseReluDense" if kind == "encoder" else "layer.2.DenseReluDense"
-    linears = _self_attention(*_t5_attention("layer.0.SelfAttention"))
-    if kind == "decoder":
-        linears |= _cross_attention(*_t5_attention("layer.1.EncDecAttention"))
-    return Stack(
-        kind,
-        f"{kind}.block",
-        linears,
-        "layer.0.SelfAttention",
-        "layer.1.EncDecAttention" if kind == "decoder" else None,
-        variants=(
-            {Role.GATE: f"{feed_forward}.wi_0", Role.UP: f"{feed_forward}.wi_1"},  # T5 1.1 and mT5
-            {Role.UP: f"{feed_forward}.wi"},
-        ),
-        down={Role.DOWN: f"{feed_forward}.wo"},
-    )
-
-
-_BART_DECODER = (
-    _self_attention(*_projections("self_attn", "out_proj"))
-    | _cross_attention(*_projections("encoder_attn", "out_proj"))
-    | _FC
-)
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        ("bert", "roberta", "xlm-roberta", "camembert", "electra", "data2vec-text", "ernie"),
-        (
-            Stack(
-                "encoder",
-                "encoder.layer",
-                _self_attention(
-                    "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"
-                )
-                | _BERT_FEED_FORWARD,
-                "attention.self",
-            ),
-        ),
-    ),
-    Family(
-        ("deberta-v2",),
-        (
-            Stack(
-                "encoder",
-                "encoder.layer",
-                # pos_key_proj and pos_query_proj read relative positions, not tokens: they stay as they are
-                _self_attention(
-                    "attention.self.query_proj",
-                    "attention.self.key_proj",
-                    "attention.self.value_proj",
-                    "attention.output.dense",
-                )
-                | _BERT_FEED_FORWARD,
-                None,
-            ),
-        ),
-        off={"attention": "DeBERTa computes its disentangled attention by itself, outside the attention interface"},
-    ),
-    Family(
-        ("distilbert",),
-        (
-            Stack(
-                "encoder",
-                "transformer.layer",
-                _self_attention("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
-                | {Role.UP: "ffn.lin1", Role.DOWN: "ffn.lin2"},
-                "attention",
-            ),
-        ),
-    ),
-    Family(
-        ("albert",),
-        (
-            Stack(
-                "encoder",
-                "encoder.albert_layer_groups",
-                _self_attention("attention.query", "attention.key", "attention.value", "attention.dense")
-                | {Role.UP: "ffn", Role.DOWN: "ffn_output"},
-                "attention",
-                shared_in_groups="albert_layers",
-            ),
-        ),
-    ),
-    Family(
-        ("modernbert",),
-        (
-            Stack(
-                "encoder",
-                "layers",
-                _fused("attn.Wqkv")
-                | {
-                    Role.OUTPUT: "attn.Wo",
-                    Role.GATE: Fused("mlp.Wi", 0, 2),  # the half that the activation is applied to
-                    Role.UP: Fused("mlp.Wi", 1, 2),
-                    Role.DOWN: "mlp.Wo",
-                },
-                "attn",
-            ),
-        ),
-    ),
-    Family(
-        ("gpt2",),
-        (
-            Stack(
-                "decoder",
-                "h",
-                _fused("attn.c_attn") | {Role.OUTPUT: "attn.c_proj", Role.UP: "mlp.c_fc", Role.DOWN: "mlp.c_proj"},
-                "attn",
-            ),
-        ),
-    ),
-    Family(
-        ("gpt_neox",),
-        (
-            Stack(
-                "decoder",
-                "layers",
-                _fused("attention.query_key_value", "interleaved")
-                | {Role.OUTPUT: "attention.dense", Role.UP: "mlp.dense_h_to_4h", Role.DOWN: "mlp.dense_4h_to_h"},
-                "attention",
-            ),
-        ),
-    ),
-    Family(
-        ("opt",),
-        (
-            Stack(
-                "decoder",
-                "decoder.layers",
-                _self_attention(*_projections("self_attn", "out_proj")) | _FC,
-                "self_attn",
-            ),
-        ),
-    ),
-    Family(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "granite"),
-        (Stack("decoder", "layers", _self_attention(*_projections("self_attn", "o_proj")) | _GATED, "self_attn"),),
-    ),
-    Family(
-        ("phi3",),
-        (
-            Stack(
-                "decoder",
-                "layers",
-                _fused("self_attn.qkv_proj", "grouped_query")
-                | {
-                    Role.OUTPUT: "self_attn.o_proj",
-                    Role.GATE: Fused("mlp.gate_up_proj", 0, 2),
-                    Role.UP: Fused("mlp.gate_up_proj", 1, 2),
-                    Role.DOWN: "mlp.down_proj",
-                },
-                "self_attn",
-            ),
-        ),
-    ),
-    Family(("t5", "mt5"), (_t5_stack("encoder"), _t5_stack("decoder"))),
-    Family(
-        ("bart", "mbart"),
-        (
-            Stack(
-                "encoder",
-                "encoder.layers",
-                _self_attention(*_projections("self_attn", "out_proj")) | _FC,
-                "self_attn",
-            ),
-            Stack("decoder", "decoder.layers", _BART_DECODER, "self_attn", "encoder_attn"),
-        ),
-    ),
-)
-
-KNOWN: dict[str, Family] = {model_type: family for family in FAMILIES for model_type in family.model_types}
-"""`config.model_type` -> its family."""
+FC: Mapping[Role, Place] = {Role.UP: "fc1", Role.DOWN: "fc2"}
+GATED: Mapping[Role, Place] = {Role.GATE: "mlp.gate_proj", Role.UP: "mlp.up_proj", Role.DOWN: "mlp.down_proj"}

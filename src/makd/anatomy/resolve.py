@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy.experts import find_experts, names_expert, tell_experts
-from makd.anatomy.families import KNOWN, Fused, Place, Stack
+from makd.anatomy.families import Fused, Place, Stack
 from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
+from makd.anatomy.table import KNOWN, REFUSED
 from makd.errors import UnsupportedModelError
 from makd.sentence_encoder import origin_of
 
@@ -55,7 +56,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
     if not layers:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model_type!r}) has no layers where its family keeps them, so nothing "
-            "to factorize. Give a model with at least one layer, or add a row to makd/anatomy/families.py."
+            "to factorize. Give a model with at least one layer, or add a row to makd/anatomy/table."
         )
     linears = tuple(dict.fromkeys(linear.module for layer in layers for linear in layer.roles.values()))
     if family is not None:
@@ -106,13 +107,17 @@ def _base_model(model: PreTrainedModel) -> tuple[nn.Module, str]:
 
 def _from_structure(base: nn.Module, model_type: str) -> tuple[Stack, tuple[str, ...], Mapping[str, str]]:
     """The one stack that `base` can be read as, lines about it, and the aspects that are then off."""
+    if model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"makd cannot take in {type(base).__name__} (model type {model_type!r}): {REFUSED[model_type]}."
+        )
     known = sorted(KNOWN)
     stack, notes, off = find_stack(base, model_type, known)
     if getattr(base.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"makd does not know {type(base).__name__} (model type {model_type!r}). It is an encoder-decoder, of which "
             f"only {stack.layers} can be read from its structure: names do not tell cross-attention from "
-            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in makd/anatomy/families.py."
+            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in makd/anatomy/table."
         )
     return stack, notes, off
 
@@ -139,7 +144,7 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
                 mixture = next((path for path, part in layer.named_modules() if names_expert(path, part)), None)
                 raise UnsupportedModelError(
                     f"{type(base).__name__} has no {name}.{module}, where its family keeps {role.value!r}. It is a "
-                    "variant that makd does not know; add a row for it to makd/anatomy/families.py."
+                    "variant that makd does not know; add a row for it to makd/anatomy/table."
                     if mixture is None
                     else f"{type(base).__name__} has no {name}.{module}: in this layer the feed-forward is a mixture "
                     f"of experts ({mixture}), in others it is not, which makd cannot take in yet. Take a dense model."
@@ -156,6 +161,7 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
             roles=roles,
             attention=None if stack.attention is None else f"{prefix}{name}.{stack.attention}",
             cross_attention=None if stack.cross_attention is None else f"{prefix}{name}.{stack.cross_attention}",
+            apart=stack.apart,
         )
 
 

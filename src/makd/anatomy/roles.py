@@ -1,7 +1,7 @@
 """Station 1 of the flow: the words in which every later station speaks of a model.
 
 A model is layers; a layer has linears with a `Role`; a fused linear holds several roles as slices of its output.
-Nothing here knows an architecture by name (that is `families`), and nothing after this station does.
+Nothing here knows an architecture by name (that is `table`), and nothing after this station does.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ SAME_INPUT = (
     (Role.CROSS_KEY, Role.CROSS_VALUE),
     (Role.GATE, Role.UP),
 )
-"""Roles of a layer that read the same tensor."""
+"""Roles of a layer that read the same tensor, but for those that are `apart`."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class Layer:
     """Name of the module that calls transformers' attention interface with this layer's self-attention, if any."""
     cross_attention: str | None = None
     """The same for cross-attention."""
+    apart: frozenset[Role] = frozenset()
+    """Roles that read another tensor than the ones which `SAME_INPUT` puts them beside."""
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -114,7 +116,7 @@ class Anatomy:
     """Where a model keeps what makd works on. All names are as `model.get_submodule` takes them."""
 
     family: str
-    """The row of `families` that fitted, or "resolved from structure"."""
+    """The row of `table` that fitted, or "resolved from structure"."""
     layers: tuple[Layer, ...]
     linears: tuple[str, ...]
     """The linears that may be factorized: each once, in forward order. Not the embeddings, pooler, classifier, head."""
@@ -143,7 +145,11 @@ class Anatomy:
         A fused linear, which plays several of the roles itself, makes no group.
         """
         groups = (
-            tuple(dict.fromkeys(layer.roles[role].module for role in roles if role in layer.roles))
+            tuple(
+                dict.fromkeys(
+                    layer.roles[role].module for role in roles if role in layer.roles and role not in layer.apart
+                )
+            )
             for layer in self.layers
             for roles in SAME_INPUT
         )

@@ -45,7 +45,7 @@ def find_stack(
         raise UnsupportedModelError(
             f"makd does not know {type(base).__name__} (model type {model_type!r}), and cannot read it from its "
             f"structure: {found} one linear each for {', '.join(role.value for role in NEEDED)}.{mixture} Known "
-            f"model types: {', '.join(known)}. A new one is a row in makd/anatomy/families.py."
+            f"model types: {', '.join(known)}. A new one is a row in makd/anatomy/table."
         )
     (name, linears), *_ = readings.items()
     layers = base.get_submodule(name)

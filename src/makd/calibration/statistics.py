@@ -109,6 +109,8 @@ class InputWatcher:
 
         def keep(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
             tensor: Tensor = inputs[0]
+            again = name in self.called
+            self.called.add(name)
             if tensor is self.last_input:
                 shared = self.moments[self.last_name]
                 if self.moments.setdefault(name, shared) is shared:
@@ -117,7 +119,7 @@ class InputWatcher:
                 self.moments[name] = InputMoments(linear_shape(module)[1], tensor.device)
             self.last_input, self.last_name = tensor, name
             try:
-                self.moments[name].update(self._rows(name, tensor))
+                self.moments[name].update(self._rows(name, tensor, again))
             except NumericsError as error:
                 raise NumericsError(
                     f"The input of {name} holds NaN or infinity during calibration. The teacher's weights or the data "
@@ -126,11 +128,13 @@ class InputWatcher:
 
         return keep
 
-    def _rows(self, name: str, tensor: Tensor) -> Tensor:
-        """The inputs of real tokens, one a row. What a later call reads counts whole where it is relative positions."""
+    def _rows(self, name: str, tensor: Tensor, again: bool) -> Tensor:
+        """The inputs of real tokens, one a row; in a later call all that is read, where it is no tokens of the text.
+
+        Such are DeBERTa's relative positions, and LongT5's global tokens.
+        """
         layer, role = self.places.get(name, (self.anatomy.layers[-1], Role.DOWN))  # a head reads what layers end with
         real = role_tokens(self.anatomy, layer, Role(role), self.batch).to(tensor.device)
-        if name in self.called and not is_by_token(tensor, real):
+        if again and not is_by_token(tensor, real):
             return tensor.reshape(-1, tensor.shape[-1])
-        self.called.add(name)
         return by_token(tensor, real, f"The input of {name}")[real]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, Role
+from makd.anatomy.roles import SAME_INPUT
 from makd.anatomy.tokens import is_by_token, layer_tokens, role_tokens
 from makd.capture.attention import AttentionCall
 from makd.capture.recording import Tap, capture
@@ -32,6 +33,8 @@ class Heard:
     output: list[Tensor] = field(default_factory=list)
     breaks: list[str] = field(default_factory=list)
     """Layers that read something else than the layer before them gave."""
+    apart: dict[int, frozenset[Role]] = field(default_factory=dict)
+    """Layer -> roles that do not read what the others of their `SAME_INPUT` read, where there are any."""
 
 
 def listen(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Heard:
@@ -51,9 +54,14 @@ def listen(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor
         tensors = [one.query, one.key] if isinstance(one, AttentionCall) else [one]
         kept[tap] = [(tensor, tensor.clone()) for tensor in tensors]
 
-    with capture(model, anatomy, taps, receive), _between_layers(model, anatomy) as breaks:
+    with (
+        capture(model, anatomy, taps, receive),
+        _between_layers(model, anatomy) as breaks,
+        _read(model, anatomy) as read,
+    ):
         output = _run(model, anatomy, inputs)
     found.breaks = breaks
+    found.apart = {layer.index: apart for layer in anatomy.layers if (apart := _apart(layer, read))}
     for tap in taps:
         if tap not in kept:
             found.faults.setdefault(tap, "are never given in a forward")
@@ -88,7 +96,7 @@ def _between_layers(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[list[s
         return hook
 
     def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple | list) else output
         given[:] = [hidden.clone()] if isinstance(hidden, Tensor) else []
 
     with ExitStack() as hooks:
@@ -98,6 +106,33 @@ def _between_layers(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[list[s
                 hooks.callback(module.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(leave).remove)
         yield breaks
+
+
+@contextmanager
+def _read(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[dict[str, Tensor]]:
+    """Inside the block, a forward fills in what linears read that may share a factor, at their first call."""
+    read: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+            if args and isinstance(args[0], Tensor):
+                read.setdefault(name, args[0].clone())
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in (name for group in anatomy.input_groups for name in group):
+            hooks.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
+        yield read
+
+
+def _apart(layer: Layer, read: Mapping[str, Tensor]) -> frozenset[Role]:
+    apart: set[Role] = set()
+    for roles in SAME_INPUT:
+        known = [(role, read[layer.roles[role].module]) for role in roles
+                 if role in layer.roles and layer.roles[role].module in read]  # fmt: skip
+        apart |= {role for role, tensor in known[1:] if differ([known[0][1]], [tensor])}
+    return frozenset(apart)
 
 
 def _taps(anatomy: Anatomy) -> Iterator[Tap]:

@@ -117,7 +117,7 @@ def _keep_output(keep: Receiver, wanted: list[tuple[Tap, Layer]]) -> Callable[..
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal calls
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple | list) else output
         for tap, layer in wanted:
             if layer.call == calls:
                 part = None if tap.role is None else layer.roles[tap.role].part

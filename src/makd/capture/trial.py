@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, Inspection, Role, describe, resolve
+from makd.anatomy import Anatomy, Inspection, Layer, Role, describe, resolve
 from makd.capture.attention import attention_is_noted
 from makd.capture.listening import CHANGED, differ, listen
 from makd.capture.recording import Tap
@@ -94,6 +94,7 @@ def _examine(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
                 for tap, heard in first.heard.items()
                 if tap not in faults and differ(heard, other.heard[tap])
             }
+    anatomy = replace(anatomy, layers=tuple(_with_apart(layer, first.apart) for layer in anatomy.layers))
     notes, solvers_off = anatomy.notes, dict(anatomy.solvers_off)
     if first.breaks:
         solvers_off["in_forward_order"] = f"{first.breaks[0]} does not read what the layer before it gives"
@@ -169,6 +170,10 @@ def _with_other_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}attention_mask"].bool()
             changed[f"{prefix}input_ids"] = torch.where(mask, ids, ids[0, 3])
     return changed
+
+
+def _with_apart(layer: Layer, apart: Mapping[int, frozenset[Role]]) -> Layer:
+    return replace(layer, apart=layer.apart | apart[layer.index]) if layer.index in apart else layer
 
 
 def _without(anatomy: Anatomy, faults: Mapping[Tap, str]) -> Anatomy:

@@ -63,7 +63,7 @@ def layer_outputs(model: PreTrainedModel, anatomy: Anatomy, batch: Mapping[str, 
     found: list[int] = []
 
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        found.append(len(output) if isinstance(output, tuple) else 0)
+        found.append(len(output) if isinstance(output, tuple | list) else 0)
 
     handle = model.get_submodule(anatomy.layers[0].module).register_forward_hook(note)
     try:
