@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-import transformers
 
 import makd
 from makd.anatomy import count_experts, resolve
-from makd.errors import BudgetError, UnsupportedModelError
+from makd.errors import BudgetError
 from makd.evaluation import parameter_counts
-from tests.models import DECODER, batch, tiny
+from tests.models import batch, tiny
 
 MIXTURES = {"qwen2_moe": "mlp.experts.", "glm4_moe": "mlp.experts.", "aria": "mlp.experts.",
             "llama4": "feed_forward.experts."}  # fmt: skip
@@ -64,28 +63,12 @@ def test_dense_models_have_no_experts(name):
     assert resolve(tiny(name)).experts == ()
 
 
-@pytest.mark.parametrize(
-    ("prefix", "settings"),
-    [
-        ("Mixtral", {"num_local_experts": 4}),
-        ("Qwen3Moe", {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}),
-        ("GptOss", {"num_local_experts": 4, "head_dim": 8, "layer_types": ["full_attention"] * 2}),
-        ("DeepseekV3", {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
-                        "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
-                        "v_head_dim": 8, "first_k_dense_replace": 0}),
-    ],
-)  # fmt: skip
-def test_feed_forwards_that_are_all_experts_are_refused_and_named(prefix, settings):
-    config = getattr(transformers, f"{prefix}Config")(**{**DECODER, **settings})
-    with torch.device("meta"):
-        model = transformers.AutoModel.from_config(config)
-    with pytest.raises(UnsupportedModelError, match=r"Its feed-forwards are experts \(layers\.0\.mlp\.experts\)"):
-        resolve(model)
-
-
-def test_experts_in_some_layers_only_are_refused_and_named():
-    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp\.gate_proj: in this layer.* mixture of experts"):
-        resolve(tiny("glm4_moe", first_k_dense_replace=1))
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "qwen3_moe_mixed", "gpt_oss", "deepseek_v2", "deepseek_v3"])
+def test_a_mixture_without_shared_experts_or_with_dense_layers_is_factorized(name):
+    teacher = tiny(name)
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.95), calibration=[batch(teacher)])
+    assert student.factorization.ranks
+    assert resolve(student) == resolve(teacher)
 
 
 def test_a_mixture_is_factorized_from_text_too():

@@ -41,9 +41,10 @@ def tell_experts(model: nn.Module, layers: Sequence[Layer], experts: Sequence[st
     inside = experts[0].removeprefix(f"{layer.module}.").rpartition(".")[0]
     roles = [role for role in _FEED_FORWARD if role in layer.roles]
     others = ", ".join(f"{role.value} = {layer.roles[role].module.removeprefix(f'{layer.module}.')}" for role in roles)
+    told = f"are what every token goes through alone ({others})" if roles else "are nobody's beside them"
     return (
         f"mixture of experts: the routed ones ({inside}, {number:,} parameters) stay dense, and count as kept in a "
-        f"budget of linears; the feed-forward's roles are what every token goes through alone ({others})",
+        f"budget of linears; the feed-forward's roles {told}",
     )
 
 

@@ -6,12 +6,12 @@ Whether a linear is an `nn.Linear` or transformers' transposed `Conv1D` does not
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from makd.anatomy.roles import OutputSlice, Role
 from makd.errors import UnsupportedModelError
 
-Layout = Literal["equal", "grouped_query", "interleaved"]
+Layout = Literal["equal", "grouped_query", "interleaved", "latent"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fused:
     parts: int
     layout: Layout = "equal"
     """`equal` parts, one after the other; `grouped_query`: Q as wide as all heads, K and V as wide as the key heads;
-    `interleaved`: equal parts inside each head."""
+    `interleaved`: equal parts inside each head; `latent`: in each head a key without its rotary part, then a value."""
 
     def locate(self, out_features: int, config: Any) -> OutputSlice:
         """The role's slice of an output with `out_features`, given the model's config.
@@ -39,20 +39,28 @@ class Fused:
         if self.layout == "interleaved":
             width = self._width(out_features, heads * self.parts)
             return OutputSlice(self.index * width, (self.index + 1) * width, groups=heads)
+        if self.layout == "latent":
+            ends = (0, config.qk_nope_head_dim, config.qk_nope_head_dim + config.v_head_dim)
+            if out_features != heads * ends[-1]:
+                self._refuse(out_features, f"{heads} heads of {ends[1]} + {config.v_head_dim}")
+            return OutputSlice(ends[self.index], ends[self.index + 1], groups=heads)
         key_heads: int = config.num_key_value_heads
         width = self._width(out_features, heads + 2 * key_heads)
-        ends = (0, heads * width, (heads + key_heads) * width, out_features)
-        return OutputSlice(ends[self.index], ends[self.index + 1])
+        stops = (0, heads * width, (heads + key_heads) * width, out_features)
+        return OutputSlice(stops[self.index], stops[self.index + 1])
 
     def _width(self, out_features: int, units: int) -> int:
         """Output features of one of `units` equal units."""
         if out_features % units:
-            raise UnsupportedModelError(
-                f"The fused linear {self.module} has {out_features} output features, which do not divide into the "
-                f"{units} equal units that its family has by its config ({self.layout} layout). Check the config's "
-                "head counts, or add a row for this variant to makd/anatomy/families.py."
-            )
+            self._refuse(out_features, f"{units} equal units")
         return out_features // units
+
+    def _refuse(self, out_features: int, units: str) -> NoReturn:
+        raise UnsupportedModelError(
+            f"The fused linear {self.module} has {out_features} output features, which do not divide into the "
+            f"{units} that its family has by its config ({self.layout} layout). Check the config's head counts, or add "
+            "a row for this variant to makd/anatomy/families.py."
+        )
 
 
 Place = str | Fused

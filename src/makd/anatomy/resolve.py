@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy.experts import find_experts, names_expert, tell_experts
+from makd.anatomy.experts import find_experts, tell_experts
 from makd.anatomy.families import KNOWN, Fused, Place, Stack
 from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
@@ -136,13 +136,9 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
         for role, place in (*stack.linears.items(), *_variant(layer, stack), *stack.down.items()):
             module = place.module if isinstance(place, Fused) else place
             if not _has(layer, module):
-                mixture = next((path for path, part in layer.named_modules() if names_expert(path, part)), None)
                 raise UnsupportedModelError(
                     f"{type(base).__name__} has no {name}.{module}, where its family keeps {role.value!r}. It is a "
                     "variant that makd does not know; add a row for it to makd/anatomy/families.py."
-                    if mixture is None
-                    else f"{type(base).__name__} has no {name}.{module}: in this layer the feed-forward is a mixture "
-                    f"of experts ({mixture}), in others it is not, which makd cannot take in yet. Take a dense model."
                 )
             out_features, _ = linear_shape(layer.get_submodule(module))
             part = place.locate(out_features, config) if isinstance(place, Fused) else None

@@ -17,7 +17,10 @@ from makd.sentence_encoder import Origin
 
 
 class Role(str, Enum):
-    """What a linear does in its layer. The values are the names that plans and recipes use."""
+    """What a linear does in its layer. The values are the names that plans and recipes use.
+
+    With latent attention (DeepSeek) `q`, or `k` and `v`, are made from what `q_latent` and `kv_latent` give.
+    """
 
     QUERY = "q"
     KEY = "k"
@@ -30,6 +33,8 @@ class Role(str, Enum):
     CROSS_KEY = "cross_k"
     CROSS_VALUE = "cross_v"
     CROSS_OUTPUT = "cross_o"
+    QUERY_LATENT = "q_latent"
+    KEY_VALUE_LATENT = "kv_latent"
 
     @property
     def base(self) -> "Role":
@@ -38,11 +43,12 @@ class Role(str, Enum):
 
 
 SAME_INPUT = (
+    (Role.QUERY_LATENT, Role.KEY_VALUE_LATENT),
     (Role.QUERY, Role.KEY, Role.VALUE),
     (Role.CROSS_KEY, Role.CROSS_VALUE),
     (Role.GATE, Role.UP),
 )
-"""Roles of a layer that read the same tensor."""
+"""Roles of a layer that read the same tensor; queries do not where keys and values are made from a latent."""
 
 
 @dataclass(frozen=True)
@@ -146,5 +152,6 @@ class Anatomy:
             tuple(dict.fromkeys(layer.roles[role].module for role in roles if role in layer.roles))
             for layer in self.layers
             for roles in SAME_INPUT
+            if not (Role.QUERY in roles and Role.KEY_VALUE_LATENT in layer.roles)
         )
         return tuple(dict.fromkeys(group for group in groups if len(group) > 1))

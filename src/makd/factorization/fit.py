@@ -27,7 +27,13 @@ from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
 from makd.student.linear import dense_weight
 from makd.student.shared_linear import replace_linears_, stacked_linear
 
-GROUPS = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.OUTPUT,), (Role.GATE, Role.UP), (Role.DOWN,))
+GROUPS = (
+    (Role.QUERY_LATENT, Role.KEY_VALUE_LATENT),
+    (Role.QUERY, Role.KEY, Role.VALUE),
+    (Role.OUTPUT,),
+    (Role.GATE, Role.UP),
+    (Role.DOWN,),
+)
 """Roles that read the same input, in forward order."""
 TEXT_DEPTH_GAIN, TOKEN_DEPTH_GAIN = 4.0, 1.0
 """What an error in the last layer counts, relative to one in the first, for models whose outputs belong to whole texts
