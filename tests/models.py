@@ -164,6 +164,11 @@ STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """The same for model types that no family names, and that are read from their structure."""
 
+MIXTURES = (
+    "mixtral", "qwen2_moe", "qwen3_moe_mixed", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe_mixed", "llama4",
+)  # fmt: skip
+"""Of `STRUCTURAL`, those whose routed experts get factors: one for every way of building them."""
+
 AUTO = {
     "base": transformers.AutoModel,
     "causal_lm": transformers.AutoModelForCausalLM,
@@ -189,6 +194,9 @@ def tiny(name: str, head: str = "base", seed: int = 0, **changes: Any) -> PreTra
             torch.nn.init.normal_(module.weight, std=0.15)
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias, std=0.1)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "expert" in name:  # stacks of matrices, which are no modules
+            torch.nn.init.normal_(parameter, std=0.15)
     model.tie_weights()
     return model
 

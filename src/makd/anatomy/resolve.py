@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy.experts import find_experts, tell_experts
+from makd.anatomy.experts import find_experts, find_stacks, tell_experts
 from makd.anatomy.families import KNOWN, Fused, Place, Stack
 from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
@@ -63,7 +63,8 @@ def resolve(model: PreTrainedModel) -> Anatomy:
     if skipped := [str(layer.index) for layer in layers if layer.is_skipped]:
         notes += (f"these layers are dropped, and give on what they get: {', '.join(skipped)}",)
     experts = find_experts(model, layers)
-    notes += tell_experts(model, layers, experts)
+    of_experts, why_dense = find_stacks(model, layers)
+    notes += tell_experts(layers, experts, of_experts, why_dense)
     embeddings = _embeddings(model)
     if not embeddings:
         notes += (f"{type(model).__name__} does not say where its token embeddings are; they are not counted apart",)
@@ -76,6 +77,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         predictions=predictions_of(model),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         experts=experts,
+        stacks=of_experts,
         off=dict(off),
         origin=origin_of(model),
         notes=notes,
