@@ -160,6 +160,18 @@ RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
 _HEADED = {**DECODER, "head_dim": 8}
 _FULL = {"layer_types": ["full_attention"] * 2}
 _MOE = {**DECODER, "moe_intermediate_size": 32, "num_experts_per_tok": 2}
+_LATENT = {
+    **_MOE,
+    "num_key_value_heads": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
 
 STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("Apertus", {**DECODER, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
@@ -203,6 +215,18 @@ STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": ("Glm4Moe", {**_MOE, "head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
                              "topk_group": 1, "first_k_dense_replace": 0}),
     "aria": ("AriaText", {**_MOE, "moe_num_experts": 4, "moe_num_shared_experts": 1, "moe_topk": 2}),
+    "qwen2_moe_mixed": ("Qwen2Moe", {**_MOE, "num_experts": 4, "shared_expert_intermediate_size": 32,
+                                     "mlp_only_layers": [0]}),
+    "glm4_moe_mixed": ("Glm4Moe", {**_MOE, "head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
+                                   "topk_group": 1, "first_k_dense_replace": 1}),
+    # feed-forwards that are nothing but routed experts, in all layers or in some
+    "mixtral": ("Mixtral", {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3Moe", {**_MOE, "head_dim": 8, "num_experts": 4}),
+    "qwen3_moe_mixed": ("Qwen3Moe", {**_MOE, "head_dim": 8, "num_experts": 4, "mlp_only_layers": [0]}),
+    "gpt_oss": ("GptOss", {**_HEADED, **_FULL, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    # latent attention
+    "deepseek_v2": ("DeepseekV2", {**_LATENT, "q_lora_rank": None, "num_experts": 4, "n_shared_experts": 1}),
+    "deepseek_v3": ("DeepseekV3", {**_LATENT, "n_routed_experts": 4, "n_shared_experts": 1}),
     # something is not what its name says
     "convbert": ("ConvBert", {**ENCODER, "embedding_size": 32}),
     "yoso": ("Yoso", ENCODER),
@@ -218,6 +242,11 @@ STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
                              "sep_token_id": 2}),
 }  # fmt: skip
 """The same for model types that no family names, and that are read from their structure."""
+
+MIXTURES = (
+    "mixtral", "qwen2_moe", "qwen3_moe_mixed", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe_mixed", "llama4",
+)  # fmt: skip
+"""Of `STRUCTURAL`, those whose routed experts get factors: one for every way of building them."""
 
 AUTO = {
     "base": transformers.AutoModel,
@@ -244,6 +273,9 @@ def tiny(name: str, head: str = "base", seed: int = 0, **changes: Any) -> PreTra
             torch.nn.init.normal_(module.weight, std=0.15)
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias, std=0.1)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "expert" in name:  # stacks of matrices, which are no modules
+            torch.nn.init.normal_(parameter, std=0.15)
     model.tie_weights()
     return model
 

@@ -194,6 +194,7 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
         calibration=run.data.calibration,
         rank_multiple=settings.rank_multiple,
         share_input=settings.share_input,
+        experts=settings.experts,
         vocabulary=settings.vocabulary,
         depth=settings.depth,
         store=settings.store,

@@ -254,5 +254,18 @@ class TestUnknownArchitectures:
             resolve(transformers.PegasusModel(transformers.PegasusConfig(**BART)))
 
     def test_experts_are_not_taken_for_a_feed_forward(self):
-        with pytest.raises(UnsupportedModelError, match="'mixtral'"):
-            resolve(transformers.MixtralModel(transformers.MixtralConfig(**DECODER)))
+        for layer in resolve(tiny("mixtral")).layers:
+            assert list(layer.roles) == [Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT]
+
+    def test_layers_with_and_without_experts_have_the_roles_that_each_has(self):
+        dense, mixture = resolve(tiny("qwen3_moe_mixed")).layers
+        assert set(dense.roles) - set(mixture.roles) == {Role.GATE, Role.UP, Role.DOWN}
+        dense, mixture = resolve(tiny("glm4_moe_mixed")).layers
+        assert dense.roles[Role.UP].module == "layers.0.mlp.up_proj"
+        assert mixture.roles[Role.UP].module == "layers.1.mlp.shared_experts.up_proj"
+
+    def test_a_layer_that_lacks_its_feed_forward_without_experts_is_refused(self):
+        model = tiny("qwen3_moe_mixed")
+        model.layers[0].mlp = torch.nn.Identity()
+        with pytest.raises(UnsupportedModelError, match="cannot read it from its structure"):
+            resolve(model)

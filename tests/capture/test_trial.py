@@ -28,6 +28,7 @@ OFF = {
                      "visual_bert", "xglm", "yoso")
     },
     "deberta_v2": {"attention": "outside the attention interface"},
+    "gpt_oss": {"attention": "sinks"},
     "doge": {"attention": "never given"},
     "llama4": {"matrix": r"shared_expert\.down_proj \(down\) are changed in place"},
     "gemma3n": {"hidden": r"shape \(2, 3, 7, 32\)"},

@@ -4,13 +4,14 @@ from makd.anatomy.describe import Inspection, describe, to_table
 from makd.anatomy.experts import count_experts
 from makd.anatomy.predictions import Predictions, check_predictions, predictions_of
 from makd.anatomy.resolve import linear_shape, resolve
-from makd.anatomy.roles import Anatomy, Layer, OutputSlice, Role, RoleLinear
+from makd.anatomy.roles import Anatomy, ExpertStack, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.stand_in import StandIn
 from makd.anatomy.structure import is_factored
 
 __all__ = [
     "Anatomy",
+    "ExpertStack",
     "Inspection",
     "Layer",
     "OutputSlice",

@@ -46,7 +46,7 @@ class Inspection:
     embedding_parameters: int
     """Of the token embeddings."""
     expert_parameters: int = 0
-    """Of routed experts, which stay dense."""
+    """Of routed experts."""
 
     @property
     def linear_share(self) -> float:
@@ -151,7 +151,7 @@ def to_table(inspection: Inspection) -> Group:
 def _expert_line(inspection: Inspection) -> Iterator[str]:
     if inspection.expert_parameters:
         share = inspection.expert_parameters / inspection.parameters
-        yield f"  of experts      {inspection.expert_parameters:,} ({share:.1%}): they stay dense"
+        yield f"  of experts      {inspection.expert_parameters:,} ({share:.1%})"
 
 
 def _condensed(inspection: Inspection) -> Iterator[tuple[str, LinearRow]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from makd.anatomy.roles import OutputSlice, Role
 from makd.errors import UnsupportedModelError
 
-Count = int | Literal["heads", "key_heads"]
+Count = int | Literal["heads", "key_heads", "qk_nope_head_dim", "v_head_dim"]
 """A number, or what the config has of it."""
 
 
@@ -46,6 +46,8 @@ BY_HEAD = Layout("heads", (1, 1, 1))
 """Q, K and V head by head."""
 BY_KEY_HEAD = Layout("key_heads", ("heads", "key_heads", "key_heads"))
 """For each key head its queries, the key, the value."""
+LATENT = Layout("heads", ("qk_nope_head_dim", "v_head_dim"))
+"""Head by head a key without its rotary part, then a value: both are made from a latent."""
 
 
 def key_heads(config: Any) -> int:
@@ -64,7 +66,9 @@ def key_heads(config: Any) -> int:
 def _count(count: Count, config: Any) -> int:
     if isinstance(count, int):
         return count
-    return int(config.num_attention_heads) if count == "heads" else key_heads(config)
+    if count == "key_heads":
+        return key_heads(config)
+    return int(getattr(config, "num_attention_heads" if count == "heads" else count))
 
 
 @dataclass(frozen=True)

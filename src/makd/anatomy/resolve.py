@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy.experts import find_experts, names_expert, tell_experts
+from makd.anatomy.experts import find_experts, find_stacks, tell_experts
 from makd.anatomy.families import Fused, Place, Stack
 from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
@@ -64,7 +64,8 @@ def resolve(model: PreTrainedModel) -> Anatomy:
     if skipped := [str(layer.index) for layer in layers if layer.is_skipped]:
         notes += (f"these layers are dropped, and give on what they get: {', '.join(skipped)}",)
     experts = find_experts(model, layers)
-    notes += tell_experts(model, layers, experts)
+    of_experts, why_dense = find_stacks(model, layers)
+    notes += tell_experts(layers, experts, of_experts, why_dense)
     embeddings = _embeddings(model)
     if not embeddings:
         notes += (f"{type(model).__name__} does not say where its token embeddings are; they are not counted apart",)
@@ -77,6 +78,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         predictions=predictions_of(model),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         experts=experts,
+        stacks=of_experts,
         off=dict(off),
         origin=origin_of(model),
         notes=notes,
@@ -141,13 +143,9 @@ def _layers(base: nn.Module, prefix: str, stack: Stack, first: int, config: obje
         for role, place in (*stack.linears.items(), *_variant(layer, stack), *stack.down.items()):
             module = place.module if isinstance(place, Fused) else place
             if not _has(layer, module):
-                mixture = next((path for path, part in layer.named_modules() if names_expert(path, part)), None)
                 raise UnsupportedModelError(
                     f"{type(base).__name__} has no {name}.{module}, where its family keeps {role.value!r}. It is a "
                     "variant that makd does not know; add a row for it to makd/anatomy/table."
-                    if mixture is None
-                    else f"{type(base).__name__} has no {name}.{module}: in this layer the feed-forward is a mixture "
-                    f"of experts ({mixture}), in others it is not, which makd cannot take in yet. Take a dense model."
                 )
             out_features, _ = linear_shape(layer.get_submodule(module))
             part = place.locate(out_features, config) if isinstance(place, Fused) else None

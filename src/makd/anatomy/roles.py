@@ -17,7 +17,10 @@ from makd.sentence_encoder import Origin
 
 
 class Role(str, Enum):
-    """What a linear does in its layer. The values are the names that plans and recipes use."""
+    """What a linear does in its layer. The values are the names that plans and recipes use.
+
+    With latent attention (DeepSeek) `q`, or `k` and `v`, are made from what `q_latent` and `kv_latent` give.
+    """
 
     QUERY = "q"
     KEY = "k"
@@ -30,6 +33,8 @@ class Role(str, Enum):
     CROSS_KEY = "cross_k"
     CROSS_VALUE = "cross_v"
     CROSS_OUTPUT = "cross_o"
+    QUERY_LATENT = "q_latent"
+    KEY_VALUE_LATENT = "kv_latent"
 
     @property
     def base(self) -> "Role":
@@ -38,6 +43,7 @@ class Role(str, Enum):
 
 
 SAME_INPUT = (
+    (Role.QUERY_LATENT, Role.KEY_VALUE_LATENT),
     (Role.QUERY, Role.KEY, Role.VALUE),
     (Role.CROSS_KEY, Role.CROSS_VALUE),
     (Role.GATE, Role.UP),
@@ -112,6 +118,32 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class ExpertStack:
+    """One matrix of each routed expert of a layer, all in one parameter: a linear that each expert has for itself."""
+
+    module: str
+    """Name of the experts' module in the model."""
+    leaf: str
+    """Name of the parameter in that module; where the stack has factors, of what holds them."""
+    layer: int
+    """Index of its layer."""
+    experts: int
+    out_features: int
+    in_features: int
+    has_bias: bool
+
+    @property
+    def name(self) -> str:
+        """Of the parameter in the model."""
+        return f"{self.module}.{self.leaf}"
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of all experts, while it is dense."""
+        return self.experts * self.out_features * (self.in_features + self.has_bias)
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Where a model keeps what makd works on. All names are as `model.get_submodule` takes them."""
 
@@ -128,7 +160,9 @@ class Anatomy:
     """What the head predicts; None without one."""
     is_encoder_decoder: bool = False
     experts: tuple[str, ...] = ()
-    """Parameters of routed experts, as `model.get_parameter` takes them: linears in all but name, which stay dense."""
+    """Parameters of routed experts, by their names while they are dense: linears in all but name."""
+    stacks: tuple[ExpertStack, ...] = ()
+    """Those of `experts` that may be factorized, in forward order."""
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
     origin: Origin = field(default_factory=Origin, compare=False)
@@ -137,6 +171,10 @@ class Anatomy:
     """What a solver cannot look at in this model, and why: field of `makd.solvers.Solver` -> reason."""
     notes: tuple[str, ...] = ()
     """Lines for the person who reads the log: what was resolved from structure, and what was not found."""
+
+    def stacks_of(self, layer: Layer) -> tuple[ExpertStack, ...]:
+        """The experts' matrices of a layer that may be factorized."""
+        return tuple(stack for stack in self.stacks if stack.layer == layer.index)
 
     @property
     def input_groups(self) -> tuple[tuple[str, ...], ...]:

@@ -20,13 +20,17 @@ class StandIn(nn.Module):
     identity: Tensor
 
     def __init__(self, stands_for: str = "weight") -> None:
-        """`stands_for`: a parameter of the module that is replaced, by its name there."""
+        """`stands_for`: a parameter of the module that is replaced, by its name there; "" replaces a parameter."""
         super().__init__()
         self.stands_for = stands_for
         self.register_buffer("identity", torch.zeros(NUMBER, dtype=torch.int64))
 
+    def name_in_files(self, name: str) -> str:
+        """What the identity of the module called `name` is called in a file."""
+        return ".".join(part for part in (name, self.stands_for) if part)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Take weights, from memory or a file, but stay who the config says one is."""
-        state_dict.pop(f"{prefix}{self.stands_for}", None)
+        state_dict.pop(self.name_in_files(prefix.removesuffix(".")), None)
         state_dict[f"{prefix}identity"] = self.identity
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -99,8 +99,15 @@ def predicting_tokens(inputs: Mapping[str, Tensor], ahead: int) -> Bool[Tensor, 
 
 
 def is_by_token(tensor: Tensor, real: Bool[Tensor, "batch tokens"]) -> bool:
-    """Whether `tensor` has an entry for each of these tokens: (batch, tokens, ...), or with its rows joined (OPT)."""
-    return tensor.shape[:2] == real.shape or (tensor.dim() == 2 and len(tensor) == real.numel())
+    """Whether `tensor` has an entry for each of these tokens.
+
+    That is (batch, tokens, ...), with its rows joined (OPT), or of one head (batch, 1, tokens, features), as latent
+    attention keeps what keys and values are made from.
+    """
+    if tensor.dim() == 2:
+        return len(tensor) == real.numel() or tensor.shape == real.shape
+    of_one_head = tensor.dim() == 4 and tensor.shape[1] == 1 and (tensor.shape[0], tensor.shape[2]) == real.shape
+    return tensor.shape[:2] == real.shape or of_one_head
 
 
 def by_token(tensor: Tensor, real: Bool[Tensor, "batch tokens"], what: str) -> Float[Tensor, "batch tokens features"]:

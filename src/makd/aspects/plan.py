@@ -63,8 +63,8 @@ class Term:
     """The teacher's layers that `layers`, in ascending order, mimic; negative ones count from the end. None is
     the same ones, or, where the teacher has more or fewer, the last of each of as many parts as the student has."""
     roles: tuple[str, ...] = PAPER_ROLES
-    """Which linears, with `matrix`: of q, k, v, o, gate, up, down (and cross_q, cross_k, ...). A role of self-attention
-    stands for the one of cross-attention too. With `relation`: of these, q, k and v."""
+    """Which linears, with `matrix`: of q, k, v, o, gate, up, down (and cross_q, cross_k, ..., q_latent, kv_latent). A
+    role of self-attention stands for the one of cross-attention too. With `relation`: of these, q, k and v."""
     distance: Literal["mse", "cosine"] = "mse"
     """With `matrix` and `hidden`: squared difference in units of the teacher's variance, or 1 - cosine of tokens."""
     tokens: Tokens = "all"

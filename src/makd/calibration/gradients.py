@@ -17,6 +17,7 @@ from makd.anatomy import Anatomy, Role, linear_shape
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
+from makd.calibration.experts import ExpertWatcher
 from makd.calibration.moments import InputMoments
 from makd.calibration.probes import Probes
 from makd.errors import DataError, UnsupportedModelError
@@ -41,7 +42,7 @@ def collect_gradient_moments(
         embeddings: modules before the first layer that are wanted too -> features of their outputs.
 
     Returns:
-        Name of the linear (or embeddings) -> moments of its output gradients.
+        Name of the linear, stack of experts or embeddings -> moments of its output gradients.
 
     Raises:
         DataError: there are no batches.
@@ -49,7 +50,10 @@ def collect_gradient_moments(
             by tokens.
     """
     moments = {name: InputMoments(linear_shape(model.get_submodule(name))[0], model.device) for name in anatomy.linears}
+    of_linears = (*moments, *(embeddings or {}))
+    moments |= {stack.name: InputMoments(stack.out_features, model.device) for stack in anatomy.stacks}
     moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
+    expert_watcher = ExpertWatcher(model, anatomy, {})
     watcher = GradientWatcher(anatomy, moments, tuple(embeddings or ()))
     was_training = model.training
     model.eval()
@@ -60,10 +64,12 @@ def collect_gradient_moments(
         hooks.callback(model.train, was_training)
         hooks.enter_context(frozen(model))
         probes = Probes(model, anatomy, seed)
-        for name in moments:
+        hooks.enter_context(expert_watcher.watching(anatomy.stacks, False, watcher.watch_expert))
+        for name in of_linears:
             hooks.callback(model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
         for batch in batches:
             inputs = model_inputs(batch, model.device)
+            expert_watcher.start(inputs)
             watcher.start(inputs, probes.count)
             for watcher.probe, (tensor, gradient) in enumerate(probes.draw(inputs, partial(model, **inputs))):
                 torch.autograd.backward(tensor, gradient, retain_graph=watcher.probe + 1 < probes.count)
@@ -131,6 +137,17 @@ class GradientWatcher:
             return output.clone()
 
         return watch
+
+    def watch_expert(self, stack: str, output: Tensor, counted: Tensor) -> None:
+        """Note the gradients at what an expert of `stack` gives, in the rows that count."""
+
+        def add(gradient: Tensor) -> None:
+            rows = gradient[counted]
+            stride = max(1, min(self.probes, len(rows)))
+            if len(rows):
+                self.gradients[stack].add(rows[self.probe % stride :: stride])
+
+        output.register_hook(add)
 
     def finish(self) -> None:
         """All batches have been seen."""

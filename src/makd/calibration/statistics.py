@@ -17,6 +17,7 @@ from makd.anatomy import Anatomy, Role, linear_shape
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
+from makd.calibration.experts import ExpertMoments, ExpertWatcher, check_experts_reached
 from makd.calibration.moments import InputMoments
 from makd.errors import DataError, NumericsError
 
@@ -31,6 +32,7 @@ def collect_input_moments(
     anatomy: Anatomy,
     batches: Batches,
     head: str | None = None,
+    experts: dict[str, ExpertMoments] | None = None,
 ) -> dict[str, InputMoments]:
     """Second moments of the inputs of every factorizable linear over the real tokens of `batches`.
 
@@ -39,6 +41,7 @@ def collect_input_moments(
         anatomy: of `model`.
         batches: model inputs; labels are not looked at.
         head: a linear after the last layer that is wanted too.
+        experts: moments of what experts read are put into it, by stack, if it is given.
 
     Returns:
         Name of the linear -> its moments. Linears with the same input tensor share one object.
@@ -50,6 +53,8 @@ def collect_input_moments(
     """
     moments: dict[str, InputMoments] = {}
     watcher = InputWatcher(model, anatomy, moments)
+    stacks = () if experts is None else anatomy.stacks
+    expert_watcher = ExpertWatcher(model, anatomy, {} if experts is None else experts)
     linears = anatomy.linears if head is None else (*anatomy.linears, head)
     was_training = model.training
     model.eval()
@@ -59,15 +64,18 @@ def collect_input_moments(
         for name in linears:
             handle = model.get_submodule(name).register_forward_hook(watcher.hook(name))
             hooks.callback(handle.remove)
+        hooks.enter_context(expert_watcher.watching(stacks))
         for batch in batches:
             inputs = model_inputs(batch, model.device)
             watcher.start(batch)
+            expert_watcher.start(batch)
             model(**inputs)
             seen += 1
     model.train(was_training)
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     check_reached(linears, moments)
+    check_experts_reached(stacks, expert_watcher.moments)
     return moments
 
 

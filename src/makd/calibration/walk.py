@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, Layer, linear_shape
+from makd.anatomy import Anatomy, ExpertStack, Layer, linear_shape
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token
+from makd.calibration.experts import ExpertMoments, ExpertWatcher, check_experts_reached
 from makd.calibration.frame import Frame
 from makd.calibration.gradients import GradientWatcher
 from makd.calibration.moments import InputMoments
@@ -49,7 +50,11 @@ class LayerMoments:
     inputs: Mapping[str, InputMoments] = field(default_factory=dict)
     """Linear -> moments of what it reads; linears that read the same tensor share one object."""
     gradients: Mapping[str, InputMoments] = field(default_factory=dict)
-    """Linear -> moments of the gradients at its output."""
+    """Linear, or stack of experts -> moments of the gradients at its output, at those of all experts together."""
+    experts: Mapping[str, ExpertMoments] = field(default_factory=dict)
+    """Stack of experts -> moments of what each of them reads."""
+    stacks: tuple[ExpertStack, ...] = ()
+    """The stacks of experts that these are of, besides the linears."""
 
 
 class Walk:
@@ -117,18 +122,24 @@ class Walk:
             here, there = f"teacher/{layer.index:04}", f"teacher/{layer.index + 1:04}"
             if not self.store.is_marked(there):
                 moments: dict[str, InputMoments] = {}
+                experts: dict[str, ExpertMoments] = {}
+                stacks = self.anatomy.stacks_of(layer)
                 with self.source.layer(layer), ExitStack() as hooks:
                     watcher = InputWatcher(self.model, self.anatomy, moments)
+                    expert_watcher = ExpertWatcher(self.model, self.anatomy, experts)
                     for name in layer.linears if watch else ():
                         hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
+                    hooks.enter_context(expert_watcher.watching(stacks if watch else ()))
                     for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
                         watcher.start(batch)
+                        expert_watcher.start(batch)
                         hidden = run_layer(self.model, layer, calls, self.states(layer.index, index))
                         _check(calls, hidden, f"leave {layer.module}")
                         self._keep(there, index, hidden)
                     if watch:
                         check_reached(layer.linears, moments)
-                        yield LayerMoments(layer.linears, moments)
+                        check_experts_reached(stacks, experts)
+                        yield LayerMoments(layer.linears, moments, experts=experts, stacks=stacks)
                 self.store.mark(there)
             if not keep:
                 self.store.remove(here)
@@ -239,13 +250,16 @@ class Walk:
 
     def _backward(self, layer: Layer, above: str, here: str, inputs: bool) -> LayerMoments:
         """Run a layer again, forward and backward: gradients at what enters it into the store, moments handed out."""
-        linears = layer.linears
+        linears, stacks = layer.linears, self.anatomy.stacks_of(layer)
         read: dict[str, InputMoments] = {}
-        given = {
-            name: InputMoments(linear_shape(self.model.get_submodule(name))[0], self.source.device) for name in linears
-        }
+        experts: dict[str, ExpertMoments] = {}
+        features = {name: linear_shape(self.model.get_submodule(name))[0] for name in linears}
+        features |= {stack.name: stack.out_features for stack in stacks}
+        given = {name: InputMoments(outputs, self.source.device) for name, outputs in features.items()}
         watcher, gradient_watcher = InputWatcher(self.model, self.anatomy, read), GradientWatcher(self.anatomy, given)
+        expert_watcher = ExpertWatcher(self.model, self.anatomy, experts)
         with ExitStack() as hooks:
+            hooks.enter_context(expert_watcher.watching(stacks, inputs, gradient_watcher.watch_expert))
             for name in linears:
                 module = self.model.get_submodule(name)
                 if inputs:
@@ -255,6 +269,7 @@ class Walk:
                 batch, calls = self.batches[index], self.calls[index]
                 gradients = self._gradients(above, index)
                 watcher.start(batch)
+                expert_watcher.start(batch)
                 gradient_watcher.start(model_inputs(batch, self.source.device), len(gradients))
                 leaf = self.states(layer.index, index).detach().requires_grad_()
                 with torch.enable_grad():
@@ -272,7 +287,8 @@ class Walk:
         gradient_watcher.finish()
         if inputs:
             check_reached(linears, read)
-        return LayerMoments(linears, read, given)
+            check_experts_reached(stacks, experts)
+        return LayerMoments(linears, read, given, experts, stacks)
 
     def _gradients(self, entry: str, batch: int) -> list[Tensor]:
         found = self.store.read(f"{entry}/{batch:05}", self.source.device)

@@ -20,6 +20,8 @@ from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
 from makd.ranks.allocation import LinearSize
 from makd.ranks.planning import Planned, plan_ranks
+from makd.ranks.sharing import SharedStack
+from makd.student.experts import replace_stack_
 from makd.student.shared_linear import replace_linears_
 
 
@@ -59,12 +61,18 @@ def make_(
         student: changed in place.
         begins: a student whose embeddings are its own.
     """
-    make: MakeLayer = partial(cut_layer_, calibrated.terms, planned, student.model)
+    cut_stacks = partial(cut_stacks_, calibrated.terms, planned, student.model, job.anatomy)
+    of_linears: MakeLayer = partial(cut_layer_, calibrated.terms, planned, student.model)
     if job.kind.in_forward_order:
         assert calibrated.walk is not None
         groups = frozenset(group.linears for group in planned.groups)
         settings = FitSettings(planned.plan.ranks, groups, calibrated.terms.gram if job.kind.gradients else None)
-        make = partial(fit_layer_, calibrated.walk, student.model, settings)
+        of_linears = partial(fit_layer_, calibrated.walk, student.model, settings)
+
+    def make(layer: Layer) -> dict[str, Fitted]:
+        # experts first: linears of their layer can then be fitted to take back what those do
+        return {**cut_stacks(layer), **of_linears(layer)}
+
     of = len(job.anatomy.layers)
     if calibrated.walk is not None and (job.kind.in_forward_order or job.teach is not None):
         begin_(calibrated.walk, None if begins is None else enter(begins, job.batches))
@@ -93,6 +101,23 @@ def cut_layer_(terms: Terms, planned: Planned, student: nn.Module, layer: Layer)
     return fitted
 
 
+def cut_stacks_(
+    terms: Terms, planned: Planned, student: nn.Module, anatomy: Anatomy, layer: Layer
+) -> dict[str, Fitted]:
+    """Factors of experts that were kept, cut at their ranks, in the place of a layer's stacks."""
+    ways = {group.stack: group for group in planned.groups if isinstance(group, SharedStack)}
+    fitted: dict[str, Fitted] = {}
+    for stack in anatomy.stacks_of(layer):
+        way = ways.get(stack.name)
+        item = stack.name if way is None else way.name
+        rank = planned.items.ranks[item]
+        if rank is not None:
+            spectrum = terms.spectrum(item)
+            replace_stack_(student, stack, terms.stack_factors(item, rank), "" if way is None else way.side)
+            fitted[stack.name] = Fitted(spectrum.relative_error(rank), spectrum.fallback)
+    return fitted
+
+
 def report(job: Job, student: PreTrainedModel, planned: Planned, made: Made) -> FactorizeReport:
     """What was done."""
     fallbacks = {name: one.fallback for name, one in made.fitted.items() if one.fallback is not None}
@@ -102,10 +127,16 @@ def report(job: Job, student: PreTrainedModel, planned: Planned, made: Made) -> 
 
 
 def linear_sizes(teacher: nn.Module, anatomy: Anatomy) -> list[LinearSize]:
-    """What rank allocation knows of each factorizable linear; `teacher` may be empty."""
+    """What rank allocation knows of each factorizable linear and stack of experts; `teacher` may be empty."""
     sizes = []
     for name in anatomy.linears:
         linear = teacher.get_submodule(name)
         out_features, in_features = linear_shape(linear)
         sizes.append(LinearSize(name, out_features, in_features, getattr(linear, "bias", None) is not None))
-    return sizes
+    return [
+        *sizes,
+        *(
+            LinearSize(stack.name, stack.out_features, stack.in_features, stack.has_bias, stack.experts)
+            for stack in anatomy.stacks
+        ),
+    ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from makd.anatomy import Anatomy
+from makd.calibration.experts import ExpertMoments
 from makd.calibration.gradients import collect_gradient_moments, frozen
 from makd.calibration.moments import InputMoments
 from makd.calibration.replay import NotLayerByLayer
@@ -27,7 +28,7 @@ from makd.factorization.terms import Terms, Wanted
 from makd.factorization.vocabulary import Table, decompose_tables, table_size
 from makd.ranks.allocation import RANK_RULES, LinearSize
 from makd.ranks.planning import Question, most_ranks
-from makd.ranks.sharing import InputGroup, find_groups
+from makd.ranks.sharing import Group, find_sharing
 from makd.solvers import SOLVERS, Solver
 from makd.solvers.factors import Decomposition
 
@@ -70,9 +71,9 @@ class Job:
         return self.plot.parts.sizes(self.outline)
 
     @property
-    def groups(self) -> tuple[InputGroup, ...]:
-        """Linears that may share one A."""
-        return () if self.settings.share_input == "never" else find_groups(self.anatomy, self.sizes)
+    def groups(self) -> tuple[Group, ...]:
+        """Linears that may share one A, and experts that may share a factor."""
+        return find_sharing(self.anatomy, self.sizes, self.settings.share_input)
 
     def question(
         self, sensitivities: Mapping[str, float], tables: Mapping[str, Decomposition], most: Mapping[str, int] | None
@@ -144,7 +145,8 @@ def calibrate(job: Job) -> Calibrated:
 
 def _wants_spectra(job: Job) -> bool:
     compares = job.settings.share_input == "auto" and bool(job.groups)
-    return RANK_RULES[job.settings.rank_rule].needs_spectra or not job.kind.in_forward_order or compares
+    made_here = not job.kind.in_forward_order or bool(job.anatomy.stacks)
+    return RANK_RULES[job.settings.rank_rule].needs_spectra or made_here or compares
 
 
 def _most(job: Job) -> Mapping[str, int] | None:
@@ -173,9 +175,10 @@ def _backward_tokens(job: Job) -> int | None:
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     for layer in job.anatomy.layers:
-        if layer.call == 0 and not terms.has(layer.linears):
+        stacks = job.anatomy.stacks_of(layer)
+        if layer.call == 0 and not terms.has((*layer.linears, *(stack.name for stack in stacks))):
             with job.source.layer(layer):
-                terms.keep(LayerMoments(layer.linears), on_matrix)
+                terms.keep(LayerMoments(layer.linears, stacks=stacks), on_matrix)
     return {}, {}
 
 
@@ -200,11 +203,12 @@ def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -
 def _whole(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     model, kind, head, embeddings = job.source.model, job.kind, _head(job.outline.tables), _embeddings(job)
     inputs, gradients = {}, {}
+    experts: dict[str, ExpertMoments] = {}
     if kind.inputs:
-        inputs = collect_input_moments(model, job.anatomy, _counted("calibrate", job), head)
+        inputs = collect_input_moments(model, job.anatomy, _counted("calibrate", job), head, experts)
     if kind.gradients:
         gradients = collect_gradient_moments(model, job.anatomy, _counted("gradients", job), embeddings=embeddings)
-    terms.keep(LayerMoments(job.anatomy.linears, inputs, gradients), on_matrix)
+    terms.keep(LayerMoments(job.anatomy.linears, inputs, gradients, experts, job.anatomy.stacks), on_matrix)
     return inputs, gradients
 
 

@@ -52,6 +52,7 @@ def factorize(
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
     rank_multiple: int = 8,
     share_input: str = "auto",
+    experts: str = "auto",
     vocabulary: str = "auto",
     depth: int | str = "auto",
     store: str = "auto",
@@ -70,7 +71,9 @@ def factorize(
         ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
         calibration: model inputs as a DataLoader gives them.
         rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
-        share_input: whether linears that read the same input share one A: `auto`, `never` or `always`.
+        share_input: whether linears that read the same input share one A, and experts a factor: `auto`, `never` or
+            `always`.
+        experts: whether routed experts get factors: see `FactorizeConfig`.
         vocabulary: whether embeddings and LM head get factors: see `FactorizeConfig`.
         depth: how many layers stay: see `FactorizeConfig`.
         store: where hidden states of the text are kept meanwhile: see `FactorizeConfig`.
@@ -95,6 +98,7 @@ def factorize(
         ranks=ranks,
         rank_multiple=rank_multiple,
         share_input=share_input,
+        experts=experts,
         vocabulary=vocabulary,
         depth=depth,
         store=store,
@@ -103,11 +107,11 @@ def factorize(
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     check_plain(teacher)
-    anatomy = examine(teacher)
+    anatomy = settings.with_experts(examine(teacher))
     for note in anatomy.notes:
         logger.info("%s: %s", type(teacher).__name__, note)
     check_finite(teacher, "The teacher")
-    check_round_trip(teacher, anatomy.linears)
+    check_round_trip(teacher, anatomy)
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)
@@ -166,7 +170,8 @@ def _nearest(
     for outline in plot.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
         with skipping(teacher, outline.dropped, outline.outputs):
-            job = Job(ModelSource(teacher), resolve(teacher), outline, plot, settings, batches, progress, teach)
+            inside = settings.with_experts(resolve(teacher))
+            job = Job(ModelSource(teacher), inside, outline, plot, settings, batches, progress, teach)
             calibrated = calibrate(job)
             students = [assemble(replace(job, outline=replace(outline, emphasis=one)), calibrated) for one in emphases]
         calibrating += calibrated.seconds

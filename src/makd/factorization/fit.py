@@ -27,7 +27,13 @@ from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
 from makd.student.linear import dense_weight
 from makd.student.shared_linear import replace_linears_, stacked_linear
 
-GROUPS = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.OUTPUT,), (Role.GATE, Role.UP), (Role.DOWN,))
+GROUPS = (
+    (Role.QUERY_LATENT, Role.KEY_VALUE_LATENT),
+    (Role.QUERY, Role.KEY, Role.VALUE),
+    (Role.OUTPUT,),
+    (Role.GATE, Role.UP),
+    (Role.DOWN,),
+)
 """Roles that read the same input, in forward order."""
 TEXT_DEPTH_GAIN, TOKEN_DEPTH_GAIN = 4.0, 1.0
 """What an error in the last layer counts, relative to one in the first, for models whose outputs belong to whole texts
@@ -64,7 +70,11 @@ def depth_sensitivities(anatomy: Anatomy) -> dict[str, float]:
     """Linear -> what a unit of its energy is worth when layers are fitted in forward order; see `TEXT_DEPTH_GAIN`."""
     gain = TEXT_DEPTH_GAIN if anatomy.head is None else TOKEN_DEPTH_GAIN
     last = max(1, len(anatomy.layers) - 1)
-    return {linear.module: gain ** (layer.index / last) for layer in anatomy.layers for linear in layer.roles.values()}
+    worth: dict[str, float] = {}
+    for layer in anatomy.layers:
+        names = (*layer.linears, *(stack.name for stack in anatomy.stacks_of(layer)))
+        worth |= dict.fromkeys(names, gain ** (layer.index / last))
+    return worth
 
 
 def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Layer) -> dict[str, Fitted]:

@@ -60,7 +60,7 @@ class Parts:
     layers: Mapping[str, int]
     """Layer that may be dropped -> all its parameters."""
     experts: int = 0
-    """Parameters of routed experts, which stay dense."""
+    """Parameters of routed experts that stay dense."""
 
     def sizes(self, outline: Outline) -> list[LinearSize]:
         """Everything that gets factors."""
@@ -150,12 +150,13 @@ def draw_plot(
     tables, left = find_tables(teacher, anatomy)
     layers, why_deep = droppable_layers(teacher, anatomy)
     total = sum(parameter.numel() for parameter in teacher.parameters())
+    dense_experts = count_experts(teacher, anatomy) - sum(stack.parameters for stack in anatomy.stacks)
     parts = Parts(
         total,
         linears,
         {table.module: table_size(teacher, table) for table in tables},
         {name: sum(p.numel() for p in teacher.get_submodule(name).parameters()) for name in layers},
-        count_experts(teacher, anatomy),
+        dense_experts,
     )
     linear_parameters = sum(size.parameters(None) for size in linears)
     limit = budget.limit(total, linear_parameters, parts.experts)

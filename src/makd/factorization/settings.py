@@ -11,6 +11,7 @@ from makd.ranks.allocation import RANK_RULES
 from makd.ranks.sharing import SHARE_INPUT_CHOICES
 from makd.solvers import SOLVERS
 
+EXPERT_CHOICES = ("auto", "factored", "dense")
 LARGEST_MULTIPLE = 1024
 """Of `rank_multiple`: larger than any tile of a machine's; what is beyond no rank is rounded to."""
 
@@ -31,6 +32,9 @@ class FactorizeConfig:
     share_input: str = "auto"
     """Whether linears that read the same input (Q, K, V; gate and up; K and V of cross-attention) share one A: `never`,
     `always`, or `auto`, for each group what loses less by the predicted error, at the same budget."""
+    experts: str = "auto"
+    """Whether routed experts get factors: `factored`, `dense`, or `auto`, which is factored where makd can tell their
+    matrices apart, but in a model that is streamed."""
     vocabulary: str = "auto"
     """Whether token embeddings and LM head get factors: `dense`, `factored`, or `auto`, only where a budget of the
     whole model would leave the linears less than `makd.factorization.outline.COMFORT` of their parameters."""
@@ -53,6 +57,8 @@ class FactorizeConfig:
             )
         if self.share_input not in SHARE_INPUT_CHOICES:
             raise SettingError(f"factorize.share_input is auto, never or always; got {self.share_input!r}.")
+        if self.experts not in EXPERT_CHOICES:
+            raise SettingError(f"factorize.experts is auto, factored or dense; got {self.experts!r}.")
         if self.vocabulary not in VOCABULARY_CHOICES:
             raise SettingError(f"factorize.vocabulary is auto, dense or factored; got {self.vocabulary!r}.")
         words = isinstance(self.depth, str) and self.depth in ("auto", "all")
@@ -93,3 +99,14 @@ class FactorizeConfig:
                 f"Solver {chosen.solver!r} cannot be used on this model: {reason}. These can: {', '.join(usable)}."
             )
         return chosen
+
+    def with_experts(self, anatomy: Anatomy, *, streamed: bool = False) -> Anatomy:
+        """The anatomy with the experts' matrices that are to get factors, and no others.
+
+        Raises:
+            SettingError: experts are to get factors, and cannot.
+        """
+        if self.experts == "factored" and (streamed or not anatomy.stacks):
+            why = "the model is streamed" if streamed else "the model has none whose matrices makd can tell apart"
+            raise SettingError(f"factorize.experts is factored, but {why}. Leave it at auto.")
+        return replace(anatomy, stacks=()) if streamed or self.experts == "dense" else anatomy

@@ -55,6 +55,8 @@ def check_streamable(settings: FactorizeConfig) -> None:
             f"Factored vocabularies and dropped layers cannot be streamed (vocabulary is {settings.vocabulary!r}, "
             f"depth {settings.depth!r}). Leave both at auto, with a budget that the linears can meet."
         )
+    if settings.experts == "factored":
+        raise SettingError("Routed experts of a streamed model stay dense: leave factorize.experts at auto.")
     if settings.store == "memory":
         raise SettingError("A streamed factorization keeps its states on disk: leave factorize.store at auto.")
 
@@ -102,7 +104,8 @@ def stream_student(
     """
     check_streamable(settings)
     started = time.perf_counter()
-    anatomy = examine(model)  # without its weights no forward is tried: shapes are looked at layer by layer
+    # without its weights no forward is tried: shapes are looked at layer by layer
+    anatomy = settings.with_experts(examine(model), streamed=True)
     settings = settings.for_model(anatomy)
     kind = SOLVERS[settings.solver]
     if kind.needs_text or teach is not None:
@@ -113,7 +116,7 @@ def stream_student(
             "batch, that padding has no influence is not",
             type(model).__name__,
         )
-    check_round_trip(model, anatomy.linears)
+    check_round_trip(model, anatomy)
     plot = draw_plot(model, anatomy, linear_sizes(model, anatomy), budget, "dense", "all", kind.needs_text)
     checkpoint, device = Checkpoint(folder, model), device or torch.device("cpu")
     _claim(work, identity)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from makd.anatomy import ExpertStack
+from makd.calibration.experts import dense_expert
 from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
 from makd.ranks.allocation import LinearSize
-from makd.ranks.sharing import InputGroup
+from makd.ranks.sharing import Group, SharedStack
 from makd.solvers import (
     Solver,
     decompose_fisher,
@@ -24,6 +26,7 @@ from makd.solvers import (
 )
 from makd.solvers.factors import Decomposition, Factors, Spectrum
 from makd.solvers.parallel import map_on_cores
+from makd.solvers.stacks import Side, StackDecomposition, StackFactors, StackQuestion, decompose_stack
 from makd.solvers.svd import stack
 from makd.student.linear import dense_weight
 
@@ -33,8 +36,8 @@ class Wanted:
     """What is to be kept."""
 
     kind: Solver
-    groups: tuple[InputGroup, ...]
-    """That may share one A."""
+    groups: tuple[Group, ...]
+    """That may share one factor."""
     most: Mapping[str, int] | None
     """Linear, or group by its name -> the largest rank that it may get, 0 for those that stay dense; None where ranks
     follow from whole spectra."""
@@ -66,8 +69,12 @@ class Terms:
         if self.wanted.spectra:
             keep = self._keep_spectra if self.wanted.kind.in_forward_order else self._keep_decompositions
             keep(moments, on_matrix)
+            self._keep_stacks(moments, on_matrix)
         if self.wanted.kind.in_forward_order:
-            for name, found in moments.gradients.items():
+            for name in moments.linears:
+                if name not in moments.gradients:
+                    continue
+                found = moments.gradients[name]
                 self.store.write(f"gram/{name}", {"lower": _packed(found.gram)})
 
     def _keep_spectra(self, moments: LayerMoments, on_matrix: Callable[[], None]) -> None:
@@ -102,6 +109,48 @@ class Terms:
             self._write(name, spectrum)
             on_matrix()
 
+    def _keep_stacks(self, moments: LayerMoments, on_matrix: Callable[[], None]) -> None:
+        """Of experts, alone and with one factor for all of them, whatever the solver does with linears."""
+        ways: list[tuple[str, ExpertStack, Side]] = [(stack.name, stack, "") for stack in moments.stacks]
+        by_name = {stack.name: stack for stack in moments.stacks}
+        ways += [
+            (group.name, by_name[group.stack], group.side)
+            for group in self.wanted.groups
+            if isinstance(group, SharedStack) and group.stack in by_name
+        ]
+        wanted = [way for way in ways if self._most(way[0]) != 0]
+        questions = {stack.name: self._question(stack, moments) for _, stack, _ in wanted}
+
+        def decompose(way: tuple[str, ExpertStack, Side]) -> StackDecomposition:
+            name, stack, side = way
+            size = LinearSize(name, stack.out_features, stack.in_features, False, stack.experts, side)
+            most = self._most(name)
+            return decompose_stack(questions[stack.name], side, size.break_even if most is None else most)
+
+        for (name, _, _), found in zip(wanted, map_on_cores(decompose, wanted, self.device), strict=True):
+            mix = {} if found.mix is None else {"mix": found.mix}
+            self.store.write(f"factors/{name}", {"expand": found.expand, "reduce": found.reduce, **mix})
+            self._write(name, found.spectrum)
+            on_matrix()
+
+    def _question(self, stack: ExpertStack, moments: LayerMoments) -> StackQuestion:
+        kind, module = self.wanted.kind, self.model.get_submodule(stack.module)
+        weights = [dense_expert(module, stack, expert).detach().to(self.device) for expert in range(stack.experts)]
+        gradients = moments.gradients[stack.name].gram if kind.gradients else None
+        if not kind.inputs:
+            return StackQuestion(weights, torch.ones(stack.experts), gradient_gram=gradients, by_rows=True)
+        found = moments.experts[stack.name]
+        of_layer = found.layer_gram
+        grams = [found.pulled(expert, of_layer) for expert in range(stack.experts)]
+        return StackQuestion(weights, found.shares, grams, of_layer, gradients)
+
+    def stack_factors(self, name: str, rank: int) -> StackFactors:
+        """Factors of a stack, in the dtype of the teacher's and on the device."""
+        tensors = self.store.read(f"factors/{name}", self.device)
+        found = StackDecomposition(tensors["expand"], tensors["reduce"], self.spectrum(name), tensors.get("mix"))
+        owner, _, leaf = name.split(" + ")[0].rpartition(".")
+        return found.factors(rank, self.model.get_submodule(owner).get_parameter(leaf).dtype)
+
     def _write(self, name: str, spectrum: Spectrum) -> None:
         notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
         self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
@@ -112,8 +161,8 @@ class Terms:
         names = [*inside, *(group.name for group in self.wanted.groups if set(group.linears) <= inside)]
         return all(self._is_kept(name) for name in names)
 
-    def groups(self) -> tuple[InputGroup, ...]:
-        """Those that may share one A, as far as it was seen."""
+    def groups(self) -> tuple[Group, ...]:
+        """Those that may share one factor, as far as it was seen."""
         seen = (group for group in self.wanted.groups if not self.wanted.spectra or self._is_kept(group.name))
         return tuple(seen)
 

@@ -16,7 +16,7 @@ from makd.forecasting.operations import LayerShape, Operations, TextShape, decom
 from makd.forecasting.shapes import ModelShape, shape_of
 from makd.ranks.allocation import RANK_RULES, LinearSize, RankPlan, allocate
 from makd.ranks.budget import Budget
-from makd.ranks.sharing import by_linear, find_groups, with_groups
+from makd.ranks.sharing import by_linear, find_sharing, with_groups
 from makd.solvers import SOLVERS, Solver
 
 STUDENT_PASSES = 3.0
@@ -98,16 +98,19 @@ def forecast_factorization(
         SettingError, UnsupportedModelError: what is asked for cannot be done to this model.
     """
     settings = settings.for_model(anatomy)
+    anatomy = settings.with_experts(anatomy, streamed=from_files)
     kind, sizes = SOLVERS[settings.solver], linear_sizes(model, anatomy)
     plot = draw_plot(model, anatomy, sizes, budget, settings.vocabulary, settings.depth, bool(text.batches))
     outline, notes = _outline(plot)
     made = plot.parts.sizes(outline)
-    groups = () if settings.share_input == "never" else find_groups(anatomy, made)
+    groups = find_sharing(anatomy, made, settings.share_input)
     plan = _uniform(made, plot.allowance(outline), settings, anatomy)
     known = not RANK_RULES[settings.rank_rule].needs_spectra
     known = known and not plot.layers and (settings.share_input == "always" or not groups)
     if not known:
         notes.append("ranks follow from what calibration finds; those above are the uniform ones, to give an idea")
+    if anatomy.stacks:
+        notes.append("statistics and decompositions of routed experts are not in time and memory")
     shape = shape_of(model, anatomy, sizes)
     one_by_one = _is_one_by_one(anatomy)
     if kind.needs_text and not one_by_one:
@@ -171,7 +174,7 @@ def _uniform(sizes: list[LinearSize], allowance: int, settings: FactorizeConfig,
     """Ranks as a rule without spectra gives them."""
     if settings.share_input != "always":
         return allocate(sizes, allowance, "uniform", rank_multiple=settings.rank_multiple)
-    groups = find_groups(anatomy, sizes)
+    groups = find_sharing(anatomy, sizes, settings.share_input)
     shared = allocate(with_groups(sizes, groups), allowance, "uniform", rank_multiple=settings.rank_multiple)
     return by_linear(shared, groups)
 

@@ -6,6 +6,7 @@ which linear climbs next; climbing goes on while the budget allows; single ranks
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,22 +26,27 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LinearSize:
-    """What allocation knows of a linear."""
+    """What allocation knows of a linear, or of as many as there are experts, which have one rank."""
 
     name: str
     out_features: int
     in_features: int
     has_bias: bool
+    experts: int = 1
+    """How many matrices there are."""
+    shared: Literal["", "reduce", "expand"] = ""
+    """Which of their factors is one for all of them: A (`reduce`), B (`expand`) or none."""
 
     @property
     def dense(self) -> int:
-        """Weights of the matrix."""
-        return self.out_features * self.in_features
+        """Weights of the matrix, or of all matrices."""
+        return self.experts * self.out_features * self.in_features
 
     @property
     def step(self) -> int:
         """Weights of one rank."""
-        return self.out_features + self.in_features
+        out = self.out_features * (1 if self.shared == "expand" else self.experts)
+        return out + self.in_features * (1 if self.shared == "reduce" else self.experts)
 
     @property
     def break_even(self) -> int:
@@ -53,7 +59,7 @@ class LinearSize:
 
     def parameters(self, rank: int | None) -> int:
         """Weights and bias at this rank; None is dense."""
-        return self.weights(rank) + (self.out_features if self.has_bias else 0)
+        return self.weights(rank) + (self.experts * self.out_features if self.has_bias else 0)
 
     def capped(self, rank: int) -> int | None:
         """`rank`, or None for dense from break-even on."""

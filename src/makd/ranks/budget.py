@@ -23,7 +23,7 @@ class Budget:
     """Share of the whole teacher's parameters, in (0, 1]."""
     keep_linears: float | None = None
     """Share of the linears' parameters (weights and biases), in (0, 1]; the rest stays as it is. Routed experts are
-    linears too, and ones that stay dense: the others have to make up for them."""
+    linears too; where they stay dense, the others have to make up for them."""
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
@@ -46,7 +46,7 @@ class Budget:
             total_parameters: of the whole teacher.
             linear_parameters: of its factorizable linears, weights and biases.
             smallest_linears: the least that they can have, rank 1 everywhere: `ranks.allocation.smallest_parameters`.
-            expert_parameters: of its routed experts.
+            expert_parameters: of its routed experts that stay dense.
 
         Raises:
             BudgetError: the budget is above the teacher, or below the smallest student.
@@ -63,7 +63,7 @@ class Budget:
         Args:
             total_parameters: of the whole teacher.
             linear_parameters: of its factorizable linears, weights and biases.
-            expert_parameters: of its routed experts, which are linears too, but stay dense.
+            expert_parameters: of its routed experts that stay dense; they are linears too.
 
         Raises:
             ValueError: the linears have more parameters than the teacher.

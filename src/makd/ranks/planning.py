@@ -10,8 +10,11 @@ from torch import Tensor
 
 from makd.ranks.allocation import RANK_RULES, LinearSize, RankPlan, allocate
 from makd.ranks.sharing import (
-    InputGroup,
+    Group,
     SharedInput,
+    SharedStack,
+    all_sizes,
+    best_of_each,
     by_linear,
     compare_at_equal_weights,
     compare_at_one_price,
@@ -52,7 +55,7 @@ class Planned:
 
     items: RankPlan
     """By linear, or by group where one A is shared."""
-    groups: tuple[InputGroup, ...] = ()
+    groups: tuple[Group, ...] = ()
     """Those that share one A."""
     found: tuple[SharedInput, ...] = ()
     """What was found of every group."""
@@ -63,7 +66,7 @@ class Planned:
         return by_linear(self.items, self.groups)
 
 
-def most_ranks(question: Question, groups: Sequence[InputGroup]) -> dict[str, int] | None:
+def most_ranks(question: Question, groups: Sequence[Group]) -> dict[str, int] | None:
     """Ranks that no linear or group gets above, whatever shares one A; None for rules that need whole spectra first.
 
     Ranks that do not follow from spectra are known before anything is decomposed, but for what groups that share
@@ -73,9 +76,11 @@ def most_ranks(question: Question, groups: Sequence[InputGroup]) -> dict[str, in
         return None
     apart = _allocated(question, question.sizes, {}).ranks
     plans = [apart, equal_ranks(question.sizes, groups, apart)]
-    if groups:
-        plans.append(_allocated(question, with_groups(question.sizes, groups), {}).ranks)
-    known = {size.name: size for size in (*question.sizes, *with_groups(question.sizes, groups))}
+    for side in ("reduce", "expand"):
+        chosen = [group for group in groups if not isinstance(group, SharedStack) or group.side == side]
+        if chosen:
+            plans.append(_allocated(question, with_groups(question.sizes, chosen), {}).ranks)
+    known = all_sizes(question.sizes, groups)
     most: dict[str, int] = {}
     for name, size in known.items():
         ranks = [plan[name] for plan in plans if name in plan]
@@ -87,7 +92,7 @@ def most_ranks(question: Question, groups: Sequence[InputGroup]) -> dict[str, in
     return most
 
 
-def plan_ranks(question: Question, groups: Sequence[InputGroup], kept: Kept) -> Planned:
+def plan_ranks(question: Question, groups: Sequence[Group], kept: Kept) -> Planned:
     """Ranks within the allowance; with share_input auto, groups share where the predicted error is then smaller.
 
     Args:
@@ -104,7 +109,7 @@ def plan_ranks(question: Question, groups: Sequence[InputGroup], kept: Kept) -> 
     apart = _plan(question, question.sizes, kept)
     if not groups:
         return Planned(apart)
-    found = _compared(question, groups, apart, kept)
+    found = best_of_each(_compared(question, groups, apart, kept))
     winners = tuple(group for group, one in zip(groups, found, strict=True) if one.shared)
     if winners:
         shared = _plan(question, with_groups(question.sizes, winners), kept)
@@ -156,7 +161,7 @@ def _worth(question: Question, items: Sequence[LinearSize]) -> dict[str, float]:
     return {item.name: question.sensitivities.get(item.name.split(" + ")[0], 1.0) for item in items}
 
 
-def _compared(question: Question, groups: Sequence[InputGroup], apart: RankPlan, kept: Kept) -> list[SharedInput]:
+def _compared(question: Question, groups: Sequence[Group], apart: RankPlan, kept: Kept) -> list[SharedInput]:
     if question.rule == "global":
         names = [*(size.name for size in question.sizes), *(group.name for group in groups)]
         available = question.allowance - sum(size.parameters(None) - size.dense for size in question.sizes)

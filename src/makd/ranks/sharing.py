@@ -5,7 +5,8 @@ of rank · (in + out). Which loses less is read off the spectra of both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -30,6 +31,39 @@ class InputGroup:
         """What rank allocation calls the group as one linear."""
         return " + ".join(self.linears)
 
+    def size(self, known: Mapping[str, LinearSize]) -> LinearSize:
+        """The group as one linear."""
+        first = known[self.linears[0]]
+        out_features = sum(known[name].out_features for name in self.linears)
+        return LinearSize(self.name, out_features, first.in_features, first.has_bias)
+
+
+@dataclass(frozen=True)
+class SharedStack:
+    """A stack of experts' matrices of which one factor may be the same for all experts."""
+
+    stack: str
+    side: Literal["reduce", "expand"]
+    """A or B."""
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The stack, as rank allocation calls it where each expert has both factors for itself."""
+        return (self.stack,)
+
+    @property
+    def name(self) -> str:
+        """What rank allocation calls the stack with one factor for all."""
+        return f"{self.stack} + one {'A' if self.side == 'reduce' else 'B'}"
+
+    def size(self, known: Mapping[str, LinearSize]) -> LinearSize:
+        """The stack with one factor for all."""
+        return replace(known[self.stack], name=self.name, shared=self.side)
+
+
+Group = InputGroup | SharedStack
+"""What may share a factor."""
+
 
 @dataclass(frozen=True)
 class SharedInput:
@@ -43,6 +77,8 @@ class SharedInput:
     a weight is worth at this budget. None where nothing was compared."""
     together: float | None = None
     """The same with one A; at the same number of weights, or the same price a weight."""
+    side: Literal["reduce", "expand"] = "reduce"
+    """Which factor it is about; B only of a stack of experts."""
 
 
 def find_groups(anatomy: Anatomy, sizes: Iterable[LinearSize]) -> tuple[InputGroup, ...]:
@@ -55,23 +91,37 @@ def find_groups(anatomy: Anatomy, sizes: Iterable[LinearSize]) -> tuple[InputGro
     )
 
 
-def with_groups(sizes: Sequence[LinearSize], groups: Iterable[InputGroup]) -> list[LinearSize]:
-    """The same with each group as one linear, where its first linear stood."""
+def find_sharing(anatomy: Anatomy, sizes: Sequence[LinearSize], choice: str) -> tuple[Group, ...]:
+    """What may share a factor with the setting `share_input`; with `always`, experts share A."""
+    if choice == "never":
+        return ()
+    sides: tuple[Literal["reduce", "expand"], ...] = ("reduce", "expand") if choice == "auto" else ("reduce",)
+    known = {size.name for size in sizes}
+    stacks = (SharedStack(stack.name, side) for stack in anatomy.stacks if stack.name in known for side in sides)
+    return (*find_groups(anatomy, sizes), *stacks)
+
+
+def with_groups(sizes: Sequence[LinearSize], groups: Iterable[Group]) -> list[LinearSize]:
+    """The same with each group as one linear, where its first linear stood; each linear is in one group at most."""
     known = {size.name: size for size in sizes}
     firsts = {group.linears[0]: group for group in groups}
     inside = {name for group in firsts.values() for name in group.linears}
     grouped = []
     for size in sizes:
         if size.name in firsts:
-            group = firsts[size.name]
-            out_features = sum(known[name].out_features for name in group.linears)
-            grouped.append(LinearSize(group.name, out_features, size.in_features, size.has_bias))
+            grouped.append(firsts[size.name].size(known))
         elif size.name not in inside:
             grouped.append(size)
     return grouped
 
 
-def by_linear(plan: RankPlan, groups: Iterable[InputGroup]) -> RankPlan:
+def all_sizes(sizes: Sequence[LinearSize], groups: Iterable[Group]) -> dict[str, LinearSize]:
+    """Linears and groups by their names."""
+    known = {size.name: size for size in sizes}
+    return known | {group.name: group.size(known) for group in groups}
+
+
+def by_linear(plan: RankPlan, groups: Iterable[Group]) -> RankPlan:
     """The plan of `with_groups` in terms of linears: each has its group's rank, and the parameters count A once."""
     names = {group.name: group.linears for group in groups}
     ranks = {name: rank for item, rank in plan.ranks.items() for name in names.get(item, (item,))}
@@ -80,7 +130,7 @@ def by_linear(plan: RankPlan, groups: Iterable[InputGroup]) -> RankPlan:
 
 def compare_at_one_price(
     sizes: Sequence[LinearSize],
-    groups: Sequence[InputGroup],
+    groups: Sequence[Group],
     available: int,
     spectra: Mapping[str, Tensor],
     sensitivities: Mapping[str, float],
@@ -102,19 +152,20 @@ def compare_at_one_price(
     worth = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
     ladders = {
         size.name: _ladder(size, spectra[size.name], worth.get(size.name, 1.0), rank_multiple)
-        for size in (*sizes, *with_groups(sizes, groups))
+        for size in all_sizes(sizes, groups).values()
     }
     grouped = {name for group in groups for name in group.linears}
-    ways: list[tuple[list[Ladder], Ladder | None]]
-    ways = [([ladders[size.name]], None) for size in sizes if size.name not in grouped]
-    ways += [([ladders[name] for name in group.linears], ladders[group.name]) for group in groups]
+    ways: list[list[list[Ladder]]]
+    ways = [[[ladders[size.name]]] for size in sizes if size.name not in grouped]
+    for linears in dict.fromkeys(group.linears for group in groups):
+        together = [[ladders[group.name]] for group in groups if group.linears == linears]
+        ways.append([[ladders[name] for name in linears], *together])
     low, high = 1e-40, 1e20
     for _ in range(200):
         price = (low * high) ** 0.5
         weights = 0.0
-        for apart, together in ways:
-            options = [_cheapest(apart, price)] + ([] if together is None else [_cheapest([together], price)])
-            weights += min(options)[1]
+        for options in ways:
+            weights += min(_cheapest(option, price) for option in options)[1]
         low, high = (price, high) if weights > available else (low, price)
     return [
         _judged(group, _cheapest([ladders[name] for name in group.linears], high)[0],
@@ -124,10 +175,10 @@ def compare_at_one_price(
 
 
 def equal_ranks(
-    sizes: Sequence[LinearSize], groups: Sequence[InputGroup], ranks: Mapping[str, int | None]
+    sizes: Sequence[LinearSize], groups: Sequence[Group], ranks: Mapping[str, int | None]
 ) -> dict[str, int | None]:
     """Group's name -> its largest rank with no more weights than its linears have apart; None where that is dense."""
-    known = {size.name: size for size in (*sizes, *with_groups(sizes, groups))}
+    known = all_sizes(sizes, groups)
     found = {}
     for group in groups:
         weights = sum(known[name].weights(ranks[name]) for name in group.linears)
@@ -137,7 +188,7 @@ def equal_ranks(
 
 
 def compare_at_equal_weights(
-    groups: Iterable[InputGroup], ranks: Mapping[str, int | None], spectra: Mapping[str, Spectrum]
+    groups: Iterable[Group], ranks: Mapping[str, int | None], spectra: Mapping[str, Spectrum]
 ) -> list[SharedInput]:
     """For each group, its error apart and as one, at `ranks` (`equal_ranks`); dense groups have nothing to share."""
 
@@ -146,7 +197,7 @@ def compare_at_equal_weights(
         return 0.0 if rank is None else spectra[name].squared_error(rank)
 
     return [
-        SharedInput(group.linears, False)
+        SharedInput(group.linears, False, side=_side(group))
         if ranks[group.name] is None
         else _judged(group, sum(lost(name) for name in group.linears), lost(group.name))
         for group in groups
@@ -160,8 +211,22 @@ def plan_error(plan: RankPlan, spectra: Mapping[str, Tensor], sensitivities: Map
     )
 
 
-def _judged(group: InputGroup, separate: float, together: float) -> SharedInput:
-    return SharedInput(group.linears, together < separate * (1 - CLEARLY), separate, together)
+def _judged(group: Group, separate: float, together: float) -> SharedInput:
+    return SharedInput(group.linears, together < separate * (1 - CLEARLY), separate, together, _side(group))
+
+
+def _side(group: Group) -> Literal["reduce", "expand"]:
+    return group.side if isinstance(group, SharedStack) else "reduce"
+
+
+def best_of_each(found: Sequence[SharedInput]) -> list[SharedInput]:
+    """The same, with one way at most shared of those of the same linears: the one that loses least."""
+    best: dict[tuple[str, ...], SharedInput] = {}
+    for one in found:
+        other = best.get(one.linears)
+        if one.shared and (other is None or (one.together or 0.0) < (other.together or 0.0)):
+            best[one.linears] = one
+    return [replace(one, shared=one.shared and best[one.linears] is one) for one in found]
 
 
 def _lost(spectrum: Tensor, rank: int | None) -> float:

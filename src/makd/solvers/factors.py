@@ -60,6 +60,13 @@ class Spectrum:
             return float(self.squared_errors[rank])
         return float(self.singular_values[rank:].square().sum())
 
+    def all_squared_errors(self) -> Float[Tensor, " ranks"]:
+        """Squared error at rank 0, 1, ..., float64."""
+        if self.squared_errors is not None:
+            return self.squared_errors.to(torch.float64)
+        energies = self.singular_values.to(torch.float64).square()
+        return torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
+
     def relative_error(self, rank: int) -> float:
         """`squared_error`, relative to that of none of the terms."""
         dropped = self.squared_error(0)

@@ -36,16 +36,24 @@ def decompose_fisher(
         NumericsError: an argument holds NaN or infinity.
     """
     matrix = widened(weight)
-    scales, fallback = [], None
-    for block in as_blocks(gradient_gram):
-        rows = block.diagonal().to(matrix)
-        if not bool(torch.isfinite(rows).all()):
-            raise NumericsError("The second moments of the gradients of its outputs hold NaN or infinity.")
-        mean = float(rows.mean())
-        if mean <= 0:
-            fallback = "the gradients of its outputs were zero in all of the text; all rows count alike"
-        scales.append((rows + FLOOR * mean).sqrt()[:, None] if mean > 0 else torch.ones_like(rows)[:, None])
-    scale = stack(scales)
+    found_rows = [row_weights(block) for block in as_blocks(gradient_gram)]
+    scale = stack([rows[:, None] for rows, _ in found_rows]).to(matrix)
+    fallback = next((told for _, told in found_rows if told), None)
     weighted = scale * matrix
     found = principal_outputs(matrix, weighted, rank)
     return found.terms(found.left / scale, found.left.T @ weighted, weight.dtype, fallback)
+
+
+def row_weights(gradient_gram: Float[Tensor, "out out"]) -> tuple[Float[Tensor, " out"], str | None]:
+    """D, what each row's error is multiplied by, and what was done where there were no gradients.
+
+    Raises:
+        NumericsError: `gradient_gram` holds NaN or infinity on its diagonal.
+    """
+    rows = gradient_gram.diagonal().to(torch.float64)
+    if not bool(torch.isfinite(rows).all()):
+        raise NumericsError("The second moments of the gradients of its outputs hold NaN or infinity.")
+    mean = float(rows.mean())
+    if mean <= 0:
+        return torch.ones_like(rows), "the gradients of its outputs were zero in all of the text; all rows count alike"
+    return (rows + FLOOR * mean).sqrt(), None

@@ -104,7 +104,7 @@ class _Sides:
 
     @staticmethod
     def of(matrix: Tensor, gradient_gram: Tensor | Sequence[Tensor], ridge: float) -> "_Sides":
-        found = [_output_root(block, ridge) for block in as_blocks(gradient_gram)]
+        found = [output_root(block, ridge) for block in as_blocks(gradient_gram)]
         roots, fallbacks = zip(*found, strict=True)
         parts = matrix.split([len(root) for root in roots])
         return _Sides(stack([root.T @ part for root, part in zip(roots, parts, strict=True)]), roots, fallbacks)
@@ -119,7 +119,7 @@ def _told(fallbacks: Iterable[str | None]) -> str | None:
     return "; ".join(text for text in dict.fromkeys(fallbacks) if text) or None
 
 
-def _output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple[Float[Tensor, "out out"], str | None]:
+def output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple[Float[Tensor, "out out"], str | None]:
     """L with L Lᵀ = G_out, its ridge included, and what was done to make it positive definite."""
     mean = float(gradient_gram.diagonal().mean())
     identity = torch.eye(len(gradient_gram), dtype=torch.float64, device=gradient_gram.device)

@@ -11,11 +11,11 @@ from makd.errors import ModelLoadError
 from makd.registry import unknown_name
 
 METHOD = "makd"
-FORMAT = 4
+FORMAT = 5
 """Version of what is stored; a reader refuses a higher one.
 
 1: factors; 2: factored embeddings, dropped layers; 3: linears that share an A; 4: identities, under names that
-transformers without makd looks for, and all else under its names in memory.
+transformers without makd looks for, and all else under its names in memory; 5: experts.
 """
 COUNTS = ("total", "factored", "vocabulary")
 
@@ -35,6 +35,8 @@ class StudentConfig(QuantizationConfigMixin):
             rank in `ranks`.
         dropped: name of a layer that the student does without -> what it returned: 0 for its hidden states alone,
             else the length of a tuple.
+        experts: name of a stack of experts' matrices in the saved model -> its `rank`, and which factor is `shared` by
+            all experts: `reduce`, `expand` or "".
         identity: sixteen hexadecimal digits, made from the student's weights when it was made. Each stand-in in the
             weight files has it too: weights and config of two students do not go together.
         format: version of this layout.
@@ -49,6 +51,7 @@ class StudentConfig(QuantizationConfigMixin):
         embeddings: Mapping[str, int] | None = None,
         dropped: Mapping[str, int] | None = None,
         shared: Mapping[str, Sequence[str]] | None = None,
+        experts: Mapping[str, Mapping[str, int | str]] | None = None,
         identity: str | None = None,
         format: int = FORMAT,
         quant_method: str = METHOD,
@@ -60,6 +63,7 @@ class StudentConfig(QuantizationConfigMixin):
         self.embeddings = dict(embeddings or {})
         self.dropped = dict(dropped or {})
         self.shared = {name: list(others) for name, others in (shared or {}).items()}
+        self.experts = {name: dict(entry) for name, entry in (experts or {}).items()}
         self.identity = identity
         self.format = format
 
@@ -138,6 +142,17 @@ def _are_groups(value: object) -> bool:
     )
 
 
+def _are_stacks(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_name(name)
+        and isinstance(entry, Mapping)
+        and entry.keys() == {"rank", "shared"}
+        and _is_size(entry["rank"])
+        and entry["shared"] in ("", "reduce", "expand")
+        for name, entry in value.items()
+    )
+
+
 def _is_identity(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-7][0-9a-f]{15}", value) is not None
 
@@ -148,6 +163,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "embeddings": (_are_sizes, "names of embeddings with their ranks, from 1 on"),
     "dropped": (_are_counts, "names of layers with what they returned, from 0 on"),
     "shared": (_are_groups, "names of linears with lists of other linears"),
+    "experts": (_are_stacks, "names of experts' stacks, each with a rank from 1 on and what is shared"),
     "parameters": (_are_counts, f"{', '.join(COUNTS)} with numbers from 0 on"),
     "architecture": (_is_name, "the name of a model's class"),
     "identity": (_is_identity, "sixteen hexadecimal digits, the first below 8"),

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from makd.kinds import takes
 from makd.registry import unknown_name
 from makd.student.embedding import LowRankEmbedding, is_tied_head, untie_factors_
+from makd.student.experts import FactoredStack, fold_stack_
 from makd.student.hub import mark_student
 from makd.student.linear import LowRankLinear
 
@@ -33,8 +34,9 @@ def factored_linears(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _factored(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of everything factored: linears, token embeddings, and the LM heads that are tied to those."""
-    return tuple(name for name, module in model.named_modules() if isinstance(module, LowRankLinear | LowRankEmbedding))
+    """Names of everything factored: linears, experts, token embeddings, and the LM heads that are tied to those."""
+    kinds = LowRankLinear | LowRankEmbedding | FactoredStack
+    return tuple(name for name, module in model.named_modules() if isinstance(module, kinds))
 
 
 @takes
@@ -71,6 +73,8 @@ def fold_(student: PreTrainedModel, linears: Iterable[str] | None = None) -> Non
         layer = student.get_submodule(name)
         if isinstance(layer, LowRankEmbedding) or is_tied_head(student, layer):
             _fold_table_(student, layer.get_parameter("weight"))
+        elif isinstance(layer, FactoredStack):
+            fold_stack_(student, name)
         elif isinstance(layer, LowRankLinear):  # else it went with the embeddings that it was tied to
             student.set_submodule(name, _dense(layer, name in kept_transposed).train(layer.training))
     mark_student(student)

@@ -23,6 +23,7 @@ from makd.anatomy import SkippedLayer, StandIn
 from makd.errors import ModelLoadError
 from makd.student.config import METHOD, StudentConfig
 from makd.student.embedding import LowRankEmbedding, is_tied_head
+from makd.student.experts import FactoredStack
 from makd.student.identity import file_names, file_names_of_any_head, identity_tensor, make_identity, saved_tensors
 from makd.student.linear import LowRankLinear
 from makd.student.placing import place_stand_ins_
@@ -32,6 +33,7 @@ from makd.weights.shards import weight_files
 
 ALIGNMENT = 64
 """Bytes: torch's own memory begins at multiples of it, and the widest vector registers read so much at a time."""
+FACTORED = LowRankLinear | LowRankEmbedding | FactoredStack
 NAMED_AS_IN_MEMORY = 4
 """The first format whose files have the names in memory; older ones have what transformers made of those."""
 
@@ -132,8 +134,13 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
             student.__dict__.pop("_weight_conversions", None)
         return
     counts, architecture = count_parameters(student), type(student).__name__
+    experts: dict[str, dict[str, int | str]] = {
+        name: {"rank": module.rank, "shared": module.shared}
+        for name, module in modules.items()
+        if isinstance(module, FactoredStack)
+    }
     student.config.quantization_config = StudentConfig(
-        ranks, counts, architecture, embeddings, dropped, shared, identity
+        ranks, counts, architecture, embeddings, dropped, shared, experts, identity
     )
     for module in _stand_ins(student):
         if module.identity.device.type != "meta":
@@ -164,7 +171,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 
 def _count_factors(model: nn.Module) -> int:
     """Parameters of factored matrices that no other module holds too, as BERT's predictions hold the head's bias."""
-    factored = [module for module in model.modules() if isinstance(module, LowRankLinear | LowRankEmbedding)]
+    factored = [module for module in model.modules() if isinstance(module, FACTORED)]
     inside = {id(part) for module in factored for part in module.modules()}
     others = {
         id(parameter)
@@ -196,6 +203,7 @@ def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
     whole = len(config.ranks) == sum(_is_own_linear(model, module) for module in modules) and len(
         config.embeddings
     ) == sum(isinstance(module, LowRankEmbedding) for module in modules)
+    whole = whole and len(config.experts) == sum(isinstance(module, FactoredStack) for module in modules)
     checks = {}
     if whole:
         checks["parameters in factors"] = (found["factored"], expected["factored"])

@@ -67,7 +67,7 @@ def names_in_memory(shapes: Shapes, model: PreTrainedModel) -> Shapes:
 def _identity_names(model: PreTrainedModel) -> dict[str, str]:
     """Name in a file -> name in memory, of each identity."""
     return {
-        f"{name}.{module.stands_for}": f"{name}.identity"
+        module.name_in_files(name): f"{name}.identity"
         for name, module in model.named_modules()
         if isinstance(module, StandIn)
     }

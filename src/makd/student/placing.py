@@ -9,9 +9,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy import SkippedLayer, linear_shape
+from makd.anatomy.experts import read_stacks
 from makd.errors import ModelLoadError
+from makd.solvers.stacks import Side
 from makd.student.config import StudentConfig
 from makd.student.embedding import LowRankEmbedding, rename_ties_, tied_head_names
+from makd.student.experts import FactoredStack, highest_rank, place_stack_
 from makd.student.linear import LowRankLinear
 from makd.student.shared_linear import lead_
 
@@ -33,6 +36,8 @@ def place_stand_ins_(model: PreTrainedModel, config: StudentConfig) -> None:
         found = None if name in following else find_module_name(model, name)
         if found is not None:
             _factor_linear_(model, found, rank, config.shared.get(name, ()))
+    for name, entry in config.experts.items():
+        _factor_stack_(model, name, int(entry["rank"]), entry["shared"])  # type: ignore[arg-type]
     for name, rank in config.embeddings.items():
         found = find_module_name(model, name, nn.Embedding)
         if found is not None:
@@ -82,6 +87,23 @@ def _factor_linear_(model: PreTrainedModel, name: str, rank: int, others: Sequen
         followers = lead_(leader, [linear_shape(other)[0] for other in dense], biases)
         for other, follower in zip(found, followers, strict=True):
             model.set_submodule(other, follower)
+
+
+def _factor_stack_(model: PreTrainedModel, name: str, rank: int, shared: Side) -> None:
+    """Put empty factors in the place of a stack of experts' matrices."""
+    owner = find_module_name(model, name.rpartition(".")[0], nn.Module)
+    if owner is None:
+        return
+    stacks = read_stacks(owner, 0, model.get_submodule(owner))
+    stack = next((stack for stack in stacks if stack.leaf == name.rpartition(".")[2]), None)
+    if stack is None or rank > highest_rank(stack.out_features, stack.in_features, shared):
+        raise ModelLoadError(
+            f"config.json gives {name!r} rank {rank}, which {type(model).__name__} has no experts for. The config and "
+            "the model do not fit together."
+        )
+    dtype = model.get_submodule(owner).get_parameter(stack.leaf).dtype
+    factored = FactoredStack(stack.experts, stack.out_features, stack.in_features, rank, shared, dtype=dtype)
+    place_stack_(model, stack, factored)
 
 
 def _factor_embeddings_(model: PreTrainedModel, name: str, rank: int) -> None:

@@ -5,13 +5,13 @@ do to a student's is played through here by name, with tensors that take no memo
 """
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from makd.anatomy import Anatomy
 from makd.errors import UnsupportedModelError
 from makd.student.config import StudentConfig
 from makd.student.hub import describe_student
@@ -19,17 +19,17 @@ from makd.student.identity import names_in_memory, saved_tensors
 from makd.student.placing import place_stand_ins_
 
 
-def check_round_trip(teacher: PreTrainedModel, linears: Iterable[str]) -> None:
+def check_round_trip(teacher: PreTrainedModel, anatomy: Anatomy) -> None:
     """Whether the tensors of a student of `teacher` keep their names through saving and loading.
 
     Args:
         teacher: perhaps empty. It is not changed.
-        linears: that a student may have factors of.
+        anatomy: of `teacher`, with what a student may have factors of.
 
     Raises:
         UnsupportedModelError: a tensor would be lost, or could not be saved.
     """
-    student = _empty_student(teacher, linears)
+    student = _empty_student(teacher, anatomy)
     written = saved_tensors(student)
     try:
         files = revert_weight_conversion(student, written)
@@ -46,8 +46,8 @@ def check_round_trip(teacher: PreTrainedModel, linears: Iterable[str]) -> None:
         )
 
 
-def _empty_student(teacher: PreTrainedModel, linears: Iterable[str]) -> PreTrainedModel:
-    """A copy of `teacher` whose tensors take no memory, with factors of rank 1 in the place of `linears`."""
+def _empty_student(teacher: PreTrainedModel, anatomy: Anatomy) -> PreTrainedModel:
+    """A copy of `teacher` whose tensors take no memory, with factors of rank 1 wherever there may be any."""
     tensors = [*teacher.parameters(), *teacher.buffers()]
     empty = {
         id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
@@ -58,7 +58,9 @@ def _empty_student(teacher: PreTrainedModel, linears: Iterable[str]) -> PreTrain
     student = copy.deepcopy(teacher, dict(empty))
     counts = {"total": 0, "factored": 0, "vocabulary": 0}
     with torch.device("meta"):
-        config = StudentConfig(dict.fromkeys(linears, 1), counts, type(teacher).__name__, identity="0" * 16)
+        ranks = dict.fromkeys(anatomy.linears, 1)
+        experts: dict[str, dict[str, int | str]] = {stack.name: {"rank": 1, "shared": ""} for stack in anatomy.stacks}
+        config = StudentConfig(ranks, counts, type(teacher).__name__, experts=experts, identity="0" * 16)
         place_stand_ins_(student, config)
     describe_student(student, "0" * 16)
     return student
