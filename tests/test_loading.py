@@ -250,8 +250,9 @@ def test_a_learner_gets_a_new_head_but_no_new_layers(encoder_folder, tmp_path):
         load_learner(str(folder), "sequence_classification", num_labels=3)
 
 
-HEADS_OF = dict.fromkeys(("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"),
-                         "causal_lm") | dict.fromkeys(("t5", "t5_gated", "bart"), "seq2seq_lm")  # fmt: skip
+HEADS_OF = dict.fromkeys(("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3",
+                          "falcon", "bloom", "codegen", "gpt_bigcode"), "causal_lm")  # fmt: skip
+HEADS_OF |= dict.fromkeys(("t5", "t5_gated", "bart"), "seq2seq_lm")
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

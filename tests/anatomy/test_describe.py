@@ -32,8 +32,8 @@ class TestEveryFamily:
         inspection = describe(model, resolve(model))
         assert inspection.parameters == sum(parameter.numel() for parameter in model.parameters())
         inside = ("query", "key", "value", "dense", "proj", "lin", "Wqkv", "Wo", "Wi", "c_attn", "c_fc", "fc1", "fc2",
-                  ".q.", ".k.", ".v.", ".o.", ".wi", ".wo.", "ffn")  # fmt: skip
-        outside = ("norm", "Norm", "embed", "pooler", "mapping", "relative")
+                  "fc_in", "fc_out", ".q.", ".k.", ".v.", ".o.", ".wi", ".wo.", "ffn")  # fmt: skip
+        outside = ("norm", "Norm", "embed", "pooler", "mapping", "relative", "bottleneck", "ffn.0.")
         by_name = sum(
             parameter.numel()
             for key, parameter in model.named_parameters()

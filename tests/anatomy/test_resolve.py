@@ -14,6 +14,8 @@ from makd.student.linear import LowRankLinear
 from tests.anatomy.recording import watch
 from tests.models import AUTO, BART, CONFIGS, DECODER, ENCODER, T5, batch, tiny
 
+XLNET = {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
+
 
 def offers(name, head):
     """Whether transformers has a model of this kind with this head."""
@@ -120,7 +122,7 @@ class TestStacks:
     def test_a_linear_that_is_not_where_the_family_keeps_it_is_named_in_the_error(self):
         model = tiny("llama")
         del model.layers[1].mlp.up_proj
-        with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp\.up_proj.*'up'.*families\.py"):
+        with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp\.up_proj.*'up'.*anatomy/table"):
             resolve(model)
 
 
@@ -245,13 +247,28 @@ class TestUnknownArchitectures:
         assert Role.GATE in anatomy.layers[0].roles
 
     def test_two_lists_of_layers_are_ambiguous_and_the_error_names_both(self):
-        with pytest.raises(UnsupportedModelError, match=r"stacks\.tower0, stacks\.tower1.*families\.py") as caught:
+        with pytest.raises(UnsupportedModelError, match=r"stacks\.tower0, stacks\.tower1.*anatomy/table") as caught:
             resolve(Unknown(UnknownConfig(stacks=2)))
         assert "llama" in str(caught.value)
 
     def test_an_encoder_decoder_is_never_read_half(self):
-        with pytest.raises(UnsupportedModelError, match=r"'pegasus'.*encoder-decoder.*families\.py"):
-            resolve(transformers.PegasusModel(transformers.PegasusConfig(**BART)))
+        with pytest.raises(UnsupportedModelError, match=r"'unknown-to-makd'.*encoder-decoder.*anatomy/table"):
+            resolve(Unknown(UnknownConfig(is_encoder_decoder=True)))
+
+    @pytest.mark.parametrize(
+        ("build", "reason"),
+        [
+            (lambda: transformers.WhisperModel(transformers.WhisperConfig(**BART)), "reads sound, not token ids"),
+            (lambda: transformers.XLNetModel(transformers.XLNetConfig(**XLNET)), "bare parameters"),
+            (
+                lambda: transformers.MambaModel(transformers.MambaConfig(**ENCODER)),
+                "not all of its layers have attention",
+            ),
+        ],
+    )
+    def test_a_type_that_no_row_can_describe_is_refused_with_its_reason(self, build, reason):
+        with pytest.raises(UnsupportedModelError, match=reason):
+            resolve(build())
 
     def test_experts_are_not_taken_for_a_feed_forward(self):
         for layer in resolve(tiny("mixtral")).layers:

@@ -20,6 +20,7 @@ from tests.models import AUTO, CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, t
 
 NAMES = (*CONFIGS, *RELATIVES, *STRUCTURAL)
 OWN_ATTENTION = "does not go through transformers' attention interface"
+OUTSIDE = "outside the attention interface"
 PADDED = r"have the shape \(\d+, \d+, \d+\), where batch and tokens are \(3, \d+, \.\.\.\)"
 OFF = {
     **{
@@ -27,7 +28,19 @@ OFF = {
         for name in ("convbert", "lilt", "megatron_bert", "mpnet", "nystromformer", "rembert", "roformer", "tapas",
                      "visual_bert", "xglm", "yoso")
     },
-    "deberta_v2": {"attention": "outside the attention interface"},
+    **{
+        name: {"attention": OUTSIDE}
+        for name in ("deberta", "deberta_v2", "bloom", "mpt", "openai_gpt", "gpt_neo", "gpt_neox_japanese", "ctrl",
+                     "longt5", "longt5_global", "mvp", "bigbird_pegasus")
+    },
+    **{
+        name: {"attention": OUTSIDE, "matrix": r"dense_4h_to_h \(down\) are changed in place"}
+        for name in ("falcon", "falcon_multi_query", "falcon_alibi")
+    },
+    **{
+        name: {"attention": OUTSIDE, "matrix": PADDED, "relation": PADDED, "hidden": PADDED}
+        for name in ("led", "pegasus_x", "prophetnet")
+    },
     "gpt_oss": {"attention": "sinks"},
     "doge": {"attention": "never given"},
     "llama4": {"matrix": r"shared_expert\.down_proj \(down\) are changed in place"},
@@ -37,7 +50,8 @@ OFF = {
 }  # fmt: skip
 """Name -> aspects that are off, with what the reason says; all other types have none."""
 SOLVERS_OFF = {
-    "llama4": {"in_forward_order"},
+    **{name: {"in_forward_order"} for name in ("llama4", "openai_gpt", "falcon", "falcon_multi_query", "falcon_alibi")},
+    **{name: {"inputs", "gradients", "in_forward_order"} for name in ("led", "pegasus_x", "prophetnet")},
     "gemma3n": {"in_forward_order"},
     "longformer": {"inputs", "gradients", "in_forward_order"},
     "big_bird": {"inputs", "gradients", "in_forward_order"},
@@ -252,6 +266,27 @@ def test_a_decoder_without_its_encoder_has_its_cross_attention_off():
     anatomy = examine(tiny("bart", "causal_lm"))
     assert "never given" in anatomy.off["attention"]
     assert "(cross_q) are never given" in anatomy.off["matrix"]
+
+
+def bert_with_values_of_another_input():
+    model = tiny("bert")
+    attention = model.encoder.layer[1].attention.self
+    attention.value.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1.0,))
+    return model
+
+
+def test_linears_that_do_not_read_the_same_tensor_are_no_group():
+    model = bert_with_values_of_another_input()
+    first, second = (f"encoder.layer.{index}.attention.self" for index in (0, 1))
+    assert examine(model).input_groups == (
+        (f"{first}.query", f"{first}.key", f"{first}.value"),
+        (f"{second}.query", f"{second}.key"),
+    )
+    assert examine(tiny("mobilebert")).input_groups == resolve(tiny("mobilebert")).input_groups
+
+
+def test_an_encoder_that_looks_at_the_next_token_is_said_to_read_padding():
+    assert "in the padding" in examine(tiny("mobilebert", trigram_input=True)).notes[-1]
 
 
 def test_without_weights_nothing_is_tried_which_a_note_says():
