@@ -86,3 +86,14 @@ def test_a_factorization_logs_what_experts_may_get(caplog):
     with caplog.at_level("INFO", logger="makd"):
         makd.factorize(tiny("qwen2_moe"), makd.Budget(keep_linears=0.9), solver="svd")
     assert any("the routed ones (mlp.experts) may get factors" in line.message for line in caplog.records)
+
+
+def test_experts_that_do_something_besides_stay_dense_with_the_reason(monkeypatch):
+    model = tiny("mixtral")
+    experts = model.layers[1].mlp.experts
+    monkeypatch.setattr(experts, "forward", lambda *given: 2 * type(experts).forward(experts, *given))
+    found = makd.inspect(model).anatomy
+    assert {stack.layer for stack in found.stacks} == {0}
+    assert any("something else than their matrices alone" in note for note in found.notes)
+    student = makd.factorize(model, makd.Budget(keep_linears=0.9), solver="svd")
+    assert not any(".1.mlp.experts" in name for name in student.factorization.ranks)

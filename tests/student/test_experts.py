@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+import makd
 from makd.anatomy import count_experts, resolve
 from makd.errors import ModelLoadError
 from makd.evaluation import parameter_counts
@@ -96,6 +97,16 @@ class TestSaving:
 
 
 class TestFiles:
+    @pytest.mark.parametrize(("experts", "expected"), [("factored", 5), ("dense", 4)])
+    def test_a_student_without_factored_experts_is_saved_as_before_there_were_any(self, tmp_path, experts, expected):
+        teacher = tiny("mixtral")
+        student = makd.factorize(teacher, makd.Budget(keep_linears=0.9 + 0.05 * (experts == "dense")), solver="svd",
+                                 experts=experts)  # fmt: skip
+        student.save_pretrained(tmp_path)
+        entry = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+        assert entry["format"] == expected
+        assert ("experts" in entry) == (expected == 5)
+
     def test_another_head_loads_the_same_experts(self, tmp_path):
         student = factored(tiny("mixtral", "causal_lm"))
         student.save_pretrained(tmp_path)

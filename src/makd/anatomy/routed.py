@@ -82,3 +82,17 @@ def _activate(cls: Any, module: Any, first: Tensor) -> Tensor:
     gate, up = first.chunk(2, dim=-1)
     product: Tensor = up * module.act_fn(gate)
     return product
+
+
+def dense_expert(module: nn.Module, leaf: str, expert: int) -> Float[Tensor, "out inp"]:
+    """The weight (out, in) of one expert of a dense stack, however the architecture keeps it."""
+    weight = module.get_parameter(leaf)[expert]
+    return weight.T if getattr(module, "is_transposed", True) else weight
+
+
+def dense_product(
+    module: nn.Module, leaf: str, expert: int, rows: Float[Tensor, "rows inp"]
+) -> Float[Tensor, "rows out"]:
+    """What an expert's dense matrix makes of its rows, with its bias."""
+    bias = getattr(module, f"{leaf}_bias", None)
+    return nn.functional.linear(rows, dense_expert(module, leaf, expert), None if bias is None else bias[expert])

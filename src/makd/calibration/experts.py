@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, ExpertStack
-from makd.anatomy.routed import run_experts
+from makd.anatomy.routed import dense_product, run_experts
 from makd.anatomy.tokens import layer_tokens
 from makd.calibration.moments import InputMoments
 from makd.errors import DataError, NumericsError, UnsupportedModelError
@@ -111,7 +111,7 @@ class ExpertWatcher:
                 stack, counted = by_leaf[leaf], real[tokens]
                 if inputs and bool(counted.any()):
                     self._note(stack, expert, read[counted])
-                output = nn.functional.linear(read, dense_expert(module, stack, expert), _bias(module, stack, expert))
+                output = dense_product(module, leaf, expert, read)
                 if on_output is not None:
                     on_output(stack.name, output, counted)
                 return output
@@ -140,13 +140,3 @@ def check_experts_reached(stacks: Sequence[ExpertStack], moments: Mapping[str, E
         found = moments.get(stack.name)
         if found is None or not any(one.rows for one in found.of_experts):
             raise DataError(f"No expert of {stack.name} saw a token during calibration: the batches do not reach it.")
-
-
-def dense_expert(module: nn.Module, stack: ExpertStack, expert: int) -> Float[Tensor, "out inp"]:
-    """The weight (out, in) of one expert of a dense stack, however the architecture keeps it."""
-    weight = module.get_parameter(stack.leaf)[expert]
-    return weight.T if getattr(module, "is_transposed", True) else weight
-
-
-def _bias(module: nn.Module, stack: ExpertStack, expert: int) -> Tensor | None:
-    return module.get_parameter(f"{stack.leaf}_bias")[expert] if stack.has_bias else None

@@ -23,6 +23,7 @@ from makd.anatomy import Anatomy, Inspection, Layer, Role, describe, resolve
 from makd.capture.attention import attention_is_noted
 from makd.capture.listening import CHANGED, differ, listen
 from makd.capture.recording import Tap
+from makd.capture.routed import faulty_experts
 from makd.errors import UnsupportedModelError
 from makd.kinds import takes
 
@@ -94,8 +95,12 @@ def _examine(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
                 for tap, heard in first.heard.items()
                 if tap not in faults and differ(heard, other.heard[tap])
             }
+        experts = faulty_experts(tried, anatomy, inputs)
     anatomy = replace(anatomy, layers=tuple(_with_apart(layer, first.apart) for layer in anatomy.layers))
     notes, solvers_off = anatomy.notes, dict(anatomy.solvers_off)
+    if experts:
+        notes += (f"experts of {min(experts)} (and {len(experts) - 1} others) stay dense: {min(experts.values())}",)
+        anatomy = replace(anatomy, stacks=tuple(stack for stack in anatomy.stacks if stack.module not in experts))
     if first.breaks:
         solvers_off["in_forward_order"] = f"{first.breaks[0]} does not read what the layer before it gives"
     if own:

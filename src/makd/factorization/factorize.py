@@ -170,7 +170,8 @@ def _nearest(
     for outline in plot.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
         with skipping(teacher, outline.dropped, outline.outputs):
-            inside = settings.with_experts(resolve(teacher))
+            inside = resolve(teacher)
+            inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
             job = Job(ModelSource(teacher), inside, outline, plot, settings, batches, progress, teach)
             calibrated = calibrate(job)
             students = [assemble(replace(job, outline=replace(outline, emphasis=one)), calibrated) for one in emphases]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import ExpertStack
-from makd.calibration.experts import dense_expert
+from makd.anatomy.routed import dense_expert
 from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
 from makd.ranks.allocation import LinearSize
@@ -135,7 +135,7 @@ class Terms:
 
     def _question(self, stack: ExpertStack, moments: LayerMoments) -> StackQuestion:
         kind, module = self.wanted.kind, self.model.get_submodule(stack.module)
-        weights = [dense_expert(module, stack, expert).detach().to(self.device) for expert in range(stack.experts)]
+        weights = [dense_expert(module, stack.leaf, expert).detach().to(self.device) for expert in range(stack.experts)]
         gradients = moments.gradients[stack.name].gram if kind.gradients else None
         if not kind.inputs:
             return StackQuestion(weights, torch.ones(stack.experts), gradient_gram=gradients, by_rows=True)

@@ -15,8 +15,10 @@ FORMAT = 5
 """Version of what is stored; a reader refuses a higher one.
 
 1: factors; 2: factored embeddings, dropped layers; 3: linears that share an A; 4: identities, under names that
-transformers without makd looks for, and all else under its names in memory; 5: experts.
+transformers without makd looks for, and all else under its names in memory; 5: experts (a student without any is of format 4,
+which makd before them reads).
 """
+BEFORE_EXPERTS = 4
 COUNTS = ("total", "factored", "vocabulary")
 
 
@@ -53,7 +55,7 @@ class StudentConfig(QuantizationConfigMixin):
         shared: Mapping[str, Sequence[str]] | None = None,
         experts: Mapping[str, Mapping[str, int | str]] | None = None,
         identity: str | None = None,
-        format: int = FORMAT,
+        format: int | None = None,
         quant_method: str = METHOD,
     ) -> None:
         self.quant_method = quant_method  # type: ignore[assignment]
@@ -65,7 +67,14 @@ class StudentConfig(QuantizationConfigMixin):
         self.shared = {name: list(others) for name, others in (shared or {}).items()}
         self.experts = {name: dict(entry) for name, entry in (experts or {}).items()}
         self.identity = identity
-        self.format = format
+        self.format = (FORMAT if self.experts else BEFORE_EXPERTS) if format is None else format
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in `config.json`."""
+        values: dict[str, Any] = super().to_dict()
+        if not self.experts:
+            values.pop("experts")
+        return values
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

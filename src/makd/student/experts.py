@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from makd.anatomy import ExpertStack, StandIn
-from makd.anatomy.routed import run_experts
+from makd.anatomy.routed import dense_product, run_experts
 from makd.solvers.stacks import Side, StackFactors
 
 
@@ -101,11 +101,9 @@ class FactoredExperts(nn.Module):
 
     def _multiply(self, leaf: str, expert: int, rows: Tensor, _tokens: Tensor) -> Tensor:
         stack, bias = getattr(self, leaf), getattr(self, f"{leaf}_bias", None)
-        if isinstance(stack, FactoredStack):
-            output = stack.multiply(expert, rows)
-        else:
-            weight = stack[expert]
-            output = nn.functional.linear(rows, weight.T if getattr(self, "is_transposed", True) else weight)
+        if not isinstance(stack, FactoredStack):
+            return dense_product(self, leaf, expert, rows)
+        output = stack.multiply(expert, rows)
         return output if bias is None else output + bias[expert]
 
 
