@@ -73,6 +73,12 @@ def test_what_the_template_refuses_is_told_with_the_roles(tokenizer):
         read(with_template(tokenizer, ALTERNATING), chat("a list", "the names", system="one name"))
 
 
+def test_a_template_that_writes_the_date_is_told_of(tokenizer, caplog):
+    dated = "{{ strftime_now('%d') }} " + PLAIN
+    make_encoder(with_template(tokenizer, dated), Rendering())
+    assert "writes the date of today" in caplog.messages[-1]
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer):
     with pytest.raises(makd.MakdError, match=r"no chat template\. Say with data\.template"):
         make_encoder(tokenizer, Rendering())

@@ -11,7 +11,7 @@ from makd.capture import capture
 from makd.distill import DistillTrainer
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import aspect_losses
-from makd.evaluation import fidelity
+from makd.evaluation import fidelity, perplexity
 from tests.distill.test_trainer import make_arguments
 from tests.models import tiny
 
@@ -132,6 +132,12 @@ def test_fidelity_of_completions_counts_their_predictions(pair, inputs):
     found = fidelity(student, teacher, [inputs], tokens="completion")
     assert found["prediction_kl"] == pytest.approx(float(expected), rel=1e-4)
     assert found != fidelity(student, teacher, [inputs])
+
+
+def test_perplexity_of_completions_counts_their_tokens(pair, inputs):
+    predicted = whole(pair[0], inputs).logits.log_softmax(-1)
+    costs = torch.stack([-predicted[row, token, IDS[row][token + 1]] for row, token in PREDICTING])
+    assert perplexity(pair[0], [inputs]) == pytest.approx(float(costs.mean().exp()), rel=1e-5)
 
 
 def test_a_batch_without_labels_is_refused(pair, inputs):

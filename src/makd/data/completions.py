@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _FATE = "makd fate"
 """Column of what became of a row; in the data, since `map` may find its result on disk and not run at all."""
+_LEARNED = "makd learned"
+"""Column of how many tokens have a label."""
 WHOLE, CUT, NO_RESPONSE, NO_PROMPT, LONG_PROMPT = "whole", "cut", "no response", "no prompt", "long prompt"
 _FEATURES = Features(
     {
@@ -30,6 +32,7 @@ _FEATURES = Features(
         "attention_mask": List(Value("int8")),
         "labels": List(Value("int64")),
         _FATE: Value("string"),
+        _LEARNED: Value("int32"),
     }
 )
 
@@ -72,9 +75,9 @@ def encode_conversations(
     encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, features=_FEATURES)
     fates = encoded[_FATE][:]
     _check_fates(Counter(fates), len(rows), max_length, setting)
-    kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)]).remove_columns(_FATE)
+    kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)])
     _tell(Counter(fates), kept, max_length, setting)
-    return kept
+    return kept.remove_columns([_FATE, _LEARNED])
 
 
 def _find_blank(messages: Sequence[Message], given: int) -> str | None:
@@ -95,11 +98,12 @@ def _row(encoded: Encoded, max_length: int) -> dict[str, Any]:
         "attention_mask": [1] * len(ids),
         "labels": [token if one else NO_LABEL for token, one in zip(ids, learned, strict=True)],
         _FATE: WHOLE if len(ids) == len(encoded.ids) else CUT,
+        _LEARNED: sum(learned),
     }
 
 
 def _left_out(fate: str) -> dict[str, Any]:
-    return {"input_ids": [], "attention_mask": [], "labels": [], _FATE: fate}
+    return {"input_ids": [], "attention_mask": [], "labels": [], _FATE: fate, _LEARNED: 0}
 
 
 def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str) -> None:
@@ -120,11 +124,7 @@ def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str)
 def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str) -> None:
     if len(kept) == 0:
         raise DataError("No conversation is left: all are blank, or their prompts are too long. Give others.")
-    labels = kept["labels"]
-    tokens, learned = 0, 0
-    for row in labels:
-        tokens += len(row)
-        learned += sum(label != NO_LABEL for label in row)
+    tokens, learned = sum(map(len, kept["input_ids"])), sum(kept[_LEARNED])
     parts = [
         f"{fates[NO_RESPONSE]:,} without a response left out" if fates[NO_RESPONSE] else "",
         f"{fates[NO_PROMPT]:,} without a prompt left out" if fates[NO_PROMPT] else "",

@@ -4,6 +4,7 @@ A chat template may mark itself what the assistant says ({% generation %}). Wher
 rendered up to each answer, and with it: what is new is the answer.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from makd.data.conversations import Message
 from makd.data.marks import find_marks
 from makd.data.settings import AUTO, NONE, PROMPT, Rendering
 from makd.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -65,6 +68,11 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> En
             "data.template what stands before a response, such as '### Instruction:\\n{prompt}\\n\\n### Response:\\n'; "
             f"or {NONE}, if the prompts end with it."
         ) from error
+    if "strftime_now" in template:
+        logger.warning(
+            "The tokenizer's chat template writes the date of today: the same data are other tokens tomorrow, and a "
+            "run that was stopped cannot be resumed then. Give a template without it."
+        )
     kind = _Marked if _GENERATION.search(template) else _Compared
     return kind(tokenizer, rendering.system)
 

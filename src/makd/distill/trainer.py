@@ -108,6 +108,7 @@ class DistillTrainer(Trainer):
             self._set_signature_columns_if_needed()
             columns: Any = self._signature_columns
             columns.append(ROW)  # where unused columns are removed, this one stays
+        _check_stream(tokens_per_batch, self.train_dataset)
         _check_checkpointing(self.args)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
@@ -305,6 +306,14 @@ def _check_processes(args: Any) -> None:
         raise SettingError(
             f"The plan needs projections, since widths differ, and they learn in one process; this run has "
             f"{args.world_size}. Compare by the aspect 'relation', which needs none, or run in one process."
+        )
+
+
+def _check_stream(tokens_per_batch: int | None, rows: Any) -> None:
+    if tokens_per_batch is not None and rows is not None and not hasattr(rows, "__len__"):
+        raise SettingError(
+            f"tokens_per_batch = {tokens_per_batch} puts rows of like length together, and {type(rows).__name__} is a "
+            "stream, whose lengths nobody knows. Give per_device_train_batch_size in `args` instead."
         )
 
 
