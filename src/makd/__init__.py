@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
     from makd.errors import MakdError
-    from makd.evaluation import fidelity, fingerprint, perplexity
+    from makd.evaluation.fidelity import fidelity
+    from makd.evaluation.fingerprint import fingerprint
+    from makd.evaluation.perplexity import perplexity
+    from makd.evaluation.rolling import RollingPerplexity, rolling_perplexity
     from makd.evaluation.speed import BenchConfig
     from makd.factorization.factorize import factorize
     from makd.factorization.outcome import FactorizeReport
@@ -70,6 +73,7 @@ _HOME = {
     "TeacherCache": "makd.cache",
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
+    "RollingPerplexity": "makd.evaluation",
     "aspects": "makd",
     "bench": "makd.speed",
     "build_cache": "makd.caching",
@@ -88,6 +92,7 @@ _HOME = {
     "perplexity": "makd.evaluation",
     "teach_layers_": "makd.distill",
     "resolve": "makd.anatomy",
+    "rolling_perplexity": "makd.evaluation",
 }
 """Public name -> the module that it lives in."""
 
@@ -115,6 +120,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Role",
+    "RollingPerplexity",
     "RunForecast",
     "SearchConfig",
     "Stage",
@@ -139,6 +145,7 @@ __all__ = [
     "load_task",
     "perplexity",
     "resolve",
+    "rolling_perplexity",
     "teach_layers_",
 ]
 

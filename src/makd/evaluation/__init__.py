@@ -4,5 +4,16 @@ from makd.evaluation.costs import bytes_on_disk, latency, parameter_counts, stor
 from makd.evaluation.fidelity import fidelity
 from makd.evaluation.fingerprint import fingerprint
 from makd.evaluation.perplexity import perplexity
+from makd.evaluation.rolling import RollingPerplexity, rolling_perplexity
 
-__all__ = ["bytes_on_disk", "fidelity", "fingerprint", "latency", "parameter_counts", "perplexity", "stored_bytes"]
+__all__ = [
+    "RollingPerplexity",
+    "bytes_on_disk",
+    "fidelity",
+    "fingerprint",
+    "latency",
+    "parameter_counts",
+    "perplexity",
+    "rolling_perplexity",
+    "stored_bytes",
+]

@@ -17,6 +17,12 @@ LABELS = {
 }
 """Measurement -> its name for a person, and its format."""
 
+ROLLING_LABELS = {
+    "token": "rolling perplexity",
+    "word": "rolling perplexity, word",
+    "bits_per_byte": "rolling bits a byte",
+}
+"""The same for the perplexity of one long text."""
 
 TASK_LABELS = {
     "score": "score",
@@ -59,6 +65,11 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         found = metrics["perplexity"]
         before = f"{found['before']:.2f}" if "before" in found else ""
         table.append(("perplexity", f"{found['teacher']:.2f}", before, f"{found['after']:.2f}"))
+    rolling = metrics.get("rolling_perplexity", {})
+    for name, label in ROLLING_LABELS.items():
+        if rolling:
+            before = f"{rolling['before'][name]:.2f}" if "before" in rolling else ""
+            table.append((label, f"{rolling['teacher'][name]:.2f}", before, f"{rolling['after'][name]:.2f}"))
     task = metrics.get("task", {})
     for name, value in task.get("after", {}).items():
         before = f"{task['before'][name]:.4f}" if "before" in task else ""
