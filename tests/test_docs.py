@@ -32,6 +32,7 @@ CONFIGS = {
     "budget": makd.Budget,
     "cache": makd.CacheConfig,
     "data": makd.DataConfig,
+    "instructions": makd.InstructionsConfig,
     "recipe": makd.Recipe,
     "recipe.calibration": makd.CalibrationConfig,
     "recipe.factorize": makd.FactorizeConfig,
@@ -174,7 +175,7 @@ def test_every_place_of_settings_is_tested():
     found = {
         f"recipe.{field.name}" for field in dataclasses.fields(makd.Recipe) if dataclasses.is_dataclass(field.type)
     }
-    assert nested == {"budget", "cache", "data", "task", "recipe", "finetune.recipe"} | found
+    assert nested == {"budget", "cache", "data", "instructions", "task", "recipe", "finetune.recipe"} | found
 
 
 @pytest.mark.parametrize(

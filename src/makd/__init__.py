@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
     from makd.errors import MakdError
+    from makd.evaluation.answers import Answers, answer
     from makd.evaluation.fidelity import fidelity
     from makd.evaluation.fingerprint import fingerprint
+    from makd.evaluation.instructions import InstructionsConfig
     from makd.evaluation.perplexity import perplexity
     from makd.evaluation.rolling import RollingPerplexity, rolling_perplexity
     from makd.evaluation.speed import BenchConfig
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Anatomy": "makd.anatomy",
+    "Answers": "makd.evaluation",
     "BenchConfig": "makd.evaluation.speed",
     "BenchReport": "makd.speed",
     "Budget": "makd.ranks.budget",
@@ -57,6 +60,7 @@ _HOME = {
     "FactorizeConfig": "makd.factorization.settings",
     "FactorizeReport": "makd.factorization.outcome",
     "FinetuneRecipe": "makd.config",
+    "InstructionsConfig": "makd.evaluation",
     "LayerTeacher": "makd.distill",
     "LayerwiseConfig": "makd.distill",
     "LowRankLinear": "makd.student.linear",
@@ -74,6 +78,7 @@ _HOME = {
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "RollingPerplexity": "makd.evaluation",
+    "answer": "makd.evaluation",
     "aspects": "makd",
     "bench": "makd.speed",
     "build_cache": "makd.caching",
@@ -98,6 +103,7 @@ _HOME = {
 
 __all__ = [
     "Anatomy",
+    "Answers",
     "BenchConfig",
     "BenchReport",
     "Budget",
@@ -111,6 +117,7 @@ __all__ = [
     "FactorizeConfig",
     "FactorizeReport",
     "FinetuneRecipe",
+    "InstructionsConfig",
     "LayerTeacher",
     "LayerwiseConfig",
     "LowRankLinear",
@@ -128,6 +135,7 @@ __all__ = [
     "TeacherCache",
     "Term",
     "TrainingConfig",
+    "answer",
     "aspects",
     "bench",
     "build_cache",
