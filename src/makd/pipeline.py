@@ -167,10 +167,11 @@ def evaluate(
         prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
-        metrics = run.measure(model, bytes_of(student, model))
-        if prompts is None:
-            return metrics
-        return {**metrics, "instructions": compare_answers(model, run.teacher, run.tokenizer, prompts, run.progress)}
+        answers: dict[str, Any] = {}
+        if prompts is not None:
+            with run.clock("answer"):
+                answers["instructions"] = compare_answers(model, run.teacher, run.tokenizer, prompts, run.progress)
+        return {**run.measure(model, bytes_of(student, model)), **answers}
 
 
 @takes
