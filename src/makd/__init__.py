@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from makd.cache import CacheConfig, TeacherCache
     from makd.caching import CacheReport, build_cache
     from makd.capture import inspect
-    from makd.comparison import Experiment, MethodConfig, SearchConfig, compare
+    from makd.comparison import Experiment, LanguageConfig, MethodConfig, SearchConfig, compare
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
@@ -61,6 +61,7 @@ _HOME = {
     "FactorizeReport": "makd.factorization.outcome",
     "FinetuneRecipe": "makd.config",
     "InstructionsConfig": "makd.evaluation",
+    "LanguageConfig": "makd.comparison",
     "LayerTeacher": "makd.distill",
     "LayerwiseConfig": "makd.distill",
     "LowRankLinear": "makd.student.linear",
@@ -118,6 +119,7 @@ __all__ = [
     "FactorizeReport",
     "FinetuneRecipe",
     "InstructionsConfig",
+    "LanguageConfig",
     "LayerTeacher",
     "LayerwiseConfig",
     "LowRankLinear",
