@@ -35,6 +35,7 @@ CONFIGS = {
     "cache": makd.CacheConfig,
     "data": makd.DataConfig,
     "data.mixture[]": Source,
+    "instructions": makd.InstructionsConfig,
     "recipe": makd.Recipe,
     "recipe.calibration": makd.CalibrationConfig,
     "recipe.factorize": makd.FactorizeConfig,
@@ -184,7 +185,8 @@ def settings_in(kind):
 
 
 def test_every_dataclass_of_settings_is_tested():
-    roots = (makd.Budget, makd.CacheConfig, makd.DataConfig, makd.TaskConfig, makd.Recipe, makd.FinetuneRecipe)
+    roots = (makd.Budget, makd.CacheConfig, makd.DataConfig, makd.InstructionsConfig, makd.TaskConfig, makd.Recipe,
+             makd.FinetuneRecipe)  # fmt: skip
     assert {kind for root in roots for kind in settings_in(root)} == set(CONFIGS.values())
 
 

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from makd.cache import CacheConfig, TeacherCache
     from makd.caching import CacheReport, build_cache
     from makd.capture import inspect
-    from makd.comparison import Experiment, MethodConfig, SearchConfig, compare
+    from makd.comparison import Experiment, LanguageConfig, MethodConfig, SearchConfig, compare
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
     from makd.errors import MakdError
-    from makd.evaluation import fidelity, fingerprint, perplexity
+    from makd.evaluation.answers import Answers, answer
+    from makd.evaluation.fidelity import fidelity
+    from makd.evaluation.fingerprint import fingerprint
+    from makd.evaluation.instructions import InstructionsConfig
+    from makd.evaluation.perplexity import perplexity
+    from makd.evaluation.rolling import RollingPerplexity, rolling_perplexity
     from makd.evaluation.speed import BenchConfig
     from makd.factorization.factorize import factorize
     from makd.factorization.outcome import FactorizeReport
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Anatomy": "makd.anatomy",
+    "Answers": "makd.evaluation",
     "BenchConfig": "makd.evaluation.speed",
     "BenchReport": "makd.speed",
     "Budget": "makd.ranks.budget",
@@ -55,6 +61,8 @@ _HOME = {
     "FactorizeConfig": "makd.factorization.settings",
     "FactorizeReport": "makd.factorization.outcome",
     "FinetuneRecipe": "makd.config",
+    "InstructionsConfig": "makd.evaluation",
+    "LanguageConfig": "makd.comparison",
     "LayerTeacher": "makd.distill",
     "LayerwiseConfig": "makd.distill",
     "LowRankLinear": "makd.student.linear",
@@ -71,6 +79,8 @@ _HOME = {
     "TeacherCache": "makd.cache",
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
+    "RollingPerplexity": "makd.evaluation",
+    "answer": "makd.evaluation",
     "aspects": "makd",
     "bench": "makd.speed",
     "build_cache": "makd.caching",
@@ -89,11 +99,13 @@ _HOME = {
     "perplexity": "makd.evaluation",
     "teach_layers_": "makd.distill",
     "resolve": "makd.anatomy",
+    "rolling_perplexity": "makd.evaluation",
 }
 """Public name -> the module that it lives in."""
 
 __all__ = [
     "Anatomy",
+    "Answers",
     "BenchConfig",
     "BenchReport",
     "Budget",
@@ -108,6 +120,8 @@ __all__ = [
     "FactorizeConfig",
     "FactorizeReport",
     "FinetuneRecipe",
+    "InstructionsConfig",
+    "LanguageConfig",
     "LayerTeacher",
     "LayerwiseConfig",
     "LowRankLinear",
@@ -117,6 +131,7 @@ __all__ = [
     "Recipe",
     "Report",
     "Role",
+    "RollingPerplexity",
     "RunForecast",
     "SearchConfig",
     "Stage",
@@ -124,6 +139,7 @@ __all__ = [
     "TeacherCache",
     "Term",
     "TrainingConfig",
+    "answer",
     "aspects",
     "bench",
     "build_cache",
@@ -141,6 +157,7 @@ __all__ = [
     "load_task",
     "perplexity",
     "resolve",
+    "rolling_perplexity",
     "teach_layers_",
 ]
 

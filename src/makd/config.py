@@ -41,6 +41,9 @@ class EvaluationConfig:
     batch_size: int = 16
     pooling: str = AUTO
     """How a text's vector is made of a sentence encoder's hidden states: as a term's `pooling`."""
+    stride: int | None = None
+    """Measure the perplexity of a causal language model on the held-out texts as one long text, too: tokens by which a
+    window of `data.max_length` moves on. None measures it in blocks alone."""
     latency: bool = True
     """Whether forwards are timed, at batch 1 and 16."""
     latency_tokens: int = 128
@@ -50,6 +53,8 @@ class EvaluationConfig:
         check_pooling(self.pooling, "evaluation.pooling")
         _at_least_one("evaluation.rows", self.rows)
         _at_least_one("evaluation.batch_size", self.batch_size)
+        if self.stride is not None:
+            _at_least_one("evaluation.stride", self.stride)
         _at_least_one("evaluation.latency_tokens", self.latency_tokens)
 
 

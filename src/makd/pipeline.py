@@ -19,7 +19,9 @@ from makd.distill import (
     train,
 )
 from makd.errors import DataError
-from makd.evaluation import bytes_on_disk, fingerprint
+from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
+from makd.evaluation.answers import compare_answers, open_instructions
+from makd.evaluation.instructions import encode_prompts
 from makd.factorization.factorize import factorize
 from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes
@@ -152,14 +154,24 @@ def evaluate(
     data: Data,
     recipe: Recipe | None = None,
     *,
+    instructions: InstructionsConfig | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training."""
+    """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training.
+
+    With `instructions` both answer them besides, and ROUGE-L is measured of what they answer.
+    """
+    asked = None if instructions is None else open_instructions(instructions)
     with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
+        prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
-        return run.measure(model, bytes_of(student, model))
+        answers: dict[str, Any] = {}
+        if prompts is not None:
+            with run.clock("answer"):
+                answers["instructions"] = compare_answers(model, run.teacher, run.tokenizer, prompts, run.progress)
+        return {**run.measure(model, bytes_of(student, model)), **answers}
 
 
 @takes

@@ -11,6 +11,7 @@ from makd.anatomy.limits import token_limit
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, hold_out, load_texts, make_batches, tokenize
 from makd.errors import DataError
+from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
 from makd.tasks import Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
@@ -31,6 +32,8 @@ class RunData:
     held_out_batches: list[Batch]
     task: Task | None
     """With labels and official metrics, if the data are a task's."""
+    long_text: LongText | None = None
+    """The held-out texts as one, where the recipe asks for its perplexity."""
 
     @property
     def max_length(self) -> int | None:
@@ -52,7 +55,11 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         SettingError: they are a task's, and the model has not its head.
     """
     data = DataConfig(path=data) if isinstance(data, str) else data
-    task = None
+    task = long_text = None
+    stride = recipe.evaluation.stride
+    window = (data if isinstance(data, DataConfig) else _defaults(model)).max_length
+    if stride is not None:
+        check_window(model, window, stride)
     if isinstance(data, TaskConfig):
         task = load_task(data, tokenizer, model, recipe.seed)
         train, held_out = task.distillation.shuffle(seed=recipe.seed), task.held_out.shuffle(seed=recipe.seed)
@@ -68,6 +75,9 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
             for rows in (texts.train, texts.evaluation)
         )
         seen = train
+        if stride is not None:
+            joined = _joined(texts.evaluation, recipe.evaluation.rows)
+            long_text = LongText(text=joined, window=window, stride=stride)
     held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
     compared = held_out if task is None else without_targets(held_out)
     few = recipe.calibration
@@ -78,6 +88,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         held_out=held_out,
         held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
         task=task,
+        long_text=long_text,
     )
     _check_plans(made, recipe)
     return made
@@ -98,6 +109,12 @@ def _check_plans(data: RunData, recipe: Recipe) -> None:
                 f"The plan {reason}, and the data have none: they are plain text. Name prompts and responses "
                 "(data.prompt_columns and data.response_column, or data.messages_column), or take a plan of all tokens."
             )
+
+
+def _joined(rows: Dataset, count: int) -> str:
+    """The first `count` texts as one, each on a line of its own: what a file was before it was read by lines."""
+    texts = rows.select(range(min(len(rows), count)))["text"]
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts)
 
 
 def _defaults(model: PreTrainedModel) -> DataConfig:

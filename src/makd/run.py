@@ -137,6 +137,7 @@ class Run:
             scores: dict[str, Any] = {"fidelity": self._fidelity(student)}
             if reads_blocks(student):
                 scores["perplexity"] = perplexity(student, self.data.held_out_batches)
+                scores |= self._rolling(student)
             if self.data.task is not None:
                 scores["task"] = self.data.task.evaluate(student)
         self.progress("evaluate", 1, 1)
@@ -146,6 +147,14 @@ class Run:
         tokens: Literal["all", "completion"] = "completion" if self.data.has_completions else "all"
         pooling = self.recipe.evaluation.pooling
         return fidelity(student, self.teacher, self.data.held_out_batches, pooling, tokens)
+
+    def _rolling(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
+        """Perplexity of the held-out texts as one, if the recipe asks for it."""
+        text = self.data.long_text
+        if text is None:
+            return {}
+        found = text.perplexity(model, self.tokenizer, self.recipe.evaluation.batch_size)
+        return {"rolling_perplexity": found.scores}
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
@@ -164,6 +173,8 @@ class Run:
             if reads_blocks(student):
                 found = {when: scores["perplexity"] for when, scores in self.scores.items()}
                 metrics["perplexity"] = {"teacher": perplexity(self.teacher, self.data.held_out_batches), **found}
+                for name, value in self._rolling(self.teacher).items():
+                    metrics[name] = {"teacher": value, **{when: side[name] for when, side in self.scores.items()}}
             if self.data.task is not None:
                 found = {when: scores["task"] for when, scores in self.scores.items()}
                 names = {"name": self.data.task.config.name, "teacher": self.data.task.evaluate(self.teacher)}

@@ -5,12 +5,15 @@ import torch
 
 import makd
 from makd.evaluation.clock import take_turns
+from makd.evaluation.decoding import time_decoding
 from makd.evaluation.pairing import check_pair
 from makd.evaluation.speed import measure_speed
 from makd.student.folding import factored_linears
 from tests.models import tiny
 
 QUICK = makd.BenchConfig(batches=(1, 2), lengths=(8,), repeats=2)
+
+QUICK_WITHOUT_GENERATION = makd.BenchConfig(batches=(1,), lengths=(4,), new_tokens=0, repeats=1)
 
 
 def make_student(teacher, keep=0.5):
@@ -55,6 +58,51 @@ def test_decoders_and_two_stacks_are_timed_too(name, head):
     teacher = tiny(name, head=head)
     found = measure_speed(make_student(teacher), teacher, makd.BenchConfig(batches=(1,), lengths=(4,), repeats=1))
     assert len(found.forwards) == 4
+    assert len(found.decoding) == (4 if head == "causal_lm" else 0)
+
+
+def test_generation_is_timed_at_every_batch_and_length_in_tokens_a_second():
+    teacher = tiny("llama", head="causal_lm")
+    settings = makd.BenchConfig(batches=(1, 2), lengths=(4,), new_tokens=3, repeats=1)
+    found = measure_speed(make_student(teacher), teacher, settings)
+    assert [(row.model, row.batch) for row in found.decoding] == [
+        (name, rows) for rows in (1, 2) for name in ("teacher", "factored", "folded", "best")
+    ]
+    for row in found.decoding:
+        assert row.read_per_second == pytest.approx(row.batch * 4 / (row.prompt.milliseconds / 1000))
+        assert row.written_per_second == pytest.approx(row.batch * 3 / (row.writing.milliseconds / 1000))
+    assert all(row.prompt.ratio == row.writing.ratio == 1 for row in found.decoding if row.model == "teacher")
+    assert not measure_speed(make_student(teacher), teacher, QUICK_WITHOUT_GENERATION).decoding
+
+
+def test_new_tokens_are_read_one_at_a_time_after_what_is_kept_of_the_prompt():
+    model = tiny("llama", head="causal_lm")
+    seen = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(
+            (
+                named["input_ids"].shape[1],
+                kept.get_seq_length() if (kept := named.get("cache", named.get("past_key_values"))) else 0,
+            )
+        ),
+        with_kwargs=True,
+    )
+    time_decoding({"teacher": model}, [(2, 5)], 3, 1, lambda *_: None)
+    assert seen[:1] == [(5, 0)]
+    assert seen[-3:] == [(1, 5), (1, 6), (1, 7)]
+
+
+def test_a_model_that_keeps_nothing_is_told():
+    model = tiny("llama", head="causal_lm")
+    model.register_forward_hook(lambda _module, _args, output: setattr(output, "cache", None))
+    with pytest.raises(makd.MakdError, match="keeps no keys and values"):
+        time_decoding({"teacher": model}, [(1, 4)], 2, 1, lambda *_: None)
+
+
+def test_new_tokens_beyond_the_positions_name_the_limit():
+    teacher = tiny("llama", head="causal_lm")
+    with pytest.raises(makd.MakdError, match=r"50 tokens and 32 new ones after them are beyond.*which has 64"):
+        measure_speed(make_student(teacher), teacher, makd.BenchConfig(lengths=(50,)))
 
 
 def test_compiled_forwards_are_timed_beside_eager_ones(pair, monkeypatch):
@@ -102,6 +150,7 @@ def test_turns_go_round_and_back_and_ratios_are_to_the_first():
         ({"batches": (0,)}, "batches is one or more whole numbers, each at least 1; got \\[0\\]"),
         ({"lengths": ()}, "lengths is one or more"),
         ({"point": (1, 0)}, "point is a batch and a length"),
+        ({"new_tokens": -1}, "new_tokens is at least 0; got -1"),
         ({"repeats": 0}, "repeats is at least 1"),
         ({"threads": 0}, "threads is at least 1"),
     ],

@@ -4,7 +4,7 @@ from makd import speed
 from makd.cli.terminal import print_table, progress_bars
 from makd.evaluation.speed import BenchConfig
 from makd.report import OutputFile
-from makd.report.speed import fold_line, linears_table, speed_table
+from makd.report.speed import decoding_table, fold_line, linears_table, speed_table
 
 
 def bench(
@@ -13,6 +13,7 @@ def bench(
     batches: tuple[int, ...] = (1, 16),
     lengths: tuple[int, ...] = (128,),
     point: tuple[int, int] | None = None,
+    new_tokens: int = 32,
     compile: bool = False,
     repeats: int = 15,
     threads: int | None = None,
@@ -33,6 +34,7 @@ def bench(
         batches: rows of a forward.
         lengths: tokens of a row; every batch is timed at every length.
         point: batch and length at which it is decided which linears to fold; without it, the first of each.
+        new_tokens: tokens that a causal language model writes after each row; 0 times no generation.
         compile: time torch.compiled forwards too.
         repeats: forwards of each model that count, the models taking turns.
         threads: threads of torch on a CPU; without it, as many as torch takes.
@@ -46,8 +48,8 @@ def bench(
         json: file to write the measurements to.
     """
     settings = BenchConfig(
-        batches=batches, lengths=lengths, point=point, compile=compile, repeats=repeats, threads=threads,
-        dtype=dtype, device=device,
+        batches=batches, lengths=lengths, point=point, new_tokens=new_tokens, compile=compile, repeats=repeats,
+        threads=threads, dtype=dtype, device=device,
     )  # fmt: skip
     file = None if json is None else OutputFile(json, overwrite)
     with progress_bars() as progress:
@@ -58,6 +60,8 @@ def bench(
     batch, length = settings.fold_point
     found = report.speed
     print_table(speed_table(found, f"{student} against {teacher}"))
+    if found.decoding:
+        print_table(decoding_table(found, "generation, with keys and values kept"))
     print_table(linears_table(found, f"linears at {batch} x {length} tokens"))
     compiling = [row.compile_seconds for row in found.forwards if row.compile_seconds is not None]
     if compiling:

@@ -8,6 +8,7 @@ from makd.cli.tasks import task_or_data
 from makd.cli.terminal import print_metrics, print_table, progress_bars
 from makd.config import Recipe
 from makd.data import DataConfig
+from makd.evaluation import InstructionsConfig
 from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.ranks.budget import Budget
 from makd.report import OutputFile
@@ -135,6 +136,7 @@ def evaluate(
     teacher: str,
     data: DataConfig | None = None,
     task: TaskConfig | None = None,
+    instructions: InstructionsConfig | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     tokenizer: str | None = None,
     json: str | None = None,
@@ -147,6 +149,7 @@ def evaluate(
         teacher: hub id, folder, .gguf file, or package:module/path.
         data: text to evaluate on; without it, the text that the student was made with.
         task: a task instead of text; `--task NAME --task_data PATH` for short.
+        instructions: prompts with references that both answer, for ROUGE-L; `--instructions PATH` for short.
         recipe: its evaluation part says what is measured.
         tokenizer: where the tokenizer is, if not with the teacher.
         json: file to write the measurements to.
@@ -155,7 +158,10 @@ def evaluate(
     file = None if json is None else OutputFile(json, overwrite)
     chosen = pipeline.data_of(student) if data is None and task is None else task_or_data(data, task)
     with progress_bars() as progress:
-        metrics = pipeline.evaluate(student, teacher, chosen, recipe, tokenizer=tokenizer, on_progress=progress)
+        metrics = pipeline.evaluate(
+            student, teacher, chosen, recipe,
+            instructions=instructions, tokenizer=tokenizer, on_progress=progress,
+        )  # fmt: skip
     print_metrics(metrics, f"{student} against {teacher}")
     if file is not None:
         file.write(metrics)

@@ -6,7 +6,7 @@ from typing import Any
 from makd.cli.terminal import print_scores, progress_bars
 from makd.errors import MakdError
 
-SHORT = {"--task": "--task.name", "--task_data": "--task.path"}
+SHORT = {"--task": "--task.name", "--task_data": "--task.path", "--instructions": "--instructions.path"}
 """Flags that are worth a short form -> the settings that they are."""
 
 

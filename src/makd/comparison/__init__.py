@@ -2,6 +2,7 @@
 
 from makd.comparison.cells import Cell, all_cells, select
 from makd.comparison.done import done_lines
+from makd.comparison.language import LanguageConfig
 from makd.comparison.page import write_page
 from makd.comparison.run import compare
 from makd.comparison.settings import Experiment, MethodConfig, SearchConfig
@@ -9,6 +10,7 @@ from makd.comparison.settings import Experiment, MethodConfig, SearchConfig
 __all__ = [
     "Cell",
     "Experiment",
+    "LanguageConfig",
     "MethodConfig",
     "SearchConfig",
     "all_cells",

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from makd.comparison.settings import Experiment, MethodConfig, budget_name, short_name
+from makd.comparison.language import LanguageConfig
+from makd.comparison.settings import Experiment, MethodConfig, Subject, budget_name, short_name
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.report import plain
-from makd.tasks import TaskConfig
 
 KEYS = ("task", "method", "seed", "budget")
 
@@ -21,7 +21,7 @@ KEYS = ("task", "method", "seed", "budget")
 class Cell:
     """One number of the comparison."""
 
-    task: TaskConfig
+    task: Subject
     method: MethodConfig
     seed: int
     budget: Budget
@@ -50,7 +50,7 @@ def all_cells(experiment: Experiment) -> list[Cell]:
         Cell(task=task, method=method, seed=seed, budget=budget)
         for budgets in (first, others)
         for seed in experiment.seeds
-        for task in experiment.tasks
+        for task in experiment.subjects
         for budget in budgets
         for method in experiment.methods
         if method.is_compared_at(budget)
@@ -81,8 +81,13 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
     return [cell for cell in chosen if all(str(cell.names[key]) in values for key, values in wanted.items())]
 
 
-def teacher_hash(experiment: Experiment, task: TaskConfig, seed: int) -> str:
-    """Says whether a task's teacher is of these settings: of the base model, the task and the fine-tuning."""
+def teacher_hash(experiment: Experiment, task: Subject, seed: int) -> str:
+    """Says whether a task's teacher is of these settings: of the base model, the task and the fine-tuning.
+
+    Of language, where the teacher is taken as it is: of that, the text and what is measured.
+    """
+    if isinstance(task, LanguageConfig):
+        return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "seed": seed})
     recipe = plain(replace(experiment.finetune, seed=seed, device="cpu"))
     recipe["training"] = _said(experiment.finetune.training)
     if recipe["save_dtype"] == "auto":

@@ -10,18 +10,21 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from makd.comparison.caches import TeacherCaches
 from makd.comparison.cells import teacher_hash
-from makd.comparison.settings import Experiment, short_name
+from makd.comparison.language import LanguageConfig
+from makd.comparison.language_rows import load_rows, read_language
+from makd.comparison.rows import Rows
+from makd.comparison.settings import Experiment, Subject, short_name
 from makd.config import find_device
-from makd.data import Batch, make_batches
+from makd.data import Batch, choose_tokenizer, make_batches
 from makd.errors import DataError
 from makd.finetuning import finetune
-from makd.loading import load_model, load_tokenizer
+from makd.loading import check_dtype, load_model, load_tokenizer
 from makd.run import Progress
-from makd.tasks import METRICS, Task, TaskConfig, load_task
+from makd.tasks import METRICS, Task, TaskConfig, load_task, read_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score
 
@@ -36,7 +39,7 @@ class Ground:
     """Where the methods meet."""
 
     teacher: PreTrainedModel
-    task: Task
+    task: Rows
     calibration: list[Batch]
     teacher_scores: dict[str, float]
     """The teacher's metrics on the rows that students are measured on."""
@@ -46,12 +49,14 @@ class Ground:
     """What the teacher says about the training rows, where the experiment keeps it."""
 
 
-def prepare_ground(experiment: Experiment, task: TaskConfig, seed: int, progress: Progress) -> Ground:
+def prepare_ground(experiment: Experiment, task: Subject, seed: int, progress: Progress) -> Ground:
     """The teacher of a task and seed, made if it is not there yet, and the rows as it reads them.
 
     Raises:
         MakdError: the data or the base model cannot be loaded.
     """
+    if isinstance(task, LanguageConfig):
+        return _language_ground(experiment, task, seed, progress)
     placed, folder = place_data(task, experiment.data), make_teacher(experiment, task, seed, progress)
     tokenizer = load_tokenizer(str(folder))
     model = load_model(str(folder), task.kind.head, device=find_device(experiment.device))
@@ -67,6 +72,28 @@ def prepare_ground(experiment: Experiment, task: TaskConfig, seed: int, progress
         majority=majority_score(rows),
         caches=None if experiment.cache is None else TeacherCaches(model, rows, experiment.cache, progress),
     )
+
+
+def _language_ground(experiment: Experiment, language: LanguageConfig, seed: int, progress: Progress) -> Ground:
+    """The same for text: the teacher as it is."""
+    set_seed(seed)
+    words = choose_tokenizer(experiment.tokenizer, experiment.teacher)
+    model = load_model(experiment.teacher, dtype=check_dtype(language.dtype), device=find_device(experiment.device))
+    rows = load_rows(place_language(language, experiment.data), model, words, seed, progress)
+    few = experiment.calibration
+    return Ground(
+        teacher=model,
+        task=rows,
+        calibration=make_batches(rows.distillation, words, model, few.batch_size, few.rows, by_length=True),
+        teacher_scores=rows.teacher_scores,
+        majority=None,
+        caches=None if experiment.cache is None else TeacherCaches(model, rows, experiment.cache, progress),
+    )
+
+
+def is_made(task: Subject, folder: Path) -> bool:
+    """Whether the teacher of `folder` needs no making: it is there, or is taken as it is."""
+    return isinstance(task, LanguageConfig) or folder.is_dir()
 
 
 def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: Progress) -> Path:
@@ -106,8 +133,11 @@ def _alone(folder: Path, output: Path) -> Iterator[None]:
         lock.release()
 
 
-def teacher_folder(experiment: Experiment, task: TaskConfig, seed: int) -> Path:
-    """Where the teacher of a task and seed is kept; one of other settings has another folder."""
+def teacher_folder(experiment: Experiment, task: Subject, seed: int) -> Path:
+    """Where the teacher of a task and seed is kept; one of other settings has another folder.
+
+    It names the ground where the teacher is taken as it is, and is never made.
+    """
     name = f"{short_name(task)}_seed{seed}_{teacher_hash(experiment, task, seed)}"
     return Path(experiment.output) / "teachers" / name
 
@@ -121,7 +151,7 @@ class Grounds:
         """Folder of the last one's teacher."""
         self._ground: Ground | None = None
 
-    def of(self, task: TaskConfig, seed: int) -> Ground:
+    def of(self, task: Subject, seed: int) -> Ground:
         """The ground of a task and seed."""
         folder = teacher_folder(self.experiment, task, seed)
         if self._ground is None or self.last != folder:
@@ -137,6 +167,18 @@ class Grounds:
         self.last = self._ground = None
 
 
+def check_data(experiment: Experiment, task: Subject) -> None:
+    """Read what `task` names, to tell hours before its turn what is wrong with it.
+
+    Raises:
+        DataError: it is not there, or not as it should be.
+    """
+    if isinstance(task, LanguageConfig):
+        read_language(place_language(task, experiment.data))
+    else:
+        read_task(place_data(task, experiment.data))
+
+
 def place_data(task: TaskConfig, data: str | None) -> TaskConfig:
     """The task with its relative path looked for in `data`, or in the folder that `MAKD_DATA` names.
 
@@ -145,15 +187,32 @@ def place_data(task: TaskConfig, data: str | None) -> TaskConfig:
     Raises:
         DataError: `data` is no folder.
     """
+    return task if task.path is None else replace(task, path=_place(task.path, data))
+
+
+def place_language(language: LanguageConfig, data: str | None) -> LanguageConfig:
+    """The same for all paths of texts and instructions.
+
+    Raises:
+        DataError: `data` is no folder.
+    """
+    other = language.other
+    return replace(
+        language,
+        text=replace(language.text, path=_place(language.text.path, data)),
+        other=None if other is None else replace(other, path=_place(other.path, data)),
+        instructions=tuple(replace(one, path=_place(one.path, data)) for one in language.instructions),
+    )
+
+
+def _place(path: str, data: str | None) -> str:
     root = data or os.environ.get(DATA_VARIABLE)
     if data is not None and not Path(data).expanduser().is_dir():
         raise DataError(
             f"{data} is no folder. Give --data (or {DATA_VARIABLE}) the folder that the tasks' paths are in."
         )
-    if root is None or task.path is None:
-        return task
-    there = Path(root).expanduser() / task.path
-    return replace(task, path=str(there)) if there.exists() else task
+    there = None if root is None else Path(root).expanduser() / path
+    return path if there is None or not there.exists() else str(there)
 
 
 def majority_score(task: Task) -> float | None:

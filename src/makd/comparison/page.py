@@ -8,6 +8,7 @@ from typing import Any
 
 from makd.comparison.cells import all_cells, latency_hash
 from makd.comparison.done import done_lines
+from makd.comparison.language_tables import LANGUAGE_SCORE, language_table
 from makd.comparison.latencies import known_latencies
 from makd.comparison.plot import can_draw, draw
 from makd.comparison.settings import Experiment, budget_name, short_name
@@ -77,6 +78,7 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
                 theirs = {name: timed[identity] for name, identity in identities.items() if identity in timed}
                 tables = (
                     quality_table(experiment, own),
+                    language_table(experiment, own),
                     lead_table(experiment, own),
                     cost_table(experiment, own, theirs),
                 )
@@ -112,6 +114,7 @@ def _introduction(experiment: Experiment, lines: Lines, timed: Lines, total: int
         short_name(task): " and ".join(TASK_LABELS.get(metric, metric) for metric in task.measured)
         for task in experiment.tasks
     }
+    labels |= {language.name: LANGUAGE_SCORE for language in experiment.language}
     told = "; ".join(f"{task}: {metrics}" for task, metrics in labels.items())
     machines = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in lines))
     latencies = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in timed))
@@ -132,7 +135,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
 
 def _curves(experiment: Experiment, lines: Lines) -> dict[str, list[tuple[float, float]]]:
     """Method -> (parameters, average) of each budget, as shares of the teacher's; empty with fewer than two budgets."""
-    tasks = [short_name(task) for task in experiment.tasks]
+    tasks = [short_name(task) for task in experiment.subjects]
     found: dict[str, list[tuple[float, float]]] = {}
     for budget in map(budget_name, experiment.budgets):
         own = [line for line in lines if line["cell"]["budget"] == budget]

@@ -16,6 +16,7 @@ from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, parameter_counts
 from makd.report import describe_environment
 from makd.run import Progress
+from makd.tasks import TaskConfig
 
 
 def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: Progress) -> dict[str, Any] | None:
@@ -26,7 +27,8 @@ def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: Progre
     """
     cell = job.cell
     if job.kind is Kind.TEACHER:
-        make_teacher(experiment, cell.task, cell.seed, progress)
+        if isinstance(cell.task, TaskConfig):
+            make_teacher(experiment, cell.task, cell.seed, progress)
         return None
     ground = grounds.of(cell.task, cell.seed)
     if job.kind is Kind.SEARCH:

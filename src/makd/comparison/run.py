@@ -4,7 +4,7 @@ from typing import Any
 
 from makd.comparison.cells import all_cells, select
 from makd.comparison.done import done_lines
-from makd.comparison.ground import place_data
+from makd.comparison.ground import check_data
 from makd.comparison.latencies import measure_latencies
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
@@ -13,7 +13,6 @@ from makd.comparison.workers import run_here, run_in_processes
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.run import Progress
-from makd.tasks import read_task
 
 
 @takes
@@ -51,7 +50,7 @@ def compare(
     if waiting and experiment.search.trials:
         check_optuna()
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
-        read_task(place_data(task, experiment.data))  # what is wrong with it is told hours before its turn
+        check_data(experiment, task)
     schedule = Schedule(experiment, waiting)
     if workers > 1 and schedule.open_cells:
         run_in_processes(experiment, schedule, workers, progress)

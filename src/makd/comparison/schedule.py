@@ -7,7 +7,7 @@ from pathlib import Path
 
 from makd.comparison.cells import Cell
 from makd.comparison.done import done_lines
-from makd.comparison.ground import teacher_folder
+from makd.comparison.ground import is_made, teacher_folder
 from makd.comparison.search import Found, known_settings, searched_at
 from makd.comparison.settings import Experiment, short_name
 
@@ -31,6 +31,11 @@ class Job:
     """Folder of the teacher, which says what ground it is."""
     found: Found = field(default_factory=dict)
     """Of a cell: hyper-parameters of a search."""
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher is there."""
+        return is_made(self.cell.task, self.ground)
 
 
 class Schedule:
@@ -69,7 +74,7 @@ class Schedule:
             (self._searches if job.kind is Kind.SEARCH else self._settled).remove(job)
         else:
             teachers = (self._job(Kind.TEACHER, cell) for cell in self._unsettled)
-            missing = next((job for job in teachers if not job.ground.is_dir() and self._is_free(job)), None)
+            missing = next((job for job in teachers if not job.has_teacher and self._is_free(job)), None)
             if missing is None:
                 return None
             job = missing
@@ -101,7 +106,7 @@ class Schedule:
         return sum(other.ground == job.ground for other in self._running)
 
     def _is_free(self, job: Job) -> bool:
-        return self._crowd(job) == 0 or job.ground.is_dir()
+        return self._crowd(job) == 0 or job.has_teacher
 
     def _stage(self, job: Job) -> int:
         return 0 if job.kind is Kind.SEARCH else 1 if job.cell.budget == self.experiment.budgets[0] else 2

@@ -24,8 +24,9 @@ from scipy.stats import qmc
 from makd.baselines import Choice, SearchSpace, Span
 from makd.comparison.cells import Cell, trial_hash
 from makd.comparison.ground import Ground
+from makd.comparison.language import LanguageConfig
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.settings import Experiment, MethodConfig, short_name
+from makd.comparison.settings import Experiment, MethodConfig, Subject, short_name
 from makd.comparison.teach import teach
 from makd.errors import NumericsError, SettingError
 from makd.run import Progress
@@ -82,11 +83,16 @@ def _best(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> Found |
 
 def searched_at(experiment: Experiment, cell: Cell) -> Cell:
     """The cell that the trials have which settle the settings of `cell`: its task holds back some training rows."""
-    names = {short_name(task): task for task in experiment.tasks}
+    names = {short_name(task): task for task in experiment.subjects}
     task = cell.task if experiment.search.task is None else names[experiment.search.task]
     budgets = [budget for budget in experiment.budgets if cell.method.is_compared_at(budget)]
-    task = replace(task, evaluation_splits=(HELD_OUT,), held_out=experiment.search.held_out)
-    return replace(cell, task=task, seed=experiment.seeds[0], budget=budgets[0])
+    share = experiment.search.held_out
+    held_back: Subject = (
+        replace(task, held_out=share, other=None, instructions=())
+        if isinstance(task, LanguageConfig)
+        else replace(task, evaluation_splits=(HELD_OUT,), held_out=share)
+    )
+    return replace(cell, task=held_back, seed=experiment.seeds[0], budget=budgets[0])
 
 
 def trials_of(experiment: Experiment, cell: Cell) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from makd.baselines import BASELINES, Baseline
 from makd.cache import CacheConfig
+from makd.comparison.language import LanguageConfig
 from makd.config import CalibrationConfig, FinetuneRecipe, check_seed, find_device
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
@@ -15,6 +16,9 @@ from makd.kinds import checked, fit
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.tasks import TaskConfig
+
+Subject = TaskConfig | LanguageConfig
+"""What teacher and students are compared on."""
 
 OURS = ("makd", "makd_paper")
 """Names in `BASELINES` that are no baselines: what is compared with them."""
@@ -122,14 +126,17 @@ class Experiment:
     """Which methods are compared, on which tasks, at which budgets, with which seeds; and what all of them share."""
 
     teacher: str
-    """Base model that is fine-tuned once for each task and seed: a hub id, a folder, or `package:module/path`."""
-    tasks: tuple[TaskConfig, ...]
-    """Cheapest first: cells are run in the order of the lists."""
+    """A hub id, a folder, or `package:module/path`: the base model that is fine-tuned once for each task and seed; for
+    `language` the teacher itself."""
     methods: tuple[MethodConfig, ...]
     budgets: tuple[Budget, ...]
     """The decisive one first."""
     output: str
     """Folder for results, teachers and searches. An experiment that was stopped goes on there."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Cheapest first: cells are run in the order of the lists."""
+    language: tuple[LanguageConfig, ...] = ()
+    """Text and instructions for a causal language model, beside tasks or without; after them."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Of the teacher, the order of the rows and whatever a method draws."""
     data: str | None = None
@@ -170,8 +177,13 @@ class Experiment:
                 f"output of an experiment is a folder; {error.strerror}: {self.output[:80]!r}."
             ) from error
 
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """What the methods are compared on, in order."""
+        return (*self.tasks, *self.language)
+
     def _check_search(self) -> None:
-        tasks = [short_name(task) for task in self.tasks]
+        tasks = [short_name(subject) for subject in self.subjects]
         if self.search.task is not None and self.search.task not in tasks:
             raise unknown_name("task of the search", self.search.task, tasks)
         known = list(dict.fromkeys(name for method in self.methods for name in method.build().search))
@@ -180,11 +192,13 @@ class Experiment:
                 raise unknown_name("hyper-parameter of the search", name, known)
 
     def _check_lists(self) -> None:
-        for name in ("tasks", "methods", "budgets", "seeds"):
+        if not self.subjects:
+            raise SettingError("An experiment is on a list of at least one of `tasks` or `language`; both are empty.")
+        for name in ("methods", "budgets", "seeds"):
             if not getattr(self, name):
                 raise SettingError(f"{name} of an experiment is a list of at least one; got an empty one.")
         names: dict[str, list[object]] = {
-            "tasks": [short_name(task) for task in self.tasks],
+            "tasks and language": [short_name(subject) for subject in self.subjects],
             "methods": [method.name for method in self.methods],
             "budgets": [budget_name(budget) for budget in self.budgets],
             "seeds": list(self.seeds),
@@ -201,8 +215,10 @@ class Experiment:
                     raise unknown_name(f"budget of {method.name}", budget_name(budget), names["budgets"])
 
 
-def short_name(task: TaskConfig) -> str:
+def short_name(task: Subject) -> str:
     """What a cell calls a task: the last part of its name, or of its path where the name says but what kind it is."""
+    if isinstance(task, LanguageConfig):
+        return task.name
     if task.known.path is None and task.path is not None:
         return Path(task.path).stem.translate({ord(letter): "-" for letter in ",="})  # --only splits there
     return task.name.rpartition("/")[2]

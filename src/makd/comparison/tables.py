@@ -15,7 +15,7 @@ SPENT = (("steps",), ("tokens",), ("seconds", "total"))
 
 def quality_table(experiment: Experiment, lines: Lines) -> str:
     """Scores of one budget: a row for each method, for the teacher and for the majority class."""
-    tasks = [short_name(task) for task in experiment.tasks]
+    tasks = [short_name(task) for task in experiment.subjects]
     by_method = scores_by_method(experiment, lines)
     teacher = scores(lines, lambda line: float(line["teacher"]["score"]))
     majority = scores(lines, lambda line: line["majority"])
@@ -33,7 +33,7 @@ def quality_table(experiment: Experiment, lines: Lines) -> str:
         "two-sided t-test: over all pairs, which asks about tasks like these, and within tasks, over seeds alone, "
         "which asks about these very tasks."
     )
-    return f"{_markdown(head, rows)}\n\n{note}"
+    return f"{markdown(head, rows)}\n\n{note}"
 
 
 def lead_table(experiment: Experiment, lines: Lines) -> str | None:
@@ -43,7 +43,7 @@ def lead_table(experiment: Experiment, lines: Lines) -> str | None:
     """
     if _only_ours(experiment):
         return None
-    tasks = [short_name(task) for task in experiment.tasks]
+    tasks = [short_name(task) for task in experiment.subjects]
     by_method = scores_by_method(experiment, lines)
     first = experiment.methods[0].name
     rows = []
@@ -51,7 +51,7 @@ def lead_table(experiment: Experiment, lines: Lines) -> str | None:
         gains = pairs(by_method.get(first, {}), theirs)
         if name != first and gains:
             rows.append([f"`{name}`", *_by_task(gains, tasks), _difference(gains)])
-    return _markdown([f"`{first}` minus", *tasks, "all"], rows) if rows else None
+    return markdown([f"`{first}` minus", *tasks, "all"], rows) if rows else None
 
 
 def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping[str, Any]]) -> str:
@@ -75,7 +75,7 @@ def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping
     beside = zip(*([found["teacher"] for found in line["latency_ms"].values()] for line in timed.values()), strict=True)
     rows.insert(0, ["*teacher*", *teacher, *("" for _ in SPENT), *(f"{median(taken):.1f}" for taken in beside)])
     head = ["", "parameters", "of the linears", "steps", "tokens", "seconds"]
-    return _markdown([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
+    return markdown([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
 
 
 def settings_table(experiment: Experiment, lines: Lines) -> str:
@@ -88,7 +88,7 @@ def settings_table(experiment: Experiment, lines: Lines) -> str:
             told = [f"{key} {', '.join(values)}" for key, values in used.items() if [*values] != [str(None)]]
             steps = [] if method.times_steps == 1 else [f"{method.times_steps} times the steps"]
             rows.append([f"`{method.name}`", "; ".join([*steps, *told])])
-    return _markdown(["", "settings"], rows, align="---")
+    return markdown(["", "settings"], rows, align="---")
 
 
 def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:
@@ -177,6 +177,7 @@ def _difference(gains: Scores) -> str:
     return f"{100 * found.mean:+.2f}{' = ' if errors else ''}{', '.join(errors)}, n {len(gains)}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
+    """A table whose columns after the first are aligned as `align` says."""
     rule = ["---", *(align for _ in head[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from makd.baselines import Baseline
 from makd.cache import TeacherCache
 from makd.comparison.ground import Ground
+from makd.comparison.rows import Rows
 from makd.data import collator, row_lengths, token_batches
-from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, learning, train
+from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train
 from makd.ranks.budget import Budget
 from makd.run import Progress
-from makd.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,34 @@ def teach(
     seconds["prepare"] = time.perf_counter() - start
     total, tokens = count_steps(task, training), 0
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
-    for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
-        settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
-        if stage.trainable is not None:
-            settings = replace(settings, trainable=stage.trainable)
-        cache = None
-        if ground.caches is not None:
-            cache, spent = ground.caches.of(stage.plan, made.student)
-            caching[cache] = spent
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder, learning(made.student, settings):
-            trainer = DistillTrainer(
-                made.student,
-                ground.teacher,
-                stage.plan,
-                settings.student_dropout,
-                tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
-                teacher_dtype=settings.find_teacher_dtype(),
-                cache=cache,
-                args=settings.to_arguments(Path(folder), seed + 1000 * number, ground.teacher.device.type == "cpu"),
-                train_dataset=task.distillation,
-                data_collator=collator(task.tokenizer, ground.teacher),
-                callbacks=[ReportSteps(progress)],
-            )
-            trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-            tokens += train(trainer, Path(folder), False)
-        seconds["train"] += time.perf_counter() - start
-        made.student.eval()
+    with float32_weights(made.student):
+        for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
+            settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
+            if stage.trainable is not None:
+                settings = replace(settings, trainable=stage.trainable)
+            cache = None
+            if ground.caches is not None:
+                cache, spent = ground.caches.of(stage.plan, made.student)
+                caching[cache] = spent
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder, learning(made.student, settings):
+                trainer = DistillTrainer(
+                    made.student,
+                    ground.teacher,
+                    stage.plan,
+                    settings.student_dropout,
+                    tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
+                    teacher_dtype=settings.find_teacher_dtype(),
+                    cache=cache,
+                    args=settings.to_arguments(Path(folder), seed + 1000 * number, ground.teacher.device.type == "cpu"),
+                    train_dataset=task.distillation,
+                    data_collator=collator(task.tokenizer, ground.teacher),
+                    callbacks=[ReportSteps(progress)],
+                )
+                trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
+                tokens += train(trainer, Path(folder), False)
+            seconds["train"] += time.perf_counter() - start
+            made.student.eval()
     seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
     scores = task.evaluate(made.student)
@@ -90,7 +91,7 @@ def teach(
     return Taught(made.student, scores, total, tokens, seconds)
 
 
-def count_steps(task: Task, training: TrainingConfig) -> int:
+def count_steps(task: Rows, training: TrainingConfig) -> int:
     """Optimizer steps of a cell, the same for every method: `training.steps`, or those of its epochs."""
     if training.steps is not None:
         return training.steps

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
+from makd.data import reads_blocks
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
 from makd.evaluation.costs import stored_bytes
+from makd.evaluation.decoding import DecodingTiming, random_ids, time_decoding
 from makd.evaluation.pairing import check_pair
 from makd.kinds import checked
 from makd.student.folding import added_parameters, factored_linears, fold_
@@ -27,6 +29,9 @@ Progress = Callable[[str, int, int], None]
 FOLD_FROM = 1.02
 """Factored / dense time of a linear from which it is folded. Below, what is won is less than what a timing is off by,
 and parameters are paid for it."""
+
+FORWARDS_A_TURN = 5
+"""Generation has as many times fewer turns than forwards have: a turn is one forward for each new token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,9 @@ class BenchConfig:
     point: tuple[int, int] | None = None
     """Batch and length at which factored and dense linears are compared to decide which to fold; None takes the first
     of each."""
+    new_tokens: int = 32
+    """Tokens that a causal language model writes after each row of a batch, with its keys and values kept; 0 times no
+    generation."""
     compile: bool = False
     """Whether `torch.compile`d forwards are timed too. What compiling takes is said apart."""
     repeats: int = 15
@@ -59,10 +67,21 @@ class BenchConfig:
                 raise SettingError(f"{name} is one or more whole numbers, each at least 1; got {list(values)}.")
         if self.point is not None and min(self.point) < 1:
             raise SettingError(f"point is a batch and a length, each at least 1; got {list(self.point)}.")
+        if self.new_tokens < 0:
+            raise SettingError(f"new_tokens is at least 0; got {self.new_tokens}.")
         if self.repeats < 1:
             raise SettingError(f"repeats is at least 1; got {self.repeats}.")
         if self.threads is not None and self.threads < 1:
             raise SettingError(f"threads is at least 1; got {self.threads}.")
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """(batch, length) of every timing."""
+        return [(batch, length) for length in self.lengths for batch in self.batches]
+
+    def writes(self, model: PreTrainedModel) -> bool:
+        """Whether generation of `model` is timed."""
+        return self.new_tokens > 0 and reads_blocks(model)
 
     @property
     def fold_point(self) -> tuple[int, int]:
@@ -122,6 +141,8 @@ class Speed:
 
     models: tuple[ModelSize, ...]
     forwards: tuple[ForwardTiming, ...]
+    decoding: tuple[DecodingTiming, ...]
+    """Of causal language models."""
     linears: tuple[LinearTiming, ...]
     fold: tuple[str, ...]
     """Linears that `best` has dense: factored is slower at the point that was chosen."""
@@ -160,9 +181,15 @@ def measure_speed(
         models = {"teacher": teacher, "factored": student, "folded": folded, "best": best}
         with without_cache(*models.values()):
             forwards = _time_forwards(models, settings, progress)
+        decoding: tuple[DecodingTiming, ...] = ()
+        if settings.writes(teacher):
+            decoding = time_decoding(
+                models, settings.points, settings.new_tokens, max(1, settings.repeats // FORWARDS_A_TURN), progress
+            )
     return Speed(
         models=tuple(_size(name, model) for name, model in models.items()),
         forwards=forwards,
+        decoding=decoding,
         linears=linears,
         fold=fold,
         added_parameters=added_parameters(student, fold),
@@ -172,6 +199,12 @@ def measure_speed(
 def _check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
     for model in models:
         limit = token_limit(model)
+        new = settings.new_tokens if settings.writes(model) else 0
+        if new and limit is not None and max(settings.lengths) <= limit < max(settings.lengths) + new:
+            raise SettingError(
+                f"{max(settings.lengths)} tokens and {new} new ones after them are beyond the positions of "
+                f"{type(model).__name__}, which has {limit}. Lower new_tokens, or give shorter lengths."
+            )
         longest = max(*settings.lengths, settings.fold_point[1])
         if limit is not None and longest > limit:
             raise SettingError(
@@ -259,7 +292,7 @@ def _time_linears(
 def _time_forwards(
     models: Mapping[str, PreTrainedModel], settings: BenchConfig, progress: Progress
 ) -> tuple[ForwardTiming, ...]:
-    points = [(batch, length) for length in settings.lengths for batch in settings.batches]
+    points = settings.points
     rows: list[ForwardTiming] = []
     for done, (batch, length) in enumerate(points, start=1):
         inputs = random_inputs(list(models.values()), batch, length)
@@ -298,9 +331,7 @@ def _first_call(call: Callable[[], Any], device: torch.device) -> float:
 
 def random_inputs(models: Sequence[PreTrainedModel], batch: int, length: int) -> dict[str, Tensor]:
     """Token ids that all `models` know, `length` in each of `batch` rows, without padding."""
-    vocabulary = min(model.get_input_embeddings().get_parameter("weight").shape[0] for model in models)
-    ids = torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(models[0].device)
+    ids = random_ids(models, batch, length)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if models[0].config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

@@ -16,6 +16,7 @@ BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"
 """What stands around the section in a card; what is between them is replaced by the next bench."""
 BENCH_FILE = "bench.json"
 COLUMNS = ("tokens", "mode", "model", "ms", "ratio", "parameters", "bytes")
+DECODING = ("prompt + new", "model", "prompt tokens/s", "time", "new tokens/s", "time")
 MODELS = {"teacher": "teacher", "factored": "student", "folded": "all folded", "best": "best"}
 """Model -> its name for a person."""
 
@@ -40,6 +41,26 @@ def speed_rows(speed: Speed) -> list[tuple[str, ...]]:
 def speed_table(speed: Speed, title: str) -> Table:
     """The timed forwards, for the terminal."""
     return _table(title, COLUMNS, speed_rows(speed), left=3)
+
+
+def decoding_rows(speed: Speed) -> list[tuple[str, ...]]:
+    """Generation, as texts under `DECODING`."""
+    return [
+        (
+            f"{row.batch} x ({row.length} + {row.new_tokens})",
+            MODELS[row.model],
+            f"{row.read_per_second:,.0f}",
+            f"{row.prompt.ratio:.2f}x",
+            f"{row.written_per_second:,.1f}",
+            f"{row.writing.ratio:.2f}x",
+        )
+        for row in speed.decoding
+    ]
+
+
+def decoding_table(speed: Speed, title: str) -> Table:
+    """Generation, for the terminal."""
+    return _table(title, DECODING, decoding_rows(speed), left=2)
 
 
 def linears_table(speed: Speed, title: str) -> Table:
@@ -106,14 +127,18 @@ def with_section(card: str, section: str) -> str:
     return f"{card.rstrip()}\n\n{whole}" if card.strip() else whole
 
 
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    rule = ["---" if index < left else "---:" for index in range(len(columns))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
+
+
 def _section(speed: Speed, point: tuple[int, int], environment: Mapping[str, Any]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, ("---",) * 3 + ("---:",) * 4, *speed_rows(speed))]
     compiling = [row.compile_seconds for row in speed.forwards if row.compile_seconds is not None]
+    generation = f"\n\n{_markdown(DECODING, decoding_rows(speed), left=2)}" if speed.decoding else ""
     compiled = f" Compiling took {min(compiling):.0f} to {max(compiling):.0f} s a model." if compiling else ""
     return (
-        "\n## Speed\n\n"
-        + "\n".join(lines)
-        + f"\n\n{fold_line(speed, point)}{compiled} Tokens: batch x length. Medians of forwards that took turns; the "
+        f"\n## Speed\n\n{_markdown(COLUMNS, speed_rows(speed), left=3)}{generation}"
+        f"\n\n{fold_line(speed, point)}{compiled} Tokens: batch x length. Medians of forwards that took turns; the "
         "ratio is to the teacher's eager forward in the same turn. Measured on "
         f"{environment['device_name']} with {environment['threads']} threads in {environment['dtype']} by `makd "
         f"bench`; all of it is in `{BENCH_FILE}`.\n\n"

@@ -17,6 +17,12 @@ LABELS = {
 }
 """Measurement -> its name for a person, and its format."""
 
+ROLLING_LABELS = {
+    "token": "rolling perplexity",
+    "word": "rolling perplexity, word",
+    "bits_per_byte": "rolling bits a byte",
+}
+"""The same for the perplexity of one long text."""
 
 TASK_LABELS = {
     "score": "score",
@@ -55,10 +61,7 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             theirs, ours = (metrics["latency_ms"][side][batch] for side in ("teacher", "student"))
             label = f"ms a forward, {batch.replace('batch', 'batch ')}"
             table.append((label, f"{theirs:.1f}", "", f"{ours:.1f} ({ours / theirs:.2f}x)"))
-    if "perplexity" in metrics:
-        found = metrics["perplexity"]
-        before = f"{found['before']:.2f}" if "before" in found else ""
-        table.append(("perplexity", f"{found['teacher']:.2f}", before, f"{found['after']:.2f}"))
+    table += _language_rows(metrics)
     task = metrics.get("task", {})
     for name, value in task.get("after", {}).items():
         before = f"{task['before'][name]:.4f}" if "before" in task else ""
@@ -69,6 +72,31 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         label, form = LABELS[name]
         table.append((label, "", form.format(before[name]) if name in before else "", form.format(value)))
     return table
+
+
+def _language_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The same of causal language models alone: perplexities, and answers to instructions."""
+    table = []
+    rolling = metrics.get("rolling_perplexity", {})
+    labelled = [("perplexity", metrics.get("perplexity", {}))]
+    labelled += [(label, {when: rolling[when][name] for when in rolling}) for name, label in ROLLING_LABELS.items()]
+    for label, values in labelled:
+        if values:
+            before = f"{values['before']:.2f}" if "before" in values else ""
+            table.append((label, f"{values['teacher']:.2f}", before, f"{values['after']:.2f}"))
+    answers = metrics.get("instructions")
+    if answers is not None:
+        theirs, ours = (_spread(answers["rouge_l"][side]) for side in ("teacher", "student"))
+        table.append((f"ROUGE-L, {len(answers['seeds'])} seeds", theirs, "", ours))
+        theirs, ours = (f"{answers['answer_tokens'][side]:.0f}" for side in ("teacher", "student"))
+        table.append(("tokens of an answer", theirs, "", ours))
+    return table
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = found["deviation"]
+    return f"{found['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
 def _task_label(name: str) -> str:

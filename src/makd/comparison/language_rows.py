@@ -1,0 +1,123 @@
+"""Station 10: the rows of a language model's comparison, and what is measured of its students on them.
+
+The score is what is left of the probability that the teacher gives a token: the geometric mean, over the tokens of a
+text and then over the kinds of text, of a student's probability of the true token divided by the teacher's. Its
+logarithm is the gap between their log-perplexities. The teacher has 1.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from makd.comparison.language import LanguageConfig, instructions_name
+from makd.data import Batch, DataConfig, load_texts, make_batches, reads_blocks, tokenize
+from makd.errors import SettingError
+from makd.evaluation import fidelity, perplexity
+from makd.evaluation.answers import answer_prompts, open_instructions
+from makd.evaluation.instructions import Instructions, Prompts, encode_prompts
+from makd.run import Progress
+
+TEXT, OTHER = "text", "other"
+"""The kinds of text, as metrics call them."""
+
+
+@dataclass(frozen=True)
+class LanguageRows:
+    """What students learn from, and what they are measured on."""
+
+    config: LanguageConfig
+    tokenizer: PreTrainedTokenizerBase
+    distillation: Dataset
+    """Blocks to learn from."""
+    texts: Mapping[str, list[Batch]]
+    """Kind of text -> held-out batches."""
+    prompts: Mapping[str, Prompts]
+    teacher: PreTrainedModel
+    teacher_scores: dict[str, float]
+    progress: Progress
+
+    def evaluate(self, model: PreTrainedModel) -> dict[str, float]:
+        """All metrics of `model` beside the teacher's, and the `score`."""
+        found = measure(model, self.tokenizer, self.texts, self.prompts, self.progress)
+        for kind, batches in self.texts.items():
+            found[f"agreement_{kind}"] = fidelity(model, self.teacher, batches)["top1_agreement"]
+        gaps = [
+            math.log(found[f"perplexity_{kind}"] / self.teacher_scores[f"perplexity_{kind}"]) for kind in self.texts
+        ]
+        return {"score": math.exp(-sum(gaps) / len(gaps)), **found}
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[str, list[Batch]],
+    prompts: Mapping[str, Prompts],
+    progress: Progress,
+) -> dict[str, float]:
+    """What can be said of a model alone: the perplexity of each kind of text, ROUGE-L of each set of instructions."""
+    found = {f"perplexity_{kind}": perplexity(model, batches) for kind, batches in texts.items()}
+    for name, asked in prompts.items():
+        found[f"rouge_l_{name}"] = answer_prompts(model, tokenizer, asked, progress).mean
+    return found
+
+
+def read_language(config: LanguageConfig) -> dict[str, Instructions]:
+    """Read all that `config` names, to tell hours before its turn what is wrong; the sets of instructions by name.
+
+    Raises:
+        DataError: some of it is not there, or not as it should be.
+    """
+    for data in (config.text, config.other):
+        if data is not None:
+            load_texts(data)
+    return {instructions_name(one): open_instructions(one) for one in config.instructions}
+
+
+def load_rows(
+    config: LanguageConfig,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    progress: Progress,
+) -> LanguageRows:
+    """The rows as `teacher` reads them, and its own scores.
+
+    Raises:
+        SettingError: it is no causal language model.
+        DataError: as `read_language`; or a text is too short for a block.
+    """
+    if not reads_blocks(teacher):
+        raise SettingError(
+            f"language[] of an experiment is for causal language models; {type(teacher).__name__} is none. "
+            "Give `tasks` instead."
+        )
+    train, held_out = _blocks(config.text, teacher, tokenizer, seed)
+    if config.held_out is not None:
+        parts = train.train_test_split(test_size=config.held_out, seed=seed)
+        train, held_out = parts["train"], parts["test"]
+    kinds = {TEXT: held_out}
+    if config.other is not None:
+        kinds[OTHER] = _blocks(config.other, teacher, tokenizer, seed)[1]
+    texts = {
+        kind: make_batches(rows, tokenizer, teacher, config.batch_size, config.rows) for kind, rows in kinds.items()
+    }
+    asked = {instructions_name(one): open_instructions(one) for one in config.instructions}
+    prompts = {name: encode_prompts(one, tokenizer, teacher) for name, one in asked.items()}
+    own: dict[str, Any] = measure(teacher, tokenizer, texts, prompts, progress)
+    own |= {"score": 1.0, **{f"agreement_{kind}": 1.0 for kind in texts}}
+    return LanguageRows(config, tokenizer, train, texts, prompts, teacher, own, progress)
+
+
+def _blocks(
+    data: DataConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[Dataset, Dataset]:
+    """Training and held-out blocks."""
+    texts = load_texts(data, seed)
+    train, held_out = (
+        tokenize(rows, tokenizer, model, data.max_length, seed) for rows in (texts.train, texts.evaluation)
+    )
+    return train, held_out

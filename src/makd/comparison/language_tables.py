@@ -1,0 +1,52 @@
+"""Station 10: the table of a language model's comparison: every metric, of teacher and students."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from makd.comparison.settings import Experiment
+from makd.comparison.statistics import mean
+from makd.comparison.tables import Lines, markdown
+
+LANGUAGE_SCORE = "what is left of the teacher's probability of a token"
+"""The score, for a person."""
+
+KINDS = {"perplexity": "perplexity", "agreement": "agreement, %", "rouge_l": "ROUGE-L"}
+"""How a metric's name begins -> its name for a person. The rest says on what."""
+
+
+def language_table(experiment: Experiment, lines: Lines) -> str | None:
+    """Metrics of one budget, a table for each of the experiment's `language`; None without any lines of those."""
+    tables = []
+    for language in experiment.language:
+        own = [line for line in lines if line["cell"]["task"] == language.name]
+        if own:
+            tables.append(_table(language.name, own, [method.name for method in experiment.methods]))
+    return "\n\n".join(tables) or None
+
+
+def _table(name: str, lines: Lines, methods: Sequence[str]) -> str:
+    metrics = [metric for metric in lines[0]["metrics"] if metric != "score"]
+    rows = [["*teacher*", *(_cell([line["teacher"] for line in lines], metric) for metric in metrics)]]
+    for method in methods:
+        own = [line["metrics"] for line in lines if line["cell"]["method"] == method]
+        if own:
+            rows.append([f"`{method}`", *(_cell(own, metric) for metric in metrics)])
+    note = (
+        f"{name}: mean ± standard error over seeds. Agreement is the share of greedy next tokens that are the "
+        "teacher's; ROUGE-L is 0 to 100."
+    )
+    return f"{markdown(['', *map(_label, metrics)], rows)}\n\n{note}"
+
+
+def _label(metric: str) -> str:
+    kind = next(kind for kind in KINDS if metric.startswith(kind))
+    return f"{KINDS[kind]} ({metric.removeprefix(kind).strip('_')})"
+
+
+def _cell(found: Sequence[Mapping[str, Any]], metric: str) -> str:
+    scale = 100 if metric.startswith("agreement") else 1
+    made = mean(scale * float(one[metric]) for one in found)
+    if made is None:
+        return ""
+    error = "" if made.error is None else f" ± {made.error:.2f}"
+    return f"{made.value:.2f}{error}"

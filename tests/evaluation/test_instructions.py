@@ -1,0 +1,202 @@
+"""Answers to instructions: which prompts a model reads, what it writes, and how that is scored."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+import makd
+from makd.errors import DataError, SettingError
+from makd.evaluation.answers import mean_rouge_l
+from makd.evaluation.generation import Sampling, generate, stop_tokens
+from makd.evaluation.instructions import InstructionsConfig, encode_prompts, load_instructions
+from tests.models import tiny
+
+ROWS = [
+    {"prompt": "What is a list?", "output": ["A list is a mutable sequence.", "a sequence"], "input": ""},
+    {"prompt": "Name two sequences.", "output": ["list and tuple"], "input": "of Python"},
+    {"prompt": "How is a list made, and where may it be used in a program?", "output": ["with brackets"], "input": " "},
+]
+FEW = {"max_prompt_tokens": 45, "max_answer_tokens": 6, "seeds": (1, 2), "batch_size": 2}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write rows of instructions; gives their path."""
+
+    def write(rows=ROWS):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def model(decoder_folder):
+    return AutoModelForCausalLM.from_pretrained(decoder_folder).eval()
+
+
+def prompts_of(config, tokenizer, model):
+    return encode_prompts(load_instructions(config), tokenizer, model)
+
+
+def test_prompts_are_given_as_they_are_after_what_the_tokenizer_puts_before_a_text(file, tokenizer, model):
+    ids = prompts_of(InstructionsConfig(path=file(), **FEW), tokenizer, model).ids
+    assert [tokenizer.decode(row) for row in ids][1] == "[CLS] " + tokenizer.decode(
+        tokenizer(ROWS[1]["prompt"], add_special_tokens=False)["input_ids"]
+    )
+    assert all(row[-1] != tokenizer.eos_token_id for row in ids)
+
+
+def test_columns_are_joined_and_blank_ones_left_out(file):
+    config = InstructionsConfig(path=file(), prompt_columns=("prompt", "input"))
+    assert load_instructions(config).prompts == [
+        ROWS[0]["prompt"],
+        "Name two sequences.\n\nof Python",
+        ROWS[2]["prompt"],
+    ]
+
+
+def test_a_chat_template_ends_where_the_answer_begins(file, decoder_folder, model):
+    own = AutoTokenizer.from_pretrained(decoder_folder)
+    own.chat_template = (
+        "{% for m in messages %}[CLS] {{ m['role'] }} {{ m['content'] }} [SEP]{% endfor %}"
+        "{% if add_generation_prompt %} answer {% endif %}"
+    )
+    config = InstructionsConfig(path=file(), template="chat", **{**FEW, "max_prompt_tokens": 50})
+    ids = prompts_of(config, own, model).ids[0]
+    assert own.decode(ids) == own.decode(
+        own(f"[CLS] user {ROWS[0]['prompt']} [SEP] answer", add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_row_with_one_reference_may_hold_it_as_a_text(file):
+    rows = [{"ask": row["prompt"], "gold": row["output"][0]} for row in ROWS]
+    config = InstructionsConfig(path=file(rows), prompt_columns=("ask",), reference_column="gold")
+    assert load_instructions(config).references[1] == ["list and tuple"]
+
+
+def test_rouge_l_is_the_best_f1_over_references_of_stemmed_words():
+    # "lists of numbers" and "list of number" are one after stemming: precision 3/4, recall 1
+    expected = 100 * (2 * 0.75 * 1.0 / 1.75 + 0.0) / 2
+    found = mean_rouge_l(["the lists of numbers", "nothing"], [["a tuple", "list of number"], ["else"]])
+    assert found == pytest.approx(expected)
+
+
+def test_the_same_seed_writes_the_same_and_leaves_torch_as_it_was(file, tokenizer, model):
+    config = InstructionsConfig(path=file(), **FEW)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = makd.answer(model, tokenizer, config)
+    assert torch.equal(torch.rand(3), expected)
+    assert makd.answer(model, tokenizer, config) == first
+    assert first.texts[0] != first.texts[1]
+    assert first.mean == pytest.approx(sum(first.rouge_l) / 2)
+    assert first.deviation == pytest.approx(abs(first.rouge_l[0] - first.rouge_l[1]) / 2**0.5)
+
+
+def test_greedy_answers_are_those_of_a_loop_over_tokens_whatever_stands_beside_them(file, tokenizer, model):
+    prompts = prompts_of(InstructionsConfig(path=file(), **FEW), tokenizer, model).ids
+    stops = stop_tokens(model, tokenizer)
+    settings = {"seed": 0, "batch_size": 3}
+    written = generate(model, prompts, Sampling(temperature=0.0, max_new_tokens=6), stops, 0, **settings)
+    for prompt, row in zip(prompts, written, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + 6 and (len(ids) == len(prompt) or ids[-1] not in stops):
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert row == ids[len(prompt) :]
+
+
+def test_sampling_is_from_the_whole_distribution_whatever_the_model_says_of_itself(tokenizer, model):
+    before = generate(model, [[2, 9, 17]], Sampling(max_new_tokens=20), [3], 0, seed=1, batch_size=1)
+    own = GenerationConfig(temperature=0.01, top_k=1, repetition_penalty=5.0, do_sample=True)
+    model.generation_config = own
+    assert generate(model, [[2, 9, 17]], Sampling(max_new_tokens=20), [3], 0, seed=1, batch_size=1) == before
+    assert model.generation_config is own
+
+
+def test_an_answer_ends_with_the_first_stop_token_of_tokenizer_or_model(tokenizer, model):
+    model.generation_config.eos_token_id = [7, 8]
+    stops = stop_tokens(model, tokenizer)
+    assert stops == [3, 7, 8]
+    every = list(range(300))
+    assert len(generate(model, [[2, 9]], Sampling(max_new_tokens=5), every, 0, seed=1, batch_size=1)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (ROWS, {"reference_column": "answer"}, "no column 'answer'.*it has prompt, output, input"),
+        (ROWS, {"prompt_columns": ("ask",)}, "no column 'ask'"),
+        (ROWS, {"prompt_columns": ("output",)}, "'output'.*not text"),
+        (ROWS, {"split": "test"}, "no split 'test'"),
+        ([*ROWS, {"prompt": "Why?", "output": [], "input": ""}], {}, "1 of 4 rows.*no reference, the first is row 3"),
+        ([*ROWS, {"prompt": " ", "output": ["x"], "input": ""}], {}, "1 of 4 rows.*no prompt"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_refused(file, rows, settings, message):
+    with pytest.raises(DataError, match=message):
+        load_instructions(InstructionsConfig(path=file(rows), **settings))
+
+
+def test_a_prompt_beyond_the_limit_is_refused_dropped_or_cut_as_asked(file, tokenizer, model):
+    few = {**FEW, "max_prompt_tokens": 20}
+    with pytest.raises(DataError, match=r"1 of 3 prompts.*max_prompt_tokens = 20 tokens; the longest has \d+"):
+        prompts_of(InstructionsConfig(path=file(), **few), tokenizer, model)
+    dropped = prompts_of(InstructionsConfig(path=file(), longer="drop", **few), tokenizer, model)
+    assert (dropped.dropped, dropped.rows.prompts) == (1, [row["prompt"] for row in ROWS[:2]])
+    cut = prompts_of(InstructionsConfig(path=file(), longer="cut", **few), tokenizer, model)
+    assert (cut.cut, [len(row) for row in cut.ids][2]) == (1, 20)
+
+
+def test_what_cannot_answer_is_refused(file, tokenizer, model):
+    config = InstructionsConfig(path=file(), **FEW)
+    with pytest.raises(SettingError, match="BertModel is none"):
+        prompts_of(config, tokenizer, tiny("bert"))
+    with pytest.raises(SettingError, match="has no chat template"):
+        prompts_of(InstructionsConfig(path=file(), template="chat", **FEW), tokenizer, model)
+    with pytest.raises(SettingError, match="are 512, but LlamaForCausalLM has positions for 64"):
+        prompts_of(InstructionsConfig(path=file()), tokenizer, model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": ()}, "seeds is a list of at least one"),
+        ({"seeds": (1, 1)}, "all different"),
+        ({"temperature": 0.0}, "there are 5 seeds"),
+        ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
+        ({"template": "chat", "longer": "cut"}, "would cut off the end of a chat template"),
+        ({"max_answer_tokens": 0}, "max_answer_tokens is at least 1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        InstructionsConfig(path="rows.jsonl", **settings)
+
+
+def test_the_command_shows_teacher_and_student_and_writes_both(run, file, decoder_folder, tmp_path):
+    json_file = tmp_path / "found.json"
+    code, out, err = run(
+        "evaluate", decoder_folder, "--teacher", decoder_folder, "--instructions", file(), "--json", json_file,
+        "--instructions.max_prompt_tokens=45", "--instructions.max_answer_tokens=4", "--instructions.seeds=[1, 2]",
+        "--data.max_length=32", "--recipe.evaluation.rows=4", "--recipe.evaluation.latency=false",
+        "--recipe.device=cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "ROUGE-L, 2 seeds" in out
+    found = json.loads(json_file.read_text())["instructions"]
+    assert found["rouge_l"]["student"] == found["rouge_l"]["teacher"]  # one model is both
+    assert found["rows"] == 3
+    assert found["samples"][1]["references"] == ["list and tuple"]
+
+
+def test_rows_that_are_wrong_are_told_before_the_models_are_loaded(run, file, decoder_folder):
+    words = ("--instructions", file(), "--instructions.reference_column", "gold")
+    code, _, err = run("evaluate", decoder_folder, "--teacher", "nowhere/at-all", *words)
+    assert code == 2
+    assert "no column 'gold'" in err

@@ -1,0 +1,225 @@
+"""A comparison on text and instructions, without labels: the teacher as it is, and what is left of it."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+import makd
+from makd.cli.compare import load_experiment
+from makd.comparison.cells import all_cells, cell_hash
+from makd.comparison.ground import prepare_ground
+from makd.comparison.schedule import Schedule
+from makd.comparison.search import searched_at
+from makd.errors import DataError, SettingError, UnknownNameError
+from makd.loading import load_model, load_tokenizer
+
+TRAINING = makd.TrainingConfig(steps=2, batch_size=4)
+
+
+def quiet(what, done, of):
+    """No bars."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two kinds of text and a set of instructions."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, word in (("lists", "list"), ("tuples", "tuple")):
+        (folder / f"{name}.txt").write_text("".join(f"The {word} number {i} has {i} items in it.\n" for i in range(60)))
+    rows = [{"prompt": f"What is item {i}?", "output": [f"item {i}", "a list"]} for i in range(3)]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def language(**settings):
+    asked = makd.InstructionsConfig(path="asked.jsonl", seeds=(1, 2), max_prompt_tokens=40, max_answer_tokens=4)
+    return makd.LanguageConfig(
+        **{
+            "name": "python",
+            "text": makd.DataConfig(path="lists.txt", max_length=16),
+            "other": makd.DataConfig(path="tuples.txt", max_length=16),
+            "instructions": (asked,),
+            "rows": 6,
+            "batch_size": 4,
+            **settings,
+        }
+    )
+
+
+def make(data, decoder_folder, output, **settings):
+    return makd.Experiment(
+        **{
+            "teacher": str(decoder_folder),
+            "language": (language(),),
+            "methods": (makd.MethodConfig(name="low_rank_logits"), makd.MethodConfig(name="makd")),
+            "budgets": (makd.Budget(keep_linears=0.6),),
+            "seeds": (1, 2),
+            "training": TRAINING,
+            "calibration": makd.CalibrationConfig(rows=8),
+            "data": str(data),
+            "latency": False,
+            "device": "cpu",
+            "output": str(output),
+            **settings,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def done(data, decoder_folder, tmp_path_factory):
+    """Two methods and two seeds, all run."""
+    experiment = make(data, decoder_folder, tmp_path_factory.mktemp("runs") / "whole")
+    return experiment, makd.compare(experiment)
+
+
+def test_every_cell_has_perplexities_agreements_and_rouge_l_beside_the_teachers(done):
+    _, lines = done
+    assert len(lines) == 4
+    for line in lines:
+        names = {"score", "perplexity_text", "perplexity_other", "agreement_text", "agreement_other", "rouge_l_asked"}
+        assert line["metrics"].keys() == line["teacher"].keys() == names
+        assert line["teacher"]["score"] == line["teacher"]["agreement_text"] == 1.0
+        assert 0 <= line["metrics"]["agreement_other"] <= 1
+        assert line["majority"] is None
+        assert line["params"]["student"]["linears"] <= 0.6 * line["params"]["teacher"]["linears"]
+
+
+def test_the_score_is_exp_of_the_mean_gap_of_log_perplexity(done):
+    for line in done[1]:
+        gaps = [
+            math.log(line["metrics"][f"perplexity_{kind}"]) - math.log(line["teacher"][f"perplexity_{kind}"])
+            for kind in ("text", "other")
+        ]
+        assert line["score"] == pytest.approx(math.exp(-sum(gaps) / 2))
+
+
+def test_the_teacher_is_taken_as_it_is(done, decoder_folder):
+    experiment, _ = done
+    ground = prepare_ground(experiment, experiment.language[0], 1, quiet)
+    assert makd.fingerprint(ground.teacher) == makd.fingerprint(load_model(str(decoder_folder)))
+    assert not (Path(experiment.output) / "teachers").exists()
+    assert ground.task.evaluate(ground.teacher)["score"] == pytest.approx(1.0)
+
+
+def test_a_cell_that_is_done_is_not_run_again_and_another_text_is_another_cell(done, data, decoder_folder):
+    experiment, lines = done
+    assert makd.compare(experiment) == lines
+    cell = all_cells(experiment)[0]
+    other = language(text=makd.DataConfig(path="tuples.txt", max_length=16))
+    assert cell_hash(experiment, cell, {}) == lines[0]["hash"]
+    assert cell_hash(experiment, replace(cell, task=other), {}) != lines[0]["hash"]
+    assert cell_hash(experiment, replace(cell, seed=2), {}) != lines[0]["hash"]
+
+
+def test_workers_need_not_wait_for_a_teacher_that_nobody_makes(data, decoder_folder, tmp_path):
+    experiment = make(data, decoder_folder, tmp_path / "runs", seeds=(1,))
+    schedule = Schedule(experiment, all_cells(experiment))
+    first, second = schedule.take(None), schedule.take(None)
+    assert first is not None
+    assert second is not None
+    assert first.ground == second.ground
+
+
+def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder, tmp_path):
+    search = makd.SearchConfig(trials=2, held_out=0.25)
+    experiment = make(data, decoder_folder, tmp_path / "runs", search=search)
+    task = searched_at(experiment, all_cells(experiment)[0]).task
+    assert (task.other, task.instructions, task.held_out) == (None, (), 0.25)
+    whole = prepare_ground(experiment, language(other=None, instructions=()), 1, quiet)
+    held = prepare_ground(experiment, task, 1, quiet)
+    rows = whole.task.distillation["input_ids"]
+    kept = held.task.distillation["input_ids"]
+    measured = [row for batch in held.task.texts["text"] for row in batch["input_ids"].tolist()]
+    assert len(kept) == len(rows) - round(0.25 * len(rows))
+    assert all(row in list(rows) for row in measured)
+
+
+def test_the_page_has_every_metric_of_every_row(done, tmp_path):
+    experiment, _ = done
+    text = makd.comparison.write_page(experiment, tmp_path / "page.md").read_text()
+    assert "| perplexity (text) | perplexity (other) | " in text
+    assert "ROUGE-L (asked)" in text
+    assert "python: what is left of the teacher's probability of a token" in text
+    table = text.split("| perplexity (text)")[1].split("\n\n")[0]
+    assert all(f"| {row} |" in table for row in ("*teacher*", "`low_rank_logits`", "`makd`"))
+
+
+def test_a_students_text_may_be_in_bfloat16_while_it_learns_in_float32(data, decoder_folder, tmp_path):
+    few = language(dtype="bfloat16", instructions=(), other=None)
+    method = (makd.MethodConfig(name="low_rank_logits"),)
+    experiment = make(data, decoder_folder, tmp_path / "runs", language=(few,), methods=method, seeds=(1,))
+    line = makd.compare(experiment)[0]
+    assert line["metrics"]["score"] > 0
+
+
+def test_what_is_wrong_with_texts_and_instructions_is_told_before_anything_runs(data, decoder_folder, tmp_path):
+    asked = makd.InstructionsConfig(path="asked.jsonl", reference_column="gold")
+    experiment = make(data, decoder_folder, tmp_path / "runs", language=(language(instructions=(asked,)),))
+    with pytest.raises(DataError, match="no column 'gold'"):
+        makd.compare(experiment)
+    missing = language(other=makd.DataConfig(path="nothing.txt"))
+    with pytest.raises(DataError, match=r"nothing\.txt"):
+        makd.compare(make(data, decoder_folder, tmp_path / "runs", language=(missing,)))
+
+
+def test_a_teacher_that_predicts_no_next_token_is_refused(data, encoder_folder, tmp_path):
+    experiment = make(data, encoder_folder, tmp_path / "runs")
+    with pytest.raises(SettingError, match="BertModel is none"):
+        makd.compare(experiment)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "a,b"}, "without , and ="),
+        ({"rows": 0}, "rows is at least 1"),
+        ({"held_out": 1.0}, "held_out is a share"),
+        ({"instructions": (makd.InstructionsConfig(path="a/x"), makd.InstructionsConfig(path="b/x"))}, "last part"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        language(**settings)
+
+
+def test_an_experiment_on_nothing_and_a_name_that_is_there_twice_are_refused(data, decoder_folder, tmp_path):
+    with pytest.raises(SettingError, match="at least one of `tasks` or `language`"):
+        make(data, decoder_folder, tmp_path, language=())
+    with pytest.raises(SettingError, match="python is there twice"):
+        make(data, decoder_folder, tmp_path, language=(language(), language()))
+    with pytest.raises(UnknownNameError, match="task of the search"):
+        make(data, decoder_folder, tmp_path, search=makd.SearchConfig(trials=1, task="pithon"))
+
+
+def test_an_experiment_on_language_is_read_from_yaml(data, decoder_folder, tmp_path):
+    content = {
+        "teacher": str(decoder_folder),
+        "output": "runs",
+        "budgets": [{"keep_linears": 0.8}],
+        "methods": [{"name": "makd"}],
+        "language": [
+            {
+                "name": "python",
+                "text": {"path": "lists.txt", "max_length": 16},
+                "other": {"path": "tuples.txt", "max_length": 16},
+                "instructions": [
+                    {"path": "asked.jsonl", "seeds": [1, 2], "max_prompt_tokens": 40, "max_answer_tokens": 4}
+                ],
+                "rows": 6,
+                "batch_size": 4,
+            }
+        ],
+    }
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert load_experiment(file).language == (language(),)
+
+
+def test_the_tokenizer_is_the_teachers(done, decoder_folder):
+    experiment, _ = done
+    ground = prepare_ground(experiment, experiment.language[0], 1, quiet)
+    assert ground.task.tokenizer.get_vocab() == load_tokenizer(str(decoder_folder)).get_vocab()
