@@ -5,11 +5,15 @@ import torch
 from transformers import GenerationConfig
 
 from makd.errors import DataError
-from makd.generation import Sampling, complete, stop_tokens
+from makd.generation import Sampling, generate, stop_tokens
 from tests.models import tiny
 
 PROMPTS = [[1, 9, 12, 30, 7], [1, 40], [1, 22, 23]]
-GREEDY = Sampling(max_new_tokens=6, temperature=None)
+GREEDY = Sampling(max_new_tokens=6, temperature=0.0)
+
+
+def complete(model, prompts, sampling, seed=0):
+    return generate(model, prompts, sampling, stop_tokens(model), 0, seed=seed, batch_size=len(prompts))
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def test_a_text_ends_with_the_first_of_its_models_stops(model):
     model.config.eos_token_id = [stop]
     cut = complete(model, PROMPTS, GREEDY)
     assert cut[0] == whole[0][: whole[0].index(stop) + 1]
-    assert stop_tokens(model) == (stop,)
+    assert stop_tokens(model) == [stop]
 
 
 def test_the_same_seed_writes_the_same_text_and_another_one_another(model):
@@ -51,7 +55,9 @@ def test_the_same_seed_writes_the_same_text_and_another_one_another(model):
 
 def test_sampled_tokens_come_as_often_as_the_model_says(model):
     prompt, temperature = PROMPTS[0], 0.7
-    drawn = [text[0] for text in complete(model, [prompt] * 4000, Sampling(1, temperature), 5)]
+    drawn = [
+        text[0] for text in complete(model, [prompt] * 4000, Sampling(max_new_tokens=1, temperature=temperature), 5)
+    ]
     with torch.no_grad():
         expected = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
     found = torch.bincount(torch.tensor(drawn), minlength=len(expected)).double() / len(drawn)

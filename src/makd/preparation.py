@@ -76,6 +76,11 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         )
         seen = train
         if stride is not None:
+            if "text" not in texts.evaluation.column_names:
+                raise DataError(
+                    f"evaluation.stride = {stride} asks for the perplexity of a long text, and the data are prompts "
+                    "with responses. Take evaluation.stride null, or plain text."
+                )
             joined = _joined(texts.evaluation, recipe.evaluation.rows)
             long_text = LongText(text=joined, window=window, stride=stride)
     held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))

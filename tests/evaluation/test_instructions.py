@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import makd
 from makd.errors import DataError, SettingError
 from makd.evaluation.answers import mean_rouge_l
-from makd.evaluation.generation import Sampling, generate, stop_tokens
 from makd.evaluation.instructions import InstructionsConfig, encode_prompts, load_instructions
+from makd.generation import Sampling, generate, stop_tokens
 from tests.models import tiny
 
 ROWS = [

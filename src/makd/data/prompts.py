@@ -55,8 +55,13 @@ def prompt_batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Bat
     if not prompts or not all(prompts):
         raise DataError("A batch of prompts needs at least one row, and each row a token before its answer.")
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return pad_left(prompts, 0 if filler is None else int(filler))
+
+
+def pad_left(prompts: Sequence[Sequence[int]], padding: int) -> Batch:
+    """A batch whose rows end together, as a model goes on from them: `input_ids` and `attention_mask`."""
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), 0 if filler is None else int(filler))
+    ids = torch.full((len(prompts), width), padding)
     mask = torch.zeros_like(ids)
     for place, prompt in enumerate(prompts):
         ids[place, width - len(prompt) :] = torch.tensor(prompt)

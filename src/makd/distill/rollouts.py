@@ -21,7 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 from makd.aspects import Completions
 from makd.data import Batch, prompt_of, reads_blocks
 from makd.errors import DataError, SettingError
-from makd.generation import Sampling, complete
+from makd.generation import Sampling, generate, stop_tokens
 
 Text = tuple[list[int], list[int]]
 """A prompt and its completion, in tokens."""
@@ -132,8 +132,13 @@ class Rollouts:
         return [(prompt, self.by_teacher[tuple(prompt)]) for prompt in prompts]
 
     def _write(self, who: str, model: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
-        sampling = Sampling(self.settings.max_new_tokens, self.settings.temperature, self.settings.top_p)
-        texts = complete(model, prompts, sampling, (self.seed, step, int(who == "teacher")))
+        settings, stops = self.settings, stop_tokens(model)
+        sampling = Sampling(
+            max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p
+        )
+        seed = (self.seed, step, int(who == "teacher"))
+        padding = stops[0] if stops else 0
+        texts = generate(model, prompts, sampling, stops, padding, seed=seed, batch_size=len(prompts))
         self.tokens[who] += sum(map(len, texts))
         return list(zip(prompts, texts, strict=True))
 

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.errors import SettingError
-from makd.evaluation.generation import generate, stop_tokens
 from makd.evaluation.instructions import Instructions, InstructionsConfig, Prompts, encode_prompts, load_instructions
+from makd.generation import generate, stop_tokens
 from makd.kinds import takes
 
 Progress = Callable[[str, int, int], None]

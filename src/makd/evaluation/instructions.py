@@ -16,7 +16,7 @@ from makd.data import check_strings, load_splits, reads_blocks, validation_split
 from makd.data.guess import STRINGS
 from makd.data.marks import find_marks
 from makd.errors import DataError, SettingError
-from makd.evaluation.generation import Sampling
+from makd.generation import Sampling
 from makd.kinds import checked
 
 
