@@ -49,7 +49,7 @@ OFF = {
 }  # fmt: skip
 """Name -> aspects that are off, with what the reason says; all other types have none."""
 SOLVERS_OFF = {
-    **{name: {"in_forward_order"} for name in ("llama4", "openai_gpt", "falcon", "falcon_multi_query", "falcon_alibi")},
+    **{name: {"in_forward_order"} for name in ("llama4", "falcon", "falcon_multi_query", "falcon_alibi")},
     **{name: {"inputs", "gradients", "in_forward_order"} for name in ("led", "pegasus_x", "prophetnet")},
     "gemma3n": {"in_forward_order"},
     "longformer": {"inputs", "gradients", "in_forward_order"},
