@@ -78,6 +78,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         experts=experts,
         off=dict(off),
+        dense_vocabulary=None if family is None else family.dense_vocabulary,
         origin=origin_of(model),
         notes=notes,
     )

@@ -131,6 +131,8 @@ class Anatomy:
     """Parameters of routed experts, as `model.get_parameter` takes them: linears in all but name, which stay dense."""
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
+    dense_vocabulary: str | None = None
+    """Why embeddings and LM head cannot be factored where there is an LM head, if so."""
     origin: Origin = field(default_factory=Origin, compare=False)
     """Where the model came from: a sentence encoder's folder says how embeddings are made."""
     solvers_off: Mapping[str, str] = field(default_factory=dict)
