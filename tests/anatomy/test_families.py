@@ -21,11 +21,12 @@ WITH_INTERFACE = [name for name in EVERY if name not in OWN_ATTENTION]
 GATED = [
     "modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "t5_gated", "gemma", "smollm3",
     "olmo2", "granite", "mt5", "glm", "glm4", "modernbert_decoder", "t5gemma", "umt5", "longt5_global",
+    "gemma3_images",
 ]  # fmt: skip
 ROTARY = [name for name in GATED if name not in ("t5_gated", "mt5", "umt5", "longt5_global")] + [
     "gpt_neox", "gptj", "codegen", "persimmon", "starcoder2", "phi",
 ]  # fmt: skip
-NORMALISED = ["qwen3", "gemma3", "olmo2"]
+NORMALISED = ["qwen3", "gemma3", "olmo2", "gemma3_images"]
 """Query and key are divided by their root mean square before they are rotated."""
 SELF = (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
 CROSS = (Role.CROSS_QUERY, Role.CROSS_KEY, Role.CROSS_VALUE, Role.CROSS_OUTPUT)
@@ -64,6 +65,7 @@ def merged(heads):
 def activation(name, config):
     if name == "t5gemma":
         config = config.decoder
+    config = config.get_text_config()
     if name in ("mpt", "falcon", "falcon_multi_query", "falcon_alibi"):
         return torch.nn.GELU()
     if name == "ctrl":
@@ -139,7 +141,7 @@ class TestEveryFamily:
     def test_the_embeddings_read_the_token_ids(self, name):
         model = tiny(name)
         (embedding,) = resolve(model).embeddings
-        assert model.get_submodule(embedding).num_embeddings == model.config.vocab_size
+        assert model.get_submodule(embedding).num_embeddings == model.config.get_text_config().vocab_size
 
 
 @pytest.mark.parametrize("name", WITH_INTERFACE)

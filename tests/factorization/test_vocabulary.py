@@ -103,6 +103,15 @@ def test_every_family_is_factored_or_left_dense_with_a_reason(name):
             makd.factorize(teacher, makd.Budget(keep=0.5), solver="svd", vocabulary="factored")
 
 
+def test_a_head_that_is_never_called_leaves_the_vocabulary_dense_with_a_reason():
+    teacher = tiny("mobilebert", "masked_lm")
+    calibration = [batch(teacher)]
+    student = makd.factorize(teacher, makd.Budget(keep=0.8), calibration=calibration)
+    assert type(student.get_input_embeddings()) is torch.nn.Embedding
+    with pytest.raises(makd.MakdError, match="never called as a linear"):
+        makd.factorize(teacher, makd.Budget(keep=0.8), calibration=calibration, vocabulary="factored")
+
+
 def test_all_of_the_budget_gives_back_the_teacher_and_full_rank_is_lossless():
     student = make_student(keep=1.0)
     assert makd.fingerprint(student) == makd.fingerprint(tiny("bert"))

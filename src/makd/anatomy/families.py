@@ -130,6 +130,8 @@ class Family:
     stacks: tuple[Stack, ...]
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that they cannot offer, and why."""
+    dense_vocabulary: str | None = None
+    """Why embeddings and LM head cannot be factored where there is an LM head, if so."""
 
 
 def self_attention(query: str, key: str, value: str, output: str) -> dict[Role, Place]:

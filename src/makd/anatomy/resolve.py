@@ -80,6 +80,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         experts=experts,
         stacks=of_experts,
         off=dict(off),
+        dense_vocabulary=None if family is None else family.dense_vocabulary,
         origin=origin_of(model),
         notes=notes,
     )

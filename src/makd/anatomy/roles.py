@@ -165,6 +165,8 @@ class Anatomy:
     """Those of `experts` that may be factorized, in forward order."""
     off: Mapping[str, str] = field(default_factory=dict)
     """Aspects that this model cannot offer, and why: aspect name -> reason."""
+    dense_vocabulary: str | None = None
+    """Why embeddings and LM head cannot be factored where there is an LM head, if so."""
     origin: Origin = field(default_factory=Origin, compare=False)
     """Where the model came from: a sentence encoder's folder says how embeddings are made."""
     solvers_off: Mapping[str, str] = field(default_factory=dict)

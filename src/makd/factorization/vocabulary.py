@@ -48,6 +48,8 @@ def find_tables(model: PreTrainedModel, anatomy: Anatomy) -> tuple[tuple[Table, 
         return (), {"embeddings": "the model does not say where they are"}
     name = anatomy.embeddings[0]
     embedding, head = model.get_submodule(name), _head_name(model)
+    if head is not None and anatomy.dense_vocabulary is not None:
+        return (), {name: anatomy.dense_vocabulary}
     shared = _others_with(model, embedding, {name, head})
     reason = None
     if anatomy.is_encoder_decoder:

@@ -116,6 +116,12 @@ DECODERS: tuple[Family, ...] = (
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "granite"),
         _decoder("layers", self_attention(*projections("self_attn", "o_proj")) | dict(GATED), "self_attn"),
     ),
+    Family(  # with images: what reads them stays dense
+        ("gemma3",),
+        _decoder(
+            "language_model.layers", self_attention(*projections("self_attn", "o_proj")) | dict(GATED), "self_attn"
+        ),
+    ),
     Family(
         ("starcoder2",), _decoder("layers", self_attention(*projections("self_attn", "o_proj")) | _C_FC, "self_attn")
     ),

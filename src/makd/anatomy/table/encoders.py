@@ -35,6 +35,7 @@ ENCODERS: tuple[Family, ...] = (
                 apart=frozenset({Role.VALUE}),  # it reads the layer's input, Q and K a bottleneck of it
             ),
         ),
+        dense_vocabulary="MobileBERT's LM head is put together of two weights, and never called as a linear",
     ),
     Family(
         ("deberta-v2",),
