@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import makd
 from makd.anatomy import resolve
 from makd.errors import SettingError
 from makd.evaluation import parameter_counts
 from makd.factorization.settings import FactorizeConfig
-from makd.factorization.streamed import check_streamable
+from makd.factorization.streamed import check_streamable, stream_student
+from makd.loading import load_empty_model
 from makd.student.experts import FactoredStack
 from makd.student.linear import LowRankLinear
 from tests.models import MIXTURES, batch, tiny
@@ -176,3 +178,16 @@ def test_learning_brings_experts_nearer_to_the_teachers():
         (student(**inputs)[0] - expected)[real].square().mean().backward()
         optimizer.step()
     assert distance(student, teacher, inputs) < 0.95 * before
+
+
+def test_a_streamed_student_is_the_one_whose_experts_are_dense(tmp_path):
+    teacher = tiny("qwen3_moe_mixed", "causal_lm")
+    teacher.save_pretrained(tmp_path / "teacher", save_original_format=False)
+    rows, budget = [batch(teacher, seed=seed) for seed in range(3)], makd.Budget(keep_linears=0.9)
+    empty, files = load_empty_model(str(tmp_path / "teacher"), "auto", torch.float32)
+    (tmp_path / "student").mkdir()
+    stream_student(empty, files, budget, FactorizeConfig(), tmp_path / "work", tmp_path / "student", {"its": 1}, rows)
+    makd.factorize(teacher, budget, calibration=rows, experts="dense").save_pretrained(tmp_path / "expected")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("student", "expected"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

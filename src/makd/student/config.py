@@ -15,8 +15,8 @@ FORMAT = 5
 """Version of what is stored; a reader refuses a higher one.
 
 1: factors; 2: factored embeddings, dropped layers; 3: linears that share an A; 4: identities, under names that
-transformers without makd looks for, and all else under its names in memory; 5: experts (a student without any is of
-format 4, which makd before them reads).
+transformers without makd looks for, and all else under its names in memory; 5: experts. What has no factored experts is
+of format 4, which makd before them reads.
 """
 BEFORE_EXPERTS = 4
 COUNTS = ("total", "factored", "vocabulary")
