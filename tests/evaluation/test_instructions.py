@@ -65,11 +65,18 @@ def test_a_chat_template_ends_where_the_answer_begins(file, decoder_folder, mode
         "{% for m in messages %}[CLS] {{ m['role'] }} {{ m['content'] }} [SEP]{% endfor %}"
         "{% if add_generation_prompt %} answer {% endif %}"
     )
-    config = InstructionsConfig(path=file(), template="chat", **{**FEW, "max_prompt_tokens": 50})
+    config = InstructionsConfig(path=file(), template="auto", **{**FEW, "max_prompt_tokens": 50})
     ids = prompts_of(config, own, model).ids[0]
     assert own.decode(ids) == own.decode(
         own(f"[CLS] user {ROWS[0]['prompt']} [SEP] answer", add_special_tokens=False)["input_ids"]
     )
+
+
+def test_a_template_that_is_written_out_stands_around_the_prompt(file, tokenizer, model):
+    config = InstructionsConfig(path=file(), template="Question: {prompt} Answer:", **{**FEW, "max_prompt_tokens": 55})
+    ids = prompts_of(config, tokenizer, model).ids[1]
+    text = f"Question: {ROWS[1]['prompt']} Answer:"
+    assert ids == [tokenizer.cls_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def test_a_row_with_one_reference_may_hold_it_as_a_text(file):
@@ -158,7 +165,7 @@ def test_what_cannot_answer_is_refused(file, tokenizer, model):
     with pytest.raises(SettingError, match="BertModel is none"):
         prompts_of(config, tokenizer, tiny("bert"))
     with pytest.raises(SettingError, match="has no chat template"):
-        prompts_of(InstructionsConfig(path=file(), template="chat", **FEW), tokenizer, model)
+        prompts_of(InstructionsConfig(path=file(), template="auto", **FEW), tokenizer, model)
     with pytest.raises(SettingError, match="are 512, but LlamaForCausalLM has positions for 64"):
         prompts_of(InstructionsConfig(path=file()), tokenizer, model)
 
@@ -170,7 +177,8 @@ def test_what_cannot_answer_is_refused(file, tokenizer, model):
         ({"seeds": (1, 1)}, "all different"),
         ({"temperature": 0.0}, "there are 5 seeds"),
         ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
-        ({"template": "chat", "longer": "cut"}, "would cut off the end of a chat template"),
+        ({"template": "auto", "longer": "cut"}, "would cut off the end of a template"),
+        ({"template": "{prompt} {prompt}"}, "with {prompt} in it once"),
         ({"max_answer_tokens": 0}, "max_answer_tokens is at least 1"),
     ],
 )

@@ -19,6 +19,11 @@ from makd.errors import DataError, SettingError
 from makd.generation import Sampling
 from makd.kinds import checked
 
+AUTO, NONE = "auto", "none"
+"""Templates: the tokenizer's own for chats, and none."""
+PROMPT = "{prompt}"
+"""Where the prompt stands in a template that is written out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 @checked("instructions")
@@ -35,9 +40,9 @@ class InstructionsConfig:
     """What a model is asked; several columns are joined, an empty line between, those that are blank left out."""
     reference_column: str = "output"
     """A text, or a list of texts of which the best counts."""
-    template: Literal["none", "chat"] = "none"
-    """`none` gives the prompt as it is, after what the tokenizer puts before a text; `chat` as a user's message in the
-    tokenizer's chat template."""
+    template: str = NONE
+    """`none` gives the prompt as it is, after what the tokenizer puts before a text; `auto` as a user's message in the
+    tokenizer's chat template; or what stands around a prompt up to the answer, with {prompt} in it once."""
     rows: int | None = None
     """At most so many rows, the first ones; None takes all."""
     seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
@@ -76,10 +81,14 @@ class InstructionsConfig:
                 f"instructions.temperature 0 takes the most likely token whatever the seed, and there are "
                 f"{len(self.seeds)} seeds. Give one (`instructions.seeds: [0]`)."
             )
-        if self.template == "chat" and self.longer == "cut":
+        if self.template not in (AUTO, NONE) and self.template.count(PROMPT) != 1:
             raise SettingError(
-                "instructions.longer 'cut' would cut off the end of a chat template, where the answer begins. Take "
-                "'drop', or raise instructions.max_prompt_tokens."
+                f"instructions.template is {AUTO}, {NONE}, or a text with {PROMPT} in it once; got {self.template!r}."
+            )
+        if self.template != NONE and self.longer == "cut":
+            raise SettingError(
+                "instructions.longer 'cut' would cut off the end of a template, where the answer begins. Take 'drop', "
+                "or raise instructions.max_prompt_tokens."
             )
 
     @property
@@ -186,13 +195,13 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templ
     """Token ids of prompts up to where an answer begins.
 
     Raises:
-        SettingError: `template` is `chat` and the tokenizer has none.
+        SettingError: `template` is `auto` and the tokenizer has none.
     """
-    if template == "chat":
+    if template == AUTO:
         if not tokenizer.chat_template:
             raise SettingError(
-                "instructions.template is 'chat', and the tokenizer has no chat template. Give prompts as they are "
-                "(`instructions.template: none`), or a tokenizer that has one."
+                "instructions.template is 'auto', and the tokenizer has no chat template. Give prompts as they are "
+                "(`instructions.template: none`), what stands around them, or a tokenizer that has one."
             )
         messages: Any = [[{"role": "user", "content": prompt}] for prompt in prompts]
         found: Any = tokenizer.apply_chat_template(
@@ -200,7 +209,8 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templ
         )
         return [list(row) for row in found]
     before = list(find_marks(tokenizer).before)
-    encoded = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
+    texts = [prompt if template == NONE else template.replace(PROMPT, prompt) for prompt in prompts]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [row if before and row[: len(before)] == before else before + row for row in encoded]
 
 
