@@ -231,6 +231,15 @@ def test_an_adaptive_share_without_evaluations_is_refused(tmp_path):
         make_trainer(tmp_path, Completions(adaptive=True))
 
 
+def test_plain_text_has_no_prompts_to_go_on_from(tmp_path):
+    teacher, student = make_pair()
+    with pytest.raises(DataError, match="no prompts"):
+        DistillTrainer(
+            model=student, teacher=teacher, plan="gkd", args=make_arguments(tmp_path),
+            train_dataset=make_rows().remove_columns("labels"),
+        )  # fmt: skip
+
+
 def test_an_encoder_writes_nothing(tmp_path):
     teacher = tiny("bert", head="masked_lm")
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")

@@ -8,7 +8,7 @@ logarithm is the gap between their log-perplexities. The teacher has 1.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +35,8 @@ class LanguageRows:
     """Blocks to learn from."""
     texts: Mapping[str, list[Batch]]
     """Kind of text -> held-out batches."""
+    counted: Mapping[str, Literal["all", "completion"]]
+    """Kind of text -> which of its tokens count: those of completions, where it has some."""
     prompts: Mapping[str, Prompts]
     teacher: PreTrainedModel
     teacher_scores: dict[str, float]
@@ -44,7 +46,8 @@ class LanguageRows:
         """All metrics of `model` beside the teacher's, and the `score`."""
         found = measure(model, self.tokenizer, self.texts, self.prompts, self.progress)
         for kind, batches in self.texts.items():
-            found[f"agreement_{kind}"] = fidelity(model, self.teacher, batches)["top1_agreement"]
+            counted = fidelity(model, self.teacher, batches, tokens=self.counted[kind])
+            found[f"agreement_{kind}"] = counted["top1_agreement"]
         gaps = [
             math.log(found[f"perplexity_{kind}"] / self.teacher_scores[f"perplexity_{kind}"]) for kind in self.texts
         ]
@@ -109,7 +112,10 @@ def load_rows(
     prompts = {name: encode_prompts(one, tokenizer, teacher) for name, one in asked.items()}
     own: dict[str, Any] = measure(teacher, tokenizer, texts, prompts, progress)
     own |= {"score": 1.0, **{f"agreement_{kind}": 1.0 for kind in texts}}
-    return LanguageRows(config, tokenizer, train, texts, prompts, teacher, own, progress)
+    counted: dict[str, Literal["all", "completion"]] = {
+        kind: "completion" if "labels" in rows.column_names else "all" for kind, rows in kinds.items()
+    }
+    return LanguageRows(config, tokenizer, train, texts, counted, prompts, teacher, own, progress)
 
 
 def _blocks(
@@ -118,6 +124,7 @@ def _blocks(
     """Training and held-out blocks."""
     texts = load_texts(data, seed)
     train, held_out = (
-        tokenize(rows, tokenizer, model, data.max_length, seed) for rows in (texts.train, texts.evaluation)
+        tokenize(rows, tokenizer, model, data.max_length, seed, rendering=data.rendering)
+        for rows in (texts.train, texts.evaluation)
     )
     return train, held_out

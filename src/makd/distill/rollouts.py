@@ -143,10 +143,13 @@ class Rollouts:
         return list(zip(prompts, texts, strict=True))
 
 
-def check_writers(settings: Completions, student: PreTrainedModel, args: TrainingArguments, cached: bool) -> None:
+def check_writers(
+    settings: Completions, student: PreTrainedModel, args: TrainingArguments, rows: Any, cached: bool
+) -> None:
     """Whether the models can write, before there is a training.
 
     Raises:
+        DataError: the rows do not say where prompts end.
         SettingError: they write no text, several processes would, there is a teacher cache, which has nothing of texts
             that are yet to be written, or an adaptive share without evaluations.
     """
@@ -154,6 +157,11 @@ def check_writers(settings: Completions, student: PreTrainedModel, args: Trainin
         raise SettingError(
             f"The plan has completions written, and {type(student).__name__} writes no text: it is no causal language "
             "model. Take a plan of the data's own text."
+        )
+    if "labels" not in (getattr(rows, "column_names", None) or ("labels",)):
+        raise DataError(
+            "The plan has completions written, and the rows have no labels: they are plain text, which has no prompts. "
+            "Give data of prompts with responses, or messages; or take a plan of the data's own text."
         )
     if cached:
         raise SettingError(

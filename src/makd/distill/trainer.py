@@ -112,7 +112,7 @@ class DistillTrainer(Trainer):
         _check_checkpointing(self.args)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
-            check_writers(self.plan.completions, model, self.args, cache is not None)
+            check_writers(self.plan.completions, model, self.args, self.train_dataset, cache is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
         nn.Module.to(teacher, self.args.device)
         self.teacher = teacher.eval()
