@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, prepared
-from makd.factorization.factorize import factorize
+from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace
+from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 
@@ -31,5 +31,5 @@ class LowRankFineTuning:
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
         """See `Baseline`."""
-        student = factorize(teacher, budget, solver=self.start, ranks="uniform", calibration=calibration)
-        return prepared(teacher, student, ((Term(aspect="task"),), 1.0))
+        start = low_rank_start(teacher, budget, self.start, "uniform", calibration)
+        return prepared_from(teacher, start, ((Term(aspect="task"),), 1.0))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span, prepared
-from makd.factorization.factorize import factorize
+from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span
+from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 
@@ -40,11 +40,11 @@ class LowRankFeature:
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
         """See `Baseline`."""
-        student = factorize(teacher, budget, solver=self.start, ranks="uniform", calibration=calibration)
+        start = low_rank_start(teacher, budget, self.start, "uniform", calibration)
         terms = (
             Term(aspect="hidden", weight=self.layer_weight),
             Term(aspect="attention", weight=self.layer_weight),
             Term(aspect="logits"),
             Term(aspect="task", weight=self.task_weight),
         )
-        return prepared(teacher, student, (terms, 1.0))
+        return prepared_from(teacher, start, (terms, 1.0))

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Plan, activate
 from makd.baselines.method import LEARNING_RATES, Batches, PlannedStage, Prepared, SearchSpace
+from makd.baselines.starts import low_rank_start
 from makd.capture import examine
-from makd.factorization.factorize import factorize
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 
@@ -40,7 +40,7 @@ class LowRankObjective:
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
         """See `Baseline`."""
-        student = factorize(teacher, budget, solver=self.start, calibration=calibration)
+        start = low_rank_start(teacher, budget, self.start, "auto", calibration)
         stage = PlannedStage(plan=Plan(preset=self.objective), trainable=self.trainable)
-        activate(stage.plan, examine(student), examine(teacher))
-        return Prepared(student=student, stages=(stage,))
+        activate(stage.plan, examine(start.student), examine(teacher))
+        return Prepared(student=start.student, stages=(stage,), saved=start.saved)

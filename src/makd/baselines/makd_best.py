@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span
+from makd.baselines.starts import low_rank_start, prepared_from
 from makd.errors import SettingError
-from makd.factorization.factorize import factorize
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
@@ -59,8 +59,8 @@ class BestMakd:
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
         """See `Baseline`."""
-        student = factorize(teacher, budget, solver=self.start, calibration=calibration)
-        return prepared(teacher, student, (self.terms, 1.0))
+        start = low_rank_start(teacher, budget, self.start, "auto", calibration)
+        return prepared_from(teacher, start, (self.terms, 1.0))
 
     @property
     def terms(self) -> tuple[Term, ...]:

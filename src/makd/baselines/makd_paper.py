@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span, prepared
-from makd.factorization.factorize import factorize
+from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span
+from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 
@@ -41,7 +41,7 @@ class PaperMakd:
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
     ) -> Prepared:
         """See `Baseline`."""
-        student = factorize(teacher, budget, solver="svd", ranks="uniform")
+        start = low_rank_start(teacher, budget, "svd", "uniform", None)
         terms = (
             Term(aspect="matrix", weight=self.matrix_weight),
             Term(aspect="hidden", weight=self.layer_weight),
@@ -49,4 +49,4 @@ class PaperMakd:
             Term(aspect="logits"),
             Term(aspect="task", weight=self.task_weight),
         )
-        return prepared(teacher, student, (terms, 1.0))
+        return prepared_from(teacher, start, (terms, 1.0))

@@ -39,6 +39,8 @@ class Prepared:
 
     student: PreTrainedModel
     stages: tuple[PlannedStage, ...]
+    saved: float = 0.0
+    """Seconds that the student would have taken to make, had another method not begun from it, too."""
 
     def steps(self, total: int) -> tuple[int, ...]:
         """Steps of each stage, which add up to `total`; at least 1 each.

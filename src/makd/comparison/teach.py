@@ -28,7 +28,7 @@ class Taught:
     tokens: int
     """Real tokens that were read in training."""
     seconds: dict[str, float]
-    """`prepare`, `cache`, `train`, `evaluate`; `cache` as if no other cell had made one."""
+    """`prepare`, `cache`, `train`, `evaluate`; the first two as if no other cell had made them."""
 
 
 def teach(
@@ -53,7 +53,7 @@ def teach(
     set_seed(seed)
     start = time.perf_counter()
     made = method.prepare(ground.teacher, budget, ground.calibration, seed)
-    seconds["prepare"] = time.perf_counter() - start
+    seconds["prepare"] = time.perf_counter() - start + made.saved
     total, tokens = count_steps(task, training), 0
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
     with float32_weights(made.student):

@@ -1,0 +1,61 @@
+"""Baselines: the low-rank students that methods begin from, made once for all that begin from the same one.
+
+Those of a comparison differ in what they learn; a decoder's factorization takes longer than many of their trainings.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedModel
+
+from makd.aspects import Term
+from makd.baselines.method import Batches, Prepared, prepared
+from makd.factorization.factorize import factorize
+from makd.ranks.budget import Budget
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student before its training."""
+
+    student: PreTrainedModel
+    saved: float
+    """Seconds that it would have taken to make, if it was there already; else 0."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    made_of: tuple[Budget, str, str]
+    calibration: Batches | None
+    teacher: int
+    """Says whether the teacher's weights are what they were."""
+    student: PreTrainedModel
+    seconds: float
+
+
+_LAST: "WeakKeyDictionary[PreTrainedModel, _Kept]" = WeakKeyDictionary()
+"""Of each teacher the last start, for the next method."""
+
+
+def prepared_from(teacher: PreTrainedModel, start: Start, *stages: tuple[tuple[Term, ...], float]) -> Prepared:
+    """`prepared` from a start."""
+    return replace(prepared(teacher, start.student, *stages), saved=start.saved)
+
+
+def low_rank_start(
+    teacher: PreTrainedModel, budget: Budget, solver: str, ranks: str, calibration: Batches | None
+) -> Start:
+    """What `factorize` makes; a copy of it, if the last call for this teacher was of the same, by the same batches."""
+    made_of, written = (budget, solver, ranks), sum(parameter._version for parameter in teacher.parameters())
+    kept = _LAST.get(teacher)
+    if kept is not None and (kept.made_of, kept.teacher) == (made_of, written) and kept.calibration is calibration:
+        return Start(copy.deepcopy(kept.student), kept.seconds)
+    _LAST.pop(teacher, None)  # two would take room
+    start = time.perf_counter()
+    student = factorize(teacher, budget, solver=solver, ranks=ranks, calibration=calibration)
+    seconds = time.perf_counter() - start
+    if isinstance(calibration, list):  # anything else may be read only once, or change
+        _LAST[teacher] = _Kept(made_of, calibration, written, copy.deepcopy(student), seconds)
+    return Start(student, 0.0)
