@@ -26,6 +26,8 @@ SETTINGS = {
     },
     makd.FactorizeConfig: {},
     makd.FinetuneRecipe: {},
+    makd.InstructionsConfig: {"path": "x"},
+    makd.LanguageConfig: {"name": "x", "text": makd.DataConfig()},
     makd.MethodConfig: {"name": "makd"},
     makd.Plan: {},
     makd.Recipe: {},
