@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-layerwise bench-growth bench-stream clean
+.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-layerwise bench-growth bench-stream bench-decoder clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -114,6 +114,13 @@ bench-teachers: $(READY) ## half of the linears, with teachers that learned for 
 
 bench-two-cores: $(READY) ## the same methods in bfloat16, sized to two cores: hours, with WORKERS=2; needs MAKD_DATA
 	$(call grid,two-cores)
+
+bench-decoder: $(READY) ## a decoder recovered by makd and by other objectives: hours a seed on two cores; needs MAKD_DATA
+	mkdir -p runs/decoder
+	test -f runs/decoder/results.jsonl || ! test -f benchmarks/results/decoder.jsonl || cp benchmarks/results/decoder.jsonl runs/decoder/results.jsonl
+	$(BIN)/makd compare examples/decoder/experiment.yaml --workers $(or $(WORKERS),1)
+	cp runs/decoder/results.jsonl benchmarks/results/decoder.jsonl
+	$(BIN)/makd compare examples/decoder/experiment.yaml --table docs/results/decoder.md
 
 fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff check --fix .
