@@ -11,9 +11,10 @@ import yaml
 import makd
 from makd.cli.compare import load_experiment
 from makd.comparison.cells import all_cells, cell_hash
-from makd.comparison.ground import prepare_ground
+from makd.comparison.ground import place_language, prepare_ground
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import searched_at
+from makd.data import Source
 from makd.errors import DataError, SettingError, UnknownNameError
 from makd.loading import load_model, load_tokenizer
 
@@ -223,3 +224,10 @@ def test_the_tokenizer_is_the_teachers(done, decoder_folder):
     experiment, _ = done
     ground = prepare_ground(experiment, experiment.language[0], 1, quiet)
     assert ground.task.tokenizer.get_vocab() == load_tokenizer(str(decoder_folder)).get_vocab()
+
+
+def test_every_path_of_a_text_is_looked_for_in_the_folder_of_the_data(data):
+    sources = tuple(Source(path=name) for name in ("lists.txt", "tuples.txt"))
+    placed = place_language(language(text=makd.DataConfig(mixture=sources, max_length=16)), str(data))
+    paths = [one.path for one in placed.text.mixture] + [placed.other.path, placed.instructions[0].path]
+    assert all(Path(path).is_file() for path in paths)

@@ -19,7 +19,7 @@ from makd.comparison.language_rows import load_rows, read_language
 from makd.comparison.rows import Rows
 from makd.comparison.settings import Experiment, Subject, short_name
 from makd.config import find_device
-from makd.data import Batch, choose_tokenizer, make_batches
+from makd.data import Batch, DataConfig, choose_tokenizer, make_batches
 from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
@@ -199,10 +199,17 @@ def place_language(language: LanguageConfig, data: str | None) -> LanguageConfig
     other = language.other
     return replace(
         language,
-        text=replace(language.text, path=_place(language.text.path, data)),
-        other=None if other is None else replace(other, path=_place(other.path, data)),
+        text=_place_text(language.text, data),
+        other=None if other is None else _place_text(other, data),
         instructions=tuple(replace(one, path=_place(one.path, data)) for one in language.instructions),
     )
+
+
+def _place_text(text: DataConfig, data: str | None) -> DataConfig:
+    """A text with its path, or those of its mixture, looked for in `data`."""
+    if text.mixture:
+        return replace(text, mixture=tuple(replace(one, path=_place(one.path, data)) for one in text.mixture))
+    return replace(text, path=_place(text.path, data))
 
 
 def _place(path: str, data: str | None) -> str:
