@@ -104,6 +104,11 @@ class Recipe:
             HEADS[self.head]
         if self.cache == "":
             raise SettingError("cache is a folder that `makd cache` made, or null; got an empty name.")
+        if self.cache is not None and any(stage.plan.writers.written for stage in self.trainings):
+            raise SettingError(
+                f"cache is {self.cache}, and the plan has completions written while the student learns, of which a "
+                "cache knows nothing. Leave out the cache, or take a plan of the data's own text."
+            )
         check_seed("seed", self.seed)
 
     @property

@@ -196,7 +196,7 @@ def test_tokens_that_were_learned_from_are_counted_and_not_those_of_the_data(tmp
     assert trainer.state.num_input_tokens_seen > prompts + trainer.rollouts.tokens["student"] * 0.9
 
 
-@pytest.mark.parametrize("preset", ["sft", "kd", "seq_kd", "minillm", "gkd"])
+@pytest.mark.parametrize("preset", ["sft", "kd", "seq_kd", "minillm", "gkd", "distillm"])
 def test_every_named_objective_lowers_its_own_loss(tmp_path, preset):
     teacher, student = make_pair()
     trainer = DistillTrainer(
@@ -226,9 +226,24 @@ def test_impossible_settings_are_refused(completions, message):
         Completions(**completions)
 
 
-def test_an_adaptive_share_without_evaluations_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="never evaluates"):
-        make_trainer(tmp_path, Completions(adaptive=True))
+def test_an_adaptive_share_is_looked_at_ten_times_where_nobody_says_when(tmp_path):
+    trainer = make_trainer(tmp_path, Completions(adaptive=True, max_new_tokens=2), max_steps=20)
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == list(range(2, 21, 2))
+
+
+def test_an_adaptive_share_without_held_out_rows_is_refused(tmp_path):
+    teacher, student = make_pair()
+    with pytest.raises(SettingError, match="no eval_dataset"):
+        DistillTrainer(
+            model=student, teacher=teacher, plan="distillm", args=make_arguments(tmp_path),
+            train_dataset=make_rows(), data_collator=collate,
+        )  # fmt: skip
+
+
+def test_a_cache_beside_completions_that_are_yet_to_be_written_is_refused_with_the_settings():
+    with pytest.raises(SettingError, match="of which a cache knows nothing"):
+        makd.Recipe(plan=Plan(preset="gkd"), cache="somewhere")
 
 
 def test_plain_text_has_no_prompts_to_go_on_from(tmp_path):

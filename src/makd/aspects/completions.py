@@ -23,7 +23,8 @@ class Completions:
     1606.07947). A prompt's is written once and kept."""
     adaptive: bool = False
     """Whether `student_share` rises by 0.1 whenever the loss on held-out rows does not fall from one evaluation to the
-    next: DistiLLM's schedule (arXiv 2402.03898, section 3.2), which starts at 0. Needs `training.evaluate_every`."""
+    next: DistiLLM's schedule (arXiv 2402.03898, section 3.2), which starts at 0. Without
+    `training.evaluate_every` it is evaluated after each tenth of the steps."""
     replay: int = 0
     """So many of the student's completions are kept, the newest, and drawn again: a batch of the student's is then
     written anew with a probability that falls to 0 at the end of the training, and drawn otherwise (DistiLLM). 0 keeps

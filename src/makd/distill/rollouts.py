@@ -143,15 +143,13 @@ class Rollouts:
         return list(zip(prompts, texts, strict=True))
 
 
-def check_writers(
-    settings: Completions, student: PreTrainedModel, args: TrainingArguments, rows: Any, cached: bool
-) -> None:
+def check_writers(student: PreTrainedModel, args: TrainingArguments, rows: Any, cached: bool) -> None:
     """Whether the models can write, before there is a training.
 
     Raises:
         DataError: the rows do not say where prompts end.
-        SettingError: they write no text, several processes would, there is a teacher cache, which has nothing of texts
-            that are yet to be written, or an adaptive share without evaluations.
+        SettingError: they write no text, several processes would, or there is a teacher cache, which has nothing of
+            texts that are yet to be written.
     """
     if not reads_blocks(student) or not student.can_generate():
         raise SettingError(
@@ -173,11 +171,21 @@ def check_writers(
             f"Completions are written in one process; this run has {args.world_size}. Run in one, or take a plan of "
             "the data's own text."
         )
-    if settings.adaptive and args.eval_strategy == IntervalStrategy.NO:
+
+
+def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
+    """Let a training with an adaptive share evaluate, after each tenth of its steps unless it says when.
+
+    Raises:
+        SettingError: there are no held-out rows.
+    """
+    if not has_held_out:
         raise SettingError(
-            "plan.completions.adaptive follows the loss on held-out rows, and this training never evaluates. Set "
-            "training.evaluate_every, or adaptive false with a student_share."
+            "plan.completions.adaptive follows the loss on held-out rows, and there is no eval_dataset. Give one, or "
+            "take adaptive false with a student_share."
         )
+    if args.eval_strategy == IntervalStrategy.NO:
+        args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, 0.1
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:
