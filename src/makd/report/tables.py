@@ -87,7 +87,9 @@ def _language_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
     answers = metrics.get("instructions")
     if answers is not None:
         theirs, ours = (_spread(answers["rouge_l"][side]) for side in ("teacher", "student"))
-        table.append((f"ROUGE-L, {len(answers['seeds'])} seeds", theirs, "", ours))
+        table.append(
+            (f"ROUGE-L, {len(answers['seeds'])} {'seed' if len(answers['seeds']) == 1 else 'seeds'}", theirs, "", ours)
+        )
         theirs, ours = (f"{answers['answer_tokens'][side]:.0f}" for side in ("teacher", "student"))
         table.append(("tokens of an answer", theirs, "", ours))
     return table
