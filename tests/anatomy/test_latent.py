@@ -44,5 +44,5 @@ class TestLatentAttention:
 def test_heads_that_do_not_fit_the_config_are_an_error():
     model = tiny("deepseek_v3")
     model.config.v_head_dim = 6
-    with pytest.raises(UnsupportedModelError, match=r"kv_b_proj has 64 .* 4 heads of 8 \+ 6"):
+    with pytest.raises(UnsupportedModelError, match=r"kv_b_proj has 64 .* 8 \+ 6, in 4 groups"):
         resolve(model)

@@ -33,6 +33,12 @@ class Layout:
         start = sum(parts[:index]) * width // groups
         return OutputSlice(start, start + parts[index] * width // groups, groups)
 
+    def counted(self, config: Any) -> str:
+        """The same in numbers."""
+        parts = " + ".join(str(_count(part, config)) for part in self.parts)
+        groups = _count(self.groups, config)
+        return parts if groups == 1 else f"{parts}, in {groups} groups"
+
     def __str__(self) -> str:
         parts = " + ".join(map(str, self.parts))
         return parts if self.groups == 1 else f"{parts}, in {self.groups} groups"
@@ -90,8 +96,8 @@ class Fused:
         if found is None:
             raise UnsupportedModelError(
                 f"The fused linear {self.module} has {out_features} output features, which do not divide into the "
-                f"parts that its family has by its config ({self.layout}). Check the config's head counts, or add a "
-                "row for this variant to makd/anatomy/table."
+                f"parts that its family has by its config ({self.layout}: {self.layout.counted(config)}). Check the "
+                "config's head counts, or add a row for this variant to makd/anatomy/table."
             )
         return found
 
