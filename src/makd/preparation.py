@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy import resolve
 from makd.anatomy.limits import token_limit
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, hold_out, load_texts, make_batches, tokenize
+from makd.data import Batch, DataConfig, has_completions, hold_out, load_texts, make_batches, tokenize
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
@@ -43,7 +43,7 @@ class RunData:
     @property
     def has_completions(self) -> bool:
         """Whether the rows are prompts with completions, and labels say where these are."""
-        return self.task is None and "labels" in self.train.column_names
+        return self.task is None and has_completions(self.train)
 
 
 def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> RunData:

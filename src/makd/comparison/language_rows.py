@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.comparison.language import LanguageConfig, instructions_name
-from makd.data import Batch, DataConfig, load_texts, make_batches, reads_blocks, tokenize
+from makd.data import Batch, DataConfig, has_completions, load_texts, make_batches, reads_blocks, tokenize
 from makd.errors import SettingError
 from makd.evaluation import fidelity, perplexity
 from makd.evaluation.answers import answer_prompts, open_instructions
@@ -98,13 +98,14 @@ def load_rows(
             f"language[] of an experiment is for causal language models; {type(teacher).__name__} is none. "
             "Give `tasks` instead."
         )
-    train, held_out = _blocks(config.text, teacher, tokenizer, seed)
+    read = load_texts(config.text, seed)
+    train, held_out = (_blocks(rows, config.text, teacher, tokenizer, seed) for rows in (read.train, read.evaluation))
     if config.held_out is not None:
         parts = train.train_test_split(test_size=config.held_out, seed=seed)
         train, held_out = parts["train"], parts["test"]
     kinds = {TEXT: held_out}
     if config.other is not None:
-        kinds[OTHER] = _blocks(config.other, teacher, tokenizer, seed)[1]
+        kinds[OTHER] = _blocks(load_texts(config.other, seed).evaluation, config.other, teacher, tokenizer, seed)
     texts = {
         kind: make_batches(rows, tokenizer, teacher, config.batch_size, config.rows) for kind, rows in kinds.items()
     }
@@ -113,18 +114,13 @@ def load_rows(
     own: dict[str, Any] = measure(teacher, tokenizer, texts, prompts, progress)
     own |= {"score": 1.0, **{f"agreement_{kind}": 1.0 for kind in texts}}
     counted: dict[str, Literal["all", "completion"]] = {
-        kind: "completion" if "labels" in rows.column_names else "all" for kind, rows in kinds.items()
+        kind: "completion" if has_completions(rows) else "all" for kind, rows in kinds.items()
     }
     return LanguageRows(config, tokenizer, train, texts, counted, prompts, teacher, own, progress)
 
 
 def _blocks(
-    data: DataConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> tuple[Dataset, Dataset]:
-    """Training and held-out blocks."""
-    texts = load_texts(data, seed)
-    train, held_out = (
-        tokenize(rows, tokenizer, model, data.max_length, seed, rendering=data.rendering)
-        for rows in (texts.train, texts.evaluation)
-    )
-    return train, held_out
+    rows: Dataset, data: DataConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Dataset:
+    """Rows of `data` as the model reads them."""
+    return tokenize(rows, tokenizer, model, data.max_length, seed, rendering=data.rendering)

@@ -4,7 +4,7 @@ from makd.data.batches import Batch, collator, count_tokens, make_batches, reads
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
 from makd.data.marks import check_room
-from makd.data.prompts import completion_of, prompt_batch, prompt_of, reference_of
+from makd.data.prompts import completion_of, has_completions, prompt_batch, prompt_of, reference_of
 from makd.data.settings import DataConfig, Rendering, Source, read_settings
 from makd.data.sources import (
     Texts,
@@ -31,6 +31,7 @@ __all__ = [
     "collator",
     "completion_of",
     "count_tokens",
+    "has_completions",
     "hold_out",
     "load_splits",
     "load_texts",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import NO_LABEL
@@ -12,6 +13,11 @@ from makd.errors import DataError
 
 Row = Mapping[str, Any]
 """`input_ids` and `labels`, as `makd.data.tokenize` makes them of conversations."""
+
+
+def has_completions(rows: Dataset) -> bool:
+    """Whether tokenized text is prompts with completions, and labels say where these are."""
+    return "labels" in rows.column_names
 
 
 def prompt_of(row: Row) -> list[int]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from makd.aspects import Completions
-from makd.data import Batch, prompt_of, reads_blocks
+from makd.data import Batch, has_completions, prompt_of, reads_blocks
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate, stop_tokens
 
@@ -156,7 +156,7 @@ def check_writers(student: PreTrainedModel, args: TrainingArguments, rows: Any, 
             f"The plan has completions written, and {type(student).__name__} writes no text: it is no causal language "
             "model. Take a plan of the data's own text."
         )
-    if "labels" not in (getattr(rows, "column_names", None) or ("labels",)):
+    if getattr(rows, "column_names", None) and not has_completions(rows):  # a stream may not know its columns
         raise DataError(
             "The plan has completions written, and the rows have no labels: they are plain text, which has no prompts. "
             "Give data of prompts with responses, or messages; or take a plan of the data's own text."
