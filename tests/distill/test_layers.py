@@ -10,7 +10,9 @@ import makd
 from makd.aspects import attention_kl, normalised_mse
 from makd.capture import capture
 from makd.distill import DistillTrainer
+from makd.distill.counted import Counted
 from makd.distill.layers import LayerLosses, _score_mask
+from makd.distill.lesson import Lesson
 from tests.distill.test_trainer import make_arguments, make_pair, make_rows
 from tests.models import batch
 
@@ -49,7 +51,7 @@ def unreduced(trainer, inputs):
         trainer.teacher(**inputs)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps) as ours:
         trainer.model(**inputs)
-    tokens = LayerLosses(trainer.anatomy, inputs, theirs, trainer.plan)._tokens
+    tokens = Counted(trainer.anatomy, inputs).real
     total = 0.0
     for active in trainer.plan.terms:
         parts = []
@@ -125,15 +127,15 @@ def test_accumulated_steps_add_up_to_the_sum_of_their_gradients(checkpointing, t
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_teachers_tensors_die_while_the_students_forward_runs(checkpointing, tmp_path):
+def test_the_teachers_tensors_die_while_the_students_forward_runs(checkpointing, tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path)
     if checkpointing:
         trainer.model.activation_checkpointing_enable({"use_reentrant": False})
     alive, seen = {}, []
-    teach = trainer._teach
+    teach = Lesson.teach
 
-    def noting(inputs, rows):
-        theirs, *rest = teach(inputs, rows)
+    def noting(lesson, inputs, rows):
+        theirs, *rest = teach(lesson, inputs, rows)
         alive.update({tap: weakref.ref(tensor) for tap, tensor in theirs.tensors.items() if tap.kind == "linear"})
         return theirs, *rest
 
@@ -141,7 +143,7 @@ def test_the_teachers_tensors_die_while_the_students_forward_runs(checkpointing,
         gc.collect()
         seen.append(sum(reference() is not None for reference in alive.values()))
 
-    trainer._teach = noting
+    monkeypatch.setattr(Lesson, "teach", noting)
     for layer in trainer.anatomy.layers:
         trainer.model.get_submodule(layer.module).register_forward_hook(count)
     trainer.compute_loss(trainer.model.train(), dict(batch(trainer.model)))
@@ -174,7 +176,7 @@ def test_gradient_checkpointing_goes_on_saving(tmp_path):
 def test_a_plan_s_tap_that_two_terms_share_is_compared_once(tmp_path):
     trainer = make_trainer(tmp_path)
     inputs = batch(trainer.model)
-    theirs, *_ = trainer._teach(inputs, None)
+    theirs, *_ = trainer.lesson.teach(inputs, None)
     layers = LayerLosses(trainer.anatomy, inputs, theirs, trainer.plan)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps, layers.receive) as empty:
         trainer.model(**inputs)

@@ -11,7 +11,7 @@ from makd.aspects.embedding import (
     similarity_mse,
     vector_distance,
 )
-from makd.aspects.hidden import cosine_distance, hidden_mse, normalised_mse
+from makd.aspects.hidden import cosine_distance, hidden_mse, normalised_mse, variance_sums, variance_unit
 from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.layers import spread_layers
 from makd.aspects.logits import label_divergence, logits_divergence, logits_kl, regression_mse
@@ -59,5 +59,7 @@ __all__ = [
     "relation_kl",
     "similarity_mse",
     "spread_layers",
+    "variance_sums",
+    "variance_unit",
     "vector_distance",
 ]

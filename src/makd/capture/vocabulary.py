@@ -5,7 +5,7 @@ A `VocabularyHead` repeats what the model does from there on; `read_predictions`
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,9 +43,10 @@ class VocabularyHead:
 class HeadCall:
     """One call of a vocabulary head, by reference."""
 
-    head: VocabularyHead
+    head: VocabularyHead = field(init=False)
+    """There once the forward has reached it: a sharded weight is whole only then."""
     inputs: Float[Tensor, "*rows inp"] | None = None
-    """What it was handed; None until the forward reaches it."""
+    """What it was handed; None until then."""
 
     def logits(self) -> Float[Tensor, "*rows vocabulary"]:
         """What was withheld, all at once: for metrics that ask for them."""
@@ -77,10 +78,11 @@ def withhold_logits(model: PreTrainedModel) -> Iterator[HeadCall]:
     The head itself is handed one token, so that whatever the model does with the logits goes on working; its output has
     the logits of that token only. Labels must not be given: there is nothing to compute their loss from.
     """
-    call = HeadCall(_vocabulary_head(model))
+    call = HeadCall()
 
     def keep(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = inputs[0]
+        call.head = _vocabulary_head(model)
         call.inputs = _read_by(module, hidden)
         return (hidden[(slice(1),) * (hidden.dim() - 1)],)
 

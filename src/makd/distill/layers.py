@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from makd.anatomy import Anatomy, Role
-from makd.anatomy.tokens import by_token, completion_tokens, layer_tokens, role_tokens
+from makd.anatomy import Anatomy
+from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
+from makd.distill.counted import Counted
 from makd.distill.projections import Projections
 
 
@@ -29,6 +30,7 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
         teacher: Recording,
         plan: ActivePlan,
         projections: Projections | None = None,
+        units: Mapping[Comparison, float] | None = None,
     ) -> None:
         """Nothing is compared yet.
 
@@ -38,71 +40,45 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
             teacher: what the teacher's forward left, without gradients. It is emptied on the way.
             plan: what is compared with what.
             projections: take the student's states to the teacher's width, where that differs.
+            units: what squared differences are measured in; None takes the teacher's variance in this batch.
         """
         super().__init__()
-        self.anatomy, self.inputs, self.teacher, self.projections = anatomy, inputs, teacher, projections
+        self.teacher, self.projections = teacher, projections
+        self._units = units or {}
+        self._tokens = Counted(anatomy, inputs)
         self._wanted: dict[Tap, list[Comparison]] = {}
         for comparison in plan.comparisons:
             self._wanted.setdefault(comparison.tap, []).append(comparison)
         self._due = Counter(comparison.teacher for comparison in plan.comparisons)
-        self._known: dict[tuple[str, bool], tuple[Tensor, bool]] = {}
 
     def receive(self, tap: Tap, ours: Tensor | AttentionCall) -> None:
         """Compare what the student has at a tap, which is a `capture` receiver."""
-        real, everywhere = self._tokens(tap)
         for comparison in self._wanted[tap]:
             self._due[comparison.teacher] -= 1
             is_last = self._due[comparison.teacher] == 0
+            counted = self._tokens.of(comparison)
             if isinstance(ours, AttentionCall):
                 calls = self.teacher.attention
                 call = calls.pop(comparison.teacher) if is_last else calls[comparison.teacher]
-                self[comparison] = _attention(call, ours, self._counted(comparison, real, everywhere))
+                self[comparison] = _attention(call, ours, counted)
                 continue
             tensors = self.teacher.tensors
             theirs = tensors.pop(comparison.teacher) if is_last else tensors[comparison.teacher]
-            counted = self._counted(comparison, real, everywhere)
-            self[comparison] = self._states(comparison, ours, theirs, real, counted, everywhere)
-
-    def _counted(
-        self, comparison: Comparison, real: Bool[Tensor, "batch tokens"], everywhere: bool
-    ) -> Bool[Tensor, "batch tokens"] | None:
-        """The tokens that a comparison is a mean over; None where that is all of them."""
-        if comparison.tokens == "first":
-            return real & (real.cumsum(1) == 1)
-        if comparison.tokens == "completion":
-            return real & completion_tokens(self.inputs)
-        return None if everywhere else real
+            self[comparison] = self._states(comparison, ours, theirs, counted)
 
     def _states(
-        self,
-        comparison: Comparison,
-        ours: Tensor,
-        theirs: Tensor,
-        real: Tensor,
-        counted: Tensor | None,
-        everywhere: bool,
+        self, comparison: Comparison, ours: Tensor, theirs: Tensor, counted: Bool[Tensor, "batch tokens"] | None
     ) -> Float[Tensor, ""]:
+        real, everywhere = self._tokens.real(comparison.tap)
         # OPT joins rows before its feed-forward: every tensor is given its (batch, tokens) back
         student, teacher = (by_token(side, real, f"What layer {comparison.tap.layer} gives") for side in (ours, theirs))
         if comparison.measure == "relation":
             return relation_kl(student, teacher, None if everywhere else real, comparison.heads, counted)
         if self.projections is not None:
             student = self.projections.apply_to(comparison.tap, student)
-        measure = cosine_distance if comparison.measure == "cosine" else normalised_mse
-        return measure(student, teacher, counted)
-
-    def _tokens(self, tap: Tap) -> tuple[Bool[Tensor, "batch tokens"], bool]:
-        """Real tokens at a tap, and whether that is all of them, which a device is asked once for each stack."""
-        layer = self.anatomy.layers[tap.layer]
-        key = (layer.stack, tap.role in (Role.CROSS_KEY, Role.CROSS_VALUE))
-        if key not in self._known:
-            real = (
-                layer_tokens(self.anatomy, layer, self.inputs)
-                if tap.role is None
-                else role_tokens(self.anatomy, layer, tap.role, self.inputs)
-            )
-            self._known[key] = (real, bool(real.all()))
-        return self._known[key]
+        if comparison.measure == "cosine":
+            return cosine_distance(student, teacher, counted)
+        return normalised_mse(student, teacher, counted, self._units.get(comparison))
 
 
 def _attention(

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Predictions
-from makd.anatomy.tokens import layer_tokens, predicting_tokens
+from makd.anatomy.tokens import layer_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
@@ -20,7 +20,6 @@ from makd.aspects import (
     PooledTexts,
     PredictionLosses,
     SoftLoss,
-    Term,
     chunked_logits_loss,
     forward_kl,
     label_divergence,
@@ -31,6 +30,8 @@ from makd.aspects import (
     vector_distance,
 )
 from makd.capture import HeadCall
+from makd.distill.counted import Mean, predicting
+from makd.distill.shares import WHOLE, Shares
 from makd.errors import DataError, NumericsError, SettingError
 
 Inputs = Mapping[str, Tensor]
@@ -49,6 +50,22 @@ def aspect_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of every aspect of `plan` on one batch, unweighted, each a mean over its layers, roles and real tokens.
 
+    Arguments are those of `mean_losses`.
+    """
+    return by_term(plan, mean_losses(plan, anatomy, inputs, layers, teacher_output, student_output, with_predictions))
+
+
+def mean_losses(
+    plan: ActivePlan,
+    anatomy: Anatomy,
+    inputs: Inputs,
+    layers: Mapping[Comparison, Float[Tensor, ""]],
+    teacher_output: Any,
+    student_output: Any,
+    with_predictions: bool = True,
+) -> dict[Mean, Float[Tensor, ""]]:
+    """Every mean that the aspects of `plan` are made of, on one batch, unweighted: `means_of`.
+
     Args:
         plan: aspects.
         anatomy: of the student; the teacher's has the same layers and roles.
@@ -59,22 +76,34 @@ def aspect_losses(
         with_predictions: whether `logits` and `task` are among the losses. False where the models withheld their
             logits: see `prediction_losses`.
     """
-    losses: dict[str, Tensor] = {}
+    losses: dict[Mean, Tensor] = {comparison: layers[comparison] for comparison in plan.comparisons}
     check_labels(inputs, anatomy.predictions)
     for active in plan.terms:
         aspect = active.term.aspect
-        if aspect in PREDICTED and not with_predictions:
+        if active.comparisons or (aspect in PREDICTED and not with_predictions):
             continue
         if aspect == "task":
             if student_output.get("loss") is not None:
                 losses[active.name] = task_loss(inputs, student_output, anatomy.predictions)
         elif aspect == "logits":
             losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
-        elif aspect in ("embedding", "similarity"):
-            losses[active.name] = _embedding(active, anatomy, inputs, teacher_output, student_output[0])
         else:
-            losses[active.name] = torch.stack([layers[comparison] for comparison in active.comparisons]).mean()
+            losses[active.name] = _embedding(active, anatomy, inputs, teacher_output, student_output[0])
     return losses
+
+
+def by_term(
+    plan: ActivePlan, losses: Mapping[Mean, Float[Tensor, ""]], shares: Shares = WHOLE
+) -> dict[str, Float[Tensor, ""]]:
+    """What each term's loss is: the mean of its comparisons, each of which counts for its share of the step."""
+    found: dict[str, Tensor] = {}
+    for active in plan.terms:
+        if active.comparisons:
+            parts = [losses[comparison] * shares[comparison] for comparison in active.comparisons]
+            found[active.name] = torch.stack(parts).mean()
+        elif active.name in losses:
+            found[active.name] = losses[active.name] * shares[active.name]
+    return found
 
 
 def task_loss(inputs: Inputs, output: Any, predictions: Predictions | None = None) -> Float[Tensor, ""]:
@@ -148,6 +177,7 @@ def prediction_losses(
     teacher: HeadCall | KeptPredictions | None,
     student: HeadCall,
     shift: int,
+    shares: Shares = WHOLE,
 ) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
     """`logits` and `task` of a vocabulary, from what the heads were handed, without the logits.
 
@@ -159,6 +189,7 @@ def prediction_losses(
             no `logits`.
         student: the call of the student's head.
         shift: 1 where a token's prediction is of the next one's label, 0 where of its own.
+        shares: of the step, by which they are weighed in the sum.
 
     Returns:
         Their weighted sum, which carries the gradient (None if the plan has neither, or no labels for `task`), and each
@@ -184,10 +215,10 @@ def prediction_losses(
         student.head,
         None if call is None else call.inputs,
         None if call is None else call.head,
-        _predicting(soft[0].term, anatomy, inputs) if soft else None,
-        [_soft_loss(active.term, kept is not None) for active in soft],
+        predicting(soft[0].term, anatomy, inputs) if soft else None,
+        [_soft_loss(active, kept is not None, shares) for active in soft],
         next_labels(labels) if labels is not None and shift else labels,
-        sum((active.term.weight for active in hard), start=0.0),
+        sum((active.term.weight * shares[active.name] for active in hard), start=0.0),
         kept,
     )
     alone = {active.name: loss for active, loss in zip(soft, found.soft, strict=True)}
@@ -196,16 +227,9 @@ def prediction_losses(
     return found.total, alone
 
 
-def _predicting(term: Term, anatomy: Anatomy, inputs: Inputs) -> Bool[Tensor, "batch tokens"]:
-    """The tokens whose predictions a term of logits compares."""
-    real = layer_tokens(anatomy, anatomy.layers[-1], inputs)
-    if term.tokens == "completion" and anatomy.predictions is not None:
-        return real & predicting_tokens(inputs, anatomy.predictions.ahead)
-    return real
-
-
-def _soft_loss(term: Term, kept: bool) -> SoftLoss:
-    settings: dict[str, Any] = {"temperature": term.temperature, "weight": term.weight}
+def _soft_loss(active: ActiveTerm, kept: bool, shares: Shares) -> SoftLoss:
+    term = active.term
+    settings: dict[str, Any] = {"temperature": term.temperature, "weight": term.weight * shares[active.name]}
     if kept and term.divergence == "top_k":  # the rest is joined already
         return SoftLoss(divergence=forward_kl, k=term.k, **settings)
     return SoftLoss(divergence=term.compare(), **settings)
@@ -247,7 +271,7 @@ def weighted_sum(
 def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, ours: Any) -> Float[Tensor, ""]:
     predictions = anatomy.predictions
     assert predictions is not None  # `activate` has no logits term without
-    tokens = _predicting(active.term, anatomy, inputs)
+    tokens = predicting(active.term, anatomy, inputs)
     term, mask = active.term, tokens if predictions.each == "token" else None
     losses = []
     for student, teacher in zip(predictions.read(ours), predictions.read(theirs), strict=True):

@@ -3,29 +3,28 @@
 A student of `makd.factorize` has the teacher's sizes, and needs none of this.
 """
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, linear_shape
 from makd.aspects import ActivePlan
 from makd.capture import Tap
 from makd.errors import SettingError
 
-FILE = "projections.safetensors"
-"""Where a checkpoint keeps them."""
+PROJECTIONS = "makd_projections"
+"""What they are called as a part of the student, while they learn with it."""
 
 
 class Projections(nn.Module):
     """Linear maps from the student's width to the teacher's, one for hidden states and one for each role's outputs.
 
-    One map serves all layers, and all lie outside the student: they are trained with it, kept in the trainer's
-    checkpoints and thrown away in the end. Source: TinyBERT (arXiv 1909.10351), whose W_h is shared by the layers too.
+    One map serves all layers. They are a part of the student while it is trained (`learned_with`), in its checkpoints
+    too, and thrown away in the end. Source: TinyBERT (arXiv 1909.10351), whose W_h is shared by the layers too.
     """
 
     def __init__(self, widths: dict[str, tuple[int, int]], seed: int) -> None:
@@ -50,31 +49,18 @@ class Projections(nn.Module):
         projected: Tensor = self.maps[name](states)
         return projected
 
-    def save(self, folder: str | Path) -> None:
-        """Write them into a checkpoint."""
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, Path(folder) / FILE)
 
-    def load(self, folder: str | Path) -> None:
-        """Take those of a checkpoint.
-
-        Raises:
-            SettingError: it has none.
-        """
-        file = Path(folder) / FILE
-        if not file.is_file():
-            raise SettingError(f"{folder} has no {FILE}: it was made with another plan. Start again without resuming.")
-        self.load_state_dict(load_file(file))
-
-
-class ForgetGradients(TrainerCallback):
-    """Forgets the projections' gradients after each step, as the Trainer does the student's."""
-
-    def __init__(self, projections: Projections) -> None:
-        self.projections = projections
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer calls it, also where a scaler skipped the step."""
-        self.projections.zero_grad()
+@contextmanager
+def learned_with(student: nn.Module, projections: Projections | None) -> Iterator[None]:
+    """Inside the block projections are a part of the student: optimized, shared among processes and kept with it."""
+    if projections is None:
+        yield
+        return
+    student.add_module(PROJECTIONS, projections)
+    try:
+        yield
+    finally:
+        delattr(student, PROJECTIONS)
 
 
 def name_of(tap: Tap) -> str:

@@ -1,14 +1,17 @@
 """Station 7: transformers' Trainer, with the loss of a plan.
 
-Everything that is not the loss is the Trainer's own: accumulation, mixed precision, checkpoints and resuming, data
-parallelism, evaluation during training, loggers. The teacher is a frozen guest: eval mode, no gradients, no optimizer
+Everything that is not the loss is the Trainer's own: accumulation, mixed precision, checkpoints and resuming, many
+processes, evaluation during training, loggers. The teacher is a frozen guest: eval mode, no gradients, no optimizer
 state, and it is not part of what is saved.
+
+A step's loss is a mean over all its tokens, whether they are read at once, one batch after the other or by several
+processes: `makd.distill.shares`.
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,26 +19,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy import Anatomy
-from makd.anatomy.key_cache import cache_setting_kept, without_cache
-from makd.aspects import ActivePlan, KeptPredictions, Plan, activate
+from makd.anatomy.key_cache import cache_setting_kept
+from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
-from makd.capture import HeadCall, Recording, capture, examine, has_vocabulary_head, withhold_logits, without_labels
+from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.layers import LayerLosses
-from makd.distill.objective import aspect_losses, prediction_losses, weighted_sum
+from makd.distill.engines import check_engine, place_teacher_, real_rows, set_engine_
+from makd.distill.lesson import Learned, Lesson
 from makd.distill.precision import check_precision
-from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
+from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.rollouts import Rollouts, check_writers, evaluate_for_share_
+from makd.distill.shares import WHOLE, RunningMeans, Shares, count_vector, processes, shares_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
+from makd.distill.units import Units
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
 from makd.kinds import fit
 from makd.weights.sound import check_plain
 
 _logger = logging.getLogger(__name__)
+
+SHARES = "shares"
+"""Entry of a batch: what part of its optimizer step it is."""
 
 
 class DistillTrainer(Trainer):
@@ -46,7 +54,7 @@ class DistillTrainer(Trainer):
     `eval_matrix`, … during evaluation.
     """
 
-    loss_is_scaled_for_ga = False  # a batch's mean: the Trainer divides it by the accumulation steps
+    loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
 
     def __init__(
         self,
@@ -94,14 +102,16 @@ class DistillTrainer(Trainer):
         self.student_dropout = student_dropout
         self.tokens_per_batch = tokens_per_batch
         self.teacher_dtype = teacher_dtype
-        self._sums: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
-        self._counts: dict[bool, dict[str, int]] = {True: defaultdict(int), False: defaultdict(int)}
+        self._means = {True: RunningMeans(self.plan), False: RunningMeans(self.plan)}
+        self.units = Units(self.plan)
         self.cache = cache
         if cache is not None:
             _check_cache(cache, self.plan, model, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
+        set_engine_(kwargs.get("args"))
         with cache_setting_kept(model):
             super().__init__(model=model, **kwargs)
+        check_engine(self)
         self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
@@ -116,20 +126,36 @@ class DistillTrainer(Trainer):
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
-        nn.Module.to(teacher, self.args.device)
+        place_teacher_(teacher, self.args.device)
         self.teacher = teacher.eval()
         self.projections: Projections | None = make_projections(
             self.plan, model, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
         )
         if self.projections is not None:
-            _check_processes(self.args)
             nn.Module.to(self.projections, self.args.device)
-            self.add_callback(ForgetGradients(self.projections))
-        self.shift: int | None = withheld_shift(model, teacher, self.plan)
+        shift = withheld_shift(model, teacher, self.plan)
         if cache is not None:
-            _check_predictions(model, self.plan, self.shift)
+            _check_predictions(model, self.plan, shift)
+        self.lesson = Lesson(
+            student=model,
+            teacher=self.teacher,
+            plan=self.plan,
+            anatomy=self.anatomy,
+            teacher_anatomy=self.teacher_anatomy,
+            projections=self.projections,
+            shift=shift,
+            cache=cache,
+            units=self.units,
+            label_names=frozenset(self.label_names),
+            teacher_precision=self._teacher_precision,
+        )
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, which learns the projections too."""
+        with learned_with(self.lesson.student, self.projections):
+            return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -153,15 +179,40 @@ class DistillTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The Trainer's batches of an optimizer step, with completions written anew where the plan says so."""
+        """The Trainer's batches of an optimizer step, each with its share of it; completions as the plan wants them."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.rollouts is None or not batches:
+        if not batches:
             return batches, items
-        step = self.state.global_step
-        student: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with self.accelerator.autocast():  # around all steps of a generation: weights are rounded once
-            written = self.rollouts.rewrite(batches, step, step / self.state.max_steps, student, self.teacher)
-        return written, self._get_num_items_in_batch(written, device)
+        if self.rollouts is not None:
+            step = self.state.global_step
+            with self.accelerator.autocast():  # around all steps of a generation: weights are rounded once
+                batches = self.rollouts.rewrite(
+                    batches, step, step / self.state.max_steps, self.lesson.student, self.teacher
+                )
+            items = self._get_num_items_in_batch(batches, device)
+        if self.units.are_missing:
+            with self.compute_loss_context_manager():
+                self.units.measure(batches, self.anatomy, self._recorded, self.args.device)
+        shares = shares_of(self.plan, self.anatomy, batches, self.args.device)
+        return [{**batch, SHARES: share} for batch, share in zip(batches, shares, strict=True)], items
+
+    def _recorded(self, batch: Mapping[str, Any]) -> Recording:
+        inputs = self._prepare_inputs(dict(batch))
+        rows = inputs.pop(ROW, None)
+        return self.lesson.teach(inputs, rows)[0]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, whose loss is a mean over all tokens, as in training, and not one of batches."""
+        self._means[False] = RunningMeans(self.plan)
+        found = super().evaluation_loop(*args, **kwargs)
+        means = self._means[False].take(self.args.device)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics: Any = found.metrics
+        if means and f"{prefix}_loss" in metrics:
+            weights = {active.name: active.term.weight for active in self.plan.terms}
+            metrics[f"{prefix}_loss"] = sum(weights[name] * mean for name, mean in means.items())
+            metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
+        return found
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; an adaptive share of the student's completions follows the loss."""
@@ -184,49 +235,25 @@ class DistillTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The plan's weighted sum on one batch. The Trainer calls it, in training and in evaluation."""
-        training = model.training
-        if training and not self.student_dropout:
-            switch_dropout_off_(model)
-        student = self.accelerator.unwrap_model(model)
-        rows, inputs = inputs.get(ROW), {name: value for name, value in inputs.items() if name != ROW}
-        theirs, teacher_output, teacher_head = self._teach(inputs, rows)
-        layers = LayerLosses(self.anatomy, inputs, theirs, self.plan, self.projections)
-        with (
-            capture(student, self.anatomy, self.plan.taps, layers.receive),
-            self._withhold(student) as head,
-            without_cache(student),
-        ):
-            output = model(**(inputs if head is None else self._questions(student, inputs)))
-        losses = aspect_losses(self.plan, self.anatomy, inputs, layers, teacher_output, output, head is None)
-        predicted = None
-        if head is not None:
-            predicted, alone = prediction_losses(
-                self.plan, self.anatomy, inputs, teacher_head, head, shift=self.shift or 0
-            )
-            losses |= alone
-            if return_outputs:
-                output["logits"] = head.logits()
-        total = weighted_sum(self.plan, losses, predicted)
-        self._note(training, losses)
-        return (total, output) if return_outputs else total
+        learned = self._learn(model, inputs, return_outputs)
+        return (learned.total, learned.output) if return_outputs else learned.total
 
-    @torch.inference_mode()
-    def _teach(
-        self, inputs: dict[str, Any], rows: Tensor | None
-    ) -> tuple[Recording, Any, HeadCall | KeptPredictions | None]:
-        """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
-        if self.cache is not None and rows is not None:
-            return self.cache.recall(rows.tolist(), self.plan, self.teacher_anatomy, inputs)
-        if not self.plan.needs_teacher:
-            return Recording(), None, None
-        with (
-            self._teacher_precision(),
-            capture(self.teacher, self.teacher_anatomy, self.plan.teacher_taps) as recording,
-            self._withhold(self.teacher) as head,
-            without_cache(self.teacher),
-        ):
-            output = self.teacher(**self._questions(self.teacher, inputs))
-        return recording, output, head
+    def _learn(self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, weight: float = 1.0) -> Learned:
+        """One batch's lesson, noted for the log; `weight` 0 leaves it out of what is noted."""
+        training = self.lesson.student.training  # an engine's own mode is not always its model's
+        if training and not self.student_dropout:
+            switch_dropout_off_(self.lesson.student)
+        shares: Shares | None = inputs.get(SHARES)
+        rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARES)}
+        learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
+        if training:
+            self._means[True].add(learned.losses, shares or WHOLE)
+            if shares is not None and processes() > 1:  # engines take the mean of the processes' gradients
+                learned = replace(learned, total=learned.total * processes())
+        elif weight:
+            counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
+            self._means[False].add(learned.losses, dict(zip(self._means[False].means, counts, strict=True)))
+        return learned
 
     def _teacher_precision(self) -> AbstractContextManager[Any]:
         if self.teacher_dtype is None:
@@ -235,34 +262,23 @@ class DistillTrainer(Trainer):
         reduced = self.teacher_dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.args.device.type, self.teacher_dtype if reduced else None, enabled=reduced)
 
-    def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:
-        """A forward inside makes no logits of a whole batch, if it need not."""
-        return nullcontext() if self.shift is None else withhold_logits(model)
-
-    def _questions(self, model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-        return without_labels(model, inputs, {"labels", *self.label_names})
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's, which learns the projections too."""
-        is_new = self.optimizer is None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if is_new and self.projections is not None:
-            optimizer.add_param_group({"params": list(self.projections.parameters()), "weight_decay": 0.0})
-        return optimizer
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The Trainer's, without the projections."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(PROJECTIONS)]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.projections is not None and self.args.should_save:
-            self.projections.save(output_dir)
-        if self.rollouts is not None and self.args.should_save:
-            self.rollouts.save(output_dir)
+        if self.args.should_save:
+            self.units.save(output_dir)
+            if self.rollouts is not None:
+                self.rollouts.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.projections is not None and checkpoint is not None:
-            self.projections.load(checkpoint)
-        if self.rollouts is not None and checkpoint is not None:
-            self.rollouts.load(checkpoint)
+        if checkpoint is not None:
+            self.units.load(checkpoint)
+            if self.rollouts is not None:
+                self.rollouts.load(checkpoint)
 
     def prediction_step(
         self,
@@ -273,42 +289,24 @@ class DistillTrainer(Trainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """The plan's loss on an evaluation batch, with or without labels, and the student's logits for metrics."""
         inputs = self._prepare_inputs(inputs)
+        count = len(inputs["input_ids"])
+        real = real_rows(self, count)
+        # engines want a forward of every process: one that has nothing left takes a row that does not count
+        few = inputs if real == count else {name: value[: max(1, real)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
+            learned = self._learn(model, few, not prediction_loss_only, weight=float(real > 0))
+            loss = learned.total.detach()
             if prediction_loss_only:
-                return self.compute_loss(model, inputs).detach(), None, None
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), output.get("logits"), inputs.get("labels")
+                return loss, None, None
+            if real < count:  # metrics are gathered from batches of one size
+                learned = self._learn(model, inputs, True, weight=0.0)
+        return loss, learned.output.get("logits"), inputs.get("labels")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each aspect's mean loss since the last log."""
         if "loss" in logs:
-            logs.update(self._means(training=True))
-        if any(name.endswith("_loss") for name in logs):
-            prefix = next(name for name in logs if name.endswith("_loss")).removesuffix("loss")
-            logs.update({prefix + name: value for name, value in self._means(training=False).items()})
+            logs.update(self._means[True].take(self.args.device))
         super().log(logs, start_time)
-
-    def _note(self, training: bool, losses: dict[str, Tensor]) -> None:
-        """Add up on the device: reading a value would make an accelerator wait."""
-        sums, counts = self._sums[training], self._counts[training]
-        for name, loss in losses.items():
-            sums[name] = loss.detach().float() + sums.get(name, 0.0)
-            counts[name] += 1
-
-    def _means(self, training: bool) -> dict[str, float]:
-        sums, counts = self._sums[training], self._counts[training]
-        means = {name: float(total) / counts[name] for name, total in sums.items()}
-        sums.clear()
-        counts.clear()
-        return means
-
-
-def _check_processes(args: Any) -> None:
-    if args.world_size > 1:
-        raise SettingError(
-            f"The plan needs projections, since widths differ, and they learn in one process; this run has "
-            f"{args.world_size}. Compare by the aspect 'relation', which needs none, or run in one process."
-        )
 
 
 def _check_stream(tokens_per_batch: int | None, rows: Any) -> None:

@@ -1,0 +1,85 @@
+"""Station 7: what the Trainer's engines for many processes need to be told, or cannot do."""
+
+import logging
+import os
+from typing import Any
+
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from makd.errors import SettingError
+
+_logger = logging.getLogger(__name__)
+
+
+def set_engine_(args: TrainingArguments | None) -> None:
+    """Set what depends on a plan: which parameters get a gradient, and that one process has one device.
+
+    Args:
+        args: the Trainer's, changed in place.
+    """
+    if args is None:
+        return
+    if args.ddp_find_unused_parameters is None:
+        # a plan may end inside the model. Transformers says no where layers are checkpointed, for reentrant ones only
+        args.ddp_find_unused_parameters = True
+    if args.n_gpu > 1:
+        _logger.warning(
+            "%d GPUs are here, and one process trains on one of them. `torchrun --nproc-per-node %d` uses all.",
+            args.n_gpu,
+            args.n_gpu,
+        )
+        args._n_gpu = 1  # transformers would take torch's DataParallel, whose copies of a model no hook sees
+
+
+def check_engine(trainer: Trainer) -> None:
+    """Refuse what would not be what was asked for.
+
+    Raises:
+        SettingError: FSDP is asked for and not in use; or a model is to be split otherwise than by FSDP or DeepSpeed.
+    """
+    accelerator = trainer.accelerator
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or bool(trainer.args.fsdp)
+    if asked and accelerator.distributed_type != DistributedType.FSDP:
+        raise SettingError(
+            f"FSDP is asked for, and accelerate runs {accelerator.distributed_type.value} instead: it shards on GPUs "
+            "only, in processes that torchrun or accelerate launch has started. Start it so, or leave FSDP out."
+        )
+    if trainer.is_fsdp_enabled and not accelerator.is_fsdp2:
+        raise SettingError(
+            "FSDP is asked for in its first version, which joins a layer's weights into one: no factor would be found "
+            "in it. Set fsdp_version: 2 in accelerate's config, or `version: 2` in the Trainer's fsdp_config."
+        )
+    split = accelerator.parallelism_config
+    others = {} if split is None else {name: getattr(split, f"{name}_size", 1) for name in ("tp", "cp", "sp")}
+    found = [f"{name}_size = {size}" for name, size in others.items() if size > 1]
+    if found:
+        raise SettingError(
+            f"The model is to be split by {' and '.join(found)}, and a plan compares tensors that are whole. Split by "
+            "FSDP2 instead."
+        )
+
+
+def place_teacher_(teacher: PreTrainedModel, device: Any) -> None:
+    """Take the teacher to the student's device, unless it has a place of its own: spread over devices, or offloaded."""
+    places = set(map(str, getattr(teacher, "hf_device_map", {}).values()))
+    if len(places) > 1 or "disk" in places:
+        return
+    nn.Module.to(teacher, device)
+
+
+def real_rows(trainer: Trainer, rows: int) -> int:
+    """How many of an evaluation batch's rows are no repetition of earlier ones.
+
+    Processes have equally many batches of one size, so that the last are filled with the data's first rows again.
+
+    Args:
+        trainer: that evaluates.
+        rows: of this process's batch.
+    """
+    state = trainer.accelerator.gradient_state
+    if trainer.args.world_size == 1 or not state.in_dataloader or not state.end_of_dataloader or state.remainder < 1:
+        return rows
+    left: int = state.remainder - trainer.args.process_index * trainer.args.eval_batch_size
+    return min(rows, max(0, left))

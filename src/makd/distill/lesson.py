@@ -1,0 +1,160 @@
+"""Station 7: teacher, student and losses of one batch, as one forward of the student.
+
+Engines for many processes (DDP, FSDP, DeepSpeed) wrap a module and watch its forward: they reduce the gradients that
+its output leads to, and have a sharded layer's weights whole while it runs. So losses that are made of what lies inside
+a model have to be made inside its forward. `Lesson.give` lets the student's own forward be the whole lesson for one
+call, whatever the engine has put around it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy
+from makd.anatomy.key_cache import without_cache
+from makd.aspects import ActivePlan, KeptPredictions
+from makd.cache import TeacherCache
+from makd.capture import HeadCall, Recording, capture, withhold_logits, without_labels
+from makd.distill.counted import Mean
+from makd.distill.layers import LayerLosses
+from makd.distill.objective import by_term, mean_losses, prediction_losses, weighted_sum
+from makd.distill.projections import Projections
+from makd.distill.shares import Shares
+from makd.distill.units import Units
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a lesson has come to."""
+
+    total: Float[Tensor, ""]
+    """What is minimised."""
+    losses: Mapping[Mean, Float[Tensor, ""]]
+    """Each mean alone, unweighted and without gradient."""
+    output: Any
+    """The student's ModelOutput."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch for teacher and student."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    plan: ActivePlan
+    anatomy: Anatomy
+    """Of the student."""
+    teacher_anatomy: Anatomy
+    projections: Projections | None
+    shift: int | None
+    """As `withheld_shift` gives it: None where the models make their logits."""
+    cache: TeacherCache | None
+    units: Units
+    label_names: frozenset[str]
+    teacher_precision: Callable[[], AbstractContextManager[Any]]
+
+    def give(
+        self,
+        wrapped: nn.Module,
+        inputs: Mapping[str, Tensor],
+        rows: Tensor | None,
+        shares: Shares,
+        *,
+        with_logits: bool = False,
+    ) -> Learned:
+        """Run the lesson as a forward of `wrapped`.
+
+        Args:
+            wrapped: the student, or what an engine has made of it.
+            inputs: the batch, with labels if it has some.
+            rows: where the batch's rows are in a teacher's cache; None asks the teacher.
+            shares: what part of the optimizer step the batch is.
+            with_logits: whether the output has logits where the models withhold them.
+
+        Raises:
+            MakdError: as the losses raise it.
+        """
+        kept: dict[str, Any] = {}
+
+        def forward(**given: Tensor) -> dict[str, Tensor]:
+            total, kept["losses"], kept["output"] = self._run(own, given, rows, shares, with_logits)
+            return {"loss": total}  # an engine looks for gradients in all that is returned: the sum alone has them
+
+        with _forward_of(self.student) as own:
+            self.student.forward = forward
+            returned = wrapped(**inputs)
+        return Learned(returned["loss"], **kept)
+
+    @torch.no_grad()
+    def teach(
+        self, inputs: Mapping[str, Tensor], rows: Tensor | None
+    ) -> tuple[Recording, Any, HeadCall | KeptPredictions | None]:
+        """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
+        if self.cache is not None and rows is not None:
+            return self.cache.recall(rows.tolist(), self.plan, self.teacher_anatomy, inputs)
+        if not self.plan.needs_teacher:
+            return Recording(), None, None
+        with (
+            self.teacher_precision(),
+            capture(self.teacher, self.teacher_anatomy, self.plan.teacher_taps) as recording,
+            self._withhold(self.teacher) as head,
+            without_cache(self.teacher),
+        ):
+            output = self.teacher(**self._without_labels(self.teacher, inputs))
+        return recording, output, head
+
+    def _run(
+        self,
+        own: Callable[..., Any],
+        inputs: Mapping[str, Tensor],
+        rows: Tensor | None,
+        shares: Shares,
+        with_logits: bool,
+    ) -> tuple[Tensor, dict[Mean, Tensor], Any]:
+        """The whole lesson; `own` is the student's forward as it is without one."""
+        recording, teacher_output, teacher_head = self.teach(inputs, rows)
+        layers = LayerLosses(self.anatomy, inputs, recording, self.plan, self.projections, self.units)
+        with (
+            capture(self.student, self.anatomy, self.plan.taps, layers.receive),
+            self._withhold(self.student) as head,
+            without_cache(self.student),
+        ):
+            output = own(**(inputs if head is None else self._without_labels(self.student, inputs)))
+        losses = mean_losses(self.plan, self.anatomy, inputs, layers, teacher_output, output, head is None)
+        terms, predicted = by_term(self.plan, losses, shares), None
+        if head is not None:
+            predicted, alone = prediction_losses(
+                self.plan, self.anatomy, inputs, teacher_head, head, shift=self.shift or 0, shares=shares
+            )
+            losses.update(alone)
+            terms |= alone
+            if with_logits:
+                output["logits"] = head.logits()
+        total = weighted_sum(self.plan, terms, predicted)
+        return total, {mean: loss.detach() for mean, loss in losses.items()}, output
+
+    def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:
+        """A forward inside makes no logits of a whole batch, if it need not."""
+        return nullcontext() if self.shift is None else withhold_logits(model)
+
+    def _without_labels(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = without_labels(model, inputs, {"labels", *self.label_names})
+        return found
+
+
+@contextmanager
+def _forward_of(model: nn.Module) -> Iterator[Callable[..., Any]]:
+    """The forward of `model`, which is its own again after the block, whatever it was given inside."""
+    before = vars(model).get("forward")
+    try:
+        yield model.forward
+    finally:
+        vars(model).pop("forward", None)
+        if before is not None:
+            model.forward = before

@@ -1,0 +1,118 @@
+"""Station 7: what part of an optimizer step a batch is, so that a step's loss is a mean over all its tokens.
+
+A step may be one batch or several, accumulated one after the other, or read at once by as many processes. Were each
+batch's mean weighed alike, the update would depend on how the rows are split: a batch of few tokens would count for as
+much as one of many. So every mean of every batch is weighed by the share of the step's tokens that it is over.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from makd.anatomy import Anatomy
+from makd.aspects import ActivePlan
+from makd.distill.counted import Mean, count, means_of
+
+Shares = Mapping[Mean, float]
+"""By mean: what part of the step's tokens a batch has, in [0, 1]; over all batches they add up to 1."""
+
+
+class _Whole(dict[Mean, float]):
+    def __missing__(self, mean: Mean) -> float:
+        return 1.0
+
+
+WHOLE: Shares = _Whole()
+"""Of a batch that is all there is."""
+
+
+def processes() -> int:
+    """How many processes train together: 1 where none were started by torchrun or accelerate."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def add_up(values: Tensor) -> Tensor:
+    """The sum over all processes of what each of them has, in place."""
+    if processes() > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def share_out(counts: Tensor) -> list[list[float]]:
+    """Each batch's share of what all batches of an optimizer step count, those of other processes too.
+
+    Every process calls it at the same time.
+
+    Args:
+        counts: (batches, means), of this process's; on a device where sums over processes can be made.
+    """
+    totals = add_up(counts.sum(0)).tolist()
+    return [
+        [mine / total if total else 0.0 for mine, total in zip(row, totals, strict=True)] for row in counts.tolist()
+    ]
+
+
+def shares_of(
+    plan: ActivePlan, anatomy: Anatomy, batches: Sequence[Mapping[str, Any]], device: torch.device
+) -> list[Shares]:
+    """`share_out` for the means of a plan.
+
+    Args:
+        plan: aspects.
+        anatomy: of the student.
+        batches: this process's, of one optimizer step.
+        device: where sums over processes are made.
+    """
+    counts = torch.stack([count_vector(plan, anatomy, batch, device) for batch in batches])
+    return [dict(zip(means_of(plan), row, strict=True)) for row in share_out(counts)]
+
+
+def count_vector(plan: ActivePlan, anatomy: Anatomy, batch: Mapping[str, Any], device: torch.device) -> Tensor:
+    """What each mean is over in a batch, in the order of `means_of`, as float64 (float32 where a device has none)."""
+    found = count(plan, anatomy, batch)
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack([torch.as_tensor(found[mean], device=device).to(wide) for mean in means_of(plan)])
+
+
+class RunningMeans:
+    """Means of losses over all batches and processes since they were last taken."""
+
+    def __init__(self, plan: ActivePlan) -> None:
+        """Nothing is added yet."""
+        self.plan, self.means = plan, means_of(plan)
+        self._sums: Tensor | None = None
+
+    def add(self, losses: Mapping[Mean, Tensor], weights: Mapping[Mean, float]) -> None:
+        """Add what a batch has lost, on its device: reading a value would make an accelerator wait.
+
+        Args:
+            losses: each alone, unweighted; a mean that a batch says nothing about may be absent.
+            weights: what each counts for: a share of a step, or a number of tokens.
+        """
+        device = next(iter(losses.values())).device if losses else torch.device("cpu")
+        zero = torch.zeros((), device=device)
+        values = torch.stack([losses.get(mean, zero).detach().float() for mean in self.means])
+        factors = torch.tensor([weights[mean] if mean in losses else 0.0 for mean in self.means], device=device)
+        new = torch.stack([values * factors, factors])
+        self._sums = new if self._sums is None else self._sums + new
+
+    def take(self, device: torch.device) -> dict[str, float]:
+        """The mean of each term since the last call, over all processes, each of which has to call it.
+
+        A term whose comparisons count nothing anywhere is left out.
+        """
+        own = torch.zeros(2, len(self.means)) if self._sums is None else self._sums
+        sums, counts = add_up(own.to(device)).tolist()
+        self._sums = None
+        by_mean = {mean: total / n for mean, total, n in zip(self.means, sums, counts, strict=True) if n > 0}
+        found: dict[str, float] = {}
+        for active in self.plan.terms:
+            parts = [by_mean[mean] for mean in (active.comparisons or (active.name,)) if mean in by_mean]
+            if parts:
+                found[active.name] = sum(parts) / len(parts)
+        return found
