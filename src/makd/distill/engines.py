@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from makd.anatomy import Anatomy
 from makd.errors import SettingError
 
 _logger = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ def set_engine_(args: TrainingArguments | None) -> None:
         args._n_gpu = 1  # transformers would take torch's DataParallel, whose copies of a model no hook sees
 
 
-def check_engine(trainer: Trainer) -> None:
-    """Refuse what would not be what was asked for.
+def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Refuse what would not be what was asked for, and let FSDP shard a model by its layers, unless it is told how.
+
+    Transformers names embeddings too among a model's parts (BERT), which accelerate then shards twice, and fails.
 
     Raises:
         SettingError: FSDP is asked for and not in use; or a model is to be split otherwise than by FSDP or DeepSpeed.
@@ -59,6 +62,10 @@ def check_engine(trainer: Trainer) -> None:
             f"The model is to be split by {' and '.join(found)}, and a plan compares tensors that are whole. Split by "
             "FSDP2 instead."
         )
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
+        classes = {type(model.get_submodule(layer.module)).__name__ for layer in anatomy.layers}
+        plugin.transformer_cls_names_to_wrap = sorted(classes)
 
 
 def place_teacher_(teacher: PreTrainedModel, device: Any) -> None:

@@ -25,6 +25,7 @@ from makd.distill.counted import Mean
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import by_term, mean_losses, prediction_losses, weighted_sum
 from makd.distill.projections import Projections
+from makd.distill.sharded import reaching_output
 from makd.distill.shares import Shares
 from makd.distill.units import Units
 
@@ -136,7 +137,7 @@ class Lesson:
             terms |= alone
             if with_logits:
                 output["logits"] = head.logits()
-        total = weighted_sum(self.plan, terms, predicted)
+        total = reaching_output(self.student, weighted_sum(self.plan, terms, predicted), output)
         return total, {mean: loss.detach() for mean, loss in losses.items()}, output
 
     def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:

@@ -25,7 +25,7 @@ from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.engines import check_engine, place_teacher_, real_rows, set_engine_
+from makd.distill.engines import place_teacher_, prepare_engine_, real_rows, set_engine_
 from makd.distill.lesson import Learned, Lesson
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
@@ -111,7 +111,7 @@ class DistillTrainer(Trainer):
         set_engine_(kwargs.get("args"))
         with cache_setting_kept(model):
             super().__init__(model=model, **kwargs)
-        check_engine(self)
+        prepare_engine_(self, model, self.anatomy)
         self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)

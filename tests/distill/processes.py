@@ -1,0 +1,233 @@
+"""What `test_processes.py` runs in several processes, and alone: one optimizer step of every case, in float64.
+
+    torchrun --nproc-per-node 2 tests/distill/processes.py ENGINE FOLDER
+
+Four batches make a step, whoever reads them. Rows are ragged, some have no label. Plain gradient descent, so that an
+update is the gradient times the rate, whose error can be told.
+"""
+
+import copy
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from transformers import TrainingArguments
+
+import makd
+from makd.aspects import PRESETS, Term
+from tests.models import tiny
+
+BATCHES = 4
+"""Of an optimizer step, over all processes and accumulated ones."""
+ROWS = 2
+"""Of a batch."""
+RATE = 1e-2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to teach."""
+
+    plan: makd.Plan
+    model: str
+    head: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    teacher: Callable[[], Any] | None = None
+    """Another than the model of the student's size."""
+    prepare: Callable[[Any], None] = lambda student: None
+
+
+def only(aspect: str, **settings: Any) -> makd.Plan:
+    return makd.Plan(terms=(Term(aspect=aspect, **settings),))
+
+
+def mixed(*aspects: str) -> makd.Plan:
+    return makd.Plan(terms=tuple(Term(aspect=aspect) for aspect in aspects))
+
+
+def freeze(student: Any) -> None:
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("layer.0" not in name and "layers.0" not in name)
+
+
+def tie(student: Any) -> None:
+    student.config.tie_word_embeddings = True
+    student.tie_weights()
+
+
+BERT, LLAMA, T5 = ("bert", "sequence_classification"), ("llama", "causal_lm"), ("t5", "seq2seq_lm")
+CHECKPOINTING = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+WIDE = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 64}
+
+CASES: dict[str, Case] = {
+    **{
+        f"{aspect} {model[0]}": Case(only(aspect), *model)
+        for aspect in ("matrix", "hidden", "attention", "logits", "task")
+        for model in (BERT, LLAMA)
+    },
+    "relation": Case(only("relation", relation_heads=2), *BERT),
+    "embedding": Case(only("embedding"), "bert", "base"),
+    "similarity": Case(only("similarity"), "bert", "base"),
+    "completions": Case(
+        makd.Plan(terms=tuple(Term(aspect=one, tokens="completion") for one in ("logits", "hidden", "attention"))),
+        *LLAMA,
+    ),
+    "encoder-decoder": Case(mixed("matrix", "hidden", "attention", "logits", "task"), *T5),
+    **{name: Case(makd.Plan(preset=name), *(BERT if name in ("feature",) else LLAMA)) for name in PRESETS},
+    "full bert": Case(makd.Plan(), *BERT),
+    "full base": Case(makd.Plan(), "bert", "base"),
+    "full checkpointing": Case(makd.Plan(), *LLAMA, settings=CHECKPOINTING),
+    "matrix checkpointing": Case(only("matrix"), *BERT, settings=CHECKPOINTING),
+    "hidden of the first layer": Case(only("hidden", layers=[0]), *LLAMA, settings=CHECKPOINTING),
+    "clipped": Case(makd.Plan(), *LLAMA, settings={"max_grad_norm": 0.1}),
+    "shared inputs": Case(makd.Plan(), *LLAMA),
+    "tied": Case(makd.Plan(), *LLAMA, prepare=tie),
+    "frozen": Case(makd.Plan(), *LLAMA, prepare=freeze),
+    "narrower": Case(
+        mixed("hidden", "matrix", "task"), *BERT, teacher=lambda: tiny("bert", head="sequence_classification", **WIDE)
+    ),
+}
+
+
+def make_rows(head: str, preset: str) -> Dataset:
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 14, (2 * BATCHES * ROWS,), generator=random).tolist()
+    rows: list[dict[str, Any]] = []
+    for place, length in enumerate(lengths):
+        ids = torch.randint(5, 60, (length,), generator=random).tolist()
+        row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * length}
+        if head == "sequence_classification":
+            row["labels"] = -100 if place % 3 == 0 else place % 2
+        elif head != "base":
+            row["labels"] = [-100] * (length // 2) + ids[length // 2 :]
+            if place % 3 == 0 and preset not in ("seq_kd", "minillm", "gkd", "distillm"):
+                row["labels"] = [-100] * (length - 2) + ids[-2:]
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    width = max(len(row["input_ids"]) for row in rows)
+    fillers = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    found = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if isinstance(values[0], list):
+            values = [value + [fillers[name]] * (width - len(value)) for value in values]
+        found[name] = torch.tensor(values)
+    return found
+
+
+def run(name: str, folder: Path, processes: int) -> dict[str, Any]:
+    """The update of one optimizer step, and what is logged and evaluated."""
+    case = CASES[name]
+    teacher = (case.teacher or (lambda: tiny(case.model, head=case.head)))().double()
+    if case.teacher is None:
+        student = makd.factorize(
+            teacher,
+            makd.Budget(keep_linears=0.5),
+            solver="svd",
+            share_input="always" if name == "shared inputs" else "never",
+        )
+    else:
+        student = tiny(case.model, head=case.head, seed=1).double()
+    case.prepare(student)
+    before = {key: value.detach().clone() for key, value in student.state_dict().items()}
+    rows = make_rows(case.head, case.plan.preset)
+    settings = {"max_grad_norm": 0.0, "optim": "sgd", "lr_scheduler_type": "constant", "seed": 3} | case.settings
+    arguments = TrainingArguments(
+        output_dir=str(folder / name.replace(" ", "_")),
+        max_steps=1,
+        per_device_train_batch_size=ROWS,
+        per_device_eval_batch_size=ROWS,
+        gradient_accumulation_steps=BATCHES // processes,
+        learning_rate=RATE,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = makd.DistillTrainer(
+        student,
+        teacher,
+        case.plan,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows.select(range(len(rows) - 3)),
+        data_collator=collate,
+    )
+    if trainer.projections is not None:
+        trainer.projections.double()
+    trainer.train()
+    evaluated = trainer.evaluate()
+    after = full_state(trainer.model)
+    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    kept = ("loss", *(active.name for active in trainer.plan.terms))
+    return {
+        "update": {key: (after[key] - before[key]) / RATE for key in before if before[key].is_floating_point()},
+        "log": {key: log[key] for key in kept if key in log},
+        "eval": {key: evaluated[f"eval_{key}"] for key in kept if f"eval_{key}" in evaluated},
+    }
+
+
+def full_state(model: Any) -> dict[str, torch.Tensor]:
+    """Whole tensors, of a sharded model too."""
+    return {
+        key: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone()
+        for key, value in model.state_dict().items()
+    }
+
+
+def shard_on_a_cpu() -> None:
+    """Accelerate takes FSDP for accelerators alone; torch's own runs on CPUs as well."""
+    begin = AcceleratorState.__init__
+
+    def pretending(self: Any, *args: Any, **kwargs: Any) -> None:
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        begin(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = pretending  # type: ignore[method-assign]
+
+
+def main() -> None:
+    engine, folder = sys.argv[1], Path(sys.argv[2])
+    logging.disable(logging.WARNING)
+    if engine == "fsdp":
+        os.environ |= {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+            "FSDP_RESHARD_AFTER_FORWARD": "true",
+            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        }
+        shard_on_a_cpu()
+    state = PartialState(cpu=True)
+    found: dict[str, Any] = {}
+    for name in sys.argv[3:] or CASES:
+        try:
+            found[name] = run(name, folder, state.num_processes)
+        except Exception as error:
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
+            if "MAKD_TRACE" in os.environ:
+                raise
+    if state.is_main_process:
+        torch.save(found, folder / f"{engine}{state.num_processes}.pt")
+    state.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
