@@ -9,12 +9,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from makd.anatomy.limits import token_limit
 from makd.data.prompts import pad_left
 from makd.errors import DataError
+
+_WIDE = {"mps": torch.float32}
+"""Kind of device -> what probabilities are added up in, where it has no float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +43,12 @@ class Sampling:
     max_new_tokens: int = 256
 
     def settings(self, stops: Sequence[int], padding: int) -> GenerationConfig:
-        """The same for `generate`, with everything said that a model's own generation config could say otherwise."""
-        sampled = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        """For `generate`, with everything said that a model's own generation config could say otherwise.
+
+        What is drawn, is drawn by a processor of the logits: `generate` has one random state for all rows.
+        """
         return GenerationConfig(
-            do_sample=self.temperature > 0,
-            **(sampled if self.temperature > 0 else {}),
+            do_sample=False,
             max_new_tokens=self.max_new_tokens,
             eos_token_id=list(stops) or None,
             pad_token_id=padding,
@@ -52,12 +66,13 @@ def generate(
     *,
     seed: int | Sequence[int],
     batch_size: int,
+    places: Sequence[int] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Tokens that `model` writes after each of `prompts`, in their order, up to the first of `stops`, which is kept.
 
-    Prompts of like length share a batch, padded on the left; dropout is off meanwhile. What is drawn depends on `seed`,
-    the prompts and the batch size alone, and torch's random state is afterwards as it was.
+    Prompts of like length share a batch, padded on the left; dropout is off meanwhile. What is drawn for a prompt
+    depends on `seed` and its place alone, not on the batch that it is in; torch's random state is left as it is.
 
     Args:
         model: a causal language model.
@@ -67,6 +82,7 @@ def generate(
         padding: token that stands before shorter prompts; it is masked.
         seed: of what is drawn.
         batch_size: prompts of a batch.
+        places: number of each prompt; None numbers them in their order.
         on_batch: called with (prompts that are done, of how many).
 
     Raises:
@@ -76,20 +92,23 @@ def generate(
         raise DataError("A prompt is empty: there is nothing to write on after it. Begin it with the tokenizer's mark.")
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     written: list[list[int]] = [[] for _ in prompts]
-    devices = [] if model.device.type == "cpu" else [model.device]
-    with torch.random.fork_rng(devices, device_type=model.device.type), _without_own_settings(model):
-        torch.manual_seed(_one_seed(seed))
+    numbers = range(len(prompts)) if places is None else places
+    with _without_own_settings(model):
         for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            inputs = pad_left([prompts[place] for place in places], padding)
+            batch = order[start : start + batch_size]
+            inputs = pad_left([prompts[place] for place in batch], padding)
             width = inputs["input_ids"].shape[1]
-            settings = replace(sampling, max_new_tokens=_room(model, width, sampling)).settings(stops, padding)
+            chosen = replace(sampling, max_new_tokens=_room(model, width, sampling))
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            tokens: Tensor = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
-            for place, row in zip(places, tokens[:, width:].tolist(), strict=True):
+            tokens: Tensor = model.generate(  # type: ignore[operator]
+                **inputs,
+                generation_config=chosen.settings(stops, padding),
+                logits_processor=_drawing(chosen, seed, [numbers[place] for place in batch], width, model.device),
+            )
+            for place, row in zip(batch, tokens[:, width:].tolist(), strict=True):
                 written[place] = _until_stop(row, stops)
             if on_batch is not None:
-                on_batch(start + len(places), len(order))
+                on_batch(start + len(batch), len(order))
     return written
 
 
@@ -114,11 +133,34 @@ def _room(model: PreTrainedModel, longest: int, sampling: Sampling) -> int:
     return room
 
 
-def _one_seed(parts: int | Sequence[int]) -> int:
-    """One seed of several numbers, which two different rows of them do not share."""
-    if isinstance(parts, int):
-        return parts
-    return int(np.random.SeedSequence(list(parts)).generate_state(1, "uint64")[0] >> 1)
+def _drawing(
+    sampling: Sampling, seed: int | Sequence[int], places: Sequence[int], width: int, device: torch.device
+) -> LogitsProcessorList:
+    """What chooses the next token of each row; nothing where it is the likeliest."""
+    if sampling.temperature == 0:
+        return LogitsProcessorList()
+    parts = [seed] if isinstance(seed, int) else list(seed)
+    draws = np.stack([np.random.default_rng([*parts, place]).random(sampling.max_new_tokens) for place in places])
+    found = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
+    if sampling.top_k > 0:
+        found.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        found.append(TopPLogitsWarper(sampling.top_p))
+    found.append(_Draw(torch.from_numpy(1 - draws).to(device, _WIDE.get(device.type, torch.float64)), width))
+    return found
+
+
+class _Draw(LogitsProcessor):
+    """Leaves one token of each row: where the probabilities, added up, reach the row's number for this step."""
+
+    def __init__(self, draws: Float[Tensor, "rows steps"], width: int) -> None:
+        self.draws, self.width = draws, width  # in (0, 1]; tokens before the first that is drawn
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        reached = scores.to(self.draws.dtype).softmax(-1).cumsum(-1)
+        wanted = self.draws[:, input_ids.shape[1] - self.width, None] * reached[:, -1:]
+        chosen = (reached < wanted).sum(-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
 
 
 def _until_stop(row: list[int], stops: Sequence[int]) -> list[int]:

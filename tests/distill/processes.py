@@ -6,7 +6,6 @@ Four batches make a step, whoever reads them. Rows are ragged, some have no labe
 update is the gradient times the rate, whose error can be told.
 """
 
-import copy
 import logging
 import os
 import sys

@@ -7,7 +7,7 @@ Jensen-Shannon divergence on the student's is GKD, a skew KL on kept ones of the
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from makd.aspects import Completions
-from makd.data import Batch, has_completions, prompt_of, reads_blocks
+from makd.data import Batch, has_completions, prompt_of, reads_blocks, row_lengths, token_batches
+from makd.distill.shares import in_order, own_places
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate, stop_tokens
 
@@ -27,6 +29,8 @@ Text = tuple[list[int], list[int]]
 """A prompt and its completion, in tokens."""
 Writer = Literal["data", "teacher", "student", "kept"]
 
+_MOST_ROWS = 2**20
+"""Rows of a batch, at most: what numbers the rows of a step."""
 FILE = "completions.json"
 RISE = 0.1
 """By which the student's share rises where it is adaptive, as in DistiLLM's code (arXiv 2402.03898)."""
@@ -61,10 +65,12 @@ class Rollouts:
     ) -> list[Batch]:
         """The batches of one optimizer step, with completions by whoever's turn it is.
 
-        The student writes for all of them at once: a step of generation takes hardly longer for more rows.
+        The student writes for all of them at once: a step of generation takes hardly longer for more rows. With several
+        processes each writes for its own, and all know what all have written: whose turn it is, what is drawn and what
+        is kept does not depend on how a step's batches are split among them.
 
         Args:
-            batches: `input_ids`, `attention_mask`, and `labels` of -100 at all but completions.
+            batches: of this process: `input_ids`, `attention_mask`, and `labels` of -100 at all but completions.
             step: optimizer steps before this one.
             progress: share of the training that is over, in [0, 1].
             student: as it is now.
@@ -74,23 +80,37 @@ class Rollouts:
             DataError: a row has no prompt or no completion.
         """
         random = np.random.default_rng([self.seed, step])
-        writers = [self._writer(float(random.random()), progress, len(batch["input_ids"])) for batch in batches]
-        asked = [place for place, who in enumerate(writers) if who in ("student", "teacher")]
-        prompts = {place: prompts_of(batches[place]) for place in asked}
-        written: dict[int, list[Text]] = {}
-        mine = [place for place, who in enumerate(writers) if who == "student"]
-        if mine:
-            flat = [prompt for place in mine for prompt in prompts[place]]
-            texts = iter(self._write("student", student, flat, step))
-            written |= {place: [next(texts) for _ in prompts[place]] for place in mine}
-            self.kept.extend(text for place in mine for text in written[place])
-        for place, who in enumerate(writers):
-            if who == "teacher":
-                written[place] = self._by_teacher(teacher, prompts[place], step)
-            elif who == "kept":
-                rows = random.choice(len(self.kept), len(batches[place]["input_ids"]), replace=False)
-                written[place] = [self.kept[row] for row in rows.tolist()]
-        return [to_batch(written[place], batch) if place in written else batch for place, batch in enumerate(batches)]
+        rows = in_order([len(batch["input_ids"]) for batch in batches])
+        writers = [self._writer(float(random.random()), progress, count) for count in rows]
+        here = own_places(len(batches))
+        prompts = {
+            place: prompts_of(batch)
+            for place, batch in zip(here, batches, strict=True)
+            if writers[place] in ("student", "teacher")
+        }
+        written = {place: self._by_teacher(teacher, prompts[place], step, place)
+                   for place in prompts if writers[place] == "teacher"}  # fmt: skip
+        mine = {place: prompts[place] for place in prompts if writers[place] == "student"}
+        if not mine and "student" in writers and isinstance(student, FSDPModule):
+            self._write("student", student, {here[0]: [_some_prompt(batches[0])]}, step)  # others need its weights
+        elif mine:
+            written |= self._write("student", student, mine, step)
+        everyone = in_order([written.get(place) for place in here])
+        for who, texts in zip(writers, everyone, strict=True):
+            if who == "student" and texts is not None:
+                self.kept.extend(texts)
+                self.tokens["student"] += sum(len(text) for _, text in texts)
+            elif who == "teacher" and texts is not None:
+                for prompt, text in texts:
+                    if tuple(prompt) not in self.by_teacher:
+                        self.by_teacher[tuple(prompt)] = text
+                        self.tokens["teacher"] += len(text)
+        for place, (who, count) in enumerate(zip(writers, rows, strict=True)):
+            if who == "kept":
+                drawn = random.choice(len(self.kept), count, replace=False)
+                everyone[place] = [self.kept[row] for row in drawn.tolist()]
+        found = [(everyone[place], batch) for place, batch in zip(here, batches, strict=True)]
+        return [batch if texts is None else to_batch(texts, batch) for texts, batch in found]
 
     def note(self, loss: float) -> None:
         """The loss on held-out rows, of which an adaptive share makes what `Completions.adaptive` says."""
@@ -125,31 +145,39 @@ class Rollouts:
             return "kept"
         return "teacher" if chance < self.share + self.settings.teacher_share else "data"
 
-    def _by_teacher(self, teacher: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
+    def _by_teacher(self, teacher: PreTrainedModel, prompts: list[list[int]], step: int, place: int) -> list[Text]:
+        """What the teacher wrote after these prompts; `place` is the batch's among those of the step."""
         new = [prompt for prompt in prompts if tuple(prompt) not in self.by_teacher]
+        known = dict(self.by_teacher)
         if new:
-            self.by_teacher |= {tuple(prompt): text for prompt, text in self._write("teacher", teacher, new, step)}
-        return [(prompt, self.by_teacher[tuple(prompt)]) for prompt in prompts]
+            known |= {
+                tuple(prompt): text for prompt, text in self._write("teacher", teacher, {place: new}, step)[place]
+            }
+        return [(prompt, known[tuple(prompt)]) for prompt in prompts]
 
-    def _write(self, who: str, model: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
+    def _write(
+        self, who: str, model: PreTrainedModel, prompts: Mapping[int, list[list[int]]], step: int
+    ) -> dict[int, list[Text]]:
+        """What a model writes after the prompts of some batches of a step, each drawn by its place among all."""
         settings, stops = self.settings, stop_tokens(model)
         sampling = Sampling(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p
         )
-        seed = (self.seed, step, int(who == "teacher"))
-        padding = stops[0] if stops else 0
-        texts = generate(model, prompts, sampling, stops, padding, seed=seed, batch_size=len(prompts))
-        self.tokens[who] += sum(map(len, texts))
-        return list(zip(prompts, texts, strict=True))
+        flat = [prompt for batch in prompts.values() for prompt in batch]
+        numbers = [place * _MOST_ROWS + row for place, batch in prompts.items() for row in range(len(batch))]
+        seed, padding = (self.seed, step, int(who == "teacher")), stops[0] if stops else 0
+        texts = generate(model, flat, sampling, stops, padding, seed=seed, batch_size=len(flat), places=numbers)
+        pairs = iter(zip(flat, texts, strict=True))
+        return {place: [next(pairs) for _ in batch] for place, batch in prompts.items()}
 
 
-def check_writers(student: PreTrainedModel, args: TrainingArguments, rows: Any, cached: bool) -> None:
+def check_writers(student: PreTrainedModel, rows: Any, cached: bool) -> None:
     """Whether the models can write, before there is a training.
 
     Raises:
         DataError: the rows do not say where prompts end.
-        SettingError: they write no text, several processes would, or there is a teacher cache, which has nothing of
-            texts that are yet to be written.
+        SettingError: they write no text, or there is a teacher cache, which has nothing of texts that are yet to be
+            written.
     """
     if not reads_blocks(student) or not student.can_generate():
         raise SettingError(
@@ -166,10 +194,29 @@ def check_writers(student: PreTrainedModel, args: TrainingArguments, rows: Any, 
             "The plan has completions written while the student learns, and a teacher cache knows the data's alone. "
             "Train without the cache, or take a plan of the data's own text."
         )
-    if args.world_size > 1:
+
+
+def check_replay(settings: Completions, args: TrainingArguments, tokens_per_batch: int | None, rows: Any) -> None:
+    """Whether every batch can be drawn from what is kept of the student's completions.
+
+    Args:
+        settings: how many are kept.
+        args: the Trainer's, with the rows of a batch where `tokens_per_batch` does not say them.
+        tokens_per_batch: of a training batch, as `DistillTrainer` takes it.
+        rows: to train on.
+
+    Raises:
+        SettingError: a batch has more rows than are kept, so that the student would write anew at every step.
+    """
+    if settings.replay == 0 or not settings.by_student:
+        return
+    widest = args.train_batch_size
+    if tokens_per_batch is not None:
+        widest = max(map(len, token_batches(row_lengths(rows), tokens_per_batch)), default=0)
+    if settings.replay < widest:
         raise SettingError(
-            f"Completions are written in one process; this run has {args.world_size}. Run in one, or take a plan of "
-            "the data's own text."
+            f"plan.completions.replay keeps {settings.replay} completions, and a batch has up to {widest} rows: it "
+            f"could never be drawn from them. Keep at least {widest}, or 0 to learn from each once."
         )
 
 
@@ -186,6 +233,12 @@ def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
         )
     if args.eval_strategy == IntervalStrategy.NO:
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, 0.1
+
+
+def _some_prompt(batch: Batch) -> list[int]:
+    """The beginning of a row."""
+    first: list[int] = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
+    return first[:1]
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:

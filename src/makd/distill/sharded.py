@@ -1,4 +1,4 @@
-"""Station 7: what FSDP has to see of a backward: it makes a layer's weights whole when the layer's output gets a gradient.
+"""Station 7: what FSDP has to see of a backward: a layer's weights are whole once its output gets a gradient.
 
 A loss that is made inside the layers may leave the last ones' outputs without any, and their weights in pieces.
 """

@@ -6,7 +6,7 @@ much as one of many. So every mean of every batch is weighed by the share of the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -16,6 +16,7 @@ from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
 from makd.distill.counted import Mean, count, means_of
 
+One = TypeVar("One")
 Shares = Mapping[Mean, float]
 """By mean: what part of the step's tokens a batch has, in [0, 1]; over all batches they add up to 1."""
 
@@ -41,6 +42,21 @@ def add_up(values: Tensor) -> Tensor:
     if processes() > 1:
         torch.distributed.all_reduce(values)
     return values
+
+
+def own_places(batches: int) -> range:
+    """Where this process's batches stand among those of all: each has one, then each its next."""
+    rank = torch.distributed.get_rank() if processes() > 1 else 0
+    return range(rank, batches * processes(), processes())
+
+
+def in_order(own: Sequence[One]) -> list[One]:
+    """What each batch of a step has, of all processes, in the order of `own_places`. Every process calls it."""
+    if processes() == 1:
+        return list(own)
+    gathered: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(gathered, list(own))
+    return [one for together in zip(*gathered, strict=True) for one in together]
 
 
 def share_out(counts: Tensor) -> list[list[float]]:

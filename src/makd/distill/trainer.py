@@ -30,7 +30,7 @@ from makd.distill.lesson import Learned, Lesson
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
-from makd.distill.rollouts import Rollouts, check_writers, evaluate_for_share_
+from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
 from makd.distill.shares import WHOLE, RunningMeans, Shares, count_vector, processes, shares_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
@@ -122,7 +122,8 @@ class DistillTrainer(Trainer):
         _check_checkpointing(self.args)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
-            check_writers(model, self.args, self.train_dataset, cache is not None)
+            check_writers(model, self.train_dataset, cache is not None)
+            check_replay(self.plan.completions, self.args, tokens_per_batch, self.train_dataset)
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
