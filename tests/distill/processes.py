@@ -1,9 +1,9 @@
 """What `test_processes.py` runs in several processes, and alone: one optimizer step of every case, in float64.
 
-    torchrun --nproc-per-node 2 tests/distill/processes.py ENGINE FOLDER
+    torchrun --nproc-per-node 2 tests/distill/processes.py ENGINE FOLDER [CASE MODE]...
 
-Four batches make a step, whoever reads them. Rows are ragged, some have no label. Plain gradient descent, so that an
-update is the gradient times the rate, whose error can be told.
+Two or four batches make a step, whoever reads them. Rows are ragged, some have no label. Plain gradient descent, so
+that an update is the gradient times the rate, whose error can be told.
 """
 
 import logging
@@ -19,14 +19,14 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 import makd
 from makd.aspects import PRESETS, Term
 from tests.models import tiny
 
-BATCHES = 4
-"""Of an optimizer step, over all processes and accumulated ones."""
+MODES = {"plain": 2, "accumulated": 4, "checkpointing": 2}
+"""Batches of an optimizer step, over all processes and accumulated ones."""
 ROWS = 2
 """Of a batch."""
 RATE = 1e-2
@@ -64,7 +64,10 @@ def tie(student: Any) -> None:
 
 
 BERT, LLAMA, T5 = ("bert", "sequence_classification"), ("llama", "causal_lm"), ("t5", "seq2seq_lm")
-CHECKPOINTING = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+CHECKPOINTING: dict[str, Any] = {
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+}
 WIDE = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 64}
 
 CASES: dict[str, Case] = {
@@ -84,9 +87,7 @@ CASES: dict[str, Case] = {
     **{name: Case(makd.Plan(preset=name), *(BERT if name in ("feature",) else LLAMA)) for name in PRESETS},
     "full bert": Case(makd.Plan(), *BERT),
     "full base": Case(makd.Plan(), "bert", "base"),
-    "full checkpointing": Case(makd.Plan(), *LLAMA, settings=CHECKPOINTING),
-    "matrix checkpointing": Case(only("matrix"), *BERT, settings=CHECKPOINTING),
-    "hidden of the first layer": Case(only("hidden", layers=[0]), *LLAMA, settings=CHECKPOINTING),
+    "hidden of the first layer": Case(only("hidden", layers=[0]), *LLAMA),
     "clipped": Case(makd.Plan(), *LLAMA, settings={"max_grad_norm": 0.1}),
     "shared inputs": Case(makd.Plan(), *LLAMA),
     "tied": Case(makd.Plan(), *LLAMA, prepare=tie),
@@ -99,7 +100,7 @@ CASES: dict[str, Case] = {
 
 def make_rows(head: str, preset: str) -> Dataset:
     random = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 14, (2 * BATCHES * ROWS,), generator=random).tolist()
+    lengths = torch.randint(5, 14, (16,), generator=random).tolist()
     rows: list[dict[str, Any]] = []
     for place, length in enumerate(lengths):
         ids = torch.randint(5, 60, (length,), generator=random).tolist()
@@ -126,7 +127,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return found
 
 
-def run(name: str, folder: Path, processes: int) -> dict[str, Any]:
+def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
     """The update of one optimizer step, and what is logged and evaluated."""
     case = CASES[name]
     teacher = (case.teacher or (lambda: tiny(case.model, head=case.head)))().double()
@@ -143,12 +144,13 @@ def run(name: str, folder: Path, processes: int) -> dict[str, Any]:
     before = {key: value.detach().clone() for key, value in student.state_dict().items()}
     rows = make_rows(case.head, case.plan.preset)
     settings = {"max_grad_norm": 0.0, "optim": "sgd", "lr_scheduler_type": "constant", "seed": 3} | case.settings
+    settings |= CHECKPOINTING if mode == "checkpointing" else {}
     arguments = TrainingArguments(
-        output_dir=str(folder / name.replace(" ", "_")),
+        output_dir=str(folder / f"{name} {mode}".replace(" ", "_")),
         max_steps=1,
         per_device_train_batch_size=ROWS,
         per_device_eval_batch_size=ROWS,
-        gradient_accumulation_steps=BATCHES // processes,
+        gradient_accumulation_steps=MODES[mode] // processes,
         learning_rate=RATE,
         logging_steps=1,
         save_strategy="no",
@@ -180,6 +182,43 @@ def run(name: str, folder: Path, processes: int) -> dict[str, Any]:
     }
 
 
+def resume(name: str, folder: Path, processes: int, stop: int, resumes: bool, engine: str) -> dict[str, torch.Tensor]:
+    """Weights after three steps of Adam, or after `stop` of them, each of which is kept."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == stop
+
+    case = CASES[name]
+    teacher = tiny(case.model, head=case.head).double()
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=ROWS,
+        gradient_accumulation_steps=4 // processes,
+        learning_rate=1e-3,
+        save_steps=1,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    trainer = makd.DistillTrainer(
+        student,
+        teacher,
+        case.plan,
+        args=arguments,
+        train_dataset=make_rows(case.head, case.plan.preset),
+        data_collator=collate,
+        callbacks=[Stop()],
+    )
+    trainer.train(resume_from_checkpoint=resumes)
+    if engine == "fsdp":
+        trainer.save_model(str(folder / "saved"))
+    return full_state(trainer.model)
+
+
 def full_state(model: Any) -> dict[str, torch.Tensor]:
     """Whole tensors, of a sharded model too."""
     return {
@@ -194,7 +233,8 @@ def shard_on_a_cpu() -> None:
 
     def pretending(self: Any, *args: Any, **kwargs: Any) -> None:
         PartialState(cpu=True)
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         begin(self, *args, **kwargs)
 
     AcceleratorState.__init__ = pretending  # type: ignore[method-assign]
@@ -214,14 +254,13 @@ def main() -> None:
         }
         shard_on_a_cpu()
     state = PartialState(cpu=True)
-    found: dict[str, Any] = {}
-    for name in sys.argv[3:] or CASES:
-        try:
-            found[name] = run(name, folder, state.num_processes)
-        except Exception as error:
-            found[name] = {"error": f"{type(error).__name__}: {error}"}
-            if "MAKD_TRACE" in os.environ:
-                raise
+    found: dict[Any, Any] = {}
+    if sys.argv[3] in ("begin", "resume"):
+        stop = 2 if sys.argv[3] == "begin" else 3
+        found = resume("full", folder / "run", state.num_processes, stop, sys.argv[3] == "resume", engine)
+        sys.argv[3:] = []
+    for name, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
+        found[name, mode] = run(name, mode, folder, state.num_processes)
     if state.is_main_process:
         torch.save(found, folder / f"{engine}{state.num_processes}.pt")
     state.wait_for_everyone()

@@ -94,7 +94,7 @@ def predicting(term: Term, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Bo
 def _count_term(active: ActiveTerm, anatomy: Anatomy, inputs: Mapping[str, Tensor], rows: int) -> Tensor | int:
     aspect, predictions = active.term.aspect, anatomy.predictions
     if aspect == "task":
-        return _count_labels(inputs, 0 if predictions is None else predictions.ahead)
+        return count_labels(inputs, 0 if predictions is None else predictions.ahead)
     if aspect == "similarity":
         return rows * (rows - 1)
     if aspect == "logits" and predictions is not None and predictions.each == "token" and predictions.law != "places":
@@ -102,7 +102,7 @@ def _count_term(active: ActiveTerm, anatomy: Anatomy, inputs: Mapping[str, Tenso
     return rows
 
 
-def _count_labels(inputs: Mapping[str, Tensor], ahead: int) -> Tensor | int:
+def count_labels(inputs: Mapping[str, Tensor], ahead: int) -> Tensor | int:
     """Labels that a model's own loss is a mean over: of tokens or rows, other than -100, NaN or beyond the row."""
     labels, starts = inputs.get("labels"), inputs.get("start_positions")
     if labels is None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -63,9 +64,26 @@ def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) 
             "FSDP2 instead."
         )
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    if plugin is not None:
+        _check_shared(model)
     if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
         classes = {type(model.get_submodule(layer.module)).__name__ for layer in anatomy.layers}
         plugin.transformer_cls_names_to_wrap = sorted(classes)
+
+
+def _check_shared(model: PreTrainedModel) -> None:
+    """Refuse weights that FSDP2 would have to put in two groups."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if module is not model.get_output_embeddings():
+            for weight in module.parameters(recurse=False):
+                owners.setdefault(id(weight), []).append(name)
+    shared = next((names for names in owners.values() if len(names) > 1), None)
+    if shared is not None:
+        raise SettingError(
+            f"FSDP2 shards each weight with one module, and {' and '.join(shared)} of {type(model).__name__} share "
+            "one. Train it whole in each process: leave FSDP out."
+        )
 
 
 def place_teacher_(teacher: PreTrainedModel, device: Any) -> None:
@@ -74,6 +92,21 @@ def place_teacher_(teacher: PreTrainedModel, device: Any) -> None:
     if len(places) > 1 or "disk" in places:
         return
     nn.Module.to(teacher, device)
+
+
+def check_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Refuse to go on from what another engine has kept: transformers would begin with a new optimizer, or fail.
+
+    Raises:
+        SettingError: one of the two is sharded, and the other is not.
+    """
+    kept = any(path.name.startswith("pytorch_model_fsdp") for path in folder.iterdir())
+    if kept != trainer.is_fsdp_enabled:
+        one, other = ("with FSDP", "without") if kept else ("without FSDP", "with it")
+        raise SettingError(
+            f"{folder} is of a training {one}, and this one is {other}. Go on as it was started; the number of "
+            "processes may be another."
+        )
 
 
 def real_rows(trainer: Trainer, rows: int) -> int:

@@ -17,6 +17,9 @@ from makd.aspects import ActivePlan
 from makd.distill.counted import Mean, count, means_of
 
 One = TypeVar("One")
+SHARE = "share"
+"""Entry of a batch: what part of its optimizer step it is; of a plan, `Shares`."""
+
 Shares = Mapping[Mean, float]
 """By mean: what part of the step's tokens a batch has, in [0, 1]; over all batches they add up to 1."""
 

@@ -1,5 +1,6 @@
 """Station 7, without a teacher: plain fine-tuning on labels, with the same settings as distillation."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,16 +9,20 @@ from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy import predictions_of
 from makd.anatomy.key_cache import cache_setting_kept, without_cache
+from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
+from makd.distill.shares import SHARE, processes, share_out
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.errors import NumericsError
 
 
 class SupervisedTrainer(Trainer):
-    """Transformers' Trainer with the model's own loss, a batch's mean over the rows that have a label."""
+    """Transformers' Trainer with the model's own loss, a mean over those rows of a step that have a label."""
+
+    loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
 
     def __init__(self, model: PreTrainedModel, dropout: bool = True, **kwargs: Any) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -33,7 +38,19 @@ class SupervisedTrainer(Trainer):
         with cache_setting_kept(model):
             super().__init__(model=model, **kwargs)
         self.add_callback(StopWhereBroken())
-        self.model_accepts_loss_kwargs = False  # the loss is a batch's mean: the Trainer divides it when it accumulates
+        self.model_accepts_loss_kwargs = False  # the model's loss is a batch's mean
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The Trainer's batches of an optimizer step, each with its share of the step's labels."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, items
+        ahead = 0 if self.predictions is None else self.predictions.ahead
+        counts = [torch.as_tensor(count_labels(batch, ahead), device=self.args.device).float() for batch in batches]
+        shares = share_out(torch.stack(counts)[:, None])
+        return [{**batch, SHARE: share} for batch, [share] in zip(batches, shares, strict=True)], items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""
@@ -53,10 +70,12 @@ class SupervisedTrainer(Trainer):
         Raises:
             NumericsError: it is NaN or infinite, which training would never recover from.
         """
-        if model.training and not self.dropout:
-            switch_dropout_off_(model)
+        own = self.accelerator.unwrap_model(model)
+        if own.training and not self.dropout:  # an engine's own mode is not always its model's
+            switch_dropout_off_(own)
+        share, inputs = inputs.get(SHARE), {name: value for name, value in inputs.items() if name != SHARE}
         check_labels(inputs, self.predictions)
-        with without_cache(self.accelerator.unwrap_model(model)):
+        with without_cache(own):
             output = model(**inputs)
         loss = task_loss(inputs, output, self.predictions)
         if not bool(torch.isfinite(loss)):
@@ -64,4 +83,6 @@ class SupervisedTrainer(Trainer):
                 f"The loss on the labels is {float(loss.detach())}: training diverged. Lower the learning rate; if "
                 "it is so from the first step on, look at the labels for numbers that are far too large."
             )
+        if share is not None:
+            loss = loss * (share * processes())  # engines take the mean of the processes' gradients
         return (loss, output) if return_outputs else loss

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +26,13 @@ from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.engines import place_teacher_, prepare_engine_, real_rows, set_engine_
+from makd.distill.engines import check_checkpoint, place_teacher_, prepare_engine_, real_rows, set_engine_
 from makd.distill.lesson import Learned, Lesson
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
-from makd.distill.shares import WHOLE, RunningMeans, Shares, count_vector, processes, shares_of
+from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, processes, shares_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.units import Units
@@ -41,9 +42,6 @@ from makd.kinds import fit
 from makd.weights.sound import check_plain
 
 _logger = logging.getLogger(__name__)
-
-SHARES = "shares"
-"""Entry of a batch: what part of its optimizer step it is."""
 
 
 class DistillTrainer(Trainer):
@@ -195,7 +193,7 @@ class DistillTrainer(Trainer):
             with self.compute_loss_context_manager():
                 self.units.measure(batches, self.anatomy, self._recorded, self.args.device)
         shares = shares_of(self.plan, self.anatomy, batches, self.args.device)
-        return [{**batch, SHARES: share} for batch, share in zip(batches, shares, strict=True)], items
+        return [{**batch, SHARE: share} for batch, share in zip(batches, shares, strict=True)], items
 
     def _recorded(self, batch: Mapping[str, Any]) -> Recording:
         inputs = self._prepare_inputs(dict(batch))
@@ -244,8 +242,8 @@ class DistillTrainer(Trainer):
         training = self.lesson.student.training  # an engine's own mode is not always its model's
         if training and not self.student_dropout:
             switch_dropout_off_(self.lesson.student)
-        shares: Shares | None = inputs.get(SHARES)
-        rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARES)}
+        shares: Shares | None = inputs.get(SHARE)
+        rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARE)}
         learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
             self._means[True].add(learned.losses, shares or WHOLE)
@@ -273,6 +271,10 @@ class DistillTrainer(Trainer):
             self.units.save(output_dir)
             if self.rollouts is not None:
                 self.rollouts.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        check_checkpoint(self, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
