@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_type_hints
 
+from makd.cli.others import run_silently
 from makd.cli.tasks import expand, load_finetune
 from makd.cli.terminal import TERMINATED, Terminated, set_up_logging, unwinding_at_sigterm
 from makd.cli.terminal import print_table as _print
 from makd.errors import MakdError
+from makd.processes.started import close, is_first
 from makd.registry import unknown_name
 
 USER_ERROR = 2
@@ -23,8 +25,22 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `makd ARGUMENTS...`; returns the exit code."""
+    """Run `makd ARGUMENTS...`; returns the exit code. Of several processes only the first prints."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
+    except MakdError as error:
+        print(f"makd: {error}", file=sys.stderr)
+        return USER_ERROR
+    except (KeyboardInterrupt, Terminated) as stop:
+        if is_first():
+            print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    close()
+    return code
+
+
+def _attempt(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -33,16 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"makd {version('makd')}")
         return 0
-    try:
-        if words[0] not in COMMANDS:
-            raise unknown_name("command", words[0], COMMANDS)
-        return _run(words[0], words[1:])
-    except MakdError as error:
-        print(f"makd: {error}", file=sys.stderr)
-        return USER_ERROR
-    except (KeyboardInterrupt, Terminated) as stop:
-        print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    if words[0] not in COMMANDS:
+        raise unknown_name("command", words[0], COMMANDS)
+    return _run(words[0], words[1:])
 
 
 @dataclass(frozen=True)
