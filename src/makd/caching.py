@@ -16,6 +16,7 @@ from makd.data import choose_tokenizer, collator
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, prepare
+from makd.processes.first import in_first
 from makd.report import OutputFolder
 from makd.run import Progress, name_of, names_of, tokenizer_name
 
@@ -40,6 +41,7 @@ class CacheReport:
 
 
 @takes
+@in_first
 def build_cache(
     teacher: str | PreTrainedModel,
     data: Data,

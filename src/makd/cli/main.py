@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_type_hints
 
-from makd.cli.others import run_silently
+from makd.cli.others import is_of_lost_process, run_silently
 from makd.cli.tasks import expand, load_finetune
 from makd.cli.terminal import TERMINATED, Terminated, set_up_logging, unwinding_at_sigterm
 from makd.cli.terminal import print_table as _print
 from makd.errors import MakdError
-from makd.processes.started import close, is_first
+from makd.processes.started import check_alone, close, is_first
 from makd.registry import unknown_name
 
 USER_ERROR = 2
@@ -22,6 +22,9 @@ USER_ERROR = 2
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+LOST = 1
+"""Exit code where another process of the run is gone: not one that the user's settings could mend."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first():
             print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    except RuntimeError as error:
+        if not is_of_lost_process(error):
+            raise
+        print(f"makd: another process of this run is gone, so it ends: {str(error).splitlines()[0]}", file=sys.stderr)
+        return LOST
     close()
     return code
 
@@ -161,6 +169,7 @@ def _load_demo() -> Callable[..., None]:
             name: minilm (an encoder) or smollm2 (a decoder).
             output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
         """
+        check_alone("A demo", "Start it without torchrun or accelerate launch.")
         chosen = DEMOS[name]
         folder = output or chosen.output
         _run("compress", ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from makd.errors import MakdError
 from makd.processes.first import was_told
-from makd.processes.started import name
+from makd.processes.started import count, name
 
 GRACE = 15.0
 """Seconds that a process which met an error leaves the first one to tell of it. When that one ends, this one is ended
@@ -31,6 +31,12 @@ def run_silently(command: Callable[[], int]) -> int:
         told = str(failed) if isinstance(failed, MakdError) else "".join(traceback.format_exception(failed))
         print(f"makd ({name()}): {told}", file=sys.stderr)
     return 2 if isinstance(failed, MakdError) else 1
+
+
+def is_of_lost_process(error: Exception) -> bool:
+    """Whether `error` is what a process meets in the middle of its work when another one is gone."""
+    is_of_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return count() > 1 and (is_of_torch or "gloo/" in str(error))
 
 
 @contextmanager

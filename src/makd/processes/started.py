@@ -61,6 +61,20 @@ def close() -> None:
         dist.destroy_process_group()
 
 
+def check_alone(what: str, instead: str) -> None:
+    """Refuse several processes where they would do the same several times.
+
+    Args:
+        what: that is done by one.
+        instead: what to do next.
+
+    Raises:
+        SettingError: there are several.
+    """
+    if count() > 1:
+        raise SettingError(f"{what} runs in one process, and this one was started {count()} times. {instead}")
+
+
 def check_device(device: "torch.device") -> None:
     """Refuse a device that several processes cannot compute on together.
 
