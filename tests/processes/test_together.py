@@ -4,19 +4,30 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 import makd
+from makd.cache.shares import find_gaps, share_out
+from makd.cache.write import shards_of
 from makd.processes import started
 from makd.processes.first import from_first, in_turn
 from tests.processes import together
 from tests.processes.starting import begin, end
+from tests.tasks.test_tasks import PAIRS, write
 
 
 @pytest.fixture(scope="module")
-def found(encoder_folder, tmp_path_factory):
+def task_folder(tmp_path_factory):
+    return Path(write(tmp_path_factory.mktemp("task") / "mrpc", train=PAIRS, validation=PAIRS[:6]))
+
+
+@pytest.fixture(scope="module")
+def found(encoder_folder, task_folder, tmp_path_factory):
     """What the two processes found, and the folder that they wrote to."""
     output = tmp_path_factory.mktemp("together")
-    code, out, err = end(begin(Path(together.__file__), encoder_folder, output))
+    code, out, err = end(begin(Path(together.__file__), encoder_folder, task_folder, output))
     assert code == 0, out + err
     return *(json.loads((output / f"{rank}.json").read_text()) for rank in range(2)), output
 
@@ -87,6 +98,53 @@ def test_an_evaluation_gives_all_the_same(found):
     assert found[0]["evaluate"] == found[1]["evaluate"]
 
 
+class TestACache:
+    def test_is_read_in_parts_by_all(self, found):
+        assert found[0]["cache"] == found[1]["cache"]
+        rows, (one, other) = found[0]["cache"]
+        assert (one[:9], other[9:17]) == ("00000000-", f"{rows:08}")
+        assert one[9:17] == other[:8]
+
+    def test_holds_what_one_process_reads(self, found, encoder_folder, tmp_path):
+        makd.build_cache(str(encoder_folder), together.TEXTS, together.RECIPE, tmp_path / "one")
+        ours, theirs = (whole(folder) for folder in (found[2] / "cache", tmp_path / "one"))
+        assert ours.keys() == theirs.keys()
+        assert torch.equal(ours["rows"], theirs["rows"])
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-3)
+
+
+def whole(cache):
+    """The parts of all shards, one row after the other."""
+    shards = [load_file(path) for path in shards_of(cache)]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0] if not name.startswith("offsets")}
+
+
+def test_a_fine_tuning_leaves_one_model_of_which_all_are_told(found):
+    assert found[0]["finetune"] == found[1]["finetune"]
+    learner = AutoModelForSequenceClassification.from_pretrained(found[2] / "learner")
+    assert makd.fingerprint(learner) == found[0]["finetune"]
+
+
+class TestSharingOut:
+    def test_a_gap_is_what_lies_between_what_is_done(self):
+        assert find_gaps([(0, 3), (5, 6)], 8) == [(3, 5), (6, 8)]
+        assert find_gaps([], 2) == [(0, 2)]
+        assert find_gaps([(0, 2)], 2) == []
+
+    def test_each_reads_about_as_many_tokens(self):
+        assert share_out([(0, 6)], [1, 1, 1, 1, 2, 2], 2) == [[(0, 4)], [(4, 6)]]
+
+    def test_all_gaps_are_read_by_somebody_once(self):
+        shares = share_out([(1, 3), (5, 9)], [3] * 10, 3)
+        assert [place for share in shares for start, end in share for place in range(start, end)] == [1, 2, 5, 6, 7, 8]
+        assert shares == [[(1, 3)], [(5, 7)], [(7, 9)]]
+
+    def test_where_there_is_less_than_processes_some_read_nothing(self):
+        assert share_out([], [1, 2], 2) == [[], []]
+        assert sorted(share_out([(0, 1)], [5], 3)) == [[], [], [(0, 1)]]
+
+
 class TestOneProcess:
     def test_is_the_first_of_one(self, monkeypatch):
         monkeypatch.delenv("RANK", raising=False)
@@ -105,8 +163,6 @@ class TestSeveralProcesses:
         monkeypatch.setenv("RANK", "1")
 
     def test_do_not_share_an_accelerator_that_is_named(self, monkeypatch):
-        import torch
-
         monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
         started.check_device(torch.device("cuda"))
         started.check_device(torch.device("cuda:1"))
@@ -114,7 +170,5 @@ class TestSeveralProcesses:
             started.check_device(torch.device("cuda:0"))
 
     def test_do_not_train_on_mps(self):
-        import torch
-
         with pytest.raises(makd.MakdError, match="mps"):
             started.check_device(torch.device("mps"))

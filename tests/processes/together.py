@@ -1,6 +1,6 @@
 """A user's own script, which every process runs. Writes what each has found to `OUTPUT/RANK.json`.
 
-torchrun --nproc-per-node 2 together.py ENCODER OUTPUT
+torchrun --nproc-per-node 2 together.py ENCODER TASK OUTPUT
 """
 
 import json
@@ -72,7 +72,7 @@ def error_of(make: object, how: object) -> list[object]:
     return []
 
 
-def main(encoder: str, output: Path) -> None:
+def main(encoder: str, task: str, output: Path) -> None:
     made: list[int] = []
     told: list[str] = []
     found: dict[str, object] = {"first": started.is_first(), "called": started.name()}
@@ -96,6 +96,11 @@ def main(encoder: str, output: Path) -> None:
     report = pipeline.distill(str(start.folder), encoder, TEXTS, taught, output / "taught")
     found["distill"] = [report.metrics["fingerprint"], len(report.metrics["layerwise"])]
     found["evaluate"] = makd.evaluate(str(start.folder), encoder, TEXTS, RECIPE)["fidelity"]
+    cache = makd.build_cache(encoder, TEXTS, RECIPE, output / "cache")
+    found["cache"] = [cache.rows, cache.content["shards"]]
+    labelled = makd.TaskConfig(name="glue/mrpc", path=task, max_length=32)
+    learner = makd.FinetuneRecipe(training=TRAINING, device="cpu")
+    found["finetune"] = makd.finetune(encoder, labelled, learner, output / "learner").metrics["fingerprint"]
     try:
         makd.compress(encoder, TEXTS, BUDGET, RECIPE, output / "student")
     except MakdError as error:
@@ -106,4 +111,4 @@ def main(encoder: str, output: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
