@@ -32,18 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
-    except MakdError as error:
+    except (MakdError, RuntimeError) as error:
+        if is_of_lost_process(error):
+            line = str(error).splitlines()[0]
+            print(f"makd: another process of this run is gone, so it ends ({line})", file=sys.stderr)
+            return LOST
+        if not isinstance(error, MakdError):
+            raise
         print(f"makd: {error}", file=sys.stderr)
         return USER_ERROR
     except (KeyboardInterrupt, Terminated) as stop:
         if is_first():
             print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-    except RuntimeError as error:
-        if not is_of_lost_process(error):
-            raise
-        print(f"makd: another process of this run is gone, so it ends: {str(error).splitlines()[0]}", file=sys.stderr)
-        return LOST
     close()
     return code
 

@@ -28,15 +28,16 @@ def run_silently(command: Callable[[], int]) -> int:
             failed = error
     time.sleep(GRACE)
     if not was_told(failed):
-        told = str(failed) if isinstance(failed, MakdError) else "".join(traceback.format_exception(failed))
+        is_known = isinstance(failed, MakdError) or is_of_lost_process(failed)
+        told = str(failed) if is_known else "".join(traceback.format_exception(failed))
         print(f"makd ({name()}): {told}", file=sys.stderr)
     return 2 if isinstance(failed, MakdError) else 1
 
 
 def is_of_lost_process(error: Exception) -> bool:
     """Whether `error` is what a process meets in the middle of its work when another one is gone."""
-    is_of_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
-    return count() > 1 and (is_of_torch or "gloo/" in str(error))
+    known = ("LostProcessError", "DistBackendError", "DistNetworkError", "DistStoreError")
+    return count() > 1 and (type(error).__name__ in known or "gloo/" in str(error))
 
 
 @contextmanager

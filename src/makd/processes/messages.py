@@ -17,15 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from makd.errors import MakdError
+from makd.errors import LostProcessError
 from makd.processes import started
 
 _LONGEST_PAUSE = 0.1
 """Seconds between two looks at whether something has come."""
-
-
-class LostProcessError(MakdError):
-    """Another process of the run has ended, or cannot be reached any more."""
 
 
 def send(value: Any) -> None:
@@ -141,11 +137,7 @@ def _wait(begin: Callable[[], Any]) -> None:
             pause = min(pause * 1.5, _LONGEST_PAUSE)
         work.wait()
     except RuntimeError as error:
-        raise LostProcessError(f"Another process of this run is gone: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+        raise LostProcessError(f"Another process of this run is gone: {error}") from error
 
 
 def _random_states() -> Mapping[str, Any]:
