@@ -15,7 +15,8 @@ from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
-from makd.preparation import Data, prepare
+from makd.preparation import Data, RunData, prepare
+from makd.processes.first import from_first, in_turn
 from makd.report import OutputFolder
 from makd.run import Progress, name_of, names_of, tokenizer_name
 
@@ -54,6 +55,7 @@ def build_cache(
     """Keep what the recipe's plans need of `teacher` on the rows that `compress` and `distill` train on.
 
     What is done stands in a hidden folder beside the output; the same call continues there after a run that was killed.
+    Several processes each read a part of the rows.
 
     Args:
         teacher: hub id, folder, `.gguf` file, or `package:module/path`; or a model.
@@ -71,33 +73,42 @@ def build_cache(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
     """
-    recipe = recipe or Recipe()
+    started, recipe = time.perf_counter(), recipe or Recipe()
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="cache") as folder:
-        return _build(teacher, data, recipe, folder, settings or CacheConfig(), tokenizer, on_progress)
+        loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
+        return _build(loaded, folder, settings or CacheConfig(), on_progress, started)
 
 
-def _build(
-    teacher: str | PreTrainedModel,
-    data: Data,
-    recipe: Recipe,
-    folder: OutputFolder,
-    settings: CacheConfig,
-    tokenizer: str | PreTrainedTokenizerBase | None,
-    on_progress: Progress | None,
-) -> CacheReport:
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class _Loaded:
+    """What is asked, and what about."""
+
+    teacher: PreTrainedModel
+    words: PreTrainedTokenizerBase
+    plan: ActivePlan
+    data: RunData
+
+
+def _load(
+    teacher: str | PreTrainedModel, data: Data, recipe: Recipe, tokenizer: str | PreTrainedTokenizerBase | None
+) -> _Loaded:
     device = recipe.find_device()
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
     anatomy = examine(model)
     plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))
-    prepared = prepare(data, words, model, recipe)
-    rows = prepared.train
-    identity = identify(model, rows, words, prepared.max_length)
+    return _Loaded(model, words, plan, prepare(data, words, model, recipe))
+
+
+def _build(
+    loaded: _Loaded, folder: OutputFolder, settings: CacheConfig, on_progress: Progress | None, started: float
+) -> CacheReport:
+    model, words, rows = loaded.teacher, loaded.words, loaded.data.train
+    identity = from_first(lambda: identify(model, rows, words, loaded.data.max_length))
     with folder.work() as result:
-        take_up(result)
-        content = write_cache(model, rows, collator(words, model), plan, result, identity, settings, on_progress)
+        from_first(lambda: take_up(result))
+        content = write_cache(model, rows, collator(words, model), loaded.plan, result, identity, settings, on_progress)
     tokens = sum(len(ids) for ids in rows["input_ids"])
     return CacheReport(folder.path, content, len(rows), tokens, time.perf_counter() - started)

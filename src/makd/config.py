@@ -13,6 +13,7 @@ from makd.errors import SettingError
 from makd.factorization.settings import FactorizeConfig
 from makd.kinds import checked
 from makd.loading import HEADS, check_dtype
+from makd.processes.started import check_device, count, group
 from makd.sentence_encoder import AUTO, check_pooling
 from makd.storage import check_save_dtype
 
@@ -177,10 +178,18 @@ def find_device(name: str) -> torch.device:
     """The device called `name` on this machine; `auto` is an accelerator if there is one.
 
     Raises:
-        SettingError: it is not there.
+        SettingError: it is not there, or this process's of several.
     """
     if name.partition(":")[0] == "meta":
         raise SettingError("device 'meta' holds no numbers, so nothing can be computed on it. Take auto, cpu or cuda.")
+    if count() > 1:
+        group()  # makes each process's own accelerator the current one
+    device = _find_device(name)
+    check_device(device)
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")

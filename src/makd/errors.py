@@ -48,5 +48,9 @@ class RoomError(MakdError, MemoryError):
     """A run that needs more memory or disk than there is."""
 
 
+class LostProcessError(MakdError, RuntimeError):
+    """Another process of the run has ended, or cannot be reached any more."""
+
+
 class CacheError(MakdError, ValueError):
     """A teacher cache that is not there, not finished, of something else, or without what a plan asks for."""

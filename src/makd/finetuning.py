@@ -5,10 +5,11 @@ So the teachers of tasks are made, and students of models that knew no task are 
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from makd.config import FinetuneRecipe
@@ -29,6 +30,8 @@ from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes
 from makd.loading import check_dtype
 from makd.pipeline import Report
+from makd.processes.first import in_first, in_turn
+from makd.processes.started import is_first
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import Progress, tokenizer_name
 from makd.storage import find_save_dtype
@@ -71,20 +74,45 @@ def finetune(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
     """
+    started, recipe = time.perf_counter(), recipe or FinetuneRecipe()
     inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
-        return _finetune(model, task, recipe or FinetuneRecipe(), folder, tokenizer, on_progress or _silent)
+        progress = on_progress if on_progress is not None and is_first() else _silent
+        lesson = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
+        identity = _identify(lesson)
+        with folder.work() as result:
+            _check_begin(lesson, identity)
+            with float32_weights(lesson.learner):
+                tokens, lesson.seconds["train"] = _train(lesson)
+            return _finish(lesson, tokens, result, started)
 
 
-def _finetune(
+@dataclass
+class _Lesson:
+    """What is taught, and where the result goes. Of several processes each has its own; the first checks and writes."""
+
+    model: str
+    task: TaskConfig
+    recipe: FinetuneRecipe
+    folder: OutputFolder
+    progress: Progress
+    tokenizer_name: str | None
+    device: torch.device
+    words: PreTrainedTokenizerBase
+    learner: PreTrainedModel
+    save_dtype: torch.dtype
+    data: Task
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def _load(
     model: str,
     task: TaskConfig,
     recipe: FinetuneRecipe,
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
     progress: Progress,
-) -> Report:
-    started = time.perf_counter()
+) -> _Lesson:
     device = recipe.find_device()
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task, recipe.seed)
@@ -93,68 +121,72 @@ def _finetune(
     data = tokenize_task(
         replace(rows, extra=None), words, learner, recipe.seed
     )  # what has no labels teaches nothing here
-    seconds: dict[str, float] = {}
-    identity = _identify(recipe, folder, data)
-    with folder.work() as result:
-        if identity:
-            _compare(identity, folder, learner)
-        keeps = recipe.training.save_every is not None and not folder.resume
-        folder.check_room(stored_bytes(learner) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
-        with float32_weights(learner):
-            tokens, seconds["train"] = _train(learner, data, recipe, folder, progress)
-        round_weights_(learner, save_dtype)
-        check_finite(learner, "The fine-tuned model")
-        progress("evaluate", 0, 1)
-        start = time.perf_counter()
-        found = data.evaluate(learner, recipe.evaluation_batch_size)
-        seconds["evaluate"] = time.perf_counter() - start
-        progress("evaluate", 1, 1)
-        mark_student(learner)  # a new head changed what its config counts
-        with stored_in(learner, save_dtype):
-            learner.save_pretrained(result)
-        words.save_pretrained(result)
-        metrics = {
-            "task": {"name": task.name, "after": found},
-            "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
-            "bytes": bytes_on_disk(result),
-            "seconds": {**seconds, "total": time.perf_counter() - started},
-            "tokens": {"training": tokens, "evaluation": _count(data)},
-            "fingerprint": fingerprint(learner),
-        }
-        settings: dict[str, Any] = {"model": model, "task": task, "recipe": recipe, "output": folder.path}
-        settings["tokenizer"] = tokenizer_name(tokenizer)
-        write_recipe(result, settings)
-        write_json(result / "metrics.json", metrics)
-        write_json(result / "environment.json", describe_environment(device, recipe.seed))
-    return Report(folder.path, metrics)
+    name = tokenizer_name(tokenizer)
+    return _Lesson(model, task, recipe, folder, progress, name, device, words, learner, save_dtype, data)
 
 
-def _identify(recipe: FinetuneRecipe, folder: OutputFolder, data: Task) -> dict[str, Any]:
+@in_first
+def _identify(lesson: _Lesson) -> dict[str, Any]:
     """What a run that resumes is compared by, but for the weights; empty where no checkpoints are kept."""
-    if not (folder.resume or recipe.training.save_every):
+    recipe = lesson.recipe
+    if not (lesson.folder.resume or recipe.training.save_every):
         return {}
     known = {name: value for name, value in plain(recipe).items() if name not in ("evaluation_batch_size", "device")}
-    device = recipe.find_device().type
-    return identify_run({"command": "finetune", **known, "device": device}, data.train, data.tokenizer)
+    settings = {"command": "finetune", **known, "device": lesson.device.type}
+    return identify_run(settings, lesson.data.train, lesson.data.tokenizer)
 
 
-def _compare(identity: dict[str, Any], folder: OutputFolder, learner: PreTrainedModel) -> None:
-    """Note what this run is of; or refuse to resume another one."""
-    whole = with_start(identity, learner)
-    if folder.resume:
-        check_same_run(folder.identity, whole)
-    else:
-        write_identity(folder.identity, whole)
+@in_first
+def _check_begin(lesson: _Lesson, identity: dict[str, Any]) -> None:
+    """Note what this run is of, or refuse to resume another one; and to begin with what the disk has no room for."""
+    folder, learner = lesson.folder, lesson.learner
+    if identity:
+        whole = with_start(identity, learner)
+        if folder.resume:
+            check_same_run(folder.identity, whole)
+        else:
+            write_identity(folder.identity, whole)
+    keeps = lesson.recipe.training.save_every is not None and not folder.resume
+    folder.check_room(stored_bytes(learner) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
+
+
+@in_first
+def _finish(lesson: _Lesson, tokens: int, result: Path, started: float) -> Report:
+    """Measure the model as it is saved, and write it with what belongs to it."""
+    learner, recipe = lesson.learner, lesson.recipe
+    round_weights_(learner, lesson.save_dtype)
+    check_finite(learner, "The fine-tuned model")
+    lesson.progress("evaluate", 0, 1)
+    start = time.perf_counter()
+    found = lesson.data.evaluate(learner, recipe.evaluation_batch_size)
+    lesson.seconds["evaluate"] = time.perf_counter() - start
+    lesson.progress("evaluate", 1, 1)
+    mark_student(learner)  # a new head changed what its config counts
+    with stored_in(learner, lesson.save_dtype):
+        learner.save_pretrained(result)
+    lesson.words.save_pretrained(result)
+    metrics = {
+        "task": {"name": lesson.task.name, "after": found},
+        "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
+        "bytes": bytes_on_disk(result),
+        "seconds": {**lesson.seconds, "total": time.perf_counter() - started},
+        "tokens": {"training": tokens, "evaluation": _count(lesson.data)},
+        "fingerprint": fingerprint(learner),
+    }
+    settings: dict[str, Any] = {"model": lesson.model, "task": lesson.task, "recipe": recipe}
+    write_recipe(result, {**settings, "output": lesson.folder.path, "tokenizer": lesson.tokenizer_name})
+    write_json(result / "metrics.json", metrics)
+    write_json(result / "environment.json", describe_environment(lesson.device, recipe.seed))
+    return Report(lesson.folder.path, metrics)
 
 
 def _silent(what: str, done: int, of: int) -> None:
     """No bar."""
 
 
-def _train(
-    model: PreTrainedModel, task: Task, recipe: FinetuneRecipe, folder: OutputFolder, progress: Progress
-) -> tuple[int, float]:
+def _train(lesson: _Lesson) -> tuple[int, float]:
     """Train in place; gives the real tokens that were read, and the seconds that it took."""
+    model, task, recipe, checkpoints = lesson.learner, lesson.data, lesson.recipe, lesson.folder.checkpoints
     training = recipe.training.with_products_in(check_dtype(recipe.dtype))
     if training.steps == 0:
         return 0, 0.0
@@ -167,14 +199,14 @@ def _train(
         trainer = SupervisedTrainer(
             model,
             training.student_dropout,
-            args=training.to_arguments(folder.checkpoints, recipe.seed, model.device.type == "cpu"),
+            args=training.to_arguments(checkpoints, recipe.seed, model.device.type == "cpu"),
             train_dataset=task.train,
             eval_dataset=task.held_out,
             data_collator=collator(task.tokenizer, model),
-            callbacks=[ReportSteps(progress, "fine-tune")],
+            callbacks=[ReportSteps(lesson.progress, "fine-tune")],
         )
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-        tokens = train(trainer, folder.checkpoints, folder.resume)
+        tokens = train(trainer, checkpoints, lesson.folder.resume)
     model.eval()
     return tokens, time.perf_counter() - start
 

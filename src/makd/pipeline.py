@@ -1,4 +1,8 @@
-"""The whole method on one page. Read this first; the folders are its stations, in this order."""
+"""The whole method on one page. Read this first; the folders are its stations, in this order.
+
+Where a run has several processes (torchrun, accelerate launch), each goes through all of this. What is `in_first` the
+first one does, and all go on with what it returns; what is done `in_turn` each does, after the first.
+"""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +15,7 @@ from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, read_settings, row_lengths
 from makd.distill import (
     DistillTrainer,
+    LayerTeacher,
     ReportSteps,
     check_teachable,
     float32_weights,
@@ -28,6 +33,7 @@ from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
 from makd.preparation import Data
+from makd.processes.first import in_first, in_turn
 from makd.ranks.budget import Budget
 from makd.registry import make_settings
 from makd.report import (
@@ -100,6 +106,7 @@ def compress(
 
 
 @takes
+@in_first
 def factorize_only(
     teacher: str | PreTrainedModel,
     data: Data,
@@ -139,15 +146,17 @@ def distill(
         run.identify({"command": "distill"})
         _check_layers(run)
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
-        model = model_of(student, run.recipe, run.teacher.device)
+        model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
         run.scores["before"] = run.score(model)
         with run.folder.work() as result:
-            _teach_layers(run, model)
+            if run.recipe.layer_teacher is not None:
+                model = _teach_layers(run, model, run.recipe.layer_teacher)
             _distill(run, model)
             return _finish(run, model, result, "distill", {"student": name_of(student)})
 
 
 @takes
+@in_first
 def evaluate(
     student: str | PreTrainedModel,
     teacher: str | PreTrainedModel,
@@ -196,6 +205,7 @@ def data_of(student: str) -> DataConfig | TaskConfig:
     return read_settings(settings)
 
 
+@in_first
 def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
     settings = run.recipe.factorize
     student = factorize(
@@ -220,21 +230,22 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
     return student
 
 
+@in_first
 def _check_layers(run: Run) -> None:
     """Whether layers can be taught one by one, if they are to be, before any work that a refusal would make useless."""
     if run.recipe.layer_teacher is not None:
         check_teachable(examine(run.teacher), run.data.calibration)
 
 
-def _teach_layers(run: Run, student: PreTrainedModel) -> None:
-    """Teach a finished `student` layer by layer, in place, if the recipe says so."""
-    teacher = run.recipe.layer_teacher
-    if teacher is not None:
-        with run.clock("layerwise"):
-            run.lessons = teach_layers_(
-                student, run.teacher, teacher.plan, run.data.calibration, teacher.settings, teacher.seed,
-                run.recipe.factorize.store, lambda done, of: run.progress("teach layers", done, of),
-            )  # fmt: skip
+@in_first
+def _teach_layers(run: Run, student: PreTrainedModel, teacher: LayerTeacher) -> PreTrainedModel:
+    """Teach a finished `student` layer by layer, in place."""
+    with run.clock("layerwise"):
+        run.lessons = teach_layers_(
+            student, run.teacher, teacher.plan, run.data.calibration, teacher.settings, teacher.seed,
+            run.recipe.factorize.store, lambda done, of: run.progress("teach layers", done, of),
+        )  # fmt: skip
+    return student
 
 
 def _distill(run: Run, student: PreTrainedModel) -> None:
@@ -272,6 +283,7 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) 
     student.eval()
 
 
+@in_first
 def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, settings: dict[str, Any]) -> Report:
     """Measure the student as it is saved, and write it with what belongs to it; `command` made it of `settings`."""
     round_weights_(student, run.save_dtype)

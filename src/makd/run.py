@@ -21,6 +21,8 @@ from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, 
 from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
+from makd.processes.first import in_first, in_turn
+from makd.processes.started import is_first
 from makd.ranks.budget import Budget
 from makd.report import OutputFolder, plain, tell_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
@@ -36,7 +38,7 @@ _COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "ca
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """What the stages of one run share. Of several processes each has its own; the first checks, measures and notes."""
 
     teacher_name: str
     recipe: Recipe
@@ -65,6 +67,9 @@ class Run:
 
     def open_cache(self) -> None:
         """Open the recipe's teacher cache, before any work that a stale one would make useless."""
+        in_turn(self._open_cache)
+
+    def _open_cache(self) -> None:
         plans = [stage.plan for stage in self.recipe.trainings if stage.training.steps != 0]
         if self.recipe.cache is not None and plans:
             where, data = self.recipe.cache, self.data
@@ -72,6 +77,7 @@ class Run:
             for plan in plans:
                 self.cache.check_plan(activate(plan, examine(self.teacher)), self.teacher)
 
+    @in_first
     def identify(self, settings: Mapping[str, Any]) -> None:
         """Note what this run is of, and refuse to resume another one, before any work that it would make useless.
 
@@ -92,6 +98,7 @@ class Run:
         if self.resume:
             check_same_run(self.folder.identity, self.identity)
 
+    @in_first
     def note_start(self, student: PreTrainedModel) -> None:
         """Training starts from `student`: compare it with that of the run to resume, or note it for one that will.
 
@@ -106,6 +113,7 @@ class Run:
         else:
             write_identity(self.folder.identity, whole)
 
+    @in_first
     def check_fits(self, budget: Budget, *, trains: bool) -> None:
         """Refuse to make a student that this machine has no room for, and to train it, if it `trains`.
 
@@ -114,6 +122,7 @@ class Run:
         """
         check_run(self.teacher, self.data, budget, self.recipe, self.folder.path, self.save_dtype, trains=trains)
 
+    @in_first
     def check_room(self, student: PreTrainedModel) -> None:
         """Refuse to train what the disk has no room for, with its checkpoints.
 
@@ -130,6 +139,7 @@ class Run:
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    @in_first
     def score(self, student: PreTrainedModel) -> dict[str, Any]:
         """Fidelity on the held-out rows, the perplexity of a causal language model, and the metrics of a task."""
         self.progress("evaluate", 0, 1)
@@ -215,7 +225,8 @@ def start_run(
 ) -> Iterator[Run]:
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here.
 
-    While the block runs, the output is this run's alone. `student` is a saved one that it reads besides.
+    While the block runs, the output is this run's alone. `student` is a saved one that it reads besides. Of several
+    processes the first loads before the others.
     """
     started = time.perf_counter()
     recipe = recipe or Recipe()
@@ -223,7 +234,8 @@ def start_run(
     named = [recipe.cache, *names_of(data), tokenizer_name(tokenizer), *map(name_of, models)]
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named)
     with nullcontext() if output is None else folder:
-        yield _load(teacher, data, recipe, folder, tokenizer, on_progress, started, student)
+        progress = on_progress if is_first() else None
+        yield in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, student))
 
 
 def _load(

@@ -23,6 +23,7 @@ from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
 from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
 from makd.plain_json import read_json
+from makd.processes.started import check_alone
 from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
@@ -76,6 +77,7 @@ def bench(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
+    check_alone("A bench", "Start it without torchrun or accelerate launch: others at work would spoil its times.")
     settings = settings or BenchConfig()
     if fold != (output is not None):
         raise SettingError("fold and output belong together: --fold --output FOLDER saves the faster student there.")

@@ -26,6 +26,7 @@ from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
+from makd.processes.first import in_first
 from makd.ranks.budget import Budget
 from makd.report import (
     OutputFolder,
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @takes
+@in_first
 def factorize_streamed(
     teacher: str,
     data: Data,

@@ -5,7 +5,8 @@
     cache.json                         when all shards are there: what the cache is of, and what is in it
 
 A shard has `rows` (indices in the data set), for each stack `offsets.encoder` or `offsets.decoder` (where a row's
-tokens begin), and the parts, row after row. It gets its name when it is whole.
+tokens begin), and the parts, row after row. It gets its name when it is whole. Several processes each read a part of
+the rows and write its shards; the first writes all else.
 """
 
 import json
@@ -30,9 +31,12 @@ from makd.aspects import ActivePlan
 from makd.cache.identity import first_difference
 from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
 from makd.cache.settings import CacheConfig
+from makd.cache.shares import Span, find_gaps, share_out
 from makd.capture import capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.errors import CacheError, SettingError
 from makd.plain_json import read_json
+from makd.processes.first import in_first, meet
+from makd.processes.started import count, index, is_first
 
 FORMAT = 2
 """Raised when older caches can no longer be read."""
@@ -80,19 +84,38 @@ def write_cache(
         "settings": asdict(settings),
         "parts": [need.part for need in needed],
     }
-    done = _begin(folder, content)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    tell = on_progress or (lambda what, so_far, of: None)
-    tell("cache", done, len(rows))
-    shard = _Shard(done)
-    for positions, stored, lengths in _read(teacher, rows, order[done:], collate, plan, settings):
-        shard.add(positions, stored, lengths)
-        done += len(positions)
-        if shard.size >= settings.shard_megabytes * 2**20 or done == len(rows):
-            shard.write(folder)
-            shard = _Shard(done)
-        tell("cache", done, len(rows))
-    content |= _describe(folder, teacher)
+    gaps = find_gaps(_begin(folder, content), len(rows))
+    sizes = [len(row["input_ids"]) for row in rows]
+    order = sorted(range(len(rows)), key=sizes.__getitem__)
+    own = share_out(gaps, [sizes[row] for row in order], count())[index()]
+    open_rows = sum(end - start for start, end in gaps)
+    of = len(rows) - open_rows + sum(end - start for start, end in own)
+    done = len(rows) - open_rows
+    tell = on_progress if on_progress is not None and is_first() else lambda what, so_far, of: None
+    tell("cache", done, of)
+    for start, end in own:
+        shard = _Shard(start)
+        for positions, stored, lengths in _read(teacher, rows, order[start:end], collate, plan, settings):
+            shard.add(positions, stored, lengths)
+            done += len(positions)
+            if shard.size >= settings.shard_megabytes * 2**20 or shard.end == end:
+                shard.write(folder)
+                shard = _Shard(shard.end)
+            tell("cache", done, of)
+    meet()
+    return _finish(folder, content, teacher, len(rows))
+
+
+@in_first
+def _finish(folder: Path, content: dict[str, Any], teacher: PreTrainedModel, rows: int) -> dict[str, Any]:
+    """Say that all is there."""
+    gaps = find_gaps([_span_of(path) for path in shards_of(folder)], rows)
+    if gaps:
+        raise CacheError(
+            f"{folder} lacks rows {gaps[0][0]} to {gaps[0][1] - 1}, which another process has read. Several machines "
+            "need a folder on a disk that all of them see; or start makd cache on one."
+        )
+    content = content | _describe(folder, teacher)
     _write_json(folder / FINISHED, content)
     (folder / UNFINISHED).unlink()
     return content
@@ -105,19 +128,25 @@ def take_up(folder: Path) -> None:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The shards that are whole, one row after the other from the first on."""
+    """The shards that are whole, in the order of their rows."""
     found: list[Path] = []
     end = 0
     for path in sorted(folder.glob("*.safetensors")):
-        match = _SHARD.fullmatch(path.name)
-        if match is not None and int(match[1]) == end:
+        if _SHARD.fullmatch(path.name) is not None and _span_of(path)[0] >= end:
             found.append(path)
-            end = int(match[2])
+            end = _span_of(path)[1]
     return found
 
 
-def _begin(folder: Path, content: Mapping[str, Any]) -> int:
-    """How many rows are done."""
+def _span_of(shard: Path) -> Span:
+    """Which rows are in it, as its name says."""
+    start, _, end = shard.stem.partition("-")
+    return int(start), int(end)
+
+
+@in_first
+def _begin(folder: Path, content: Mapping[str, Any]) -> list[Span]:
+    """Which rows are done."""
     note = folder / UNFINISHED
     wanted = json.loads(json.dumps(dict(content)))
     if note.is_file():
@@ -132,8 +161,7 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> int:
         raise CacheError(f"{folder} is not empty and holds no unfinished cache. Name another output.")
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(note, wanted)
-    whole = shards_of(folder)
-    return 0 if not whole else int(whole[-1].stem[9:])
+    return [_span_of(path) for path in shards_of(folder)]
 
 
 def _read(
@@ -172,6 +200,11 @@ class _Shard:
     axes: dict[str, str] = field(default_factory=dict)
     size: int = 0
 
+    @property
+    def end(self) -> int:
+        """The row that comes after."""
+        return self.start + len(self.rows)
+
     def add(self, rows: Sequence[int], stored: Stored, lengths: Mapping[Axis, Tensor]) -> None:
         self.rows += rows
         for name, (axis, tensor) in stored.items():
@@ -186,7 +219,7 @@ class _Shard:
         tensors["rows"] = torch.tensor(self.rows)
         for axis, counts in self.lengths.items():
             tensors[f"offsets.{axis}"] = torch.cat([torch.zeros(1, dtype=torch.long), torch.cat(counts).cumsum(0)])
-        path = folder / f"{self.start:08}-{self.start + len(self.rows):08}.safetensors"
+        path = folder / f"{self.start:08}-{self.end:08}.safetensors"
         part = path.with_name(path.name + ".part")
         save_file(tensors, part, metadata=self.axes)
         with part.open("rb") as file:

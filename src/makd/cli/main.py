@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_type_hints
 
+from makd.cli.others import is_of_lost_process, run_silently
 from makd.cli.tasks import expand, load_finetune
 from makd.cli.terminal import TERMINATED, Terminated, set_up_logging, unwinding_at_sigterm
 from makd.cli.terminal import print_table as _print
 from makd.errors import MakdError
+from makd.processes.started import check_alone, close, is_first
 from makd.registry import unknown_name
 
 USER_ERROR = 2
@@ -21,10 +23,33 @@ USER_ERROR = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+LOST = 1
+"""Exit code where another process of the run is gone: not one that the user's settings could mend."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `makd ARGUMENTS...`; returns the exit code."""
+    """Run `makd ARGUMENTS...`; returns the exit code. Of several processes only the first prints."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
+    except (MakdError, RuntimeError) as error:
+        if is_of_lost_process(error):
+            line = str(error).splitlines()[0]
+            print(f"makd: another process of this run is gone, so it ends ({line})", file=sys.stderr)
+            return LOST
+        if not isinstance(error, MakdError):
+            raise
+        print(f"makd: {error}", file=sys.stderr)
+        return USER_ERROR
+    except (KeyboardInterrupt, Terminated) as stop:
+        if is_first():
+            print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    close()
+    return code
+
+
+def _attempt(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -33,16 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"makd {version('makd')}")
         return 0
-    try:
-        if words[0] not in COMMANDS:
-            raise unknown_name("command", words[0], COMMANDS)
-        return _run(words[0], words[1:])
-    except MakdError as error:
-        print(f"makd: {error}", file=sys.stderr)
-        return USER_ERROR
-    except (KeyboardInterrupt, Terminated) as stop:
-        print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    if words[0] not in COMMANDS:
+        raise unknown_name("command", words[0], COMMANDS)
+    return _run(words[0], words[1:])
 
 
 @dataclass(frozen=True)
@@ -152,6 +170,7 @@ def _load_demo() -> Callable[..., None]:
             name: minilm (an encoder) or smollm2 (a decoder).
             output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
         """
+        check_alone("A demo", "Start it without torchrun or accelerate launch.")
         chosen = DEMOS[name]
         folder = output or chosen.output
         _run("compress", ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"])

@@ -12,6 +12,7 @@ from makd.comparison.settings import Experiment, short_name
 from makd.comparison.workers import run_here, run_in_processes
 from makd.errors import SettingError
 from makd.kinds import takes
+from makd.processes.started import check_alone
 from makd.run import Progress
 
 
@@ -41,6 +42,9 @@ def compare(
         MakdError: with what was wrong, which value, and what is allowed; of any task's data, before anything is run.
             Lines that were written stay.
     """
+    check_alone(
+        "A comparison", "Start it without torchrun or accelerate launch; `workers` runs cells beside each other."
+    )
     if workers < 1:
         raise SettingError(f"workers is at least 1 process; got {workers}.")
     progress = on_progress or (lambda what, done, of: None)

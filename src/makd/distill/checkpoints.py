@@ -14,16 +14,19 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from makd.processes.first import meet
+
 LIST = "whole.json"
 """Name of a file -> SHA-256 of its content."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
 class ListFiles(TrainerCallback):
-    """Writes `LIST` when a checkpoint is on disk."""
+    """Writes `LIST` when a checkpoint is on disk, with what each process has written of it."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer calls it after the last file of a checkpoint."""
+        meet()
         if args.should_save:
             list_files(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.cache import hash_teacher, hash_tokenizer, shorten
 from makd.errors import OutputError
+from makd.processes.started import count
 
 VERSIONS = "versions"
 """An entry that is there to be read, not compared."""
@@ -24,6 +25,8 @@ START = "student before training"
 """An entry that is known later than the others: the weights that training starts from."""
 _NO_WEIGHT = ("log_every", "report_to", "save_every")
 """Settings of a training that change no weight."""
+_PER_PROCESS = "accumulate"
+"""A setting that is compared times the processes: half as many with twice the forwards take the same steps."""
 _SHOWN = 80
 """Characters of a value in a message."""
 
@@ -42,7 +45,11 @@ def identify_run(
         tokenizer: that made the rows.
         teacher: None where there is none.
     """
-    known = {name: value for name, value in flatten(settings) if name.rpartition(".")[2] not in _NO_WEIGHT}
+    known = {
+        name: value * count() if name.rpartition(".")[2] == _PER_PROCESS else value
+        for name, value in flatten(settings)
+        if name.rpartition(".")[2] not in _NO_WEIGHT
+    }
     if teacher is not None:
         known["teacher's weights"] = hash_teacher(teacher)
     known["training rows"] = hash_all_columns(rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import Trainer, TrainerState
 
 from makd.distill.checkpoints import ListFiles, checkpoint_folders, find_fault
+from makd.processes.first import in_first
 
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def train(trainer: Trainer, checkpoints: Path, resume: bool) -> int:
     return int(trainer.state.num_input_tokens_seen)
 
 
+@in_first
 def _newest_whole(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint; newer ones that are not whole are removed."""
     for folder in checkpoint_folders(checkpoints):

@@ -28,12 +28,12 @@ class TrainingConfig:
     epochs: float = 3.0
     """Passes over the training rows, where `steps` is not given."""
     batch_size: int = 16
-    """Rows of a forward, on each device; where rows differ in length, on average."""
+    """Rows of a forward, in each process; where rows differ in length, on average."""
     tokens_per_batch: int | None = None
-    """Tokens of a forward, on each device, padding counted: many short rows or few long ones, of like length. None
+    """Tokens of a forward, in each process, padding counted: many short rows or few long ones, of like length. None
     takes as many as `batch_size` rows of average length have."""
     accumulate: int = 1
-    """Forwards of an optimizer step."""
+    """Forwards of an optimizer step, in each process."""
     learning_rate: float = 1e-4
     """Peak of the schedule. A good start wants a small one: too large a first step throws it away."""
     warmup: float = 0.1

@@ -33,6 +33,7 @@ from makd.forecasting.training import TrainingForecast, forecast_training
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model, load_model, locate
 from makd.preparation import Data, RunData, prepare
+from makd.processes.first import in_first
 from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
 from makd.storage import find_save_dtype, stored_folder
@@ -43,6 +44,7 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 
 @takes
+@in_first
 def forecast(
     teacher: str | PreTrainedModel,
     data: Data,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from makd.errors import OutputError
+from makd.processes.first import from_first, in_first
 from makd.report.record import write_json
 
 
@@ -20,15 +21,9 @@ class OutputFile:
             OutputError: it is there and `overwrite` is off, is a folder, or cannot be written.
         """
         self.path = Path(os.path.realpath(Path(path).expanduser()))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._check(str(path), overwrite)
-            self._begin().unlink()
-        except OutputError:
-            raise
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}. Name another file.") from error
+        from_first(lambda: self._rehearse(str(path), overwrite))
 
+    @in_first
     def write(self, content: Any) -> None:
         """Put `content` into the file, which is whole at any moment.
 
@@ -46,6 +41,16 @@ class OutputFile:
                 part.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+
+    def _rehearse(self, given: str, overwrite: bool) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._check(given, overwrite)
+            self._begin().unlink()
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{given} cannot be written: {error.strerror or error}. Name another file.") from error
 
     def _check(self, given: str, overwrite: bool) -> None:
         try:

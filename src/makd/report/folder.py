@@ -5,13 +5,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from makd.distill.checkpoints import checkpoint_folders, find_fault, newest_step
 from makd.errors import OutputError, SettingError
+from makd.processes.first import from_first
+from makd.processes.started import is_first
 from makd.report.manifest import foreign_files, write_manifest
 from makd.report.workplace import KINDS, REPLACED, RESULT, UNPLACED, Workplace, remove
 
@@ -26,8 +28,8 @@ _FULL = ("No space left", "os error 28", "Disk quota exceeded")
 class OutputFolder:
     """A folder that will hold a result. Until it is done the work stands in a hidden folder beside it, `.NAME.makd`.
 
-    As a context manager it keeps other processes out from the first check to the last rename. Whatever ends the block,
-    nothing is removed that makd did not make.
+    As a context manager it keeps other runs out from the first check to the last rename. Whatever ends the block,
+    nothing is removed that makd did not make. Of a run's processes the first alone touches anything.
     """
 
     def __init__(
@@ -88,6 +90,10 @@ class OutputFolder:
             OutputError: the result could not be written, would replace what makd did not make, or another process is
                 at it; there are checkpoints and neither `resume` nor `overwrite`; or there is nothing to resume.
         """
+        from_first(self._enter)
+        return self
+
+    def _enter(self) -> None:
         with self._told_early():
             self._check_place()
             self._place.enter()
@@ -100,12 +106,12 @@ class OutputFolder:
         except BaseException:
             self._place.leave()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._place.leave()
+        if is_first():
+            self._place.leave()
 
     def check_room(self, size: int) -> None:
         """Refuse to begin with what the disk has no room for.
@@ -127,6 +133,8 @@ class OutputFolder:
     def work(self) -> Iterator[Path]:
         """A folder to write into; at the end of the block it becomes `path`. On an error `path` is as it was.
 
+        The first process writes; at the end of the block the others wait until all is in its place.
+
         What an unfinished run left goes now, unless this one goes on with it. Checkpoints, and work of `kind`, stay
         until a run finishes.
 
@@ -134,6 +142,12 @@ class OutputFolder:
             OutputError: the disk is full; or the result is finished and cannot be renamed, which leaves it where the
                 error says.
         """
+        with ExitStack() as stack:
+            yield stack.enter_context(self._work()) if is_first() else self._result
+            from_first(stack.pop_all().close)
+
+    @contextmanager
+    def _work(self) -> Iterator[Path]:
         going_on = self.resume or self._kind != "checkpoints"
         old = None if self.resume else newest_step(self.checkpoints)
         if old is not None:
