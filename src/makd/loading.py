@@ -36,6 +36,7 @@ from makd.checkpoint import (
 )
 from makd.errors import ModelLoadError, SettingError
 from makd.kinds import shown
+from makd.processes.started import loading_in_each_process
 from makd.registry import Registry
 from makd.sentence_encoder import as_in_folder, find_folder, is_sentence_encoder, transformer_path
 from makd.student.stored import check_folder
@@ -152,7 +153,7 @@ def _load(name: str, head: str, dtype: torch.dtype, config: Mapping[str, Any]) -
     if where.gguf_file is not None:
         arguments["gguf_file"] = where.gguf_file
     cls = _model_class(where, head)
-    with refusing(f"No model could be loaded from {name!r}"), without_report():
+    with refusing(f"No model could be loaded from {name!r}"), without_report(), loading_in_each_process():
         model, found = cls.from_pretrained(where.folder, **arguments)
     if where.gguf_file is not None:
         _forget_gguf(model)

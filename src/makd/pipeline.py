@@ -19,6 +19,7 @@ from makd.distill import (
     ReportSteps,
     check_teachable,
     float32_weights,
+    in_pieces,
     learning,
     teach_layers_,
     train,
@@ -262,9 +263,9 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
     training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
-    with learning(student, training):
+    with learning(student, training), in_pieces(student) as learner:
         trainer = DistillTrainer(
-            student,
+            learner,
             run.teacher,
             stage.plan,
             training.student_dropout,

@@ -228,7 +228,15 @@ def full_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def shard_on_a_cpu() -> None:
-    """Accelerate takes FSDP for accelerators alone; torch's own runs on CPUs as well."""
+    """Ask for FSDP2. Accelerate takes it for accelerators alone; torch's own runs on CPUs as well."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
     begin = AcceleratorState.__init__
 
     def pretending(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -244,14 +252,6 @@ def main() -> None:
     engine, folder = sys.argv[1], Path(sys.argv[2])
     logging.disable(logging.WARNING)
     if engine == "fsdp":
-        os.environ |= {
-            "ACCELERATE_USE_FSDP": "true",
-            "FSDP_VERSION": "2",
-            "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-            "FSDP_RESHARD_AFTER_FORWARD": "true",
-            "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-        }
         shard_on_a_cpu()
     state = PartialState(cpu=True)
     found: dict[Any, Any] = {}

@@ -13,7 +13,7 @@ LIMIT = 240
 
 
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def begin(*words):

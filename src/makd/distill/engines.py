@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from makd.anatomy import Anatomy
 from makd.errors import SettingError
+from makd.processes import started as processes
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +38,11 @@ def set_engine_(args: TrainingArguments | None) -> None:
         args._n_gpu = 1  # transformers would take torch's DataParallel, whose copies of a model no hook sees
 
 
+def is_sharding_asked() -> bool:
+    """Whether accelerate was told to shard by FSDP, as `accelerate launch --use_fsdp` does."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) -> None:
     """Refuse what would not be what was asked for, and let FSDP shard a model by its layers, unless it is told how.
 
@@ -44,8 +52,7 @@ def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) 
         SettingError: FSDP is asked for and not in use; or a model is to be split otherwise than by FSDP or DeepSpeed.
     """
     accelerator = trainer.accelerator
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or bool(trainer.args.fsdp)
-    if asked and accelerator.distributed_type != DistributedType.FSDP:
+    if (is_sharding_asked() or trainer.args.fsdp) and accelerator.distributed_type != DistributedType.FSDP:
         raise SettingError(
             f"FSDP is asked for, and accelerate runs {accelerator.distributed_type.value} instead: it shards on GPUs "
             "only, in processes that torchrun or accelerate launch has started. Start it so, or leave FSDP out."
@@ -66,6 +73,8 @@ def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) 
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None:
         _check_shared(model)
+        # every process has the student already; and accelerate fills what is sharded alone, which no buffer is
+        plugin.cpu_ram_efficient_loading = False
     if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
         classes = {type(model.get_submodule(layer.module)).__name__ for layer in anatomy.layers}
         plugin.transformer_cls_names_to_wrap = sorted(classes)
@@ -92,6 +101,26 @@ def place_teacher_(teacher: PreTrainedModel, device: Any) -> None:
     if len(places) > 1 or "disk" in places:
         return
     nn.Module.to(teacher, device)
+
+
+def check_same_everywhere(teacher: PreTrainedModel) -> None:
+    """Refuse a teacher that is not the same in all processes: each would teach something else, and none would say so.
+
+    Raises:
+        SettingError: its weights differ.
+    """
+    if processes.count() == 1:
+        return
+    weights = [weight for weight in teacher.parameters() if weight.device.type != "meta"]
+    mine = repr([float(weight.detach().double().sum()) for weight in weights])  # text: NaN equals itself
+    gathered: list[Any] = [None] * processes.count()
+    torch.distributed.all_gather_object(gathered, mine)
+    if len(set(gathered)) > 1:
+        raise SettingError(
+            "The teacher's weights are not the same in all processes. Under FSDP transformers loads them in the first "
+            "alone where FSDP_CPU_RAM_EFFICIENT_LOADING is true, and leaves the others empty. Set "
+            "fsdp_cpu_ram_efficient_loading: false in accelerate's config, or load it by makd.load_model."
+        )
 
 
 def check_checkpoint(trainer: Trainer, folder: Path) -> None:

@@ -1,14 +1,43 @@
-"""Station 7: what FSDP has to see of a backward: a layer's weights are whole once its output gets a gradient.
+"""Station 7: a student in pieces, as FSDP2 trains it: its backward, and how it becomes whole again.
 
-A loss that is made inside the layers may leave the last ones' outputs without any, and their weights in pieces.
+FSDP makes a layer's weights whole once the layer's output gets a gradient. A loss that is made inside the layers may
+leave the last ones' outputs without any, and their weights in pieces.
 """
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from makd.distill.engines import is_sharding_asked
+from makd.processes.first import from_first
+
+
+@contextmanager
+def in_pieces(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """What to train in the place of `student`, which has learned the same after the block.
+
+    Without FSDP it is the student itself. With it, which takes a model apart for good, it is a copy, and the student
+    waits in the host's memory.
+    """
+    if not is_sharding_asked():
+        yield student
+        return
+    device = student.device
+    nn.Module.to(student, "cpu")
+    pieces = copy.deepcopy(student)
+    yield pieces
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(pieces, options=options)  # of the first process alone
+    student.load_state_dict(from_first(lambda: state))
+    nn.Module.to(student, device)
 
 
 def reaching_output(model: nn.Module, total: Tensor, output: Any) -> Tensor:

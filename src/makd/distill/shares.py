@@ -15,6 +15,7 @@ from torch import Tensor
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
 from makd.distill.counted import Mean, count, means_of
+from makd.processes import started as processes
 
 One = TypeVar("One")
 SHARE = "share"
@@ -33,31 +34,23 @@ WHOLE: Shares = _Whole()
 """Of a batch that is all there is."""
 
 
-def processes() -> int:
-    """How many processes train together: 1 where none were started by torchrun or accelerate."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
-
-
 def add_up(values: Tensor) -> Tensor:
     """The sum over all processes of what each of them has, in place."""
-    if processes() > 1:
+    if processes.count() > 1:
         torch.distributed.all_reduce(values)
     return values
 
 
 def own_places(batches: int) -> range:
     """Where this process's batches stand among those of all: each has one, then each its next."""
-    rank = torch.distributed.get_rank() if processes() > 1 else 0
-    return range(rank, batches * processes(), processes())
+    return range(processes.index(), batches * processes.count(), processes.count())
 
 
 def in_order(own: Sequence[One]) -> list[One]:
     """What each batch of a step has, of all processes, in the order of `own_places`. Every process calls it."""
-    if processes() == 1:
+    if processes.count() == 1:
         return list(own)
-    gathered: list[Any] = [None] * processes()
+    gathered: list[Any] = [None] * processes.count()
     torch.distributed.all_gather_object(gathered, list(own))
     return [one for together in zip(*gathered, strict=True) for one in together]
 

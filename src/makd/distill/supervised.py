@@ -13,10 +13,11 @@ from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
-from makd.distill.shares import SHARE, processes, share_out
+from makd.distill.shares import SHARE, share_out
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.errors import NumericsError
+from makd.processes.started import count
 
 
 class SupervisedTrainer(Trainer):
@@ -84,5 +85,5 @@ class SupervisedTrainer(Trainer):
                 "it is so from the first step on, look at the labels for numbers that are far too large."
             )
         if share is not None:
-            loss = loss * (share * processes())  # engines take the mean of the processes' gradients
+            loss = loss * (share * count())  # engines take the mean of the processes' gradients
         return (loss, output) if return_outputs else loss

@@ -26,19 +26,27 @@ from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.engines import check_checkpoint, place_teacher_, prepare_engine_, real_rows, set_engine_
+from makd.distill.engines import (
+    check_checkpoint,
+    check_same_everywhere,
+    place_teacher_,
+    prepare_engine_,
+    real_rows,
+    set_engine_,
+)
 from makd.distill.lesson import Learned, Lesson
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
-from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, processes, shares_of
+from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.units import Units
 from makd.distill.withholding import withheld_shift
 from makd.errors import CacheError, SettingError
 from makd.kinds import fit
+from makd.processes.started import count
 from makd.weights.sound import check_plain
 
 _logger = logging.getLogger(__name__)
@@ -126,6 +134,7 @@ class DistillTrainer(Trainer):
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
         place_teacher_(teacher, self.args.device)
+        check_same_everywhere(teacher)
         self.teacher = teacher.eval()
         self.projections: Projections | None = make_projections(
             self.plan, model, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
@@ -247,8 +256,8 @@ class DistillTrainer(Trainer):
         learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
             self._means[True].add(learned.losses, shares or WHOLE)
-            if shares is not None and processes() > 1:  # engines take the mean of the processes' gradients
-                learned = replace(learned, total=learned.total * processes())
+            if shares is not None and count() > 1:  # engines take the mean of the processes' gradients
+                learned = replace(learned, total=learned.total * count())
         elif weight:
             counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
             self._means[False].add(learned.losses, dict(zip(self._means[False].means, counts, strict=True)))
@@ -292,16 +301,16 @@ class DistillTrainer(Trainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """The plan's loss on an evaluation batch, with or without labels, and the student's logits for metrics."""
         inputs = self._prepare_inputs(inputs)
-        count = len(inputs["input_ids"])
-        real = real_rows(self, count)
+        rows = len(inputs["input_ids"])
+        real = real_rows(self, rows)
         # engines want a forward of every process: one that has nothing left takes a row that does not count
-        few = inputs if real == count else {name: value[: max(1, real)] for name, value in inputs.items()}
+        few = inputs if real == rows else {name: value[: max(1, real)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
             learned = self._learn(model, few, not prediction_loss_only, weight=float(real > 0))
             loss = learned.total.detach()
             if prediction_loss_only:
                 return loss, None, None
-            if real < count:  # metrics are gathered from batches of one size
+            if real < rows:  # metrics are gathered from batches of one size
                 learned = self._learn(model, inputs, True, weight=0.0)
         return loss, learned.output.get("logits"), inputs.get("labels")
 

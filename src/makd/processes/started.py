@@ -5,6 +5,8 @@ Whoever starts makd by itself has one process: then nothing here imports torch, 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -59,6 +61,22 @@ def close() -> None:
 
         _messages.clear()
         dist.destroy_process_group()
+
+
+@contextmanager
+def loading_in_each_process() -> Iterator[None]:
+    """Inside, a model's weights are read in every process.
+
+    Under FSDP transformers may read them in the first alone and leave the others' memory as it was, for accelerate to
+    fill what it shards: a teacher, which it does not, would be noise.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 def check_alone(what: str, instead: str) -> None:
