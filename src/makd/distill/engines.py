@@ -103,7 +103,7 @@ def place_teacher_(teacher: PreTrainedModel, device: Any) -> None:
     nn.Module.to(teacher, device)
 
 
-def check_same_everywhere(teacher: PreTrainedModel) -> None:
+def check_same_teacher(teacher: PreTrainedModel) -> None:
     """Refuse a teacher that is not the same in all processes: each would teach something else, and none would say so.
 
     Raises:

@@ -25,7 +25,7 @@ from makd.distill.counted import Mean
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import by_term, mean_losses, prediction_losses, weighted_sum
 from makd.distill.projections import Projections
-from makd.distill.sharded import reaching_output
+from makd.distill.sharded import hold_head, reaching_output
 from makd.distill.shares import Shares
 from makd.distill.units import Units
 
@@ -87,6 +87,8 @@ class Lesson:
             total, kept["losses"], kept["output"] = self._run(own, given, rows, shares, with_logits)
             return {"loss": total}  # an engine looks for gradients in all that is returned: the sum alone has them
 
+        if self.shift is not None:
+            hold_head(self.student)
         with _forward_of(self.student) as own:
             self.student.forward = forward
             returned = wrapped(**inputs)

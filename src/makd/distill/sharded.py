@@ -5,6 +5,7 @@ leave the last ones' outputs without any, and their weights in pieces.
 """
 
 import copy
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,17 @@ def in_pieces(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
     state = get_model_state_dict(pieces, options=options)  # of the first process alone
     student.load_state_dict(from_first(lambda: state))
     nn.Module.to(student, device)
+
+
+def hold_head(model: PreTrainedModel) -> None:
+    """Under DeepSpeed's third stage, let the head's weights be whole as long as the model's own forward runs.
+
+    By itself DeepSpeed has them whole while the head runs, and the losses read them afterwards.
+    """
+    for weight in model.get_output_embeddings().parameters():
+        if hasattr(weight, "ds_id") and weight.ds_id not in getattr(model, "_external_params", {}):
+            deepspeed: Any = importlib.import_module("deepspeed")
+            deepspeed.zero.register_external_parameter(model, weight)
 
 
 def reaching_output(model: nn.Module, total: Tensor, output: Any) -> Tensor:

@@ -28,7 +28,7 @@ from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batch
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
-    check_same_everywhere,
+    check_same_teacher,
     place_teacher_,
     prepare_engine_,
     real_rows,
@@ -134,7 +134,7 @@ class DistillTrainer(Trainer):
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
         place_teacher_(teacher, self.args.device)
-        check_same_everywhere(teacher)
+        check_same_teacher(teacher)
         self.teacher = teacher.eval()
         self.projections: Projections | None = make_projections(
             self.plan, model, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
