@@ -13,11 +13,12 @@ from makd.cache import CacheConfig, identify, take_up, write_cache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
+from makd.distill import check_same_everywhere, identify_run
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
-from makd.processes.first import from_first, in_turn
-from makd.report import OutputFolder
+from makd.processes.first import from_first, in_turn, is_shared
+from makd.report import OutputFolder, plain
 from makd.run import Progress, name_of, names_of, tokenizer_name
 
 
@@ -77,6 +78,8 @@ def build_cache(
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="cache") as folder:
         loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
+        if is_shared():
+            check_same_everywhere(identify_run(plain(recipe), loaded.data.train, loaded.words, loaded.teacher))
         return _build(loaded, folder, settings or CacheConfig(), on_progress, started)
 
 

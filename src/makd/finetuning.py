@@ -18,6 +18,7 @@ from makd.distill import (
     CHECKPOINT_SIZES,
     ReportSteps,
     SupervisedTrainer,
+    check_same_everywhere,
     check_same_run,
     float32_weights,
     identify_run,
@@ -30,7 +31,7 @@ from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes
 from makd.loading import check_dtype
 from makd.pipeline import Report
-from makd.processes.first import in_first, in_turn
+from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import Progress, tokenizer_name
@@ -79,6 +80,9 @@ def finetune(
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else _silent
         lesson = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
+        if is_shared():
+            data = lesson.data
+            check_same_everywhere(identify_run(plain(recipe), data.train, data.tokenizer, lesson.learner))
         identity = _identify(lesson)
         with folder.work() as result:
             _check_begin(lesson, identity)

@@ -16,12 +16,19 @@ from makd.cache import TeacherCache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
-from makd.distill import CHECKPOINT_SIZES, check_same_run, identify_run, with_start, write_identity
+from makd.distill import (
+    CHECKPOINT_SIZES,
+    check_same_everywhere,
+    check_same_run,
+    identify_run,
+    with_start,
+    write_identity,
+)
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
 from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
-from makd.processes.first import in_first, in_turn
+from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.ranks.budget import Budget
 from makd.report import OutputFolder, plain, tell_changed_weights
@@ -235,7 +242,10 @@ def start_run(
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named)
     with nullcontext() if output is None else folder:
         progress = on_progress if is_first() else None
-        yield in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, student))
+        run = in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, student))
+        if is_shared():
+            check_same_everywhere(identify_run(plain(recipe), run.data.train, run.tokenizer, run.teacher))
+        yield run
 
 
 def _load(

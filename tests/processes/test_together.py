@@ -65,6 +65,13 @@ class TestWhatTheFirstMakes:
         ] * 2
 
 
+def test_a_process_that_was_given_something_else_says_so(found):
+    assert found[0]["given something else"] == []
+    kind, text, _ = found[1]["given something else"]
+    assert kind == "SettingError"
+    assert "first: training rows is rows 0 there, rows 1 here." in text
+
+
 def test_what_is_done_in_turn_each_does(found):
     assert [one["in turn"] for one in found[:2]] == [0, 1]
 

@@ -12,6 +12,7 @@ import torch
 
 import makd
 from makd import pipeline
+from makd.distill import check_same_everywhere
 from makd.errors import MakdError, SettingError
 from makd.processes import started
 from makd.processes.first import from_first, in_turn, was_told
@@ -84,6 +85,8 @@ def main(encoder: str, task: str, output: Path) -> None:
     found["nested"] = from_first(lambda: from_first(started.index))
     found["in turn"] = in_turn(started.index)
     found["errors"] = [error_of(make, how) for make in (refuse, fail) for how in (from_first, in_turn)]
+    given = {"seed": 1, "training rows": f"rows {started.index()}"}
+    found["given something else"] = error_of(lambda: check_same_everywhere(given), lambda make: make())
     tell = lambda what, done, of: told.append(what)  # noqa: E731
     report = makd.compress(encoder, TEXTS, BUDGET, RECIPE, output / "student", on_progress=tell)
     found["compress"] = [str(report.folder), report.metrics["fingerprint"], report.folder.is_dir()]

@@ -1,6 +1,6 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
-from makd.distill.identity import check_same_run, identify_run, with_start, write_identity
+from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
 from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
 from makd.distill.layerwise import LayerTeacher, teach_layers_
 from makd.distill.layerwise_settings import LayerwiseConfig
@@ -24,6 +24,7 @@ __all__ = [
     "SupervisedTrainer",
     "TrainingConfig",
     "aspect_losses",
+    "check_same_everywhere",
     "check_same_run",
     "check_teachable",
     "float32_weights",

@@ -7,7 +7,7 @@ What changes no weight may differ.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.cache import hash_teacher, hash_tokenizer, shorten
-from makd.errors import OutputError
+from makd.errors import OutputError, SettingError
+from makd.processes.first import from_first
 from makd.processes.started import count
 
 VERSIONS = "versions"
@@ -102,16 +103,36 @@ def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
             f"{file} does not say which run the checkpoints beside it are of ({error}). Start anew with --overwrite."
         ) from error
     late = {VERSIONS} | {START} - identity.keys()
-    differences = [
-        f"{name} was {_show(items.get(name))}, is {_show(identity.get(name))}"
-        for name in dict.fromkeys((*identity, *items))
-        if name not in late and items.get(name) != identity.get(name)
-    ]
+    differences = _differences(items, identity, late, "{name} was {one}, is {other}")
     if differences:
         raise OutputError(
             f"The run that was stopped is not this one: {'; '.join(differences)}. Give what that run was given to go "
             "on with it, or start anew with --overwrite and without --resume; or name another output."
         )
+
+
+def check_same_everywhere(identity: Mapping[str, Any]) -> None:
+    """Refuse to train together with a first process that was given something else, as on another machine.
+
+    Raises:
+        SettingError: names each difference.
+    """
+    differences = _differences(from_first(lambda: identity), identity, (), "{name} is {one} there, {other} here")
+    if differences:
+        raise SettingError(
+            f"The processes of this run differ from its first: {'; '.join(differences)}. Give all of them the same "
+            "command, files and packages."
+        )
+
+
+def _differences(
+    items: Mapping[str, Any], others: Mapping[str, Any], left_out: Collection[str], told: str
+) -> list[str]:
+    return [
+        told.format(name=name, one=_show(items.get(name)), other=_show(others.get(name)))
+        for name in dict.fromkeys((*others, *items))
+        if name not in left_out and items.get(name) != others.get(name)
+    ]
 
 
 def flatten(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

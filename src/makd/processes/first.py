@@ -26,7 +26,7 @@ def in_first(function: Callable[P, R]) -> Callable[P, R]:
 
 def from_first(make: Callable[[], R]) -> R:
     """What the first process makes, in all of them; or the error that it meets."""
-    if not _is_shared():
+    if not is_shared():
         return make()
     if started.is_first():
         return _tell(make)
@@ -39,7 +39,7 @@ def in_turn(make: Callable[[], R]) -> R:
 
     So files that the making leaves on disk are there once, and what is refused is refused once.
     """
-    if not _is_shared():
+    if not is_shared():
         return make()
     if not started.is_first():
         _hear()
@@ -51,7 +51,7 @@ def in_turn(make: Callable[[], R]) -> R:
 
 def meet() -> None:
     """Wait until all processes are here: what each has written is on disk."""
-    if _is_shared():
+    if is_shared():
         from makd.processes import messages
 
         messages.meet()
@@ -65,7 +65,8 @@ def was_told(error: BaseException) -> bool:
 _MARK = "_met_by_first_process"
 
 
-def _is_shared() -> bool:
+def is_shared() -> bool:
+    """Whether several processes are at the same place of the same program."""
     return started.count() > 1 and _depth == 0
 
 
