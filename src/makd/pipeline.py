@@ -22,6 +22,7 @@ from makd.distill import (
     in_pieces,
     learning,
     teach_layers_,
+    teaching_in_pieces,
     train,
 )
 from makd.errors import DataError
@@ -263,15 +264,20 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
     training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
-    with learning(student, training), in_pieces(student) as learner:
+    with (
+        learning(student, training),
+        in_pieces(student) as learner,
+        teaching_in_pieces(run.teacher, training.shard_teacher) as teacher,
+    ):
         trainer = DistillTrainer(
             learner,
-            run.teacher,
+            teacher,
             stage.plan,
             training.student_dropout,
             tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
             teacher_dtype=training.find_teacher_dtype(),
             cache=run.cache,
+            shard_teacher=training.shard_teacher,
             args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
             train_dataset=run.data.train,
             eval_dataset=run.data.held_out,

@@ -42,6 +42,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     teacher: Callable[[], Any] | None = None
     """Another than the model of the student's size."""
+    shards_teacher: bool = False
     prepare: Callable[[Any], None] = lambda student: None
 
 
@@ -91,6 +92,7 @@ CASES: dict[str, Case] = {
     "clipped": Case(makd.Plan(), *LLAMA, settings={"max_grad_norm": 0.1}),
     "shared inputs": Case(makd.Plan(), *LLAMA),
     "tied": Case(makd.Plan(), *LLAMA, prepare=tie),
+    "sharded teacher": Case(makd.Plan(), *LLAMA, shards_teacher=True),
     "frozen": Case(makd.Plan(), *LLAMA, prepare=freeze),
     "narrower": Case(
         mixed("hidden", "matrix", "task"), *BERT, teacher=lambda: tiny("bert", head="sequence_classification", **WIDE)
@@ -167,6 +169,7 @@ def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
         train_dataset=rows,
         eval_dataset=rows.select(range(len(rows) - 3)),
         data_collator=collate,
+        shard_teacher=case.shards_teacher and processes > 1,
     )
     if trainer.projections is not None:
         trainer.projections.double()

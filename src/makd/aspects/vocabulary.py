@@ -100,7 +100,8 @@ def chunked_logits_loss(
     teacher = None
     if soft and hidden_teacher is not None and head_teacher is not None:
         common_vocabulary(len(head_student.weight), len(head_teacher.weight))
-        teacher = _Side(hidden_teacher.detach().flatten(0, -2), head_teacher, _product_dtype(hidden_teacher))
+        hidden = hidden_teacher.detach().flatten(0, -2).to(hidden_student.device)
+        teacher = _Side(hidden, head_teacher, _product_dtype(hidden_teacher))
     kept = kept_teacher.flatten() if soft and kept_teacher is not None else None
     flat = hidden_student.flatten(0, -2)
     compared = torch.ones(len(flat), dtype=torch.bool, device=flat.device) if mask is None else mask.flatten()
@@ -198,9 +199,10 @@ class _Pass:
             self.common = min(self.common, job.kept.vocabulary)
         if job.teacher is not None:
             self.common = min(self.common, len(job.teacher.head.weight))
-            self.teacher_weight = job.teacher.head.weight.detach()[: self.common].to(job.teacher.dtype)
+            place, kept_in = hidden.device, job.teacher.dtype
+            self.teacher_weight = job.teacher.head.weight.detach()[: self.common].to(place, kept_in)
             bias = job.teacher.head.bias
-            self.teacher_bias = None if bias is None else bias.detach()[: self.common].to(job.teacher.dtype)
+            self.teacher_bias = None if bias is None else bias.detach()[: self.common].to(place, kept_in)
         self.counts = [int(job.compared.sum())] * len(job.soft) + [int((job.targets != IGNORED).sum())]
         factors = [loss.weight * loss.temperature / max(1, self.counts[0]) for loss in job.soft]
         factors.append(job.hard_weight / max(1, self.counts[-1]))

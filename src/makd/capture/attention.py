@@ -9,9 +9,10 @@ and attention weights are never asked for.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -32,6 +33,13 @@ class AttentionCall:
     """Gemma 2's bound on scores: softcap · tanh(score / softcap), before the mask."""
     position_bias: Float[Tensor, "#batch heads tokens key_tokens"] | None
     """T5's learned bias, added to the scores. The student's has its own, and gradients reach it."""
+
+    def to(self, device: torch.device) -> "AttentionCall":
+        """The same on a device; itself where it is there."""
+        if self.query.device == device:
+            return self
+        mask, bias = (None if one is None else one.to(device) for one in (self.mask, self.position_bias))
+        return replace(self, query=self.query.to(device), key=self.key.to(device), mask=mask, position_bias=bias)
 
 
 Recorder = Callable[[AttentionCall], None]

@@ -8,7 +8,7 @@ from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.precision import float32_weights
 from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
-from makd.distill.sharded import in_pieces
+from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import learning
 from makd.distill.trainer import DistillTrainer
@@ -33,6 +33,7 @@ __all__ = [
     "learning",
     "teach_layer_",
     "teach_layers_",
+    "teaching_in_pieces",
     "train",
     "weighted_sum",
     "with_start",

@@ -72,15 +72,19 @@ def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) 
         )
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
     if plugin is not None:
-        _check_shared(model)
+        check_shared(model)
         # every process has the student already; and accelerate fills what is sharded alone, which no buffer is
         plugin.cpu_ram_efficient_loading = False
     if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
-        classes = {type(model.get_submodule(layer.module)).__name__ for layer in anatomy.layers}
-        plugin.transformer_cls_names_to_wrap = sorted(classes)
+        plugin.transformer_cls_names_to_wrap = layer_classes(model, anatomy)
 
 
-def _check_shared(model: PreTrainedModel) -> None:
+def layer_classes(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
+    """Names of the classes that the layers of `model` are of, as accelerate wants them."""
+    return sorted({type(model.get_submodule(layer.module)).__name__ for layer in anatomy.layers})
+
+
+def check_shared(model: PreTrainedModel) -> None:
     """Refuse weights that FSDP2 would have to put in two groups."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():

@@ -64,7 +64,8 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
                 continue
             tensors = self.teacher.tensors
             theirs = tensors.pop(comparison.teacher) if is_last else tensors[comparison.teacher]
-            self[comparison] = self._states(comparison, ours, theirs, counted)
+            # a teacher that is spread over devices has layers elsewhere
+            self[comparison] = self._states(comparison, ours, theirs.to(ours.device), counted)
 
     def _states(
         self, comparison: Comparison, ours: Tensor, theirs: Tensor, counted: Bool[Tensor, "batch tokens"] | None
@@ -84,6 +85,7 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
 def _attention(
     theirs: AttentionCall, ours: AttentionCall, real: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, ""]:
+    theirs = theirs.to(ours.query.device)
     biased = theirs.position_bias is not None
     # both read the same batch, so that masks are equal but for a learned bias
     call = theirs if biased else ours

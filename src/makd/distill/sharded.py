@@ -11,14 +11,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
-from makd.distill.engines import is_sharding_asked
+from makd.anatomy import Anatomy
+from makd.aspects import ActivePlan
+from makd.distill.engines import (
+    check_same_teacher,
+    check_shared,
+    is_sharding_asked,
+    layer_classes,
+    place_teacher_,
+)
+from makd.errors import SettingError
 from makd.processes.first import from_first
+from makd.weights.sound import check_numbers_of, check_plain
 
 
 @contextmanager
@@ -39,6 +50,84 @@ def in_pieces(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
     state = get_model_state_dict(pieces, options=options)  # of the first process alone
     student.load_state_dict(from_first(lambda: state))
     nn.Module.to(student, device)
+
+
+@contextmanager
+def teaching_in_pieces(teacher: PreTrainedModel, shard: bool) -> Iterator[PreTrainedModel]:
+    """What to learn from in the place of `teacher`: itself, or, where it is to be sharded, a copy that may be.
+
+    The teacher then waits in the host's memory.
+    """
+    if not shard:
+        yield teacher
+        return
+    device = teacher.device
+    nn.Module.to(teacher, "cpu")
+    yield copy.deepcopy(teacher)
+    nn.Module.to(teacher, device)
+
+
+def check_teacher(teacher: PreTrainedModel) -> None:
+    """Whether a teacher can be asked: its weights are numbers, and in memory, or where accelerate's hooks fetch them.
+
+    Raises:
+        ModelLoadError: it is quantized, or some weights are nowhere.
+        SettingError: its head is offloaded: the losses read that themselves.
+    """
+    if not any("disk" in str(place) or "cpu" in str(place) for place in getattr(teacher, "hf_device_map", {}).values()):
+        check_plain(teacher)
+        return
+    check_numbers_of(teacher)
+    head = teacher.get_output_embeddings()
+    if head is not None and any(weight.is_meta for weight in head.parameters()):
+        raise SettingError(
+            f"The head of {type(teacher).__name__} is offloaded, and the losses read its weights. Let the device_map "
+            "keep the head (and embeddings tied to it) on a device."
+        )
+
+
+def settle_teacher_(
+    trainer: Trainer, teacher: PreTrainedModel, anatomy: Anatomy, plan: ActivePlan, shard: bool
+) -> PreTrainedModel:
+    """Put a teacher where it teaches from: whole in each process, where its `device_map` says, or in pieces.
+
+    Args:
+        trainer: with the student.
+        teacher: changed in place; in eval mode afterwards.
+        anatomy: of the teacher.
+        plan: aspects.
+        shard: whether it is spread over the processes by FSDP2, for good, as accelerate does with the student.
+
+    Raises:
+        SettingError: it is not the same in all processes, or is to be sharded and cannot be.
+    """
+    check_same_teacher(teacher)
+    if shard:
+        if plan.completions.teacher_share:
+            raise SettingError(
+                "The teacher is to write completions, each process for its own prompts, and to be sharded, which takes "
+                "all processes at once. Keep it whole."
+            )
+        _shard_(trainer, teacher, anatomy)
+    else:
+        place_teacher_(teacher, trainer.args.device)
+    teacher.eval()
+    return teacher
+
+
+def _shard_(trainer: Trainer, teacher: PreTrainedModel, anatomy: Anatomy) -> None:
+    if not trainer.is_fsdp_enabled:
+        raise SettingError(
+            "The teacher is to be sharded, which FSDP2 does, and this training has none. Start it by `accelerate "
+            "launch --use_fsdp --fsdp_version 2`, or keep the teacher whole."
+        )
+    check_shared(teacher)
+    teacher.requires_grad_(False)
+    plugin = trainer.accelerator.state.fsdp_plugin
+    of_student = plugin.transformer_cls_names_to_wrap, plugin.auto_wrap_policy
+    plugin.transformer_cls_names_to_wrap = layer_classes(teacher, anatomy)
+    fsdp2_prepare_model(trainer.accelerator, teacher)
+    plugin.transformer_cls_names_to_wrap, plugin.auto_wrap_policy = of_student
 
 
 def hold_head(model: PreTrainedModel) -> None:

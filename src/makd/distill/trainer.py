@@ -28,8 +28,6 @@ from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batch
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
-    check_same_teacher,
-    place_teacher_,
     prepare_engine_,
     real_rows,
     set_engine_,
@@ -39,6 +37,7 @@ from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
+from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
@@ -71,6 +70,7 @@ class DistillTrainer(Trainer):
         tokens_per_batch: int | None = None,
         teacher_dtype: torch.dtype | None = None,
         cache: TeacherCache | None = None,
+        shard_teacher: bool = False,
         **kwargs: Any,
     ) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -87,6 +87,8 @@ class DistillTrainer(Trainer):
             teacher_dtype: of the teacher's products in training and evaluation, by autocast; None: as the student's.
             cache: what the teacher says about the rows of `train_dataset`, so that training steps do not ask it.
                 Evaluation does, on rows that are not in there.
+            shard_teacher: whether the teacher is spread over the processes, as FSDP2 does the student; for good. By
+                default it is whole in each, or where its `device_map` has put it.
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
@@ -97,8 +99,8 @@ class DistillTrainer(Trainer):
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
         """
         plan = Plan(preset=plan) if isinstance(plan, str) else fit(plan, Plan, "plan of a DistillTrainer")
-        for side, given in (("model", model), ("teacher", teacher)):
-            check_plain(fit(given, nn.Module, f"{side} of a DistillTrainer"))
+        check_plain(fit(model, nn.Module, "model of a DistillTrainer"))
+        check_teacher(fit(teacher, nn.Module, "teacher of a DistillTrainer"))
         check_precision(model)
         self.anatomy: Anatomy = examine(model)
         self.teacher_anatomy: Anatomy = examine(teacher)
@@ -133,9 +135,6 @@ class DistillTrainer(Trainer):
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
-        place_teacher_(teacher, self.args.device)
-        check_same_teacher(teacher)
-        self.teacher = teacher.eval()
         self.projections: Projections | None = make_projections(
             self.plan, model, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
         )
@@ -144,6 +143,7 @@ class DistillTrainer(Trainer):
         shift = withheld_shift(model, teacher, self.plan)
         if cache is not None:
             _check_predictions(model, self.plan, shift)
+        self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
         self.lesson = Lesson(
             student=model,
             teacher=self.teacher,

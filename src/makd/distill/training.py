@@ -62,6 +62,8 @@ class TrainingConfig:
     """Steps between evaluations of the plan's loss on held-out rows; None does none of these."""
     save_every: int | None = None
     """Steps between checkpoints, from which `--resume` goes on; None keeps none."""
+    shard_teacher: bool = False
+    """Whether the teacher is spread over the processes, under FSDP2, and not whole in each."""
     report_to: str = "none"
     """`none`, `tensorboard`, `wandb`, … as the Trainer takes it."""
 

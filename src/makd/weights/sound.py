@@ -72,6 +72,23 @@ def check_plain(model: PreTrainedModel) -> None:
     Raises:
         ModelLoadError: it is quantized, or some weights are not in memory (offloaded, or on the meta device).
     """
+    check_numbers_of(model)
+    absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if absent is not None:
+        called = model.name_or_path or type(model).__name__
+        raise ModelLoadError(
+            f"The weights of {called} are not in memory: {absent} is on the meta device, as offloading leaves it. "
+            "Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
+            "`makd factorize --stream`."
+        )
+
+
+def check_numbers_of(model: PreTrainedModel) -> None:
+    """Whether the weights of a model in hand are numbers rather than codes of them.
+
+    Raises:
+        ModelLoadError: it is quantized.
+    """
     called = model.name_or_path or type(model).__name__
     codes = next((name for name, weight in model.named_parameters() if weight.dtype not in PLAIN), None)
     if codes is not None or getattr(model, "is_quantized", False):
@@ -79,13 +96,6 @@ def check_plain(model: PreTrainedModel) -> None:
         raise ModelLoadError(
             f"{called} holds quantized weights{what}; makd works on plain ones. Load its unquantized version, or call "
             "its `dequantize()` first."
-        )
-    absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
-    if absent is not None:
-        raise ModelLoadError(
-            f"The weights of {called} are not in memory: {absent} is on the meta device, as offloading leaves it. "
-            "Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
-            "`makd factorize --stream`."
         )
 
 

@@ -1,0 +1,82 @@
+"""What engines need to be told, and what is refused before there is a training."""
+
+import copy
+import tempfile
+
+import pytest
+import torch
+from accelerate import dispatch_model
+
+import makd
+from makd.distill.engines import check_shared, set_engine_
+from makd.errors import SettingError
+from tests.distill.test_trainer import make_arguments
+from tests.models import batch, tiny
+
+PLACES = {
+    "model.embed_tokens": "cpu",
+    "model.layers.0": "cpu",
+    "model.layers.1": "cpu",
+    "model.norm": "cpu",
+    "model.rotary_emb": "cpu",
+    "lm_head": "cpu",
+}
+
+
+def spread(*on_disk):
+    """A teacher, with some of its modules on disk."""
+    places = PLACES | dict.fromkeys(on_disk, "disk")
+    folder = tempfile.mkdtemp()
+    return dispatch_model(
+        tiny("llama", head="causal_lm"), places, main_device="cpu", offload_dir=folder, force_hooks=True
+    )
+
+
+def loss_with(teacher, folder):
+    student = makd.factorize(tiny("llama", head="causal_lm"), makd.Budget(keep_linears=0.5), solver="svd")
+    trainer = makd.DistillTrainer(copy.deepcopy(student), teacher, "full", args=make_arguments(folder))
+    inputs = batch(trainer.model)
+    with torch.no_grad():
+        return float(trainer.compute_loss(trainer.model.train(), {**inputs, "labels": inputs["input_ids"]}))
+
+
+@pytest.mark.parametrize("on_disk", [["model.layers.1"], ["model.layers.0", "model.layers.1"], ["model.embed_tokens"]])
+def test_a_teacher_that_is_partly_on_disk_teaches_the_same(on_disk, tmp_path):
+    assert loss_with(spread(*on_disk), tmp_path) == loss_with(tiny("llama", head="causal_lm"), tmp_path)
+
+
+def test_a_teacher_whose_head_is_on_disk_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="The head of LlamaForCausalLM is offloaded"):
+        loss_with(spread("lm_head"), tmp_path)
+
+
+def test_sharding_that_accelerate_does_not_do_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingError, match="FSDP is asked for"):
+        makd.DistillTrainer(tiny("bert"), tiny("bert"), args=make_arguments(tmp_path))
+
+
+def test_a_teacher_is_not_sharded_without_fsdp(tmp_path):
+    with pytest.raises(SettingError, match="teacher is to be sharded"):
+        makd.DistillTrainer(tiny("bert"), tiny("bert"), args=make_arguments(tmp_path), shard_teacher=True)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_weights_that_two_stacks_share_are_not_sharded(name):
+    with pytest.raises(SettingError, match="share one"):
+        check_shared(tiny(name, head="seq2seq_lm"))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_embeddings_that_a_head_shares_are(name):
+    model = tiny(name, head="causal_lm" if name != "bert" else "masked_lm")
+    check_shared(model)
+
+
+def test_one_process_takes_one_of_several_gpus(tmp_path, caplog):
+    arguments = make_arguments(tmp_path)
+    arguments.__dict__["_n_gpu"] = 4
+    assert arguments.n_gpu == 4
+    set_engine_(arguments)
+    assert arguments.n_gpu == 1
+    assert "torchrun --nproc-per-node 4" in caplog.text
