@@ -2,6 +2,8 @@
 
     torchrun --nproc-per-node 2 tests/distill/processes.py ENGINE FOLDER [CASE MODE]...
 
+MODE is one of `MODES`, or `begin` or `resume` of a run that is stopped.
+
 Two or four batches make a step, whoever reads them. Rows are ragged, some have no label. Plain gradient descent, so
 that an update is the gradient times the rate, whose error can be told.
 """
@@ -257,13 +259,13 @@ def main() -> None:
     if engine == "fsdp":
         shard_on_a_cpu()
     state = PartialState(cpu=True)
-    found: dict[Any, Any] = {}
-    if sys.argv[3] in ("begin", "resume"):
-        stop = 2 if sys.argv[3] == "begin" else 3
-        found = resume("full", folder / "run", state.num_processes, stop, sys.argv[3] == "resume", engine)
-        sys.argv[3:] = []
+    found: dict[tuple[str, str], Any] = {}
     for name, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
-        found[name, mode] = run(name, mode, folder, state.num_processes)
+        if mode in ("begin", "resume"):
+            stop = 2 if mode == "begin" else 3
+            found[name, mode] = resume(name, folder / "run", state.num_processes, stop, mode == "resume", engine)
+        else:
+            found[name, mode] = run(name, mode, folder, state.num_processes)
     if state.is_main_process:
         torch.save(found, folder / f"{engine}{state.num_processes}.pt")
     state.wait_for_everyone()

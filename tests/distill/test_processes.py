@@ -4,6 +4,7 @@ What runs there is `tests/distill/processes.py`.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,12 +90,13 @@ def assert_same(found, wanted):
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """What two processes make of the few cases, by engine, each started once."""
+    """What two processes make of the few cases, by engine, each started once; and the folder of a run they began."""
     known = {}
 
     def run(engine):
         if engine not in known:
-            known[engine] = run_there(engine, 2, FEW[engine], tmp_path_factory.mktemp(engine))
+            folder = tmp_path_factory.mktemp(engine)
+            known[engine] = run_there(engine, 2, [*FEW[engine], ("full", "begin")], folder), folder / "run"
         return known[engine]
 
     return run
@@ -102,7 +104,7 @@ def there(tmp_path_factory):
 
 @pytest.mark.parametrize(("engine", "case"), [(engine, case) for engine, cases in FEW.items() for case in cases])
 def test_two_processes_learn_what_one_does(engine, case, there, alone):
-    assert_same(there(engine)[case], alone(*case))
+    assert_same(there(engine)[0][case], alone(*case))
 
 
 def assert_near(found, wanted):
@@ -115,30 +117,21 @@ def three_steps(tmp_path_factory):
     return processes.resume("full", tmp_path_factory.mktemp("whole"), 1, 3, False, "none")
 
 
-def test_a_run_of_two_processes_goes_on_in_one(three_steps, tmp_path):
-    torchrun(2, "ddp", tmp_path, "begin")
-    assert_near(processes.resume("full", tmp_path / "run", 1, 3, True, "none"), three_steps)
+def test_a_run_of_two_processes_goes_on_in_one(there, three_steps):
+    assert_near(processes.resume("full", there("ddp")[1], 1, 3, True, "none"), three_steps)
 
 
-def test_a_sharded_run_goes_on_sharded_and_saves_a_student_that_loads_whole(three_steps, tmp_path):
-    torchrun(2, "fsdp", tmp_path, "begin")
-    torchrun(2, "fsdp", tmp_path, "resume")
-    found = torch.load(tmp_path / "fsdp2.pt", weights_only=True)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_sharded_run_goes_on_sharded_and_saves_a_student_that_loads_whole(count, there, three_steps, tmp_path):
+    shutil.copytree(there("fsdp")[1], tmp_path / "run")
+    found = run_there("fsdp", count, [("full", "resume")], tmp_path)["full", "resume"]
     assert_near(found, three_steps)
     assert_near(AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "saved").state_dict(), found)
 
 
-@pytest.mark.slow
-def test_a_sharded_run_of_two_processes_goes_on_in_four(three_steps, tmp_path):
-    torchrun(2, "fsdp", tmp_path, "begin")
-    torchrun(4, "fsdp", tmp_path, "resume")
-    assert_near(torch.load(tmp_path / "fsdp4.pt", weights_only=True), three_steps)
-
-
-def test_a_checkpoint_of_a_sharded_run_is_not_gone_on_with_whole(tmp_path):
-    torchrun(2, "fsdp", tmp_path, "begin")
-    with pytest.raises(makd.MakdError, match="FSDP"):
-        processes.resume("full", tmp_path / "run", 1, 3, True, "none")
+def test_a_checkpoint_of_a_sharded_run_is_not_gone_on_with_whole(there):
+    with pytest.raises(makd.MakdError, match="with FSDP, and this one is without"):
+        processes.resume("full", there("fsdp")[1], 1, 3, True, "none")
 
 
 @pytest.mark.slow
