@@ -71,6 +71,7 @@ bench-distillation: $(READY) ## a training step's time and memory, beside other 
 	$(BIN)/python benchmarks/distillation.py run growth
 	$(BIN)/python benchmarks/distillation.py run attention
 	$(BIN)/python benchmarks/distillation.py run decode
+	$(BIN)/python benchmarks/processes.py run
 	$(BIN)/python benchmarks/distillation.py table
 
 bench-layerwise: $(READY) ## layers taught one by one, beside the whole model at equal time: hours; needs MAKD_DATA

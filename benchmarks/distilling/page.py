@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import processes
+from result_lines import read
+
 from distilling.plot import draw
 
 Row = dict[str, Any]
@@ -47,7 +50,24 @@ def write_page(page: Path, rows: Sequence[Row], chunked: Path) -> None:
             f"{last['memory_ratio']} of the memory and {last['time_ratio']} of the time of whole logits "
             f"(`python benchmarks/logits.py`; {last['machine']}, {last['date']}).", "",
         ]  # fmt: skip
+    parts += _processes()
     page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _processes() -> list[str]:
+    rows = read(processes.RESULTS)
+    if not rows:
+        return []
+    where = f"{rows[-1]['machine']}, torch {rows[-1]['torch']}, {rows[-1]['date']}"
+    return [
+        "## Two processes", "",
+        "A step of 8 rows of 128 tokens, plan `full`, AdamW, in one process with two threads or two with one each",
+        f"(`python benchmarks/processes.py run`, whose docstring says how; {where}). Megabytes are of one process:",
+        "what it holds of weights and of the optimizer's state, and the peak of its memory in the training. Of a teacher in",
+        "pieces the embedding, which is the head as well, stays whole after a forward. Two processes share two cores: the",
+        "figure shows what they cost, not what they gain.", "",
+        *processes.table().splitlines(), "",
+    ]  # fmt: skip
 
 
 def _groups(rows: Iterable[Row]) -> list[list[Row]]:
