@@ -5,7 +5,7 @@ import json
 import pytest
 
 import makd
-from makd.loading import load_tokenizer
+from makd.loading import load_model, load_tokenizer
 from makd.preparation import prepare
 from tests.data.chats import PLAIN, with_template
 from tests.models import tiny
@@ -81,6 +81,15 @@ def test_rows_of_prompts_and_responses_need_a_chat_template_or_words_for_one(fol
     with pytest.raises(makd.MakdError, match=r"no chat template\. Say with data\.template"):
         made(folder, tokenizer, data(folder))
     assert made(folder, tokenizer, data(folder, template="the name : {prompt} ; ")).has_completions
+
+
+def test_conversations_in_hand_that_are_cut_are_warned_of_since_nobody_chose_their_length(folder, caplog):
+    teacher, words = load_model(str(folder / "teacher")), load_tokenizer(str(folder / "teacher"))
+    rows = [{**row, "response": row["response"] * 20} for row in ROWS]
+    prepare(rows, words, teacher, recipe())
+    (first, *_) = [record for record in caplog.records if "conversations are read" in record.message]
+    assert first.levelname == "WARNING"
+    assert "cut at the length of texts in hand (of those in a file, data.max_length) = 128 tokens" in first.message
 
 
 def test_prompts_that_are_too_long_are_refused_before_any_work(folder):

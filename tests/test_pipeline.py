@@ -11,6 +11,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import makd
 from makd import pipeline
+from makd.loading import load_model
+from makd.preparation import prepare
 from tests.models import tiny
 
 BUDGET = makd.Budget(keep_linears=0.5)
@@ -93,6 +95,26 @@ def test_a_saved_student_is_evaluated_as_it_was(report, teacher_folder):
     found = makd.evaluate(str(report.folder), str(teacher_folder), TEXTS, quick())
     assert found["fidelity"]["after"] == pytest.approx(report.metrics["fidelity"]["after"], rel=1e-5)
     assert found["params"] == report.metrics["params"]
+
+
+def test_texts_in_hand_that_are_cut_are_warned_of_since_nobody_chose_their_length(teacher_folder, caplog):
+    teacher, words = load_model(str(teacher_folder)), AutoTokenizer.from_pretrained(teacher_folder)
+    texts = [*TEXTS, *(f"{text} " * 40 for text in TEXTS)]
+    prepare(texts, words, teacher, quick())
+    told = [record for record in caplog.records if "cut there" in record.message]
+    assert {record.levelname for record in told} == {"WARNING"}
+    assert "longer than the length of texts in hand (of those in a file, data.max_length) = 128" in told[0].message
+
+
+def test_rows_of_a_file_that_are_cut_are_told_and_not_warned_of(teacher_folder, tmp_path, caplog):
+    teacher, words = load_model(str(teacher_folder)), AutoTokenizer.from_pretrained(teacher_folder)
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(f"{text} " * 40 for text in TEXTS), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        prepare(makd.DataConfig(path=str(file)), words, teacher, quick())
+    told = [record for record in caplog.records if "cut there" in record.message]
+    assert {record.levelname for record in told} == {"INFO"}
+    assert "longer than data.max_length = 128" in told[0].message
 
 
 def test_no_steps_leave_the_student_as_it_was_factorized(teacher_folder, tmp_path):

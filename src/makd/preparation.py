@@ -1,5 +1,6 @@
 """Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,9 @@ from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
 from makd.tasks import Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
+
+IN_HAND = "the length of texts in hand (of those in a file, data.max_length)"
+"""What a log line calls the tokens that they are cut at."""
 
 Data = DataConfig | TaskConfig | str | list[str] | list[dict[str, Any]]
 """What a run calibrates, trains and evaluates on: text, a task, a path, or texts or conversations in hand."""
@@ -70,8 +74,12 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         # a sentence encoder's text is what sentence-transformers makes of it; a head's is its own affair
         origin = origin_of(model) if resolve(model).head is None else Origin()
         length, prompt = shortest(settings.max_length, origin, tokenizer), default_prompt(origin)
+        in_hand = isinstance(data, list)  # nobody has chosen their length
+        setting, level = (IN_HAND, logging.WARNING) if in_hand else ("data.max_length", logging.INFO)
         train, held_out = (
-            tokenize(with_prompt(rows, prompt), tokenizer, model, length, recipe.seed, rendering=settings.rendering)
+            tokenize(
+                with_prompt(rows, prompt), tokenizer, model, length, recipe.seed, setting, settings.rendering, level
+            )
             for rows in (texts.train, texts.evaluation)
         )
         seen = train

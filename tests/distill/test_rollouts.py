@@ -166,6 +166,38 @@ def test_batches_of_one_optimizer_step_are_written_together(monkeypatch):
     assert len(calls) == 1
 
 
+def test_the_teacher_draws_anew_for_each_batch_of_an_optimizer_step():
+    """The same prompts in two batches of a step, the teacher's earlier text forgotten between them."""
+    pair, rollouts = make_pair(), Rollouts(Completions(teacher_share=1.0, max_new_tokens=8), 0)
+    prompts = [row["input_ids"][:-4] for row in make_rows(4)]
+    first, second = (
+        (rollouts.by_teacher.clear(), rollouts._by_teacher(pair[0], prompts, 3, place))[1] for place in (0, 1)
+    )
+    assert first != second
+    rollouts.by_teacher.clear()
+    assert rollouts._by_teacher(pair[0], prompts, 3, 1) == second
+
+
+def test_fewer_kept_completions_than_a_batch_has_rows_are_refused(tmp_path):
+    """4 rows a batch: 3 kept ones could never fill one."""
+    completions = Completions(student_share=1.0, replay=3)
+    with pytest.raises(SettingError, match="keeps 3 completions, and a batch has up to 4 rows"):
+        make_trainer(tmp_path, completions)
+    make_trainer(tmp_path, Completions(student_share=1.0, replay=4))
+
+
+def test_where_tokens_make_a_batch_the_one_with_most_rows_counts(tmp_path):
+    """Rows of 7 to 10 tokens, 16 in all: 40 tokens hold 5 rows of 7 or 8."""
+    teacher, student = make_pair()
+    with pytest.raises(SettingError, match="keeps 4 completions, and a batch has up to 5 rows"):
+        DistillTrainer(
+            model=student, teacher=teacher, tokens_per_batch=40,
+            plan=Plan(terms=LOGITS, completions=Completions(student_share=1.0, replay=4)),
+            args=make_arguments(tmp_path, remove_unused_columns=False), train_dataset=make_rows(),
+            data_collator=collate,
+        )  # fmt: skip
+
+
 def test_a_student_learns_from_what_it_writes(tmp_path):
     torch.manual_seed(0)
     trainer = make_trainer(tmp_path, Completions(student_share=1.0, max_new_tokens=8), max_steps=30)

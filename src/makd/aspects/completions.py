@@ -27,8 +27,8 @@ class Completions:
     `training.evaluate_every` it is evaluated after each tenth of the steps."""
     replay: int = 0
     """So many of the student's completions are kept, the newest, and drawn again: a batch of the student's is then
-    written anew with a probability that falls to 0 at the end of the training, and drawn otherwise (DistiLLM). 0 keeps
-    none: each is learned from once, by the student that wrote it."""
+    written anew with a probability that falls to 0 at the end of the training, and drawn otherwise (DistiLLM). At
+    least as many as a batch has rows; 0 keeps none: each is learned from once, by the student that wrote it."""
     max_new_tokens: int = 128
     """Tokens of a completion that is written, at most."""
     temperature: float = 1.0

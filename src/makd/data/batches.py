@@ -46,13 +46,14 @@ def tokenize(
     seed: int = 0,
     setting: str = "data.max_length",
     rendering: Rendering = Rendering(),  # noqa: B008 - frozen
+    cut_level: int = logging.INFO,
 ) -> Dataset:
     """Rows of `input_ids` (and `attention_mask`, `token_type_ids`, `label`) as `model` reads them, in shuffled order.
 
     Conversations have `labels` besides, on completions alone.
 
     A text that is null, as csv files hold empty ones, is an empty text. How much `max_length` cuts off is logged, under
-    the name of its `setting`.
+    the name of its `setting`, at `cut_level`: WARNING where nobody has chosen the length.
 
     Raises:
         DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before or the
@@ -65,7 +66,7 @@ def tokenize(
     if MESSAGES in rows.column_names:
         _check_continues(model)
         check_room(tokenizer, model, max_length, setting)
-        found = encode_conversations(rows, tokenizer, rendering, max_length, vocabulary, setting)
+        found = encode_conversations(rows, tokenizer, rendering, max_length, vocabulary, setting, cut_level)
         return found.shuffle(seed=seed)
     if reads_blocks(model):
         _check_single(columns, model)
@@ -84,7 +85,8 @@ def tokenize(
     encoded = rows.map(encode, batched=True, remove_columns=columns)
     cut = sum(encoded[_CUT])
     if cut:
-        logger.info("%d of %d rows are longer than %s = %d tokens: cut there", cut, len(encoded), setting, max_length)
+        told = (cut, len(encoded), setting, max_length)
+        logger.log(cut_level, "%d of %d rows are longer than %s = %d tokens: cut there", *told)
     return encoded.remove_columns(_CUT).shuffle(seed=seed)
 
 

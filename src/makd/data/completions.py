@@ -44,6 +44,7 @@ def encode_conversations(
     max_length: int,
     vocabulary: int,
     setting: str = "data.max_length",
+    cut_level: int = logging.INFO,
 ) -> Dataset:
     """Rows of `input_ids`, `attention_mask` and `labels`: -100 on all that is no answer.
 
@@ -57,6 +58,7 @@ def encode_conversations(
         max_length: tokens of a row, at most.
         vocabulary: how many tokens the model has embeddings for.
         setting: what the user calls `max_length`.
+        cut_level: of the log line, where rows are cut.
 
     Raises:
         DataError: every response is blank, or no row is left; more than half of the prompts are too long; the template
@@ -76,7 +78,7 @@ def encode_conversations(
     fates = encoded[_FATE][:]
     _check_fates(Counter(fates), len(rows), max_length, setting)
     kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)])
-    _tell(Counter(fates), kept, max_length, setting)
+    _tell(Counter(fates), kept, max_length, setting, cut_level)
     return kept.remove_columns([_FATE, _LEARNED])
 
 
@@ -121,7 +123,7 @@ def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str)
         )
 
 
-def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str) -> None:
+def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str, cut_level: int) -> None:
     if len(kept) == 0:
         raise DataError("No conversation is left: all are blank, or their prompts are too long. Give others.")
     tokens, learned = sum(map(len, kept["input_ids"])), sum(kept[_LEARNED])
@@ -135,7 +137,7 @@ def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str) -> 
     ]
     odd = "; ".join(part for part in parts if part)
     logger.log(
-        logging.WARNING if len(kept) < sum(fates.values()) else logging.INFO,
+        logging.WARNING if len(kept) < sum(fates.values()) else cut_level if fates[CUT] else logging.INFO,
         "%s of %s conversations are read: %s tokens, %s of them completions%s",
         f"{len(kept):,}",
         f"{sum(fates.values()):,}",

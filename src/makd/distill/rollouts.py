@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from makd.aspects import Completions
-from makd.data import Batch, has_completions, prompt_of, reads_blocks
+from makd.data import Batch, has_completions, prompt_of, reads_blocks, row_lengths, token_batches
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate, stop_tokens
 
@@ -86,7 +86,7 @@ class Rollouts:
             self.kept.extend(text for place in mine for text in written[place])
         for place, who in enumerate(writers):
             if who == "teacher":
-                written[place] = self._by_teacher(teacher, prompts[place], step)
+                written[place] = self._by_teacher(teacher, prompts[place], step, place)
             elif who == "kept":
                 rows = random.choice(len(self.kept), len(batches[place]["input_ids"]), replace=False)
                 written[place] = [self.kept[row] for row in rows.tolist()]
@@ -125,18 +125,23 @@ class Rollouts:
             return "kept"
         return "teacher" if chance < self.share + self.settings.teacher_share else "data"
 
-    def _by_teacher(self, teacher: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
+    def _by_teacher(self, teacher: PreTrainedModel, prompts: list[list[int]], step: int, place: int) -> list[Text]:
+        """What the teacher wrote after these prompts; `place` is the batch's among those of the step."""
         new = [prompt for prompt in prompts if tuple(prompt) not in self.by_teacher]
         if new:
-            self.by_teacher |= {tuple(prompt): text for prompt, text in self._write("teacher", teacher, new, step)}
+            written = self._write("teacher", teacher, new, step, place)
+            self.by_teacher |= {tuple(prompt): text for prompt, text in written}
         return [(prompt, self.by_teacher[tuple(prompt)]) for prompt in prompts]
 
-    def _write(self, who: str, model: PreTrainedModel, prompts: list[list[int]], step: int) -> list[Text]:
+    def _write(
+        self, who: str, model: PreTrainedModel, prompts: list[list[int]], step: int, place: int = 0
+    ) -> list[Text]:
         settings, stops = self.settings, stop_tokens(model)
         sampling = Sampling(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p
         )
-        seed = (self.seed, step, int(who == "teacher"))
+        # batches of one step differ; the first has the seed of a step with one batch
+        seed = (self.seed, step, int(who == "teacher"), *([place] if place else []))
         padding = stops[0] if stops else 0
         texts = generate(model, prompts, sampling, stops, padding, seed=seed, batch_size=len(prompts))
         self.tokens[who] += sum(map(len, texts))
@@ -170,6 +175,30 @@ def check_writers(student: PreTrainedModel, args: TrainingArguments, rows: Any, 
         raise SettingError(
             f"Completions are written in one process; this run has {args.world_size}. Run in one, or take a plan of "
             "the data's own text."
+        )
+
+
+def check_replay(settings: Completions, args: TrainingArguments, tokens_per_batch: int | None, rows: Any) -> None:
+    """Whether every batch can be drawn from what is kept of the student's completions.
+
+    Args:
+        settings: how many are kept.
+        args: the Trainer's, with the rows of a batch where `tokens_per_batch` does not say them.
+        tokens_per_batch: of a training batch, as `DistillTrainer` takes it.
+        rows: to train on.
+
+    Raises:
+        SettingError: a batch has more rows than are kept, so that the student would write anew at every step.
+    """
+    if settings.replay == 0 or not settings.by_student:
+        return
+    widest = args.train_batch_size
+    if tokens_per_batch is not None:
+        widest = max(map(len, token_batches(row_lengths(rows), tokens_per_batch)), default=0)
+    if settings.replay < widest:
+        raise SettingError(
+            f"plan.completions.replay keeps {settings.replay} completions, and a batch has up to {widest} rows: it "
+            f"could never be drawn from them. Keep at least {widest}, or 0 to learn from each once."
         )
 
 

@@ -27,7 +27,7 @@ from makd.distill.objective import aspect_losses, prediction_losses, weighted_su
 from makd.distill.precision import check_precision
 from makd.distill.projections import ForgetGradients, Projections, check_pair, make_projections
 from makd.distill.reporting import report_off
-from makd.distill.rollouts import Rollouts, check_writers, evaluate_for_share_
+from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.withholding import withheld_shift
@@ -113,6 +113,7 @@ class DistillTrainer(Trainer):
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
             check_writers(model, self.args, self.train_dataset, cache is not None)
+            check_replay(self.plan.completions, self.args, tokens_per_batch, self.train_dataset)
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
