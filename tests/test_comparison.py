@@ -293,8 +293,8 @@ class TestSettings:
         row = makd.MethodConfig(name="logits", method="low_rank_logits", times_steps=1.25)
         assert row.lengthened(makd.TrainingConfig(steps=100)).steps == 125
         assert row.lengthened(makd.TrainingConfig(epochs=2.0)).epochs == 2.5
-        with pytest.raises(SettingError, match="times_steps is above 0"):
-            makd.MethodConfig(name="makd", times_steps=0.0)
+        with pytest.raises(SettingError, match="times_steps is at least 0"):
+            makd.MethodConfig(name="makd", times_steps=-1.0)
 
     def test_an_aspect_left_out_and_more_steps_are_other_cells(self, done):
         experiment = done[0]

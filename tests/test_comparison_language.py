@@ -142,11 +142,33 @@ def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder
 def test_the_page_has_every_metric_of_every_row(done, tmp_path):
     experiment, _ = done
     text = makd.comparison.write_page(experiment, tmp_path / "page.md").read_text()
-    assert "| perplexity (text) | perplexity (other) | " in text
+    assert "| perplexity (text) | gap, nats (text) | perplexity (other) | gap, nats (other) | " in text
     assert "ROUGE-L (asked)" in text
     assert "python: what is left of the teacher's probability of a token" in text
     table = text.split("| perplexity (text)")[1].split("\n\n")[0]
+    teacher, student = (next(line for line in table.split("\n") if name in line) for name in ("*teacher*", "`makd`"))
+    own = [line for line in done[1] if line["cell"]["method"] == "makd"]
+    gap = sum(math.log(line["metrics"]["perplexity_text"] / line["teacher"]["perplexity_text"]) for line in own) / 2
+    assert teacher.split(" | ")[2] == "0.000 ± 0.000"
+    assert student.split(" | ")[2].startswith(f"{gap:.3f} ± ")
     assert all(f"| {row} |" in table for row in ("*teacher*", "`low_rank_logits`", "`makd`"))
+
+
+def test_a_row_of_no_steps_is_what_the_others_begin_from(data, decoder_folder, tmp_path):
+    few = language(instructions=(), other=None)
+    methods = (
+        makd.MethodConfig(name="start", method="low_rank_objective", times_steps=0.0),
+        makd.MethodConfig(name="sft", method="low_rank_objective"),
+    )
+    experiment = make(data, decoder_folder, tmp_path / "runs", language=(few,), methods=methods, seeds=(1,))
+    start, taught = makd.compare(experiment)
+    assert (start["steps"], start["tokens"], start["seconds"]["train"]) == (0, 0, 0)
+    assert taught["steps"] == 2
+    assert start["fingerprint"] != taught["fingerprint"]
+    ground = prepare_ground(experiment, few, 1, quiet)
+    made = makd.factorize(ground.teacher, experiment.budgets[0], calibration=ground.calibration)
+    assert start["fingerprint"] == makd.fingerprint(made)
+    assert "| `start` | not taught; " in makd.comparison.write_page(experiment, tmp_path / "page.md").read_text()
 
 
 def test_a_students_text_may_be_in_bfloat16_while_it_learns_in_float32(data, decoder_folder, tmp_path):

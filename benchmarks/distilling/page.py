@@ -63,9 +63,9 @@ def _processes() -> list[str]:
         "## Two processes", "",
         "A step of 8 rows of 128 tokens, plan `full`, AdamW, in one process with two threads or two with one each",
         f"(`python benchmarks/processes.py run`, whose docstring says how; {where}). Megabytes are of one process:",
-        "what it holds of weights and of the optimizer's state, and the peak of its memory in the training. Of a teacher",
-        "in pieces the embedding, which is the head as well, stays whole after a forward. Two processes share two cores:",
-        "the figure shows what they cost, not what they gain.", "",
+        "what it holds of weights and of the optimizer's state, and the peak of its memory in the training. Of a",
+        "teacher in pieces the embedding, which is the head as well, stays whole after a forward. Two processes share",
+        "two cores: the figure shows what they cost, not what they gain.", "",
         *processes.table().splitlines(), "",
     ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from makd.config import CalibrationConfig
 from makd.errors import BudgetError, RoomError, SettingError
 from makd.factorization.room import Available, Room
 from makd.forecasting import run as forecasting
+from tests.models import tiny
 
 HALF = makd.Budget(keep_linears=0.5)
 QUICK = [
@@ -134,3 +135,18 @@ def test_ranks_stand_by_role_from_the_smallest_to_the_largest(encoder_folder, tm
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells[:3] == ["down", "32 x 64", "2"]
     assert str(ranks[0]) in cells[3]
+
+
+def test_of_routed_experts_time_and_memory_are_said_to_be_more(tokenizer, tmp_path):
+    teacher = tiny("mixtral", "causal_lm", vocab_size=300)
+    lines = str(makd.forecast(teacher, DATA, HALF, RECIPE, tmp_path, tokenizer=tokenizer)).splitlines()
+    for stage in ("memory, to factorize", "time, factorize"):
+        (row,) = [line for line in lines if stage in line]
+        assert row.strip("│").split("│")[1].strip().startswith("over "), row
+    assert any("routed experts are not counted" in line for line in lines)
+
+
+def test_what_is_counted_whole_is_not_said_to_be_more(encoder_folder, tmp_path):
+    found = makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path)
+    assert not found.student.is_least
+    assert "over " not in str(found)

@@ -43,11 +43,13 @@ class Prepared:
     """Seconds that the student would have taken to make, had another method not begun from it, too."""
 
     def steps(self, total: int) -> tuple[int, ...]:
-        """Steps of each stage, which add up to `total`; at least 1 each.
+        """Steps of each stage, which add up to `total`; at least 1 each, or none at all.
 
         Raises:
             SettingError: there are more stages than steps.
         """
+        if total == 0:
+            return (0,) * len(self.stages)
         if total < len(self.stages):
             raise SettingError(f"{len(self.stages)} stages need as many steps; got {total}.")
         left, counts = total, []

@@ -1,5 +1,6 @@
 """Station 10: the table of a language model's comparison: every metric, of teacher and students."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from makd.comparison.tables import Lines, markdown
 LANGUAGE_SCORE = "what is left of the teacher's probability of a token"
 """The score, for a person."""
 
-KINDS = {"perplexity": "perplexity", "agreement": "agreement, %", "rouge_l": "ROUGE-L"}
+KINDS = {"perplexity": "perplexity", "gap": "gap, nats", "agreement": "agreement, %", "rouge_l": "ROUGE-L"}
 """How a metric's name begins -> its name for a person. The rest says on what."""
 
 
@@ -25,17 +26,28 @@ def language_table(experiment: Experiment, lines: Lines) -> str | None:
 
 
 def _table(name: str, lines: Lines, methods: Sequence[str]) -> str:
-    metrics = [metric for metric in lines[0]["metrics"] if metric != "score"]
-    rows = [["*teacher*", *(_cell([line["teacher"] for line in lines], metric) for metric in metrics)]]
+    found = [_with_gaps(line["teacher"], line["teacher"]) for line in lines]
+    metrics = [metric for metric in found[0] if metric != "score"]
+    rows = [["*teacher*", *(_cell(found, metric) for metric in metrics)]]
     for method in methods:
-        own = [line["metrics"] for line in lines if line["cell"]["method"] == method]
+        own = [_with_gaps(line["metrics"], line["teacher"]) for line in lines if line["cell"]["method"] == method]
         if own:
             rows.append([f"`{method}`", *(_cell(own, metric) for metric in metrics)])
     note = (
-        f"{name}: mean ± standard error over seeds. Agreement is the share of greedy next tokens that are the "
-        "teacher's; ROUGE-L is 0 to 100."
+        f"{name}: mean ± standard error over seeds. A gap is the student's log-perplexity minus the teacher's; "
+        "agreement the share of greedy next tokens that are the teacher's; ROUGE-L is 0 to 100."
     )
     return f"{markdown(['', *map(_label, metrics)], rows)}\n\n{note}"
+
+
+def _with_gaps(metrics: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """All metrics, and behind each perplexity how far its logarithm is from the teacher's."""
+    found: dict[str, Any] = {}
+    for name, value in metrics.items():
+        found[name] = value
+        if name.startswith("perplexity"):
+            found[name.replace("perplexity", "gap")] = math.log(value / teacher[name])
+    return found
 
 
 def _label(metric: str) -> str:
@@ -48,5 +60,6 @@ def _cell(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     made = mean(scale * float(one[metric]) for one in found)
     if made is None:
         return ""
-    error = "" if made.error is None else f" ± {made.error:.2f}"
-    return f"{made.value:.2f}{error}"
+    places = 3 if metric.startswith("gap") else 2
+    error = "" if made.error is None else f" ± {made.error:.{places}f}"
+    return f"{made.value:.{places}f}{error}"

@@ -39,13 +39,13 @@ class MethodConfig:
     """Those of the experiment's budgets that it is compared at; None: all of them."""
     times_steps: float = 1.0
     """How many times the experiment's steps it learns: 1 compares at equal steps; what one method's step takes, divided
-    by what this one's takes, at equal time."""
+    by what this one's takes, at equal time; 0 measures what it begins from."""
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set(",="):
             raise SettingError(f"methods[].name is a word without , and =; got {self.name!r}.")
-        if self.times_steps <= 0:
-            raise SettingError(f"methods[].times_steps is above 0; {self.name} has {self.times_steps}.")
+        if self.times_steps < 0:
+            raise SettingError(f"methods[].times_steps is at least 0; {self.name} has {self.times_steps}.")
         if self.budgets == ():
             raise SettingError(f"methods[].budgets is at least one, or null for all; {self.name} has an empty list.")
         object.__setattr__(self, "settings", self._checked())
@@ -79,6 +79,8 @@ class MethodConfig:
 
     def lengthened(self, training: TrainingConfig) -> TrainingConfig:
         """`training` with this method's number of steps."""
+        if self.times_steps == 0:
+            return dataclasses.replace(training, steps=0)
         steps = None if training.steps is None else max(1, round(training.steps * self.times_steps))
         return dataclasses.replace(training, steps=steps, epochs=training.epochs * self.times_steps)
 

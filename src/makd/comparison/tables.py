@@ -86,9 +86,14 @@ def settings_table(experiment: Experiment, lines: Lines) -> str:
         if own:
             used = {key: dict.fromkeys(str(line["settings"][key]) for line in own) for key in own[0]["settings"]}
             told = [f"{key} {', '.join(values)}" for key, values in used.items() if [*values] != [str(None)]]
-            steps = [] if method.times_steps == 1 else [f"{method.times_steps} times the steps"]
-            rows.append([f"`{method.name}`", "; ".join([*steps, *told])])
+            rows.append([f"`{method.name}`", "; ".join([*_told_steps(method.times_steps), *told])])
     return markdown(["", "settings"], rows, align="---")
+
+
+def _told_steps(times: float) -> list[str]:
+    if times == 0:
+        return ["not taught"]
+    return [] if times == 1 else [f"{times} times the steps"]
 
 
 def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:

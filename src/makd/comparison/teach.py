@@ -58,6 +58,8 @@ def teach(
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
     with float32_weights(made.student):
         for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
+            if steps == 0:
+                continue
             settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
             if stage.trainable is not None:
                 settings = replace(settings, trainable=stage.trainable)
@@ -92,7 +94,7 @@ def teach(
 
 
 def count_steps(task: Rows, training: TrainingConfig) -> int:
-    """Optimizer steps of a cell, the same for every method: `training.steps`, or those of its epochs."""
+    """Optimizer steps of a cell: `training.steps`, or those of its epochs."""
     if training.steps is not None:
         return training.steps
     lengths = row_lengths(task.distillation)

@@ -113,13 +113,14 @@ def _range(ranks: list[int | None]) -> str:
 
 def _needs(forecast: RunForecast) -> list[tuple[str, str, str, str]]:
     made, there, rows = forecast.student, forecast.available, []
-    memory = there.memory if there.device is None else there.device
-    rows.append((f"memory, to factorize ({made.memory.when})", gigabytes(made.memory.total), *_room(memory)))
+    memory, least = there.memory if there.device is None else there.device, "over " if made.is_least else ""
+    rows.append((f"memory, to factorize ({made.memory.when})", least + gigabytes(made.memory.total), *_room(memory)))
     if forecast.training is not None:
         rows.append(("memory, to train", gigabytes(forecast.training.memory.total), *_room(memory)))
     rows.append(("disk", gigabytes(made.disk), *_room(there.disk)))
     for stage, seconds in forecast.seconds.items():
-        rows.append((f"time, {stage}", _duration(seconds), "", ""))
+        told = least if stage == "factorize" else ""
+        rows.append((f"time, {stage}", told + _duration(seconds), "", ""))
     return rows
 
 

@@ -54,6 +54,8 @@ class Forecast:
     output_bytes: int
     """Of the student's weights on disk."""
     operations: Operations
+    is_least: bool = False
+    """Whether time and memory are more than this: statistics and decompositions of routed experts are not counted."""
     notes: tuple[str, ...] = ()
     """Lines for a person: what is not known yet."""
 
@@ -110,7 +112,7 @@ def forecast_factorization(
     if not known:
         notes.append("ranks follow from what calibration finds; those above are the uniform ones, to give an idea")
     if anatomy.stacks:
-        notes.append("statistics and decompositions of routed experts are not in time and memory")
+        notes.append("statistics and decompositions of routed experts are not counted: time and memory are more")
     shape = shape_of(model, anatomy, sizes)
     one_by_one = _is_one_by_one(anatomy)
     if kind.needs_text and not one_by_one:
@@ -144,6 +146,7 @@ def forecast_factorization(
         work_bytes=shape.itemsize * _waiting_weights(plan, made, settings) if from_files else 0,
         output_bytes=student * (save_itemsize or shape.itemsize),
         operations=_Count(shape, kind, settings, held.text, plan.ranks, bool(groups)).all(),
+        is_least=bool(anatomy.stacks),
         notes=tuple(notes),
     )
 
