@@ -123,7 +123,8 @@ def check_same_teacher(teacher: PreTrainedModel) -> None:
         raise SettingError(
             "The teacher's weights are not the same in all processes. Under FSDP transformers loads them in the first "
             "alone where FSDP_CPU_RAM_EFFICIENT_LOADING is true, and leaves the others empty. Set "
-            "fsdp_cpu_ram_efficient_loading: false in accelerate's config, or load it by makd.load_model."
+            "fsdp_cpu_ram_efficient_loading: false in accelerate's config; a teacher that makd is given by name is "
+            "whole in each."
         )
 
 
