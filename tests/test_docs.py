@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 import makd
 from makd import errors
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-GRIDS = sorted((ROOT / "examples").glob("*/*.yaml"))
+GRIDS = sorted(path for path in (ROOT / "examples").glob("*/*.yaml") if path.parent.name != "accelerate")
 CONFIGS = {
     "budget": makd.Budget,
     "cache": makd.CacheConfig,
@@ -62,6 +63,9 @@ def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
     from makd import comparison, finetuning, loading, pipeline, speed, streaming
     from makd.cli import cache as cache_command
+
+    for name in makd.__all__:  # it keeps what a name meant when it was first used
+        getattr(makd, name)
 
     def stop(*_arguments, **_named):
         raise Parsed
@@ -321,6 +325,14 @@ def test_grids_parse_and_are_described(example, parse):
     assert f"({example.relative_to(ROOT / 'examples')})" in (ROOT / "examples" / "README.md").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_launchers_are_read_by_accelerate_and_described(example):
+    load_config_from_file(example)
+    assert f"(accelerate/{example.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("line", commands())

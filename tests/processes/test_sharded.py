@@ -17,5 +17,6 @@ def test_a_sharded_run_of_two_stages_makes_the_student_of_one_process(encoder_fo
     makd.compress(str(encoder_folder), TEXTS, BUDGET, sharded.recipe(1), tmp_path / "one")
     found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("student", "one"))
     assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    for name in (name for name in wanted if not name.endswith(".identity")):  # digests of what is not equal to the bit
+        value = wanted[name]
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)

@@ -144,8 +144,12 @@ def _built(method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(training: TrainingConfig) -> dict[str, Any]:
-    """The settings of a training. What is of adapters says nothing where there are none: older lines stay."""
+    """The settings of a training. What is of adapters says nothing where there are none: older lines stay.
+
+    A comparison runs in one process, where no teacher is sharded.
+    """
     settings: dict[str, Any] = plain(training)
+    del settings["shard_teacher"]
     if training.trainable != "adapters":
         del settings["adapter_rank"]
     return settings

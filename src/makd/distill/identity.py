@@ -24,7 +24,7 @@ VERSIONS = "versions"
 """An entry that is there to be read, not compared."""
 START = "student before training"
 """An entry that is known later than the others: the weights that training starts from."""
-_NO_WEIGHT = ("log_every", "report_to", "save_every")
+_NO_WEIGHT = ("log_every", "report_to", "save_every", "shard_teacher")
 """Settings of a training that change no weight."""
 _PER_PROCESS = "accumulate"
 """A setting that is compared times the processes: half as many with twice the forwards take the same steps."""
