@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+LAUNCHERS = sorted((ROOT / "examples" / "accelerate").glob("*.yaml"))
 GRIDS = sorted(path for path in (ROOT / "examples").glob("*/*.yaml") if path.parent.name != "accelerate")
 CONFIGS = {
     "budget": makd.Budget,
@@ -327,11 +328,9 @@ def test_grids_parse_and_are_described(example, parse):
     )
 
 
-@pytest.mark.parametrize(
-    "example", sorted((ROOT / "examples" / "accelerate").glob("*.yaml")), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("example", LAUNCHERS, ids=lambda path: path.name)
 def test_launchers_are_read_by_accelerate_and_described(example):
-    load_config_from_file(example)
+    load_config_from_file(str(example))
     assert f"(accelerate/{example.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 
 
