@@ -87,7 +87,10 @@ def main(encoder: str, task: str, output: Path) -> None:
     found["errors"] = [error_of(make, how) for make in (refuse, fail) for how in (from_first, in_turn)]
     given = {"seed": 1, "training rows": f"rows {started.index()}"}
     found["given something else"] = error_of(lambda: check_same_everywhere(given), lambda make: make())
-    tell = lambda what, done, of: told.append(what)  # noqa: E731
+
+    def tell(what: str, done: int, of: int) -> None:
+        told.append(what)
+
     report = makd.compress(encoder, TEXTS, BUDGET, RECIPE, output / "student", on_progress=tell)
     found["compress"] = [str(report.folder), report.metrics["fingerprint"], report.folder.is_dir()]
     found["told"] = sorted(set(told))

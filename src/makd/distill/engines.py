@@ -5,13 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from makd.anatomy import Anatomy
+from makd.distill.shares import in_order
 from makd.errors import SettingError
 from makd.processes import started as processes
 
@@ -117,9 +116,7 @@ def check_same_teacher(teacher: PreTrainedModel) -> None:
         return
     weights = [weight for weight in teacher.parameters() if weight.device.type != "meta"]
     mine = repr([float(weight.detach().double().sum()) for weight in weights])  # text: NaN equals itself
-    gathered: list[Any] = [None] * processes.count()
-    torch.distributed.all_gather_object(gathered, mine)
-    if len(set(gathered)) > 1:
+    if len(set(in_order([mine]))) > 1:
         raise SettingError(
             "The teacher's weights are not the same in all processes. Under FSDP transformers loads them in the first "
             "alone where FSDP_CPU_RAM_EFFICIENT_LOADING is true, and leaves the others empty. Set "

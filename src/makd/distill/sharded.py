@@ -42,14 +42,11 @@ def in_pieces(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
     if not is_sharding_asked():
         yield student
         return
-    device = student.device
-    nn.Module.to(student, "cpu")
-    pieces = copy.deepcopy(student)
-    yield pieces
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(pieces, options=options)  # of the first process alone
-    student.load_state_dict(from_first(lambda: state))
-    nn.Module.to(student, device)
+    with _stand_in(student) as pieces:
+        yield pieces
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(pieces, options=options)  # of the first process alone
+        student.load_state_dict(from_first(lambda: state))
 
 
 @contextmanager
@@ -61,10 +58,17 @@ def teaching_in_pieces(teacher: PreTrainedModel, shard: bool) -> Iterator[PreTra
     if not shard:
         yield teacher
         return
-    device = teacher.device
-    nn.Module.to(teacher, "cpu")
-    yield copy.deepcopy(teacher)
-    nn.Module.to(teacher, device)
+    with _stand_in(teacher) as pieces:
+        yield pieces
+
+
+@contextmanager
+def _stand_in(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """A copy of `model`, which waits in the host's memory meanwhile."""
+    device = model.device
+    nn.Module.to(model, "cpu")
+    yield copy.deepcopy(model)
+    nn.Module.to(model, device)
 
 
 def check_teacher(teacher: PreTrainedModel) -> None:

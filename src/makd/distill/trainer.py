@@ -246,8 +246,8 @@ class DistillTrainer(Trainer):
         learned = self._learn(model, inputs, return_outputs)
         return (learned.total, learned.output) if return_outputs else learned.total
 
-    def _learn(self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, weight: float = 1.0) -> Learned:
-        """One batch's lesson, noted for the log; `weight` 0 leaves it out of what is noted."""
+    def _learn(self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, noted: bool = True) -> Learned:
+        """One batch's lesson, and `noted` for the log."""
         training = self.lesson.student.training  # an engine's own mode is not always its model's
         if training and not self.student_dropout:
             switch_dropout_off_(self.lesson.student)
@@ -258,7 +258,7 @@ class DistillTrainer(Trainer):
             self._means[True].add(learned.losses, shares or WHOLE)
             if shares is not None and count() > 1:  # engines take the mean of the processes' gradients
                 learned = replace(learned, total=learned.total * count())
-        elif weight:
+        elif noted:
             counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
             self._means[False].add(learned.losses, dict(zip(self._means[False].means, counts, strict=True)))
         return learned
@@ -306,12 +306,12 @@ class DistillTrainer(Trainer):
         # engines want a forward of every process: one that has nothing left takes a row that does not count
         few = inputs if real == rows else {name: value[: max(1, real)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
-            learned = self._learn(model, few, not prediction_loss_only, weight=float(real > 0))
+            learned = self._learn(model, few, not prediction_loss_only, noted=real > 0)
             loss = learned.total.detach()
             if prediction_loss_only:
                 return loss, None, None
             if real < rows:  # metrics are gathered from batches of one size
-                learned = self._learn(model, inputs, True, weight=0.0)
+                learned = self._learn(model, inputs, True, noted=False)
         return loss, learned.output.get("logits"), inputs.get("labels")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
