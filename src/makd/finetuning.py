@@ -27,6 +27,8 @@ from makd.distill import (
     with_start,
     write_identity,
 )
+from makd.distill.engines import is_sharding_asked
+from makd.errors import SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes
 from makd.loading import check_dtype
@@ -76,6 +78,8 @@ def finetune(
         MakdError: with what was wrong, which value, and what is allowed.
     """
     started, recipe = time.perf_counter(), recipe or FinetuneRecipe()
+    if is_sharding_asked():
+        raise SettingError("A fine-tuning has its model whole in each process, and FSDP is asked for. Leave FSDP out.")
     inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else _silent

@@ -56,6 +56,12 @@ def test_sharding_that_accelerate_does_not_do_here_is_refused(tmp_path, monkeypa
         makd.DistillTrainer(tiny("bert"), tiny("bert"), args=make_arguments(tmp_path))
 
 
+def test_a_fine_tuning_is_not_sharded(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingError, match="FSDP is asked for"):
+        makd.finetune("anything", makd.TaskConfig(name="glue/mrpc", path=str(tmp_path)), output=tmp_path / "out")
+
+
 def test_a_teacher_is_not_sharded_without_fsdp(tmp_path):
     with pytest.raises(SettingError, match="teacher is to be sharded"):
         makd.DistillTrainer(tiny("bert"), tiny("bert"), args=make_arguments(tmp_path), shard_teacher=True)
