@@ -1,0 +1,52 @@
+"""What torch's and transformers' exporters need around them: packages, silence, plain tensors out."""
+
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+from makd.errors import ExportError, SettingError
+
+REASON = 300
+"""Characters of an exporter's error that are told."""
+
+
+def check_packages(what: str, packages: Sequence[str]) -> None:
+    """Refuse early what a package is missing for.
+
+    Raises:
+        SettingError: one of `packages` is not installed.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise SettingError(
+            f"{what} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            'pip install "makd[export]".'
+        )
+
+
+@contextmanager
+def exporting(what: str) -> Iterator[None]:
+    """Keeps exporters' reports of their steps off the terminal, and tells of a failure in one line.
+
+    Raises:
+        ExportError: the exporter gave up; it holds the first line of the reason.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ExportError, SettingError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever a tracer, a converter or a runtime stumbles over
+        reason = " ".join(str(error).split())[:REASON]
+        raise ExportError(
+            f"{what} is not possible for this model: {type(error).__name__}: {reason}. `makd export --to dense` works "
+            "for every student without dropped layers."
+        ) from error
+    finally:
+        logging.disable(before)
