@@ -5,29 +5,28 @@ Stands where the runs stand: it loads by name, and lets `export/` write into a f
 
 import logging
 import shutil
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.checkpoint import stored_dtype
 from makd.errors import SettingError
 from makd.export import Agreement, ExportConfig, save_dense, save_gguf, save_onnx, save_program
 from makd.export.dense import write_plain_config
 from makd.export.gguf import find_converter
 from makd.kinds import takes
-from makd.loading import load_model, load_tokenizer, locate
+from makd.loading import load_tokenizer, locate, take_model
 from makd.processes.started import check_alone
 from makd.report import OutputFolder, describe_environment, write_json
-from makd.report.beside import RECORDS, copy_beside
+from makd.sentence_encoder import copy_companions, origin_of
 
 logger = logging.getLogger(__name__)
 
 EXPORT_FILE = "makd_export.json"
 WORTH_A_WARNING = 0.1
-"""Relative error of a quantized file from which it is told."""
+"""Relative error from which rounding is warned of."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class ExportReport:
     """Of each file that holds the model."""
     agreement: Agreement | None
     """How far its outputs are from the student's; None for a GGUF that transformers does not read."""
-    seconds: float
 
 
 @takes
@@ -74,34 +72,38 @@ def export(
         find_converter(settings.llama_cpp)
     named = student if isinstance(student, str) else None
     with OutputFolder(Path(output), overwrite=overwrite, inputs=[named]) as folder:
-        model = load_model(student, head) if isinstance(student, str) else _in_float32(student)
-        source = None if named is None else Path(locate(named).folder)
-        source = source if source is not None and source.is_dir() else None
+        model = _take(student, settings, head)
         tokenizer = None if named is None else load_tokenizer(named)
         with folder.work() as result:
-            begun = time.perf_counter()
-            if source is not None:
-                copy_beside(source, result, RECORDS)
-            elif tokenizer is not None:
-                tokenizer.save_pretrained(result)
             agreement = _write(model, settings, result, tokenizer)
-            report = ExportReport(folder.path, settings, _sizes(result), agreement, time.perf_counter() - begun)
+            if agreement is not None and agreement.relative_error > WORTH_A_WARNING:
+                logger.warning(
+                    "Rounding moves the outputs by %.0f %% of their norm (on random tokens): measure it on your own "
+                    "data before it is served.",
+                    100 * agreement.relative_error,
+                )
+            report = ExportReport(folder.path, settings, _sizes(result), agreement)
             content = {
                 "student": named or type(model).__name__,
-                "settings": asdict(settings),
+                "settings": settings,
                 "bytes": report.bytes,
-                "agreement": None if agreement is None else asdict(agreement),
+                "agreement": agreement,
                 "environment": describe_environment(torch.device("cpu"), 0),
             }
             write_json(result / EXPORT_FILE, content)
         return report
 
 
-def _in_float32(model: PreTrainedModel) -> PreTrainedModel:
-    if model.dtype != torch.float32 or model.device.type != "cpu":
+def _take(student: str | PreTrainedModel, settings: ExportConfig, head: str) -> PreTrainedModel:
+    """The model in float32; a dense copy has the numbers that its student is stored in, and is as large."""
+    dtype = None
+    if isinstance(student, str) and settings.to == "dense":
+        dtype = stored_dtype(locate(student).folder)
+    model = take_model(student, head, dtype or torch.float32, torch.device("cpu"))
+    if not isinstance(student, str) and model.dtype != torch.float32:
         raise SettingError(
-            f"The {type(model).__name__} in hand is {str(model.dtype).removeprefix('torch.')} on {model.device}; it is "
-            "exported in float32 from the CPU. Give model.float().cpu()."
+            f"The {type(model).__name__} in hand is {str(model.dtype).removeprefix('torch.')}; it is exported in "
+            "float32. Give model.float()."
         )
     return model
 
@@ -109,29 +111,29 @@ def _in_float32(model: PreTrainedModel) -> PreTrainedModel:
 def _write(
     model: PreTrainedModel, settings: ExportConfig, result: Path, tokenizer: PreTrainedTokenizerBase | None
 ) -> Agreement | None:
+    if settings.llama_cpp is not None:
+        work = result / "dense"  # goes with the result if the run is killed
+        work.mkdir()
+        _write_tokenizer(model, tokenizer, work)
+        agreement = save_gguf(
+            model, result, work,
+            llama_cpp=settings.llama_cpp, numbers=settings.gguf_type, tolerance=settings.tolerance,
+        )  # fmt: skip
+        shutil.rmtree(work)
+        return agreement  # a GGUF holds its tokenizer and its config
+    _write_tokenizer(model, tokenizer, result)
     if settings.to == "dense":
         return save_dense(model, result, tolerance=settings.tolerance)
-    if settings.to == "gguf":
-        assert settings.llama_cpp is not None
-        with TemporaryDirectory(dir=result.parent) as work:
-            copy_beside(result, Path(work))
-            for path in result.iterdir():  # a GGUF holds its tokenizer
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            return save_gguf(model, result, work, llama_cpp=settings.llama_cpp, numbers=settings.gguf_type)
-    if settings.to == "torch":
-        agreement = save_program(model, result, tolerance=settings.tolerance, tokenizer=tokenizer)
-    else:
-        agreement = save_onnx(
-            model, result, quantize=settings.quantize, tolerance=settings.tolerance, tokenizer=tokenizer
-        )
-        if agreement.relative_error > WORTH_A_WARNING:
-            logger.warning(
-                "int8 moves the outputs by %.0f %% of their norm (on random tokens): measure it on your own data "
-                "before it is served.",
-                100 * agreement.relative_error,
-            )
     write_plain_config(model, result)
-    return agreement
+    if settings.to == "torch":
+        return save_program(model, result, tolerance=settings.tolerance, tokenizer=tokenizer)
+    return save_onnx(model, result, quantize=settings.quantize, tolerance=settings.tolerance, tokenizer=tokenizer)
+
+
+def _write_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    copy_companions(origin_of(model), folder)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

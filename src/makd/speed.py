@@ -5,6 +5,7 @@ bench.json, and by choice a folder with the student whose slow linears are dense
 """
 
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,8 @@ from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
 from makd.plain_json import read_json
 from makd.processes.started import check_alone
-from makd.report import OutputFolder, describe_environment, write_json
-from makd.report.beside import copy_beside
-from makd.report.speed import write_speed
+from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
+from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
 from makd.student.folding import fold as folded_copy
 from makd.student.folding import fold_
@@ -154,9 +154,28 @@ def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Spe
         model = folded_copy(student, speed.fold)
     with target.work() as result:
         if source is not None:
-            copy_beside(source, result)
+            _copy_companions(source, result)
         model.save_pretrained(result)
         _update_metrics(model, result)
+
+
+def _copy_companions(source: Path, result: Path) -> None:
+    """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling."""
+    weights = (
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "config.json",
+        BENCH_FILE,
+        MANIFEST,
+        "*.partial",
+        "checkpoints",
+    )
+    ignored = shutil.ignore_patterns(*weights)
+
+    def ignore(folder: str, names: list[str]) -> set[str]:  # a subfolder's files are of other modules than the model
+        return ignored(folder, names) if Path(folder) == source else set()
+
+    shutil.copytree(source, result, ignore=ignore, dirs_exist_ok=True)
 
 
 def _update_metrics(model: PreTrainedModel, result: Path) -> None:

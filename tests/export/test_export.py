@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import makd
@@ -109,6 +110,28 @@ def test_an_export_opens_as_what_the_folder_says(folder, tmp_path):
     student = AutoModelForSequenceClassification.from_pretrained(folder)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
     torch.testing.assert_close(again(**batch(again)).logits, student(**batch(student)).logits, atol=1e-4, rtol=0)
+
+
+def test_only_what_belongs_to_the_model_comes_along(folder, tmp_path):
+    (folder / "notes.txt").write_text("mine")
+    exporting.export(str(folder), ExportConfig(to="dense"), tmp_path / "dense")
+    assert not (tmp_path / "dense" / "notes.txt").exists()
+    assert (tmp_path / "dense" / "tokenizer.json").is_file()
+
+
+def test_a_dense_copy_has_the_numbers_that_its_student_is_stored_in(folder, tmp_path):
+    half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    half.save_pretrained(folder)
+    exporting.export(str(folder), ExportConfig(to="dense"), tmp_path / "dense")
+    tensors = load_file(tmp_path / "dense" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_a_session_says_which_input_is_missing(tmp_path):
+    save_onnx(make_student(), tmp_path)
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(SettingError, match="got no attention_mask"):
+        OnnxSession(tmp_path / "model.onnx")(input_ids=ids, token_type_ids=torch.zeros_like(ids))
 
 
 def test_an_output_that_is_there_stays(folder, tmp_path):

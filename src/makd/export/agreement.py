@@ -1,11 +1,14 @@
 """How far a file's outputs are from the model's, over tokens that are not padding."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from makd.errors import ExportError
+from makd.export.examples import examples
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,26 @@ def compare(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor], Te
     return Agreement(largest, highest, (squares / total) ** 0.5 if total else 0.0, rows)
 
 
+@torch.no_grad()
+def compare_forwards(
+    run: Callable[..., Mapping[str, object]], model: PreTrainedModel, names: Sequence[str]
+) -> Agreement:
+    """How far the outputs of `run` are from those of `model`, in eval mode, given the same inputs.
+
+    Args:
+        run: what was written, loaded again; takes what `model` takes.
+        model: that it was made of.
+        names: of the inputs.
+
+    Raises:
+        ExportError: as `compare`.
+    """
+    return compare(
+        (named_tensors(run(**inputs)), named_tensors(model(**inputs, return_dict=True)), inputs["attention_mask"])
+        for inputs in examples(model, names, seed=1)
+    )
+
+
 def named_tensors(outputs: Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors among a model's outputs; without states and caches inside it."""
     return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
@@ -72,5 +95,5 @@ def check(agreement: Agreement, tolerance: float, what: str) -> None:
         raise ExportError(
             f"The {what} does not compute what the model computes: an output differs by "
             f"{agreement.largest_difference:.2g}, where the largest is {agreement.largest_output:.2g} (tolerance "
-            f"{tolerance:.2g}; all of them by {agreement.relative_error:.2g} of their norm). Nothing was written."
+            f"{tolerance:.2g}; all of them by {agreement.relative_error:.2g} of their norm). It is not to be used."
         )

@@ -3,21 +3,19 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from makd.errors import ExportError
-from makd.export.agreement import Agreement, check, compare, named_tensors
-from makd.export.examples import examples, input_names
+from makd.export.agreement import Agreement, check, compare_forwards
+from makd.export.examples import forward_names
+from makd.export.tracing import evaluating
 from makd.student.folding import fold
 from makd.student.hub import is_student
 
 
-def save_dense(
-    model: PreTrainedModel, folder: str | Path, *, tolerance: float = 1e-4, max_shard_size: str = "5GB"
-) -> Agreement:
+def save_dense(model: PreTrainedModel, folder: str | Path, *, tolerance: float = 1e-4) -> Agreement:
     """Write `model` with its factors multiplied out, as `save_pretrained` writes any model.
 
     `config.json` says some things twice, as transformers 5 and as those before it read them: without that the older
@@ -27,7 +25,6 @@ def save_dense(
         model: a student; `model` itself is not changed.
         folder: that is there.
         tolerance: how far an output may be from the student's; only checked in float32.
-        max_shard_size: of a weight file.
 
     Returns:
         How far the outputs of what was written are from the student's.
@@ -35,7 +32,7 @@ def save_dense(
     Raises:
         ExportError: a layer was dropped, which no dense layer stands for; or the outputs differ.
     """
-    folder, was_training = Path(folder), model.training
+    folder = Path(folder)
     folded = fold(model).eval()
     if is_student(folded):
         dropped = sorted(folded.config.quantization_config.dropped)
@@ -44,19 +41,11 @@ def save_dense(
             "dense layer does nothing, so it cannot be multiplied out: export it to onnx or torch, or make one without "
             "dropped layers (factorize.depth)."
         )
-    folded.save_pretrained(folder, max_shard_size=max_shard_size)
+    folded.save_pretrained(folder)
     _write_older_names(folder)
     again = type(folded).from_pretrained(folder, dtype=model.dtype).eval()
-    model.eval()
-    try:
-        with torch.no_grad():
-            names = input_names(model)
-            agreement = compare(
-                (named_tensors(again(**inputs)), named_tensors(model(**inputs)), inputs["attention_mask"])
-                for inputs in map(_with_decoder, [model] * 9, examples(model, names))
-            )
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        agreement = compare_forwards(again, model, forward_names(model))
     if model.dtype == torch.float32:
         check(agreement, tolerance, "dense model")
     return agreement
@@ -70,10 +59,6 @@ def write_plain_config(model: PreTrainedModel, folder: Path) -> None:
     _write_older_names(folder)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-
-
-def _with_decoder(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    return inputs | {"decoder_input_ids": inputs["input_ids"]} if model.config.is_encoder_decoder else inputs
 
 
 def _write_older_names(folder: Path) -> None:

@@ -28,12 +28,18 @@ def input_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     return tuple(name for name in taken if name in made or name == "attention_mask")
 
 
+def forward_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[str, ...]:
+    """What a whole forward is given: `input_names`, and the ids that an encoder-decoder's decoder reads."""
+    names = input_names(model, tokenizer)
+    return (*names, "decoder_input_ids") if model.config.is_encoder_decoder else names
+
+
 def examples(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> Iterator[Inputs]:
     """Random ids in rows of several lengths, the shorter ones padded: on the right, on the left for a decoder.
 
     Args:
         model: whose vocabulary the ids are of; shapes beyond its positions are left out.
-        names: of the inputs, as `input_names` says.
+        names: of the inputs, as `input_names` or `forward_names` says.
         seed: of the ids.
     """
     limit = token_limit(model)
@@ -52,6 +58,7 @@ def examples(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> Ite
         if "token_type_ids" in names:
             kinds = getattr(model.config, "type_vocab_size", 0) or 1
             inputs["token_type_ids"] = torch.randint(kinds, (rows, length), generator=generator)
+        inputs["decoder_input_ids"] = inputs["input_ids"].flip(1)
         yield {name: inputs[name] for name in names}
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.errors import ExportError
-from makd.export.agreement import Agreement, check, compare, named_tensors
+from makd.export.agreement import Agreement, check, compare, compare_forwards
 from makd.export.examples import Inputs, examples, input_names, is_decoder
 from makd.export.onnx_graph import trace, trace_writing
 from makd.export.onnx_session import OnnxSession
-from makd.export.tracing import exporting
+from makd.export.tracing import evaluating, exporting
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -47,22 +47,14 @@ def save_onnx(
         ExportError: it cannot be traced, or does not compute what the model computes.
         SettingError: a package is missing.
     """
-    folder, was_training = Path(folder), model.training
-    model.eval()
-    try:
-        names = input_names(model, tokenizer)
+    folder, names = Path(folder), input_names(model, tokenizer)
+    with evaluating(model):
         if model.config.is_encoder_decoder:
-            pairs = _save_two(model, names, folder, quantize)
+            agreement = _save_two(model, names, folder, quantize)
         elif is_decoder(model):
-            pairs = _save_writing(model, names, folder, quantize)
+            agreement = _save_writing(model, names, folder, quantize)
         else:
-            first = next(examples(model, names))
-            write(trace(model, first, quantize), folder / "model.onnx")
-            pairs = _compare_forwards(model, names, folder)
-        with exporting("Running the ONNX file"):
-            agreement = compare(pairs)
-    finally:
-        model.train(was_training)
+            agreement = _save_reading(model, names, folder, quantize)
     if quantize == "none":
         check(agreement, tolerance, "ONNX file")
     return agreement
@@ -72,21 +64,22 @@ def write(program: "onnx_ir.Model", path: Path) -> None:
     """Write a graph with its weights, which stand beside it where one file cannot hold them."""
     import onnx_ir
 
-    weights = sum(value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value)
+    weights = sum(
+        value.const_value.nbytes for value in program.graph.initializers.values() if value.const_value is not None
+    )
     onnx_ir.save(program, path, external_data=None if weights < ONE_FILE else f"{path.name}_data")
 
 
-@torch.no_grad()
-def _compare_forwards(model: PreTrainedModel, names: tuple[str, ...], folder: Path) -> Iterator[Pair]:
-    session = OnnxSession(folder / "model.onnx")
-    for inputs in examples(model, names, seed=1):
-        yield session.run(inputs), named_tensors(model(**inputs, return_dict=True)), inputs["attention_mask"]
+def _save_reading(model: PreTrainedModel, names: tuple[str, ...], folder: Path, quantize: str) -> Agreement:
+    write(trace(model, next(examples(model, names)), quantize), folder / "model.onnx")
+    with exporting("Running the ONNX file"):
+        return compare_forwards(OnnxSession(folder / "model.onnx"), model, names)
 
 
-def _save_writing(model: PreTrainedModel, names: tuple[str, ...], folder: Path, quantize: str) -> Iterator[Pair]:
-    first = next(examples(model, names))
-    write(trace_writing(model, first, quantize), folder / "model.onnx")
-    return _compare_writing(model, names, folder)
+def _save_writing(model: PreTrainedModel, names: tuple[str, ...], folder: Path, quantize: str) -> Agreement:
+    write(trace_writing(model, next(examples(model, names)), quantize), folder / "model.onnx")
+    with exporting("Running the ONNX file"):
+        return compare(_compare_writing(model, names, folder))
 
 
 @torch.no_grad()
@@ -143,7 +136,7 @@ class _Decoder(nn.Module):
         return {"logits": found.logits}
 
 
-def _save_two(model: PreTrainedModel, names: tuple[str, ...], folder: Path, quantize: str) -> Iterator[Pair]:
+def _save_two(model: PreTrainedModel, names: tuple[str, ...], folder: Path, quantize: str) -> Agreement:
     encoder = model.get_encoder()
     if encoder is None or not model.can_generate():
         raise ExportError(
@@ -161,7 +154,8 @@ def _save_two(model: PreTrainedModel, names: tuple[str, ...], folder: Path, quan
         "encoder_attention_mask": first["attention_mask"],
     }
     write(trace(_Decoder(model), decoder_inputs, quantize), folder / "decoder_model.onnx")
-    return _compare_two(model, names, folder)
+    with exporting("Running the ONNX files"):
+        return compare(_compare_two(model, names, folder))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from makd.errors import SettingError
 from makd.export.tracing import check_packages
 
 
@@ -38,7 +39,14 @@ class OnnxSession:
         return self.run(inputs)
 
     def run(self, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
-        """The same, for names that are no Python words (`past_key_values.0.key`)."""
+        """The same, for names that are no Python words (`past_key_values.0.key`).
+
+        Raises:
+            SettingError: one that the file takes is not there.
+        """
+        missing = [name for name in self.inputs if name not in inputs]
+        if missing:
+            raise SettingError(f"The ONNX file takes {', '.join(self.inputs)}; got no {', '.join(missing)}.")
         feed = {name: np.asarray(inputs[name]) for name in self.inputs}
         found = self._session.run(None, feed)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.errors import ExportError
-from makd.export.agreement import Agreement, check, compare, named_tensors
-from makd.export.examples import Inputs, examples, input_names
-from makd.export.tracing import exporting
+from makd.export.agreement import Agreement, check, compare_forwards, named_tensors
+from makd.export.examples import Inputs, examples, forward_names
+from makd.export.tracing import evaluating, exporting
 
 
 class _Plain(nn.Module):
@@ -49,41 +48,17 @@ def save_program(
     Raises:
         ExportError: it cannot be traced, or does not compute what the model computes.
     """
-    was_training = model.training
-    model.eval()
     path = Path(folder) / "model.pt2"
-    plain = _Plain(model)
-    try:
-        names = input_names(model, tokenizer)
-        if model.config.is_encoder_decoder:
-            names = (*names, "decoder_input_ids")
+    names = forward_names(model, tokenizer)
+    with evaluating(model):
         with exporting("A torch program"):
-            torch.export.save(_trace(plain, _inputs_of(model, names)), str(path))
+            torch.export.save(_trace(_Plain(model), next(examples(model, names))), str(path))
             loaded = torch.export.load(str(path)).module()
-        with torch.no_grad(), exporting("Running the torch program"):
-            agreement = compare(
-                (loaded(**inputs), plain(**inputs), inputs["attention_mask"]) for inputs in _all_inputs(model, names)
-            )
-    finally:
-        model.train(was_training)
+        with exporting("Running the torch program"):
+            agreement = compare_forwards(loaded, model, names)
     if model.dtype == torch.float32:
         check(agreement, tolerance, "torch program")
     return agreement
-
-
-def _all_inputs(model: PreTrainedModel, names: tuple[str, ...]) -> list[Inputs]:
-    given = tuple(name for name in names if name != "decoder_input_ids")
-    found = list(examples(model, given))
-    if "decoder_input_ids" in names:
-        found = [inputs | {"decoder_input_ids": inputs["input_ids"].flip(1)} for inputs in found]
-    return found
-
-
-def _inputs_of(model: PreTrainedModel, names: tuple[str, ...]) -> Inputs:
-    found = _all_inputs(model, names)
-    if not found:
-        raise ExportError(f"{type(model).__name__} has positions for fewer tokens than a trace needs.")
-    return found[0]
 
 
 def _trace(plain: _Plain, inputs: Inputs) -> torch.export.ExportedProgram:
@@ -91,9 +66,8 @@ def _trace(plain: _Plain, inputs: Inputs) -> torch.export.ExportedProgram:
     from transformers.exporters.configs import DynamoConfig
     from transformers.exporters.exporter_dynamo import DynamoExporter
 
-    rows, tokens = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
-    shapes = {name: {0: rows, 1: tokens} for name in inputs}
-    exporter = DynamoExporter()
+    rows_and_tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = dict.fromkeys(inputs, rows_and_tokens)
     config = DynamoConfig(dynamic_shapes=shapes)
-    program, _ = exporter.export_program(plain, copy.deepcopy(inputs), config)  # type: ignore[arg-type]
+    program, _ = DynamoExporter().export_program(plain, copy.deepcopy(inputs), config)  # type: ignore[arg-type]
     return program

@@ -15,13 +15,13 @@ class ExportConfig:
     """What is written.
 
     Attributes:
-        to: `onnx` (for ONNX Runtime, optimum, text-embeddings-inference), `dense` (an ordinary transformers model),
+        to: `onnx` (for ONNX Runtime and optimum), `dense` (an ordinary transformers model),
             `torch` (a torch.export program) or `gguf` (for llama.cpp).
         quantize: `none` or `int8`, of ONNX alone: weights as int8, a scale for each output channel; what they are
             multiplied with is rounded at run time.
         tolerance: how far an output may be from the model's, in float32, for the file to be let go: in units of the
-            largest output where that is above 1. A quantized one is
-            not held to it: how far it is, is told.
+            largest output where that is above 1. What is rounded (int8, a GGUF in other numbers than f32, a dense
+            student that is stored so) is not held to it: how far it is, is told.
         llama_cpp: folder of llama.cpp's sources, whose converter writes the GGUF.
         gguf_type: numbers of the GGUF: f32, f16, bf16 or q8_0.
     """

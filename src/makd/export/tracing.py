@@ -1,4 +1,4 @@
-"""What torch's and transformers' exporters need around them: packages, silence, plain tensors out."""
+"""What exporters need around them: packages, silence, a model in eval mode."""
 
 import importlib.util
 import io
@@ -7,14 +7,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from makd.errors import ExportError, SettingError
+from transformers import PreTrainedModel
+
+from makd.errors import ExportError, MakdError, SettingError
 
 REASON = 300
 """Characters of an exporter's error that are told."""
 
 
-def check_packages(what: str, packages: Sequence[str]) -> None:
-    """Refuse early what a package is missing for.
+def check_packages(what: str, packages: Sequence[str], extra: str = "export") -> None:
+    """Refuse early what a package is missing for, which makd's `extra` brings.
 
     Raises:
         SettingError: one of `packages` is not installed.
@@ -23,7 +25,7 @@ def check_packages(what: str, packages: Sequence[str]) -> None:
     if missing:
         raise SettingError(
             f"{what} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            'pip install "makd[export]".'
+            f'pip install "makd[{extra}]".'
         )
 
 
@@ -40,7 +42,7 @@ def exporting(what: str) -> Iterator[None]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ExportError, SettingError, KeyboardInterrupt):
+    except MakdError:
         raise
     except Exception as error:  # whatever a tracer, a converter or a runtime stumbles over
         reason = " ".join(str(error).split())[:REASON]
@@ -50,3 +52,14 @@ def exporting(what: str) -> Iterator[None]:
         ) from error
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """`model` in eval mode, and as it was after."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
