@@ -1,7 +1,8 @@
 """`makd bench`: how fast a student is beside its teacher, and a student that is faster.
 
-names -> models on one device, in one dtype -> forwards that take turns (`evaluation.speed`) -> the student's card,
-bench.json, and by choice a folder with the student whose slow linears are dense again
+names -> models on one device, in one dtype -> forwards that take turns (`evaluation.speed`) -> by choice both models in
+the formats that they may be served in (`evaluation.formats`) -> the student's card, bench.json, and by choice a folder
+with the student whose slow linears are dense again
 """
 
 import os
@@ -19,14 +20,18 @@ from makd.checkpoint import stored_dtype
 from makd.config import Recipe
 from makd.errors import ModelLoadError, OutputError, SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
+from makd.evaluation.formats import FormatRow, measure_formats
 from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
 from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
+from makd.pipeline import data_of
 from makd.plain_json import read_json
+from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
+from makd.run import model_of, start_run
 from makd.student.folding import fold as folded_copy
 from makd.student.folding import fold_
 
@@ -36,6 +41,8 @@ class BenchReport:
     """What a bench found, and what it wrote."""
 
     speed: Speed
+    formats: tuple[FormatRow, ...]
+    """Teacher and student in the formats that were asked for."""
     settings: BenchConfig
     environment: dict[str, Any]
     card: Path | None
@@ -55,6 +62,7 @@ def bench(
     output: str | Path | None = None,
     overwrite: bool = False,
     head: str = "auto",
+    data: Data | None = None,
     on_progress: Progress | None = None,
 ) -> BenchReport:
     """Time a student against its teacher: factored, with every linear folded back to dense, and the best mixture.
@@ -69,6 +77,8 @@ def bench(
         output: folder for that student; needed with `fold`.
         overwrite: whether a folder that is not empty may be replaced.
         head: which head the teacher is loaded with; `auto` takes the checkpoint's own.
+        data: held-out rows of it say how good the models are in each of `settings.formats`; None takes what a saved
+            student was made with.
         on_progress: called as the work goes on, for progress bars.
 
     Returns:
@@ -82,12 +92,16 @@ def bench(
     if fold != (output is not None):
         raise SettingError("fold and output belong together: --fold --output FOLDER saves the faster student there.")
     source = _folder_of(student)
+    if settings.formats and data is None:
+        if source is None:
+            raise SettingError("formats are measured on data, and a student in hand does not say which: give data.")
+        data = data_of(str(source))
     with ExitStack() as stack:
         target = None
         if output is not None:
             inputs = [source, *(model for model in (student, teacher) if isinstance(model, str))]
             target = stack.enter_context(OutputFolder(Path(output), overwrite=overwrite, inputs=inputs))
-        return _bench(student, teacher, settings, card, source, target, head, on_progress)
+        return _bench(student, teacher, settings, card, source, target, head, data, on_progress)
 
 
 def _bench(
@@ -98,6 +112,7 @@ def _bench(
     source: Path | None,
     target: OutputFolder | None,
     head: str,
+    data: Data | None,
     on_progress: Progress | None,
 ) -> BenchReport:
     if card and source is not None and not os.access(source, os.W_OK):
@@ -106,6 +121,9 @@ def _bench(
     device, dtype = recipe.find_device(), check_dtype(settings.dtype)
     ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
     speed = measure_speed(ours, theirs, settings, on_progress)
+    formats: tuple[FormatRow, ...] = ()
+    if settings.formats and data is not None:
+        formats = _in_formats(student, teacher, settings, data, recipe, on_progress)
     environment = {
         **describe_environment(device, recipe.seed),
         "threads": settings.threads or torch.get_num_threads(),
@@ -114,11 +132,25 @@ def _bench(
     }
     written = source if card else None
     if written is not None:
-        write_speed(written, speed, settings, environment)
+        write_speed(written, speed, formats, settings, environment)
     if target is not None:
         _save_folded(student, source, speed, target)
-        write_speed(target.path, speed, settings, environment)
-    return BenchReport(speed, settings, environment, written, None if target is None else target.path)
+        write_speed(target.path, speed, (), settings, environment)
+    return BenchReport(speed, formats, settings, environment, written, None if target is None else target.path)
+
+
+def _in_formats(
+    student: str | PreTrainedModel,
+    teacher: str | PreTrainedModel,
+    settings: BenchConfig,
+    data: Data,
+    recipe: Recipe,
+    on_progress: Progress | None,
+) -> tuple[FormatRow, ...]:
+    """Both models in each format, measured as `evaluate` measures."""
+    with start_run(teacher, data, recipe, None, None, False, False, on_progress, student) as run:
+        model = model_of(student, run.recipe, run.teacher.device)
+        return measure_formats(model, run.teacher, run.tokenizer, settings, run.score, on_progress)
 
 
 def _folder_of(student: str | PreTrainedModel) -> Path | None:

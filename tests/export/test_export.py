@@ -48,9 +48,7 @@ def test_a_decoder_goes_on_from_keys_and_values_under_the_names_of_optimum(tmp_p
     assert {"past_key_values.0.key", "past_key_values.1.value"} <= set(session.inputs)
     ids = torch.randint(5, 64, (1, 20), generator=torch.Generator().manual_seed(0))
     expected = student(input_ids=ids).logits
-    past = {
-        name: torch.zeros(session.past_shape(name, 1)) for name in session.inputs if name.startswith("past_key_values")
-    }
+    past = session.empty_past(1)
     for begin, end in ((0, 6), (6, 19), (19, 20)):
         inputs = {
             "input_ids": ids[:, begin:end],

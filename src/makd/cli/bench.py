@@ -1,10 +1,15 @@
 """The command `makd bench`: its flags are the parameters of `bench` below. Prints what `makd.speed` measures."""
 
 from makd import speed
+from makd.cli.tasks import task_or_data
 from makd.cli.terminal import print_table, progress_bars
+from makd.data import DataConfig
 from makd.evaluation.speed import BenchConfig
+from makd.evaluation.verdict import verdicts
 from makd.report import OutputFile
-from makd.report.speed import decoding_table, fold_line, linears_table, speed_table
+from makd.report.formats import formats_table
+from makd.report.speed import decoding_table, fold_line, linears_table, speed_content, speed_table
+from makd.tasks import TaskConfig
 
 
 def bench(
@@ -19,6 +24,9 @@ def bench(
     threads: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    formats: tuple[str, ...] = (),
+    data: DataConfig | None = None,
+    task: TaskConfig | None = None,
     head: str = "auto",
     card: bool = True,
     fold: bool = False,
@@ -40,6 +48,10 @@ def bench(
         threads: threads of torch on a CPU; without it, as many as torch takes.
         dtype: float32, bfloat16 or float16.
         device: cpu, cuda, cuda:1, ...; auto takes an accelerator if there is one.
+        formats: time and measure both in the numbers and runtimes that they may be served in, on the CPU: any of
+            torch-float32, torch-bfloat16, torch-int8, onnx-float32, onnx-int8.
+        data: text that formats are measured on; without it, what the student was made with.
+        task: a task instead of text; `--task NAME --task_data PATH` for short.
         head: with which head the teacher is loaded: auto, base, masked_lm, causal_lm, ...
         card: put the table into the student's README.md, and bench.json beside it.
         fold: save the student with those linears dense where factored is slower, to --output.
@@ -49,13 +61,15 @@ def bench(
     """
     settings = BenchConfig(
         batches=batches, lengths=lengths, point=point, new_tokens=new_tokens, compile=compile, repeats=repeats,
-        threads=threads, dtype=dtype, device=device,
+        threads=threads, dtype=dtype, device=device, formats=formats,
     )  # fmt: skip
+    chosen = None if data is None and task is None else task_or_data(data, task)
     file = None if json is None else OutputFile(json, overwrite)
     with progress_bars() as progress:
         report = speed.bench(
             student, teacher, settings,
-            card=card, fold=fold, output=output, overwrite=overwrite, head=head, on_progress=progress,
+            card=card, fold=fold, output=output, overwrite=overwrite, head=head,
+            data=chosen, on_progress=progress,
         )  # fmt: skip
     batch, length = settings.fold_point
     found = report.speed
@@ -67,9 +81,12 @@ def bench(
     if compiling:
         print(f"compiling: {min(compiling):.1f} to {max(compiling):.1f} s a model and shape, not in the table")
     print(fold_line(found, settings.fold_point))
+    if report.formats:
+        print_table(formats_table(report.formats, "as they may be served"))
+        print(*verdicts(report.formats), sep="\n")
     if report.card is not None:
         print(f"written: {report.card / 'README.md'}, {report.card / 'bench.json'}")
     if report.folder is not None:
         print(f"the student with dense linears: {report.folder}")
     if file is not None:
-        file.write({"settings": settings, "speed": found, "environment": report.environment})
+        file.write(speed_content(found, report.formats, settings, report.environment))

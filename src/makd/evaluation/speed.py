@@ -21,6 +21,7 @@ from makd.evaluation.costs import stored_bytes
 from makd.evaluation.decoding import DecodingTiming, random_ids, time_decoding
 from makd.evaluation.pairing import check_pair
 from makd.kinds import checked
+from makd.registry import unknown_name
 from makd.student.folding import added_parameters, factored_linears, fold_
 from makd.student.linear import LowRankLinear
 
@@ -29,6 +30,12 @@ Progress = Callable[[str, int, int], None]
 FOLD_FROM = 1.02
 """Factored / dense time of a linear from which it is folded. Below, what is won is less than what a timing is off by,
 and parameters are paid for it."""
+
+FLOAT = "torch-float32"
+"""The format that all others are compared with."""
+FORMATS = (FLOAT, "torch-bfloat16", "torch-int8", "onnx-float32", "onnx-int8")
+"""In which a model may be served. int8: of weights, with a scale for each output channel; what they are multiplied with
+is rounded at run time. By torchao's `Int8DynamicActivationInt8WeightConfig`, by ONNX Runtime's dynamic quantization."""
 
 FORWARDS_A_TURN = 5
 """Generation has as many times fewer turns than forwards have: a turn is one forward for each new token."""
@@ -59,6 +66,8 @@ class BenchConfig:
     """dtype of both models: float32, bfloat16 or float16."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes an accelerator if there is one."""
+    formats: tuple[str, ...] = ()
+    """In which numbers and runtimes both models are timed and measured besides, on the CPU: any of `FORMATS`."""
 
     def __post_init__(self) -> None:
         for name in ("batches", "lengths"):
@@ -73,6 +82,14 @@ class BenchConfig:
             raise SettingError(f"repeats is at least 1; got {self.repeats}.")
         if self.threads is not None and self.threads < 1:
             raise SettingError(f"threads is at least 1; got {self.threads}.")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown_name("format", name, FORMATS)
+        if self.formats and (self.device, self.dtype) != ("cpu", "float32"):
+            raise SettingError(
+                f"formats are timed on the CPU, and have numbers of their own; got device {self.device} and dtype "
+                f"{self.dtype}. Leave out both, or formats."
+            )
 
     @property
     def points(self) -> list[tuple[int, int]]:
@@ -167,11 +184,11 @@ def measure_speed(
     """
     progress = on_progress or (lambda what, done, of: None)
     check_pair(student, teacher)
-    _check_lengths(settings, student, teacher)
+    check_lengths(settings, student, teacher)
     student.eval(), teacher.eval()
     if settings.compile:
         _check_compiler(student.device)
-    with _threads(settings.threads):
+    with with_threads(settings.threads):
         folded = _sharing_copy(student)
         fold_(folded)
         linears = _time_linears(student, folded, settings, progress)
@@ -196,7 +213,12 @@ def measure_speed(
     )
 
 
-def _check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
+def check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
+    """Refuse lengths beyond the positions of a model.
+
+    Raises:
+        SettingError: which, and what is allowed.
+    """
     for model in models:
         limit = token_limit(model)
         new = settings.new_tokens if settings.writes(model) else 0
@@ -230,7 +252,8 @@ def _check_compiler(device: torch.device) -> None:
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def with_threads(number: int | None) -> Iterator[None]:
+    """Inside, torch has so many threads on a CPU; None leaves them as they are."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:

@@ -12,7 +12,7 @@ from makd.errors import ExportError
 from makd.export.agreement import Agreement, check, compare, compare_forwards
 from makd.export.examples import Inputs, examples, input_names, is_decoder
 from makd.export.onnx_graph import trace, trace_writing
-from makd.export.onnx_session import OnnxSession
+from makd.export.onnx_session import PAST, OnnxSession
 from makd.export.tracing import evaluating, exporting
 
 if TYPE_CHECKING:
@@ -91,12 +91,12 @@ def _compare_writing(model: PreTrainedModel, names: tuple[str, ...], folder: Pat
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         taken = {name: value for name, value in inputs.items() if name in session.inputs}
         expected = model(**taken, return_dict=True).logits
-        whole = session.run(taken | _empty_past(session, len(mask), model))
+        whole = session.run(taken | session.empty_past(len(mask)))
         yield {"logits": whole["logits"]}, {"logits": expected}, mask
         cut = mask.shape[1] // 2
         if cut:
-            begun = session.run(_part(taken, 0, cut) | _empty_past(session, len(mask), model))
-            past = {name: begun[name.replace("past_key_values", "present")] for name in _past_names(session)}
+            begun = session.run(_part(taken, 0, cut) | session.empty_past(len(mask)))
+            past = {name: begun[name.replace(PAST, "present.")] for name in session.inputs if name.startswith(PAST)}
             ended = session.run(_part(taken, cut, mask.shape[1]) | past)
             yield {"logits": ended["logits"]}, {"logits": expected[:, cut:]}, mask[:, cut:]
 
@@ -104,14 +104,6 @@ def _compare_writing(model: PreTrainedModel, names: tuple[str, ...], folder: Pat
 def _part(inputs: Inputs, begin: int, end: int) -> Inputs:
     """Tokens from `begin` to `end`; a mask is of all up to there."""
     return {name: value[:, :end] if name == "attention_mask" else value[:, begin:end] for name, value in inputs.items()}
-
-
-def _past_names(session: OnnxSession) -> tuple[str, ...]:
-    return tuple(name for name in session.inputs if name.startswith("past_key_values."))
-
-
-def _empty_past(session: OnnxSession, rows: int, model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: torch.zeros(session.past_shape(name, rows), dtype=model.dtype) for name in _past_names(session)}
 
 
 class _Decoder(nn.Module):

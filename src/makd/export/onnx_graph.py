@@ -1,7 +1,7 @@
 """A model as an ONNX graph, by transformers' exporter, with inputs and outputs named as optimum looks for them.
 
-Factors stay factors. The graph is fused for ONNX Runtime's CPU kernels by the exporter; on request its weights become
-int8 by ONNX Runtime's own quantizer.
+Factors stay factors. The graph is fused for ONNX Runtime's CPU kernels by the exporter and by `onnx_kernels`; on
+request its weights become int8 by ONNX Runtime's own quantizer.
 """
 
 import copy
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from makd.export.onnx_kernels import choose_kernels_
 from makd.export.tracing import check_packages, exporting
 
 if TYPE_CHECKING:
@@ -67,17 +68,20 @@ def _second_step(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[s
 
 
 def _trace(model: nn.Module, inputs: Any, quantize: str) -> "onnx_ir.Model":
-    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.configs import ExportFormat, OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
     from transformers.exporters.quantizers.quantizer_onnxruntime import (
         OnnxRuntimeDynamicConfig,
         OnnxRuntimeQuantizer,
     )
 
-    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if quantize == "int8" else None
-    config = OnnxConfig(dynamic=True, ort_fusions="cpu", quantizer=quantizer)
+    config = OnnxConfig(dynamic=True, ort_fusions="cpu")
     with torch.no_grad():
         program: onnx_ir.Model = OnnxExporter().export(model, inputs, config).program  # type: ignore[arg-type]
+    choose_kernels_(program, biases_into_products=quantize == "int8")
+    if quantize == "int8":
+        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
+        program = quantizer.quantize(program, inputs, ExportFormat.ONNX)
     return program
 
 

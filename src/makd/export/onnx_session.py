@@ -10,6 +10,9 @@ from torch import Tensor
 from makd.errors import SettingError
 from makd.export.tracing import check_packages
 
+PAST = "past_key_values."
+"""How optimum's names of keys and values begin."""
+
 
 class OnnxSession:
     """A session of ONNX Runtime for one file."""
@@ -30,6 +33,8 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
+        # no thread waits in a loop for the next call: it would take its core from whatever is timed beside
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = tuple(item.name for item in self._session.get_inputs())
         self.outputs = tuple(item.name for item in self._session.get_outputs())
@@ -51,7 +56,10 @@ class OnnxSession:
         found = self._session.run(None, feed)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
-    def past_shape(self, name: str, rows: int) -> tuple[int, ...]:
-        """The shape of an input of keys or values before the first token: what the file fixes, and 0 tokens."""
-        item = next(item for item in self._session.get_inputs() if item.name == name)
-        return (rows, *(size if isinstance(size, int) else 0 for size in item.shape[1:]))
+    def empty_past(self, rows: int) -> dict[str, Tensor]:
+        """Keys and values before the first token: of as many heads and numbers as the file fixes, and of 0 tokens."""
+        shapes = {item.name: item.shape for item in self._session.get_inputs() if item.name.startswith(PAST)}
+        return {
+            name: torch.zeros(rows, *(size if isinstance(size, int) else 0 for size in shape[1:]))
+            for name, shape in shapes.items()
+        }

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from makd.evaluation.formats import FormatRow
 from makd.evaluation.speed import Speed
+from makd.evaluation.verdict import verdicts
+from makd.report.formats import formats_markdown
+from makd.report.markdown import markdown_table, plain_table
 from makd.report.record import write_json
 
 BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"
@@ -40,7 +43,7 @@ def speed_rows(speed: Speed) -> list[tuple[str, ...]]:
 
 def speed_table(speed: Speed, title: str) -> Table:
     """The timed forwards, for the terminal."""
-    return _table(title, COLUMNS, speed_rows(speed), left=3)
+    return plain_table(title, COLUMNS, speed_rows(speed), left=3)
 
 
 def decoding_rows(speed: Speed) -> list[tuple[str, ...]]:
@@ -60,7 +63,7 @@ def decoding_rows(speed: Speed) -> list[tuple[str, ...]]:
 
 def decoding_table(speed: Speed, title: str) -> Table:
     """Generation, for the terminal."""
-    return _table(title, DECODING, decoding_rows(speed), left=2)
+    return plain_table(title, DECODING, decoding_rows(speed), left=2)
 
 
 def linears_table(speed: Speed, title: str) -> Table:
@@ -78,16 +81,7 @@ def linears_table(speed: Speed, title: str) -> Table:
         )
         for row in sorted(speed.linears, key=lambda row: row.factored.ratio)
     ]
-    return _table(title, columns, rows, left=1)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], left: int) -> Table:
-    table = Table(title=title, title_style="bold", title_justify="left", box=SIMPLE_HEAD)  # 80 columns are enough
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return plain_table(title, columns, rows, left=1)
 
 
 def fold_line(speed: Speed, point: tuple[int, int]) -> str:
@@ -102,19 +96,28 @@ def fold_line(speed: Speed, point: tuple[int, int]) -> str:
     )
 
 
-def write_speed(folder: Path, speed: Speed, settings: Any, environment: Mapping[str, Any]) -> None:
+def speed_content(
+    speed: Speed, formats: Sequence[FormatRow], settings: Any, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that was measured, as files hold it."""
+    found = {"settings": settings, "speed": speed, "environment": environment}
+    return {**found, "formats": formats, "verdicts": verdicts(formats)} if formats else found
+
+
+def write_speed(
+    folder: Path, speed: Speed, formats: Sequence[FormatRow], settings: Any, environment: Mapping[str, Any]
+) -> None:
     """Put the table into the card of the student in `folder`, and everything that was measured into its bench.json.
 
     An older table is replaced and the rest of the card stays. Each file is whole at any moment.
     """
-    content = {"settings": settings, "speed": speed, "environment": environment}
     beside = folder / f"{BENCH_FILE}.partial"
-    write_json(beside, content)
+    write_json(beside, speed_content(speed, formats, settings, environment))
     os.replace(beside, folder / BENCH_FILE)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     beside = folder / "README.md.partial"
-    beside.write_text(with_section(text, _section(speed, settings.fold_point, environment)), encoding="utf-8")
+    beside.write_text(with_section(text, _section(speed, formats, settings.fold_point, environment)), encoding="utf-8")
     os.replace(beside, card)
 
 
@@ -127,19 +130,15 @@ def with_section(card: str, section: str) -> str:
     return f"{card.rstrip()}\n\n{whole}" if card.strip() else whole
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    rule = ["---" if index < left else "---:" for index in range(len(columns))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
-
-
-def _section(speed: Speed, point: tuple[int, int], environment: Mapping[str, Any]) -> str:
+def _section(speed: Speed, formats: Sequence[FormatRow], point: tuple[int, int], environment: Mapping[str, Any]) -> str:
     compiling = [row.compile_seconds for row in speed.forwards if row.compile_seconds is not None]
-    generation = f"\n\n{_markdown(DECODING, decoding_rows(speed), left=2)}" if speed.decoding else ""
+    generation = f"\n\n{markdown_table(DECODING, decoding_rows(speed), left=2)}" if speed.decoding else ""
     compiled = f" Compiling took {min(compiling):.0f} to {max(compiling):.0f} s a model." if compiling else ""
+    served = f"\n\n{formats_markdown(formats)}" if formats else ""
     return (
-        f"\n## Speed\n\n{_markdown(COLUMNS, speed_rows(speed), left=3)}{generation}"
+        f"\n## Speed\n\n{markdown_table(COLUMNS, speed_rows(speed), left=3)}{generation}"
         f"\n\n{fold_line(speed, point)}{compiled} Tokens: batch x length. Medians of forwards that took turns; the "
         "ratio is to the teacher's eager forward in the same turn. Measured on "
         f"{environment['device_name']} with {environment['threads']} threads in {environment['dtype']} by `makd "
-        f"bench`; all of it is in `{BENCH_FILE}`.\n\n"
+        f"bench`; all of it is in `{BENCH_FILE}`.{served}\n\n"
     )

@@ -1,0 +1,73 @@
+"""Station 8: whether a student is worth it where its teacher could be rounded instead, in a sentence for each batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from makd.evaluation.formats import FormatRow, FormatTiming
+
+SAME_QUALITY = 0.005
+"""Scores that are no further apart count as equal: half a point."""
+SAME_COST = 0.02
+"""The same of milliseconds and bytes, as a share."""
+MEASURES = ("top1_agreement", "label_agreement", "rank_correlation", "cosine")
+"""What is looked at where there is no task: agreement with the teacher, best first."""
+
+
+def quality(scores: Mapping[str, Any]) -> tuple[str, float]:
+    """The one figure that says how good a model is, larger is better, and its name.
+
+    A task's score; else how far it agrees with the teacher; of numbers, less their squared difference.
+    """
+    if "task" in scores:
+        return "score", float(scores["task"]["score"])
+    found = scores["fidelity"]
+    for name in MEASURES:
+        if name in found:
+            return name, float(found[name])
+    return "squared_difference", -float(found["squared_difference"])
+
+
+def verdicts(rows: Sequence[FormatRow]) -> tuple[str, ...]:
+    """For each batch and length: the student's best format against the best one of the teacher alone."""
+    return tuple(_verdict(rows, place) for place in range(len(rows[0].timings)))
+
+
+def _verdict(rows: Sequence[FormatRow], place: int) -> str:
+    ours, theirs = ([row for row in rows if row.model == who] for who in ("student", "teacher"))
+    student, teacher = _fastest(ours, place), _fastest(theirs, place)
+    mine, other = student.timings[place], teacher.timings[place]
+    time = mine.timing.ratio / other.timing.ratio
+    size = student.bytes / teacher.bytes
+    name, good = quality(student.scores)
+    better = good - quality(teacher.scores)[1]
+    costs = {"latency": time, "bytes": size}
+    wins = [what for what, share in costs.items() if share < 1 - SAME_COST]
+    losses = [what for what, share in costs.items() if share > 1 + SAME_COST]
+    (losses if better < -SAME_QUALITY else wins if better > SAME_QUALITY else []).append(name)
+    if not wins:
+        said = "The teacher alone is the better deal"
+    elif losses:
+        said = f"The student is better in {_list(wins)}, the teacher alone in {_list(losses)}"
+    else:
+        said = "The student is the better deal"
+    return (
+        f"{mine.batch} x {mine.length}: {said}: {student.format} student {_told(student, mine, name)}, "
+        f"{teacher.format} teacher {_told(teacher, other, name)}: {time:.2f}x the latency, {size:.2f}x the bytes."
+    )
+
+
+def _fastest(rows: Sequence[FormatRow], place: int) -> FormatRow:
+    """The fastest of those that are as good as the best of them."""
+    best = max(quality(row.scores)[1] for row in rows)
+    good = [row for row in rows if quality(row.scores)[1] >= best - SAME_QUALITY]
+    ratio: Callable[[FormatRow], float] = lambda row: row.timings[place].timing.ratio  # noqa: E731
+    return min(good, key=ratio)
+
+
+def _told(row: FormatRow, timing: FormatTiming, name: str) -> str:
+    value = abs(quality(row.scores)[1])
+    return f"{timing.timing.milliseconds:.1f} ms, {row.bytes / 1e6:.1f} MB, {name} {value:.4g}"
+
+
+def _list(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
