@@ -320,6 +320,16 @@ def test_measurements_do_not_overwrite_a_file_unasked(run, encoder_folder, tmp_p
     assert (tmp_path / "thesis.json").read_text() == "precious"
 
 
+def test_half_a_flag_is_no_flag_and_replaces_nothing(run, encoder_folder, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    code, _, err = run(*compress(encoder_folder, tmp_path / "old", "--overwrit"))
+    assert code == 2
+    assert "--overwrit" in err
+    assert "--overwrite" in err
+    assert (tmp_path / "old" / "notes.txt").read_text() == "mine"
+
+
 def test_an_unknown_command_offers_the_nearest(run):
     code, _, err = run("compres")
     assert code == 2

@@ -88,6 +88,7 @@ def _run(name: str, words: list[str]) -> int:
         prog=f"makd {name}",
         description=f"{command.summary}\n\nexample: {command.example}",
         exit_on_error=False,
+        allow_abbrev=False,  # half a flag is a slip, and `--overwrit` would replace a folder
         parser_mode=SYNTAX,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")

@@ -1,9 +1,10 @@
 """Station 8: whether a student is worth it where its teacher could be rounded instead, in a sentence for each batch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from makd.evaluation.formats import FormatRow, FormatTiming
+from makd.evaluation.speed import FLOAT
 
 SAME_QUALITY = 0.005
 """Scores that are no further apart count as equal: half a point."""
@@ -28,13 +29,18 @@ def quality(scores: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def verdicts(rows: Sequence[FormatRow]) -> tuple[str, ...]:
-    """For each batch and length: the student's best format against the best one of the teacher alone."""
+    """For each batch and length: the student against the teacher alone, each in its best format.
+
+    The student's best is the fastest that loses no quality to its own float32; the teacher's the fastest that is as
+    good as that one.
+    """
     return tuple(_verdict(rows, place) for place in range(len(rows[0].timings)))
 
 
 def _verdict(rows: Sequence[FormatRow], place: int) -> str:
     ours, theirs = ([row for row in rows if row.model == who] for who in ("student", "teacher"))
-    student, teacher = _fastest(ours, place), _fastest(theirs, place)
+    student = _fastest(ours, place, next(row for row in ours if row.format == FLOAT))
+    teacher = _fastest(theirs, place, student)
     mine, other = student.timings[place], teacher.timings[place]
     time = mine.timing.ratio / other.timing.ratio
     size = student.bytes / teacher.bytes
@@ -56,12 +62,13 @@ def _verdict(rows: Sequence[FormatRow], place: int) -> str:
     )
 
 
-def _fastest(rows: Sequence[FormatRow], place: int) -> FormatRow:
-    """The fastest of those that are as good as the best of them."""
-    best = max(quality(row.scores)[1] for row in rows)
-    good = [row for row in rows if quality(row.scores)[1] >= best - SAME_QUALITY]
-    ratio: Callable[[FormatRow], float] = lambda row: row.timings[place].timing.ratio  # noqa: E731
-    return min(good, key=ratio)
+def _fastest(rows: Sequence[FormatRow], place: int, than: FormatRow) -> FormatRow:
+    """The fastest of those that are as good as `than`; the best one if none is."""
+    enough = quality(than.scores)[1] - SAME_QUALITY
+    good = [row for row in rows if quality(row.scores)[1] >= enough]
+    if not good:
+        return max(rows, key=lambda row: quality(row.scores)[1])
+    return min(good, key=lambda row: row.timings[place].timing.ratio)
 
 
 def _told(row: FormatRow, timing: FormatTiming, name: str) -> str:
