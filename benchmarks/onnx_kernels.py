@@ -1,7 +1,6 @@
 """What `makd.export.onnx_kernels` is worth: an ONNX file as transformers' exporter fuses it, and as makd does.
 
-    python benchmarks/onnx_kernels.py run --threads 2    # appends to benchmarks/results/onnx_kernels.jsonl
-    python benchmarks/onnx_kernels.py table
+    python benchmarks/onnx_kernels.py --threads 2  # appends to benchmarks/results/onnx_kernels.jsonl
 
 MiniLM-L6 and its student at half of the linears (solver `whitened`: ranks matter here, and no quality), float32 and
 int8, 128 tokens. Both files take turns; a ratio is to the exporter's file of the same model and numbers.
@@ -67,27 +66,14 @@ def run(repeats: int) -> None:
                     print({key: value for key, value in row.items() if key != "environment"}, flush=True)
 
 
-def table() -> None:
-    """Print the results as markdown."""
-    print("| model | numbers | batch | exporter ms | makd ms | ratio |\n| --- | --- | ---: | ---: | ---: | ---: |")
-    for line in RESULTS.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        words = [row[key] for key in ("model", "numbers", "batch", "exporter", "makd", "ratio")]
-        print("| " + " | ".join(str(word) for word in words) + " |")
-
-
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40)
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
-    if words.what == "run":
-        run(words.repeats)
-    else:
-        table()
+    run(words.repeats)
 
 
 if __name__ == "__main__":

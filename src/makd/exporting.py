@@ -12,12 +12,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.checkpoint import stored_dtype
-from makd.errors import SettingError
+from makd.errors import ModelLoadError, SettingError
 from makd.export import Agreement, ExportConfig, save_dense, save_gguf, save_onnx, save_program
 from makd.export.dense import write_plain_config
 from makd.export.gguf import find_converter
 from makd.kinds import takes
 from makd.loading import load_tokenizer, locate, take_model
+from makd.plain_json import read_json
 from makd.processes.started import check_alone
 from makd.report import OutputFolder, describe_environment, write_json
 from makd.sentence_encoder import copy_companions, origin_of
@@ -133,7 +134,15 @@ def _write(
 def _write_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+        _name_plainly(folder / "tokenizer_config.json")
     copy_companions(origin_of(model), folder)
+
+
+def _name_plainly(file: Path) -> None:
+    """Give a tokenizer without a class of its own the name that transformers before 5 knows, and 5 does too."""
+    content = read_json(file, dict, ModelLoadError, "Copy the tokenizer's files again.")
+    if content.get("tokenizer_class") == "TokenizersBackend":
+        write_json(file, {**content, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _sizes(folder: Path) -> dict[str, int]:

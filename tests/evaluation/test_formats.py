@@ -25,17 +25,15 @@ def folder(tmp_path_factory, encoder_folder):
 
 def test_both_models_are_measured_in_each_format_on_what_the_student_was_made_with(folder, encoder_folder, run):
     code, out, err = run(
-        "bench", folder, "--teacher", encoder_folder, *QUICK, "--formats", "[torch-bfloat16, onnx-float32, onnx-int8]"
+        "bench", folder, "--teacher", encoder_folder, *QUICK, "--formats", "[torch-bfloat16, onnx-int8]"
     )
     assert code == 0, err
     assert "as they may be served" in out
     found = json.loads((folder / "bench.json").read_text())
     rows = {(row["model"], row["format"]): row for row in found["formats"]}
-    assert len(rows) == 8  # float32 in torch is always there: all others are in its units
+    assert len(rows) == 6  # float32 in torch is always there: all others are in its units
     score = {key: row["scores"]["fidelity"]["cosine"] for key, row in rows.items()}
     assert score["teacher", "torch-float32"] == pytest.approx(1, abs=1e-6)
-    assert score["teacher", "onnx-float32"] == pytest.approx(1, abs=1e-6)
-    assert score["student", "onnx-float32"] == pytest.approx(score["student", "torch-float32"], abs=1e-6)
     assert 0.9 < score["teacher", "onnx-int8"] < 0.99999
     assert rows["teacher", "torch-bfloat16"]["bytes"] == rows["teacher", "torch-float32"]["bytes"] / 2
     assert found["verdicts"][0] in (folder / "README.md").read_text()

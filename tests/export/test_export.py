@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import makd
 from makd import exporting
@@ -115,6 +115,17 @@ def test_only_what_belongs_to_the_model_comes_along(folder, tmp_path):
     exporting.export(str(folder), ExportConfig(to="dense"), tmp_path / "dense")
     assert not (tmp_path / "dense" / "notes.txt").exists()
     assert (tmp_path / "dense" / "tokenizer.json").is_file()
+
+
+def test_a_tokenizer_is_named_as_transformers_before_5_knows_it(folder, tmp_path):
+    exporting.export(str(folder), ExportConfig(to="dense"), tmp_path / "dense")
+    classes = [
+        json.loads((place / "tokenizer_config.json").read_text())["tokenizer_class"]
+        for place in (folder, tmp_path / "dense")
+    ]
+    assert classes == ["TokenizersBackend", "PreTrainedTokenizerFast"]
+    again, before = (AutoTokenizer.from_pretrained(place) for place in (tmp_path / "dense", folder))
+    assert again("a module").input_ids == before("a module").input_ids
 
 
 def test_a_dense_copy_has_the_numbers_that_its_student_is_stored_in(folder, tmp_path):
