@@ -119,11 +119,11 @@ def _bench(
         raise OutputError(f"{source} cannot be written to, so its card cannot hold the table. Give --card false.")
     recipe = Recipe(device=settings.device, dtype=settings.dtype, head=head)
     device, dtype = recipe.find_device(), check_dtype(settings.dtype)
-    ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
-    speed = measure_speed(ours, theirs, settings, on_progress)
     formats: tuple[FormatRow, ...] = ()
     if settings.formats and data is not None:
         formats = _in_formats(student, teacher, settings, data, recipe, on_progress)
+    ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
+    speed = measure_speed(ours, theirs, settings, on_progress)
     environment = {
         **describe_environment(device, recipe.seed),
         "threads": settings.threads or torch.get_num_threads(),

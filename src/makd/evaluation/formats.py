@@ -16,6 +16,7 @@ from makd.anatomy.key_cache import without_cache
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
 from makd.evaluation.costs import stored_bytes
+from makd.evaluation.pairing import check_pair
 from makd.evaluation.speed import FLOAT, BenchConfig, Progress, check_lengths, random_inputs, with_threads
 from makd.export import OnnxSession, save_onnx
 from makd.export.onnx_model import run_by
@@ -89,6 +90,7 @@ def measure_formats(
     progress = on_progress or (lambda what, done, of: None)
     formats = tuple(dict.fromkeys((FLOAT, *settings.formats)))
     check_formats(formats, teacher)
+    check_pair(student, teacher)
     check_lengths(settings, student, teacher)
     pair = {"teacher": teacher.eval(), "student": student.eval()}
     with with_threads(settings.threads), tempfile.TemporaryDirectory() as work:
