@@ -22,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.limits import token_limit
 from makd.data.prompts import pad_left
 from makd.errors import DataError
@@ -171,11 +172,10 @@ def _until_stop(row: list[int], stops: Sequence[int]) -> list[int]:
 @contextmanager
 def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
     """Inside, dropout is off and the model's own generation config says nothing: transformers fills gaps from it."""
-    before, training = model.generation_config, model.training
+    before = model.generation_config
     model.generation_config = GenerationConfig()
-    model.eval()
     try:
-        yield
+        with in_eval(model):
+            yield
     finally:
         model.generation_config = before
-        model.train(training)

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from makd.anatomy.eval_mode import in_eval
 from makd.errors import UnsupportedModelError
 
 Law = Literal["classes", "labels", "numbers", "places", "unknown"]
@@ -201,9 +202,5 @@ def check_predictions(model: PreTrainedModel) -> None:
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if model.config.is_encoder_decoder and predictions.each == "token":
         inputs["decoder_input_ids"] = tokens
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        predictions.read(model.eval()(**inputs))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_eval(model):
+        predictions.read(model(**inputs))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, linear_shape
 from makd.anatomy.batches import model_inputs
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.calibration.experts import ExpertWatcher
@@ -55,13 +56,10 @@ def collect_gradient_moments(
     moments |= {name: InputMoments(features, model.device) for name, features in (embeddings or {}).items()}
     expert_watcher = ExpertWatcher(model, anatomy, {})
     watcher = GradientWatcher(anatomy, moments, tuple(embeddings or ()))
-    was_training = model.training
-    model.eval()
-
     seen = 0
     with ExitStack() as hooks:
         hooks.enter_context(without_cache(model))
-        hooks.callback(model.train, was_training)
+        hooks.enter_context(in_eval(model))
         hooks.enter_context(frozen(model))
         probes = Probes(model, anatomy, seed)
         hooks.enter_context(expert_watcher.watching(anatomy.stacks, False, watcher.watch_expert))

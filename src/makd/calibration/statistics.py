@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, linear_shape
 from makd.anatomy.batches import model_inputs
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token, is_by_token, role_tokens
 from makd.calibration.experts import ExpertMoments, ExpertWatcher, check_experts_reached
@@ -56,11 +57,10 @@ def collect_input_moments(
     stacks = () if experts is None else anatomy.stacks
     expert_watcher = ExpertWatcher(model, anatomy, {} if experts is None else experts)
     linears = anatomy.linears if head is None else (*anatomy.linears, head)
-    was_training = model.training
-    model.eval()
     seen = 0
     with ExitStack() as hooks:
         hooks.enter_context(without_cache(model))
+        hooks.enter_context(in_eval(model))
         for name in linears:
             handle = model.get_submodule(name).register_forward_hook(watcher.hook(name))
             hooks.callback(handle.remove)
@@ -71,7 +71,6 @@ def collect_input_moments(
             expert_watcher.start(batch)
             model(**inputs)
             seen += 1
-    model.train(was_training)
     if seen == 0:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     check_reached(linears, moments)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import is_factored
+from makd.anatomy.eval_mode import in_eval
 
 _FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
 """Where configs keep a factor of their logits (Cohere, Falcon-H1, Granite) -> its exponent."""
@@ -101,7 +102,6 @@ def read_predictions(model: PreTrainedModel) -> Predictions:
     """
     seen: list[Tensor] = []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    modes = [(module, module.training) for module in model.modules()]
     head = model.get_output_embeddings()
     # where the head is: the model's first weights may be on disk
     tokens = torch.arange(1, 7, device=head.weight.device).remainder(head.out_features)[None]
@@ -109,11 +109,10 @@ def read_predictions(model: PreTrainedModel) -> Predictions:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens
     try:
-        output = model.eval()(**inputs, labels=tokens)
+        with in_eval(model):
+            output = model(**inputs, labels=tokens)
     finally:
         handle.remove()
-        for module, mode in modes:
-            module.training = mode
     logits = output.get("logits")
     if len(seen) != 1 or logits is None:
         return Predictions(f"its head was called {len(seen)} times for one set of logits", None)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel, get_scheduler
 
 from makd.anatomy import Anatomy, Layer
+from makd.anatomy.eval_mode import in_eval
 from makd.aspects import ActivePlan
 from makd.calibration.replay import Calls, run_layer
 from makd.capture import Recording, capture
@@ -128,7 +129,7 @@ def teach_layer_(
         return None
     module, theirs = (model.get_submodule(layer.module) for model in (student, teacher))
     dtypes = {parameter: parameter.dtype for parameter in module.parameters()}
-    with without_dropout(module, theirs), float32_weights(module), _learning(module), torch.enable_grad():
+    with in_eval(module, theirs), float32_weights(module), _learning(module), torch.enable_grad():
         lesson = _Lesson(
             student, teacher, anatomy, layer, inside_layer(plan, layer), calls, student_calls or calls,
             teacher_states, student_states, teacher_outputs, settings,
@@ -144,19 +145,6 @@ def teach_layer_(
         learned.kept, learned.steps,
     )  # fmt: skip
     return learned
-
-
-@contextmanager
-def without_dropout(*modules: nn.Module) -> Iterator[None]:
-    """Inside the block, these and all their parts are in eval mode; after it, in the modes that they had."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Layer, SkippedLayer
 from makd.anatomy.batches import check_batches
+from makd.anatomy.eval_mode import in_eval
 from makd.aspects import Plan, activate
 from makd.calibration.replay import Calls
 from makd.calibration.source import ModelSource
 from makd.calibration.store import choose_store
 from makd.calibration.walk import Walk, state_bytes
 from makd.capture import examine
-from makd.distill.layer_lesson import check_teachable, teach_layer_, without_dropout
+from makd.distill.layer_lesson import check_teachable, teach_layer_
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.projections import check_pair
 from makd.errors import SettingError
@@ -101,7 +102,7 @@ def teach_layers_(
             f"{len(ours.layers)} of width {widths[0]}, the teacher {len(anatomy.layers)} of width {widths[1]}. Teach "
             "the student as a whole: leave layerwise out of the recipe."
         )
-    with without_dropout(student, teacher):
+    with in_eval(student, teacher):
         kept = choose_store(store, (len(anatomy.layers) + 3) * state_bytes(given, teacher))
         walk = Walk(ModelSource(teacher), anatomy, given, kept)
         for _ in walk.up(lambda what, done, of: None):

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, count_experts
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
 from makd.weights.shards import weight_files
@@ -52,10 +53,10 @@ def latency(
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(repeats + 2):
         for name, model in models.items():
-            with without_cache(model):  # on neither side: their configs may differ
+            with without_cache(model), in_eval(model):  # on neither side: their configs may differ
                 _wait(model)
                 start = time.perf_counter()
-                model.eval()(**inputs[name])
+                model(**inputs[name])
                 _wait(model)
                 if turn >= 2:  # the first calls set up kernels
                     seconds[name].append(time.perf_counter() - start)

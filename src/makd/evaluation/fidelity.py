@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Predictions, check_predictions, predictions_of
 from makd.anatomy.batches import check_batches, model_inputs
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens, predicting_tokens
 from makd.errors import DataError, SettingError
@@ -66,25 +67,23 @@ def fidelity(
     sums: dict[str, tuple[float, int]] = {}
     ours, theirs = [], []
     encoder: SentenceEncoder | None = None
-    modes = student.training, teacher.training
-    student.eval(), teacher.eval()
-    for batch in check_batches(batches, student):
-        inputs = model_inputs(batch, student.device)
-        with without_cache(student, teacher):
-            output = student(**inputs)
-            reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
-        if predictions is not None:
-            for name, (value, number) in _compare_predictions(
-                predictions, output, reference, batch, _counted(predictions, batch, tokens)
-            ).items():
-                before = sums.get(name, (0.0, 0))
-                sums[name] = before[0] + value, before[1] + number
-        else:
-            mask = _output_tokens(inputs)
-            encoder = encoder or encoder_of(origin_of(teacher), pooling)
-            ours.append(encoder(output[0].float(), mask).cpu())
-            theirs.append(encoder(reference[0].float(), mask.to(teacher.device)).cpu())
-    student.train(modes[0]), teacher.train(modes[1])
+    with in_eval(student, teacher):
+        for batch in check_batches(batches, student):
+            inputs = model_inputs(batch, student.device)
+            with without_cache(student, teacher):
+                output = student(**inputs)
+                reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
+            if predictions is not None:
+                for name, (value, number) in _compare_predictions(
+                    predictions, output, reference, batch, _counted(predictions, batch, tokens)
+                ).items():
+                    before = sums.get(name, (0.0, 0))
+                    sums[name] = before[0] + value, before[1] + number
+            else:
+                mask = _output_tokens(inputs)
+                encoder = encoder or encoder_of(origin_of(teacher), pooling)
+                ours.append(encoder(output[0].float(), mask).cpu())
+                theirs.append(encoder(reference[0].float(), mask.to(teacher.device)).cpu())
     if not ours and not sums:
         raise DataError("There is nothing to compare on: no batches were given.")
     if ours:

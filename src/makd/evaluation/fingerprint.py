@@ -5,6 +5,7 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from makd.anatomy.eval_mode import in_eval
 from makd.kinds import takes
 from makd.weights.finite import check_outputs
 
@@ -26,8 +27,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    was_training = model.training
-    output = model.eval()(**inputs)[0]
-    model.train(was_training)
+    with in_eval(model):
+        output = model(**inputs)[0]
     check_outputs(output, f"The outputs of the {type(model).__name__}")
     return hashlib.sha256(output.float().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
@@ -92,8 +93,8 @@ def measure_formats(
     check_formats(formats, teacher)
     check_pair(student, teacher)
     check_lengths(settings, student, teacher)
-    pair = {"teacher": teacher.eval(), "student": student.eval()}
-    with with_threads(settings.threads), tempfile.TemporaryDirectory() as work:
+    pair = {"teacher": teacher, "student": student}
+    with with_threads(settings.threads), in_eval(student, teacher), tempfile.TemporaryDirectory() as work:
         models, sizes = {}, {}
         for done, (who, name) in enumerate([(who, name) for name in formats for who in pair], start=1):
             folder = Path(work, f"{who}-{name}")
@@ -103,8 +104,7 @@ def measure_formats(
         timings = _time(models, settings, progress)
         rows = []
         for done, key in enumerate(models, start=1):
-            with with_threads(settings.threads):
-                scores = score(models[key])
+            scores = score(models[key])
             rows.append(
                 FormatRow(model=key[0], format=key[1], bytes=sizes[key], timings=tuple(timings[key]), scores=scores)
             )

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from makd.anatomy.batches import check_batches, model_inputs
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.errors import DataError, NumericsError
 from makd.kinds import takes
@@ -28,22 +29,22 @@ def perplexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         NumericsError: the predictions hold NaN or infinity, or are so wrong that the perplexity is infinite.
     """
     total, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    for batch in check_batches(batches, model):
-        inputs = model_inputs(batch, model.device)
-        with without_cache(model):
-            logits = model(**inputs).logits[:, :-1]
-        targets = inputs["input_ids"][:, 1:]
-        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-        real = mask[:, 1:] & mask[:, :-1]
-        if "labels" in batch:
-            real &= batch["labels"][:, 1:].to(model.device) != -100
-        for scores, wanted, keep in zip(logits, targets, real, strict=True):  # a row at a time: a vocabulary is wide
-            check_outputs(scores[keep], f"The predictions of the {type(model).__name__}")
-            total += float(cross_entropy(scores[keep].float(), wanted[keep], reduction="sum"))
-        count += int(real.sum())
-    model.train(was_training)
+    with in_eval(model):
+        for batch in check_batches(batches, model):
+            inputs = model_inputs(batch, model.device)
+            with without_cache(model):
+                logits = model(**inputs).logits[:, :-1]
+            targets = inputs["input_ids"][:, 1:]
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+            real = mask[:, 1:] & mask[:, :-1]
+            if "labels" in batch:
+                real &= batch["labels"][:, 1:].to(model.device) != -100
+            for scores, wanted, keep in zip(
+                logits, targets, real, strict=True
+            ):  # a row at a time: a vocabulary is wide
+                check_outputs(scores[keep], f"The predictions of the {type(model).__name__}")
+                total += float(cross_entropy(scores[keep].float(), wanted[keep], reduction="sum"))
+            count += int(real.sum())
     if count == 0:
         raise DataError("Perplexity needs rows of at least two tokens; there are none.")
     try:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
 from makd.data import reads_blocks
@@ -117,17 +118,15 @@ def rolling_perplexity(
     window, stride = check_window(model, window, stride, len(prefix))
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     nats = 0.0
-    was_training = model.training
-    model.eval()
-    for batch in _batches(list(windows([*prefix, *ids], len(prefix), window, stride)), batch_size):
-        inputs = torch.tensor([given for given, _ in batch], device=model.device)
-        with without_cache(model):
-            logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
-        for scores, (_, wanted) in zip(logits, batch, strict=True):  # a window at a time: a vocabulary is wide
-            last = scores[-len(wanted) :]
-            check_outputs(last, f"The predictions of the {type(model).__name__}")
-            nats += float(cross_entropy(last.float(), torch.tensor(wanted, device=last.device), reduction="sum"))
-    model.train(was_training)
+    with in_eval(model):
+        for batch in _batches(list(windows([*prefix, *ids], len(prefix), window, stride)), batch_size):
+            inputs = torch.tensor([given for given, _ in batch], device=model.device)
+            with without_cache(model):
+                logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits
+            for scores, (_, wanted) in zip(logits, batch, strict=True):  # a window at a time: a vocabulary is wide
+                last = scores[-len(wanted) :]
+                check_outputs(last, f"The predictions of the {type(model).__name__}")
+                nats += float(cross_entropy(last.float(), torch.tensor(wanted, device=last.device), reduction="sum"))
     return RollingPerplexity(nats=nats, tokens=len(ids), words=len(re.split(r"\s+", text)), bytes=len(text.encode()))
 
 

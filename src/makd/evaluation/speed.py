@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
 from makd.data import reads_blocks
@@ -185,10 +186,9 @@ def measure_speed(
     progress = on_progress or (lambda what, done, of: None)
     check_pair(student, teacher)
     check_lengths(settings, student, teacher)
-    student.eval(), teacher.eval()
     if settings.compile:
         _check_compiler(student.device)
-    with with_threads(settings.threads):
+    with with_threads(settings.threads), in_eval(student, teacher):
         folded = _sharing_copy(student)
         fold_(folded)
         linears = _time_linears(student, folded, settings, progress)

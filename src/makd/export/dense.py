@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from makd.anatomy.eval_mode import in_eval
 from makd.errors import ExportError
 from makd.export.agreement import Agreement, check, compare_forwards
 from makd.export.examples import forward_names
-from makd.export.tracing import evaluating
 from makd.student.folding import fold
 from makd.student.hub import is_student
 
@@ -44,7 +44,7 @@ def save_dense(model: PreTrainedModel, folder: str | Path, *, tolerance: float =
     folded.save_pretrained(folder)
     _write_older_names(folder)
     again = type(folded).from_pretrained(folder, dtype=model.dtype).eval()
-    with evaluating(model):
+    with in_eval(model):
         agreement = compare_forwards(again, model, forward_names(model))
     if model.dtype == torch.float32:
         check(agreement, tolerance, "dense model")

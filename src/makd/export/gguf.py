@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from makd.anatomy.eval_mode import in_eval
 from makd.errors import ExportError, SettingError
 from makd.export.agreement import Agreement, check, compare_forwards
 from makd.export.dense import save_dense
 from makd.export.examples import forward_names
-from makd.export.tracing import check_packages, evaluating
+from makd.export.tracing import check_packages
 
 CONVERTER = "convert_hf_to_gguf.py"
 LAST_LINES = 3
@@ -82,5 +83,5 @@ def _compare(model: PreTrainedModel, file: Path) -> Agreement | None:
         again = type(model).from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     except (ValueError, NotImplementedError, KeyError):  # an architecture whose GGUFs transformers does not read
         return None
-    with evaluating(model):
+    with in_eval(model):
         return compare_forwards(again, model, forward_names(model))

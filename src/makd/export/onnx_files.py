@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.eval_mode import in_eval
 from makd.errors import ExportError
 from makd.export.agreement import Agreement, check, compare, compare_forwards
 from makd.export.examples import Inputs, examples, input_names, is_decoder
 from makd.export.onnx_graph import trace, trace_writing
 from makd.export.onnx_session import PAST, OnnxSession
-from makd.export.tracing import evaluating, exporting
+from makd.export.tracing import exporting
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -48,7 +49,7 @@ def save_onnx(
         SettingError: a package is missing.
     """
     folder, names = Path(folder), input_names(model, tokenizer)
-    with evaluating(model):
+    with in_eval(model):
         if model.config.is_encoder_decoder:
             agreement = _save_two(model, names, folder, quantize)
         elif is_decoder(model):

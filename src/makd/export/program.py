@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.eval_mode import in_eval
 from makd.export.agreement import Agreement, check, compare_forwards, named_tensors
 from makd.export.examples import Inputs, examples, forward_names
-from makd.export.tracing import evaluating, exporting
+from makd.export.tracing import exporting
 
 
 class _Plain(nn.Module):
@@ -50,7 +51,7 @@ def save_program(
     """
     path = Path(folder) / "model.pt2"
     names = forward_names(model, tokenizer)
-    with evaluating(model):
+    with in_eval(model):
         with exporting("A torch program"):
             torch.export.save(_trace(_Plain(model), next(examples(model, names))), str(path))
             loaded = torch.export.load(str(path)).module()

@@ -1,4 +1,4 @@
-"""What exporters need around them: packages, silence, a model in eval mode."""
+"""What exporters need around them: packages, silence."""
 
 import importlib.util
 import io
@@ -6,8 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-
-from transformers import PreTrainedModel
 
 from makd.errors import ExportError, MakdError, SettingError
 
@@ -52,14 +50,3 @@ def exporting(what: str) -> Iterator[None]:
         ) from error
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """`model` in eval mode, and as it was after."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, resolve
 from makd.anatomy.batches import check_batches
+from makd.anatomy.eval_mode import in_eval
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import ModelSource
 from makd.capture import examine
@@ -124,9 +125,7 @@ def factorize(
         )
     calibration = None if calibration is None else check_batches(calibration, teacher)
     batches = list(calibration or ())
-    was_training = teacher.training
-    teacher.eval()
-    try:
+    with in_eval(teacher):
         try:
             student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
         except NotLayerByLayer as error:
@@ -137,8 +136,6 @@ def factorize(
             logger.warning("Solver 'two_sided' in the place of 'two_sided_regression': %s", error)
             settings = replace(settings, solver="two_sided")
             student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
-    finally:
-        teacher.train(was_training)
     mark_student(student)
     seconds = {"calibrate": calibrating, "factorize": time.perf_counter() - started - calibrating}
     student.factorization = replace(_report(student), seconds=seconds)  # type: ignore[assignment]

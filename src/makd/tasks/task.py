@@ -17,6 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.eval_mode import in_eval
 from makd.data import check_room, collator
 from makd.kinds import takes
 from makd.tasks.answers import best_answer
@@ -190,17 +191,15 @@ def _outputs(
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     inputs = without_targets(plain_inputs(rows)).select(order)
     found: list[list[np.ndarray]] = [[]] * len(rows)
-    was_training = model.training
-    model.eval()
     places = iter(order)
-    for batch in DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model)):
-        output = model(**{name: value.to(model.device) for name, value in batch.items()})
-        real = batch["attention_mask"].bool()
-        for name in names:
-            outputs = output[name][real.to(output[name].device)] if by_token else output[name]
-            check_outputs(outputs, f"The predictions of the {type(model).__name__}")
-        sides = [output[name].float().cpu().numpy() for name in names]
-        for line, mask in enumerate(real.numpy()):
-            found[next(places)] = [side[line][mask] if by_token else side[line] for side in sides]
-    model.train(was_training)
+    with in_eval(model):
+        for batch in DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model)):
+            output = model(**{name: value.to(model.device) for name, value in batch.items()})
+            real = batch["attention_mask"].bool()
+            for name in names:
+                outputs = output[name][real.to(output[name].device)] if by_token else output[name]
+                check_outputs(outputs, f"The predictions of the {type(model).__name__}")
+            sides = [output[name].float().cpu().numpy() for name in names]
+            for line, mask in enumerate(real.numpy()):
+                found[next(places)] = [side[line][mask] if by_token else side[line] for side in sides]
     return found
