@@ -11,9 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import makd
 from makd import exporting
+from makd.anatomy import SkippedLayer
 from makd.errors import ExportError, OutputError, SettingError, UnknownNameError
 from makd.export import ExportConfig, OnnxSession, save_dense, save_onnx, save_program
 from makd.export.agreement import compare
+from makd.export.shallow import without_skipped
 from tests.models import batch, tiny
 
 
@@ -95,10 +97,40 @@ def test_a_dense_copy_is_no_student_and_says_rotary_positions_as_older_transform
     assert (config["rope_theta"], config["torch_dtype"]) == (5000.0, "float32")
 
 
-def test_a_student_with_dropped_layers_has_no_dense_copy(tmp_path):
-    student = make_student(depth=1, calibration=[batch(tiny("bert"))])
-    with pytest.raises(ExportError, match="does without"):
-        save_dense(student, tmp_path)
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "head", "layers"),
+    [
+        ("bert", "sequence_classification", 3),
+        ("llama", "causal_lm", 3),
+        ("gpt2", "causal_lm", 3),
+        ("gemma3", "causal_lm", 4),
+    ],
+)
+def test_a_dense_copy_has_no_layers_that_its_student_skips(name, head, layers, tmp_path):
+    teacher = tiny(name, head, num_hidden_layers=layers)
+    student = makd.factorize(
+        teacher, makd.Budget(keep_linears=0.5), solver="svd", depth=layers - 1, calibration=[batch(teacher)]
+    )
+    agreement = save_dense(student, tmp_path)
+    again = type(student).from_pretrained(tmp_path)
+    assert again.config.num_hidden_layers == layers - 1
+    assert "quantization_config" not in again.config.to_dict()
+    assert agreement.largest_difference < 1e-4
+    inputs = batch(student)
+    kept = inputs["attention_mask"].bool()
+    found, expected = again(**inputs).logits, student(**inputs).logits
+    if found.shape[:2] == kept.shape:
+        found, expected = found[kept], expected[kept]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_layers_that_another_ones_parts_depend_on_are_not_left_out_in_silence(tmp_path):
+    teacher = tiny("bart", "seq2seq_lm")
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
+    student.model.decoder.layers[1] = SkippedLayer.in_place_of(student.model.decoder.layers[1], 0)
+    with pytest.raises(ExportError, match="not in one list"):
+        without_skipped(student)
 
 
 def test_an_export_opens_as_what_the_folder_says(folder, tmp_path):

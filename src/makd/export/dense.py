@@ -8,15 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from makd.anatomy.eval_mode import in_eval
-from makd.errors import ExportError
 from makd.export.agreement import Agreement, check, compare_forwards
 from makd.export.examples import forward_names
+from makd.export.shallow import without_skipped
 from makd.student.folding import fold
 from makd.student.hub import is_student
 
 
 def save_dense(model: PreTrainedModel, folder: str | Path, *, tolerance: float = 1e-4) -> Agreement:
-    """Write `model` with its factors multiplied out, as `save_pretrained` writes any model.
+    """Write `model` with its factors multiplied out, and without skipped layers, as `save_pretrained` writes any model.
 
     `config.json` says some things twice, as transformers 5 and as those before it read them: without that the older
     ones would take another base for rotary positions, in silence.
@@ -30,17 +30,12 @@ def save_dense(model: PreTrainedModel, folder: str | Path, *, tolerance: float =
         How far the outputs of what was written are from the student's.
 
     Raises:
-        ExportError: a layer was dropped, which no dense layer stands for; or the outputs differ.
+        ExportError: layers were dropped, and the architecture cannot be built with fewer; or the outputs differ.
     """
     folder = Path(folder)
     folded = fold(model).eval()
     if is_student(folded):
-        dropped = sorted(folded.config.quantization_config.dropped)
-        raise ExportError(
-            f"This student does without {len(dropped)} of its teacher's layers ({', '.join(dropped[:3])}, ...). No "
-            "dense layer does nothing, so it cannot be multiplied out: export it to onnx or torch, or make one without "
-            "dropped layers (factorize.depth)."
-        )
+        folded = without_skipped(folded)
     folded.save_pretrained(folder)
     _write_older_names(folder)
     again = type(folded).from_pretrained(folder, dtype=model.dtype).eval()

@@ -46,7 +46,7 @@ def exporting(what: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:REASON]
         raise ExportError(
             f"{what} is not possible for this model: {type(error).__name__}: {reason}. `makd export --to dense` works "
-            "for every student without dropped layers."
+            "for nearly every student."
         ) from error
     finally:
         logging.disable(before)
