@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy import StandIn
+from makd.anatomy import StandIn, is_adapted
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.registry import unknown_name
@@ -127,7 +127,7 @@ def _adaptable(student: PreTrainedModel) -> dict[str, nn.Module]:
     for name, module in student.named_modules():
         if name.startswith(inside):
             continue
-        if hasattr(module, "base_layer"):
+        if is_adapted(module):
             inside += (f"{name}.",)
             found[name] = module
         elif isinstance(module, nn.Linear | Conv1D | nn.Embedding | LowRankLinear | LowRankEmbedding):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from makd.anatomy import StandIn
+from makd.anatomy import StandIn, is_adapted
 from makd.student.linear import LowRankLinear, used_twice
 
 TABLES = (".expand.weight", ".table.weight")
@@ -72,7 +72,7 @@ class LowRankEmbedding(StandIn):
             UnsupportedModelError: it is `directions`, of which a forward here takes the weight alone, or an LM head has
                 that factor too.
         """
-        if (self.tied or name == "directions") and hasattr(value, "base_layer"):
+        if (self.tied or name == "directions") and is_adapted(value):
             raise used_twice()
         super().__setattr__(name, value)
 

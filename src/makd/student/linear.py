@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy import StandIn
+from makd.anatomy import StandIn, is_adapted
 from makd.errors import UnsupportedModelError
 from makd.solvers.factors import Factors
 from makd.student.shared_product import SharedProduct
@@ -99,7 +99,7 @@ class LowRankLinear(StandIn):
         Raises:
             UnsupportedModelError: the token embeddings have that factor too.
         """
-        if self.tied and hasattr(value, "base_layer"):
+        if self.tied and is_adapted(value):
             raise used_twice()
         super().__setattr__(name, value)
 
