@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from makd.ranks.budget import Budget
     from makd.speed import BenchReport, bench
     from makd.streaming import factorize_streamed
+    from makd.student.adapters import adapter_targets
     from makd.student.folding import fold
     from makd.student.linear import LowRankLinear
     from makd.tasks import TaskConfig, load_task
@@ -81,6 +82,7 @@ _HOME = {
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "RollingPerplexity": "makd.evaluation",
+    "adapter_targets": "makd.student.adapters",
     "answer": "makd.evaluation",
     "aspects": "makd",
     "bench": "makd.speed",
@@ -140,6 +142,7 @@ __all__ = [
     "TeacherCache",
     "Term",
     "TrainingConfig",
+    "adapter_targets",
     "answer",
     "aspects",
     "bench",

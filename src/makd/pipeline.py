@@ -311,6 +311,6 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_json(result / "environment.json", environment)
     again = None if run.data.config is None else f"makd {command}"
     card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens, again)
-    write_card(result, run.folder.path.name, *card)
+    write_card(result, run.folder.path.name, *card, run.data.config)
     run.progress("save", 1, 1)
     return Report(run.folder.path, metrics)

@@ -134,7 +134,7 @@ def _stream(
         write_json(result / "environment.json", environment)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment,
-            recipe.evaluation.latency_tokens, None if _named(data) is None else "makd factorize",
+            recipe.evaluation.latency_tokens, None if _named(data) is None else "makd factorize", _named(data),
         )  # fmt: skip
     return Report(folder.path, metrics)
 

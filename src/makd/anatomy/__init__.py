@@ -7,7 +7,7 @@ from makd.anatomy.resolve import linear_shape, resolve
 from makd.anatomy.roles import Anatomy, ExpertStack, Layer, OutputSlice, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.stand_in import StandIn
-from makd.anatomy.structure import is_factored
+from makd.anatomy.structure import is_adapted, is_factored
 
 __all__ = [
     "Anatomy",
@@ -23,6 +23,7 @@ __all__ = [
     "check_predictions",
     "count_experts",
     "describe",
+    "is_adapted",
     "is_factored",
     "linear_shape",
     "predictions_of",

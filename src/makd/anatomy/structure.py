@@ -80,6 +80,11 @@ def is_factored(module: object) -> bool:
     return hasattr(module, "reduce") and hasattr(module, "expand")
 
 
+def is_adapted(module: object) -> bool:
+    """Whether a module is one with an adapter of peft around it, whose weight is not all that it applies."""
+    return hasattr(module, "base_layer")
+
+
 def _layer_lists(base: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     """Lists of modules of one class, not inside one another."""
     seen: list[str] = []
@@ -99,14 +104,14 @@ def _first(layers: nn.ModuleList) -> nn.Module:
 
 
 def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Linears of a layer; a factored one counts as one, and those of routed experts are none."""
+    """Linears of a layer; a factored or adapted one counts as one, and those of routed experts are none."""
     inside: list[str] = []
     for name, module in layer.named_modules():
         if any(name.startswith(outer + ".") for outer in inside):
             continue
         if name and names_expert(name, module):
             inside.append(name)
-        elif isinstance(module, nn.Linear | Conv1D) or is_factored(module):
+        elif isinstance(module, nn.Linear | Conv1D) or is_factored(module) or is_adapted(module):
             inside.append(name)
             yield name, module
 

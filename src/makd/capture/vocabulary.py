@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from makd.anatomy import is_factored
+from makd.anatomy import is_adapted, is_factored
 from makd.anatomy.eval_mode import in_eval
 
 _FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
@@ -67,9 +67,9 @@ class Predictions:
 
 
 def has_vocabulary_head(model: PreTrainedModel) -> bool:
-    """Whether a linear, dense or factored, is what makes the logits of `model`."""
+    """Whether a linear, dense or factored, is what makes the logits of `model`, with its weight alone: no adapter."""
     head = model.get_output_embeddings()
-    return isinstance(head, nn.Linear) or is_factored(head)
+    return isinstance(head, nn.Linear) or (is_factored(head) and not is_adapted(head.expand))
 
 
 @contextmanager

@@ -83,8 +83,11 @@ class Lesson:
         """
         kept: dict[str, Any] = {}
 
-        def forward(**given: Tensor) -> dict[str, Tensor]:
-            total, kept["losses"], kept["output"] = self._run(own, given, rows, shares, with_logits)
+        def forward(**given: Tensor | None) -> dict[str, Tensor]:
+            batch = {
+                name: tensor for name, tensor in given.items() if tensor is not None
+            }  # peft fills in what it knows
+            total, kept["losses"], kept["output"] = self._run(own, batch, rows, shares, with_logits)
             return {"loss": total}  # an engine looks for gradients in all that is returned: the sum alone has them
 
         if self.shift is not None:

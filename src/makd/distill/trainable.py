@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import StandIn, resolve
 from makd.distill.training import TrainingConfig
 from makd.errors import SettingError
+from makd.student.adapters import factor_names
 
 
 @contextmanager
@@ -46,13 +46,8 @@ def _adapt_(model: PreTrainedModel, rank: int) -> Any:
         from peft import LoraConfig, LoraModel
     except ImportError as error:
         raise SettingError("training.trainable 'adapters' needs peft: pip install 'makd[adapters]'.") from error
-    factors = [
-        f"{name}.{part}"
-        for name in resolve(model).linears
-        if isinstance(model.get_submodule(name), StandIn)
-        for part, module in model.get_submodule(name).named_children()
-        if isinstance(module, nn.Linear)
-    ]
+    factored = [name for name in resolve(model).linears if isinstance(model.get_submodule(name), StandIn)]
+    factors = factor_names(model, factored)
     if not factors:
         raise SettingError(
             "training.trainable is 'adapters', and the model has no factors to put them on. Factorize it first, or "

@@ -25,6 +25,7 @@ from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
+from makd.distill.adapted import check_kept, inside
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
@@ -63,8 +64,8 @@ class DistillTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel,
+        model: nn.Module,
+        teacher: nn.Module,
         plan: Plan | str = "full",
         student_dropout: bool = False,
         tokens_per_batch: int | None = None,
@@ -77,8 +78,8 @@ class DistillTrainer(Trainer):
 
         Args:
             model: the student, as `makd.factorize` makes it; or one with fewer layers or of another width: see
-                `Term.teacher_layers` and `Projections`.
-            teacher: the model to mimic.
+                `Term.teacher_layers` and `Projections`. A `PeftModel` learns by its adapters, which alone are saved.
+            teacher: the model to mimic; it may be a `PeftModel`, too.
             plan: a `Plan`, or a preset's name.
             student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
                 which the student is fitted to, have none.
@@ -99,10 +100,12 @@ class DistillTrainer(Trainer):
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
         """
         plan = Plan(preset=plan) if isinstance(plan, str) else fit(plan, Plan, "plan of a DistillTrainer")
-        check_plain(fit(model, nn.Module, "model of a DistillTrainer"))
-        check_teacher(fit(teacher, nn.Module, "teacher of a DistillTrainer"))
-        check_precision(model)
-        self.anatomy: Anatomy = examine(model)
+        student = inside(fit(model, nn.Module, "model of a DistillTrainer"), "student")
+        teacher = inside(fit(teacher, nn.Module, "teacher of a DistillTrainer"), "teacher")
+        check_plain(student)
+        check_teacher(teacher)
+        check_precision(student)
+        self.anatomy: Anatomy = examine(student)
         self.teacher_anatomy: Anatomy = examine(teacher)
         check_pair(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
@@ -114,12 +117,12 @@ class DistillTrainer(Trainer):
         self.units = Units(self.plan)
         self.cache = cache
         if cache is not None:
-            _check_cache(cache, self.plan, model, kwargs.get("train_dataset"))
+            _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         set_engine_(kwargs.get("args"))
-        with cache_setting_kept(model):
+        with cache_setting_kept(student):
             super().__init__(model=model, **kwargs)
-        prepare_engine_(self, model, self.anatomy)
+        prepare_engine_(self, student, self.anatomy)
         self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
@@ -130,22 +133,23 @@ class DistillTrainer(Trainer):
         _check_checkpointing(self.args)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
-            check_writers(model, self.train_dataset, cache is not None)
+            check_writers(student, self.train_dataset, cache is not None)
             check_replay(self.plan.completions, self.args, tokens_per_batch, self.train_dataset)
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
         self.projections: Projections | None = make_projections(
-            self.plan, model, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
+            self.plan, student, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
         )
+        check_kept(model, self.projections)
         if self.projections is not None:
             nn.Module.to(self.projections, self.args.device)
-        shift = withheld_shift(model, teacher, self.plan)
+        shift = withheld_shift(student, teacher, self.plan)
         if cache is not None:
-            _check_predictions(model, self.plan, shift)
+            _check_predictions(student, teacher, self.plan, shift)
         self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
         self.lesson = Lesson(
-            student=model,
+            student=student,
             teacher=self.teacher,
             plan=self.plan,
             anatomy=self.anatomy,
@@ -347,8 +351,8 @@ def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel
         )
 
 
-def _check_predictions(student: PreTrainedModel, plan: ActivePlan, shift: int | None) -> None:
-    if shift is None and has_vocabulary_head(student) and any(term.term.aspect == "logits" for term in plan.terms):
+def _check_predictions(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan, shift: int | None) -> None:
+    if shift is None and has_vocabulary_head(teacher) and any(term.term.aspect == "logits" for term in plan.terms):
         raise SettingError(
             f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
             "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
+from makd.report.metadata import Data, card_metadata, find_source
 from makd.report.tables import metrics_markdown
 
 TEMPLATE = """---
-library_name: transformers
-tags: [makd, low-rank, distillation]
+{metadata}
 ---
 
 # A smaller {architecture}
@@ -26,8 +28,9 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 {table}
 Latency: median of forwards of {latency_tokens} tokens a row on {device_name} with {threads} threads, teacher and
 student taking turns. Fidelity: on held-out text. All settings are in `recipe.yaml`, all numbers in `metrics.json`,
-versions and machine in `environment.json`. {again}
+versions and machine in `environment.json`. {again}{licence}
 """
+NO_LICENCE = " The teacher's licence was not at hand: look it up before you publish."
 
 
 def write_card(
@@ -39,11 +42,14 @@ def write_card(
     environment: Mapping[str, Any],
     latency_tokens: int,
     command: str | None,
+    data: Data,
 ) -> None:
     """Write the card of the student in `folder`, which will be called `name`.
 
     `command` is what repeats the run from its recipe; None where a recipe cannot hold its data.
     """
+    source = find_source(teacher)
+    metadata = card_metadata(folder, name, source, architecture, metrics, data)
     heads = {
         "ForCausalLM": "AutoModelForCausalLM",
         "LMHeadModel": "AutoModelForCausalLM",
@@ -55,8 +61,9 @@ def write_card(
     }
     auto_class = next((auto for suffix, auto in heads.items() if architecture.endswith(suffix)), "AutoModel")
     text = TEMPLATE.format(
+        metadata=metadata.to_yaml(),
         architecture=architecture,
-        teacher=teacher,
+        teacher=source.name,
         auto_class=auto_class,
         folder=name,
         table=metrics_markdown(metrics),
@@ -66,5 +73,6 @@ def write_card(
         again="Its texts were in hand, and no file names them."
         if command is None
         else f"`{command} --config recipe.yaml --output ANOTHER` repeats the run.",
+        licence=NO_LICENCE if metadata.license is None else "",
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    ModelCard(text).save(folder / "README.md")

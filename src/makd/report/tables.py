@@ -65,7 +65,7 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     task = metrics.get("task", {})
     for name, value in task.get("after", {}).items():
         before = f"{task['before'][name]:.4f}" if "before" in task else ""
-        table.append((f"{task['name']} {_task_label(name)}", f"{task['teacher'][name]:.4f}", before, f"{value:.4f}"))
+        table.append((f"{task['name']} {task_label(name)}", f"{task['teacher'][name]:.4f}", before, f"{value:.4f}"))
     fidelity = metrics.get("fidelity", {})  # a student that was never in memory was not compared
     before, after = fidelity.get("before", {}), fidelity.get("after", {})
     for name, value in after.items():
@@ -101,9 +101,15 @@ def _spread(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
-def _task_label(name: str) -> str:
-    """A task's metric, perhaps of one of several splits."""
-    known = next((key for key in sorted(TASK_LABELS, key=len, reverse=True) if f"{name}_".startswith(f"{key}_")), "")
+def known_metric(name: str) -> str:
+    """The metric of `TASK_LABELS` that `name` is, perhaps of one of several splits; empty if it is none."""
+    known = sorted(TASK_LABELS, key=len, reverse=True)
+    return next((key for key in known if f"{name}_".startswith(f"{key}_")), "")
+
+
+def task_label(name: str) -> str:
+    """A task's metric for a person, perhaps of one of several splits."""
+    known = known_metric(name)
     rest = name.removeprefix(known).strip("_")
     return TASK_LABELS.get(known, "") + (f" ({rest})" if rest and known else rest)
 
@@ -114,7 +120,7 @@ def scores_table(task: Mapping[str, Any], title: str) -> Table:
     table.add_column("")
     table.add_column(task["name"], justify="right")
     for name, value in task["after"].items():
-        table.add_row(_task_label(name), f"{value:.4f}")
+        table.add_row(task_label(name), f"{value:.4f}")
     return table
 
 

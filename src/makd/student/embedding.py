@@ -4,14 +4,15 @@ Stands beside `linear`: `vocabulary` makes the factors, `hub` saves and loads th
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from makd.anatomy import StandIn
-from makd.student.linear import LowRankLinear, refuse_adapters
+from makd.anatomy import StandIn, is_adapted
+from makd.student.linear import LowRankLinear, used_twice
 
 TABLES = (".expand.weight", ".table.weight")
 """How the names of the factors with a row for each token end: an LM head's, and the embeddings'."""
@@ -23,6 +24,9 @@ class LowRankEmbedding(StandIn):
     It has rank · (V + d) weights, fewer than E as long as rank < V · d / (V + d), which is nearly d. A tied LM head
     reads the same two matrices the other way: logits = table (directions x).
     """
+
+    tied = False
+    """Whether an LM head has the same factors."""
 
     def __init__(
         self,
@@ -48,8 +52,6 @@ class LowRankEmbedding(StandIn):
         self.embedding_dim = embedding_dim
         self.rank = rank
         self.padding_idx = padding_idx
-        self.tied = False
-        """Whether an LM head has the same factors."""
         self.table = nn.Embedding(num_embeddings, rank, padding_idx, device=device, dtype=dtype)
         # a linear only for its weight (rank, d), which a tied head applies; here it is used transposed
         self.directions = nn.Linear(embedding_dim, rank, bias=False, device=device, dtype=dtype)
@@ -63,13 +65,19 @@ class LowRankEmbedding(StandIn):
         """The embeddings that the factors stand for."""
         return self.table.weight @ self.directions.weight
 
-    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-        """Embeddings of token ids.
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A module's, which peft uses to put an adapter where a factor was.
 
         Raises:
-            UnsupportedModelError: an adapter stands on `directions`, or on any factor that an LM head has too.
+            UnsupportedModelError: it is `directions`, of which a forward here takes the weight alone, or an LM head has
+                that factor too.
         """
-        refuse_adapters(self.directions, *((self.table,) if self.tied else ()))
+        if (self.tied or name == "directions") and is_adapted(value):
+            raise used_twice()
+        super().__setattr__(name, value)
+
+    def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
+        """Embeddings of token ids."""
         output: Tensor = self.table(ids) @ self.directions.weight
         return output
 

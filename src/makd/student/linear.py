@@ -3,12 +3,14 @@
 Stands between the solvers, which make its factors, and `hub`, which saves and loads it.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy import StandIn
+from makd.anatomy import StandIn, is_adapted
 from makd.errors import UnsupportedModelError
 from makd.solvers.factors import Factors
 from makd.student.shared_product import SharedProduct
@@ -17,9 +19,13 @@ from makd.student.shared_product import SharedProduct
 class LowRankLinear(StandIn):
     """y = expand(reduce(x)): W ~ B A with A `reduce` (rank, in) and B `expand` (out, rank), and W's bias.
 
-    Both factors are plain `nn.Linear`, so whatever works on linears (adapters, quantizers, exporters) works on them.
+    Both factors are plain `nn.Linear`, so whatever works on linears (quantizers, exporters; adapters, by the names that
+    `adapter_targets` gives) works on them.
     It has rank · (in + out) weights, fewer than W as long as rank < in · out / (in + out).
     """
+
+    tied = False
+    """Whether its factors are those of the token embeddings."""
 
     def __init__(
         self,
@@ -55,8 +61,6 @@ class LowRankLinear(StandIn):
         self.reduce = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.expand = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
         self.shared: SharedProduct | None = None
-        self.tied = False
-        """Whether its factors are those of the token embeddings."""
 
     @staticmethod
     def from_factors(factors: Factors, bias: Float[Tensor, " out"] | None, shared: bool = False) -> "LowRankLinear":
@@ -89,14 +93,18 @@ class LowRankLinear(StandIn):
         """B A, the matrix that the factors stand for."""
         return self.expand.weight @ self.reduce.weight
 
-    def forward(self, inputs: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
-        """B (A x) + b.
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A module's, which peft uses to put an adapter where a factor was.
 
         Raises:
-            UnsupportedModelError: an adapter stands on factors that the token embeddings have too.
+            UnsupportedModelError: the token embeddings have that factor too.
         """
-        if self.tied:
-            refuse_adapters(self.reduce, self.expand)
+        if self.tied and is_adapted(value):
+            raise used_twice()
+        super().__setattr__(name, value)
+
+    def forward(self, inputs: Float[Tensor, "*batch inp"]) -> Float[Tensor, "*batch out"]:
+        """B (A x) + b."""
         product = self.reduce(inputs) if self.shared is None else self.shared.of(self.reduce, inputs, self)
         output: Tensor = self.expand(product)
         return output
@@ -106,18 +114,13 @@ class LowRankLinear(StandIn):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
-def refuse_adapters(*factors: nn.Module) -> None:
-    """For factors that are used in two places: an adapter is added in one of them, and would be merged into both.
-
-    Raises:
-        UnsupportedModelError: one of them is wrapped in an adapter, as peft does it.
-    """
-    if any(hasattr(factor, "base_layer") for factor in factors):
-        raise UnsupportedModelError(
-            "An adapter (LoRA or a relative) stands on factors of the token embeddings, which are used in a second "
-            "place: it would act in one and be merged into both. Leave embeddings and LM head out of what is adapted: "
-            'LoraConfig(target_modules=["reduce", "expand"], exclude_modules=".*(embed|wte|lm_head|decoder).*"), say.'
-        )
+def used_twice() -> UnsupportedModelError:
+    """The error for an adapter on weights that embeddings and head both have."""
+    return UnsupportedModelError(
+        "An adapter (LoRA or a relative) is to go on weights of the token embeddings that are used in a second place: "
+        "it would act in one and be merged into both. Leave embeddings and LM head out of what is adapted: "
+        'LoraConfig(target_modules=makd.adapter_targets(student, "all-linear")), say.'
+    )
 
 
 def dense_weight(linear: nn.Module) -> Float[Tensor, "out inp"]:

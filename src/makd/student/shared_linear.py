@@ -38,7 +38,6 @@ class FollowingLinear(LowRankLinear):
         self.rank = leader.rank
         self.expand = nn.Linear(leader.rank, out_features, bias=bias, device=device, dtype=dtype)
         self.shared = leader.shared
-        self.tied = False
         self._leader = (leader,)  # in a tuple, or it would become a part of this module, and A a second parameter
 
     @property
