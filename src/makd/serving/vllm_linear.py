@@ -115,7 +115,7 @@ class FactoredLinearMethod(LinearMethodBase):  # type: ignore[misc]
         elif tuple(came.shape) != NUMBER or int(came) != self.identity:
             found = f"{int(came):016x}" if came.numel() == 1 else f"a weight of shape {tuple(came.shape)}"
             raise ModelLoadError(
-                f"The weights of {shard.name!r} are of student {found}; config.json is of {self.identity:016x}. {_AGAIN}"
+                f"The weights of {shard.name!r} are of student {found}, config.json of {self.identity:016x}. {_AGAIN}"
             )
         self.loaded.add(("weight", index))
 
