@@ -6,6 +6,7 @@ one matrix, so that x is read once; the B that read the same product stand below
     x -> [A_q; A_k; A_v] x = [z_q, z_k, z_v] -> [B_q z_q, B_k z_k, B_v z_v]
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,8 +131,17 @@ def find_merged(module: str, parts: Sequence[str], config: StudentConfig, names:
 
 
 def _student_name(server_name: str, names: Mapping[str, str]) -> str | None:
-    """What the student calls it, whose names may lack the base model's prefix, or have it where the server has not."""
+    """What the student calls it, whose names may lack the base model's prefix, or have it where the server has not.
+
+    vLLM says `attention.output` of BERT's queries, keys and values, which are in `attention.self`: one module of the
+    path may have another name, if only one linear is meant then. Ranks are looked up by these names, and no more: the
+    weights go where the files' names lead, and a rank that is another linear's does not fit them.
+    """
     for candidate in (server_name, f"model.{server_name}", server_name.removeprefix("model.")):
         if candidate in names:
             return names[candidate]
-    return None
+    path, _, last = server_name.rpartition(".")
+    around = path.rpartition(".")[0]
+    pattern = re.compile(rf"(model\.)?{re.escape(around.removeprefix('model.'))}\.\w+\.{re.escape(last)}")
+    found = [own for name, own in names.items() if around and pattern.fullmatch(name)]
+    return found[0] if len(found) == 1 else None
