@@ -142,9 +142,8 @@ class TestFinding:
     def test_berts_queries_which_vllm_takes_for_part_of_the_output(self):
         config = student({"encoder.layer.0.attention.self.query": 3, "encoder.layer.1.attention.self.query": 4})
         merged = found("model.encoder.layer.1.attention.output.qkv_proj", ("query", "key", "value"), config)
-        assert merged.shards[0] == Shard(
-            *["encoder.layer.1.attention.self.query", 4] + ["encoder.layer.1.attention.self.query"]
-        )
+        query = "encoder.layer.1.attention.self.query"
+        assert merged.shards[0] == Shard(query, 4, query)
         assert [shard.rank for shard in merged.shards] == [4, None, None]
 
     def test_no_guess_between_two(self):

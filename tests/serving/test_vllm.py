@@ -1,7 +1,7 @@
 """vLLM's own engine, on a CPU, makes of a student's folder what the student makes: real models, loaders and processes.
 
-It needs vLLM with its CPU kernels, in an environment of its own (docs/how-to/serve-with-vllm.md). Each engine is started
-in a process of its own, where vLLM finds makd by the entry point.
+It needs vLLM with its CPU kernels, in an environment of its own (docs/how-to/serve-with-vllm.md). Each engine is
+started in a process of its own, where vLLM finds makd by the entry point.
 """
 
 import importlib.util

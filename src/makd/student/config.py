@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transformers.quantizers.auto import register_quantization_config
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from makd.errors import ModelLoadError
@@ -22,7 +22,6 @@ BEFORE_EXPERTS = 4
 COUNTS = ("total", "factored", "vocabulary")
 
 
-@register_quantization_config(METHOD)
 class StudentConfig(QuantizationConfigMixin):
     """What a student's `config.json` says of it: which linears are factored at which rank, and its size.
 
@@ -93,6 +92,9 @@ class StudentConfig(QuantizationConfigMixin):
         config = cls(**config_dict)
         return (config, kwargs) if return_unused_kwargs else config
 
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # else makd_autoload was first, whose entry leads here
+    register_quantization_config(METHOD)(StudentConfig)
 
 _WHAT_NEXT = "It was changed after saving: copy the student's config.json again, as makd wrote it."
 
