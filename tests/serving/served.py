@@ -1,13 +1,18 @@
-"""Started by `test_vllm` in a process of its own: what vLLM makes of a student's folder, as JSON.
+"""Started by `test_vllm` in a process of its own: what vLLM makes of students' folders, one after the other.
 
-python served.py FOLDER TASK SETTINGS OUTPUT      TASK is generate or embed, SETTINGS are arguments of vllm.LLM
+python served.py JOBS OUTPUT
+
+JOBS is JSON: name -> [folder, task, arguments of vllm.LLM], where the task is generate or embed. OUTPUT gets, as JSON,
+name -> {"made": ...} or {"error": what was raised}.
 """
 
+import gc
 import json
 import sys
+from pathlib import Path
 
-import torch
 from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
 
 PROMPTS = [[5, 17, 33, 41, 9, 50], [7, 8, 21]]
 
@@ -27,10 +32,25 @@ def embed(llm):
     return [output.outputs.embedding for output in llm.embed([{"prompt_token_ids": ids} for ids in PROMPTS])]
 
 
-if __name__ == "__main__":
-    folder, task, settings, output = sys.argv[1:]
-    llm = LLM(folder, max_model_len=32, max_num_seqs=4, seed=0, **json.loads(settings))
-    made = {"generate": generate, "embed": embed}[task](llm)
-    size = llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size
-    with open(output, "w") as file:
-        json.dump({"made": made, "processes": size, "torch": torch.__version__}, file)
+def serve(folder, task, settings):
+    """One engine, from its start to its end."""
+    try:
+        llm = LLM(folder, max_model_len=32, max_num_seqs=4, seed=0, **settings)
+        processes = llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size
+        return {"made": {"generate": generate, "embed": embed}[task](llm), "processes": processes}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def main(jobs, output):
+    """All of them."""
+    made = {}
+    for name, job in json.loads(Path(jobs).read_text()).items():
+        made[name] = serve(*job)
+        gc.collect()
+        cleanup_dist_env_and_memory()
+    Path(output).write_text(json.dumps(made))
+
+
+if __name__ == "__main__":  # each of vLLM's processes imports this file, too
+    main(*sys.argv[1:])

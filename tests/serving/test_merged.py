@@ -130,6 +130,11 @@ class TestFinding:
             (Shard("a.gate"), Shard("a.up", 3, "a.up"))
         )
 
+    def test_one_that_is_merged_in_the_student_too(self):
+        assert found("a.gate_up", ("gate", "up"), student({"a.gate_up": 3})) == Merged(
+            (Shard("a.gate_up", 3, "a.gate_up"),)
+        )
+
     def test_nothing_where_nothing_is_factored(self):
         assert found("b.qkv", ("q", "k", "v"), student({"a.q": 3})) is None
 
@@ -146,8 +151,8 @@ class TestFinding:
         assert merged.shards[0] == Shard(query, 4, query)
         assert [shard.rank for shard in merged.shards] == [4, None, None]
 
-    def test_no_guess_between_two(self):
-        assert found("h.0.other.dense", (), student({"h.0.one.dense": 3, "h.0.two.dense": 4})) is None
+    def test_no_linear_is_taken_for_another_of_the_same_last_name(self):
+        assert found("encoder.layer.0.output.dense", (), student({"encoder.layer.0.intermediate.dense": 3})) is None
 
     def test_an_a_that_stands_in_another_linear_is_refused(self):
         config = student({"a.q": 3, "a.up": 3}, {"a.q": ["a.up"]})

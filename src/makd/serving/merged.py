@@ -20,6 +20,8 @@ from makd.student.config import StudentConfig
 
 WAY_OUT = "Serve a dense copy instead: `makd export STUDENT --to dense`, or `makd.fold` of what is named here."
 """What to do where a server cannot run a student as it is."""
+BERT_QUERIES = re.compile(r"attention\.output\.(query|key|value)$")
+"""What vLLM calls them; transformers has them in `attention.self`, and nothing of these names in `attention.output`."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def find_merged(module: str, parts: Sequence[str], config: StudentConfig, names:
         UnsupportedModelError: one of the linears has its A in a linear that is not part of this one.
     """
     path = module.rpartition(".")[0]
-    called = [f"{path}.{part}" if path else part for part in parts] or [module]
+    called = [f"{path}.{part}" if path else part for part in parts]
+    if not parts or _student_name(module, names) is not None:  # merged in the student, too
+        called = [module]
     leaders = {other: leader for leader, others in config.shared.items() for other in others}
     shards = []
     for server_name in called:
@@ -131,17 +135,9 @@ def find_merged(module: str, parts: Sequence[str], config: StudentConfig, names:
 
 
 def _student_name(server_name: str, names: Mapping[str, str]) -> str | None:
-    """What the student calls it, whose names may lack the base model's prefix, or have it where the server has not.
-
-    vLLM says `attention.output` of BERT's queries, keys and values, which are in `attention.self`: one module of the
-    path may have another name, if only one linear is meant then. Ranks are looked up by these names, and no more: the
-    weights go where the files' names lead, and a rank that is another linear's does not fit them.
-    """
-    for candidate in (server_name, f"model.{server_name}", server_name.removeprefix("model.")):
+    """What the student calls it, whose names may lack the base model's prefix, or have it where the server has not."""
+    name = BERT_QUERIES.sub(r"attention.self.\1", server_name)
+    for candidate in (name, f"model.{name}", name.removeprefix("model.")):
         if candidate in names:
             return names[candidate]
-    path, _, last = server_name.rpartition(".")
-    around = path.rpartition(".")[0]
-    pattern = re.compile(rf"(model\.)?{re.escape(around.removeprefix('model.'))}\.\w+\.{re.escape(last)}")
-    found = [own for name, own in names.items() if around and pattern.fullmatch(name)]
-    return found[0] if len(found) == 1 else None
+    return None

@@ -4,7 +4,6 @@ vLLM reads `quantization_config` of a student's config.json, finds `ServedStuden
 layer that it builds. What cannot be run right is refused here, before weights are read.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,8 +19,10 @@ from makd.student.config import METHOD, StudentConfig
 
 FIRST_FORMAT = 4
 """Of students whose files have identities, and their own names in memory."""
-TRANSPOSED = ("gpt2",)
-"""Model types whose weights vLLM transposes as it reads them, going by their names: factors have the same names."""
+REARRANGED = ("bloom", "gpt2")
+"""Model types whose weights vLLM transposes or reorders, going by names, as it reads them: factors have such names."""
+PARTS = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+"""What linears are merged from where a model of vLLM does not say it (StableLM)."""
 
 
 class ServedStudent(QuantizationConfig):  # type: ignore[misc]
@@ -77,9 +78,9 @@ class ServedStudent(QuantizationConfig):  # type: ignore[misc]
             UnsupportedModelError: vLLM would read its factors wrong.
         """
         model_type = getattr(hf_config, "model_type", None)
-        if model_type in TRANSPOSED:
+        if model_type in REARRANGED:
             raise UnsupportedModelError(
-                f"vLLM transposes the matrices of a {model_type} as it reads them, and would transpose the factors of "
+                f"vLLM rearranges the matrices of a {model_type} as it reads them, and would rearrange the factors of "
                 f"{model_name!r}, too. {WAY_OUT}"
             )
 
@@ -103,7 +104,7 @@ class ServedStudent(QuantizationConfig):  # type: ignore[misc]
             return None
         if not isinstance(layer, LinearBase):
             return None
-        parts: Mapping[str, list[str]] = self.packed_modules_mapping
+        parts = PARTS | self.packed_modules_mapping
         merged = find_merged(prefix, parts.get(prefix.rpartition(".")[2], ()), self.student, self.names)
         if merged is None:
             return UnquantizedLinearMethod()
