@@ -57,8 +57,9 @@ def serve(folder, jobs):
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }  # fmt: skip
     command = [sys.executable, str(SERVED), str(folder / "jobs.json"), str(folder / "made.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(command, env=environment, stdout=log, stderr=log)
+    assert done.returncode == 0, (folder / "log").read_text()
     return json.loads((folder / "made.json").read_text())
 
 
@@ -104,51 +105,56 @@ RUNS = {
 }  # fmt: skip
 
 
+def student_of(run):
+    return run.removesuffix(", 2 processes").removesuffix(", compiled")
+
+
+@pytest.fixture(scope="module")
+def students():
+    return {name: build() for name, build in STUDENTS.items()}
+
+
+@pytest.fixture(scope="module")
+def decoders_served(students, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoders")
+    for name, student in students.items():
+        student.save_pretrained(folder / name)
+    return serve(folder, {run: (folder / student_of(run), "generate", own) for run, own in RUNS.items()})
+
+
 class TestDecoders:
-    @pytest.fixture(scope="class")
-    def students(self):
-        return {name: build() for name, build in STUDENTS.items()}
-
-    @pytest.fixture(scope="class")
-    def served(self, students, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("decoders")
-        for name, student in students.items():
-            student.save_pretrained(folder / name)
-        return serve(folder, {run: (folder / self.of(run), "generate", own) for run, own in RUNS.items()})
-
-    def of(self, run):
-        return run.removesuffix(", 2 processes").removesuffix(", compiled")
-
     @pytest.mark.parametrize("run", [run for run in RUNS if run != "bfloat16"])
-    def test_write_with_the_students_probabilities(self, run, students, served):
-        assert distance(students[self.of(run)], served[run]) < 1e-4
-        assert served[run]["processes"] == RUNS[run].get("tensor_parallel_size", 1)
+    def test_write_with_the_students_probabilities(self, run, students, decoders_served):
+        assert distance(students[student_of(run)], decoders_served[run]) < 1e-4
+        assert decoders_served[run]["processes"] == RUNS[run].get("tensor_parallel_size", 1)
 
-    def test_in_bfloat16_are_as_near_as_its_rounding(self, students, served):
-        assert distance(students["bfloat16"], served["bfloat16"]) < 0.05
+    def test_in_bfloat16_are_as_near_as_its_rounding(self, students, decoders_served):
+        assert distance(students["bfloat16"], decoders_served["bfloat16"]) < 0.05
+
+
+@pytest.fixture(scope="module")
+def student():
+    return make("bert", "base")
+
+
+@pytest.fixture(scope="module")
+def encoders_served(student, tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("encoders")
+    student.save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    settings = {"runner": "pooling", "pooler_config": {"seq_pooling_type": "CLS", "use_activation": False}}
+    return serve(
+        folder,
+        {n: (folder / "bert", "embed", settings | {"tensor_parallel_size": int(n)}) for n in ("1", "2")},
+    )
 
 
 class TestEncoders:
-    @pytest.fixture(scope="class")
-    def student(self):
-        return make("bert", "base")
-
-    @pytest.fixture(scope="class")
-    def served(self, student, tmp_path_factory, tokenizer):
-        folder = tmp_path_factory.mktemp("encoders")
-        student.save_pretrained(folder / "bert")
-        tokenizer.save_pretrained(folder / "bert")
-        settings = {"runner": "pooling", "pooler_config": {"seq_pooling_type": "CLS", "use_activation": False}}
-        return serve(
-            folder,
-            {n: (folder / "bert", "embed", settings | {"tensor_parallel_size": int(n)}) for n in ("1", "2")},
-        )
-
     @pytest.mark.parametrize("processes", ["1", "2"])
-    def test_embed_as_the_student_does(self, processes, student, served):
+    def test_embed_as_the_student_does(self, processes, student, encoders_served):
         with torch.no_grad():
             expected = torch.stack([student(torch.tensor([ids])).last_hidden_state[0, 0] for ids in PROMPTS])
-        torch.testing.assert_close(torch.tensor(served[processes]["made"]), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(encoders_served[processes]["made"]), expected, rtol=0, atol=1e-4)
 
 
 def without(name):
@@ -188,23 +194,24 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def faults_served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    students = {name: make(name, share_input="never") for name in ("llama", "qwen2")}
+    for fault, (name, edit, _, _) in FAULTS.items():
+        students[name].save_pretrained(folder / fault)
+        tensors = load_file(folder / fault / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / fault / "model.safetensors", {"format": "pt"})
+    return serve(folder, {fault: (folder / fault, "generate", own) for fault, (_, _, own, _) in FAULTS.items()})
+
+
 class TestFaults:
     """Of files: an error before anything is served."""
 
-    @pytest.fixture(scope="class")
-    def served(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("faults")
-        students = {name: make(name, share_input="never") for name in ("llama", "qwen2")}
-        for fault, (name, edit, _, _) in FAULTS.items():
-            students[name].save_pretrained(folder / fault)
-            tensors = load_file(folder / fault / "model.safetensors")
-            edit(tensors)
-            save_file(tensors, folder / fault / "model.safetensors", {"format": "pt"})
-        return serve(folder, {fault: (folder / fault, "generate", own) for fault, (_, _, own, _) in FAULTS.items()})
-
     @pytest.mark.parametrize("fault", FAULTS)
-    def test_are_told_before_anything_is_served(self, fault, served):
-        assert FAULTS[fault][-1] in served[fault].get("error", ""), served[fault]
+    def test_are_told_before_anything_is_served(self, fault, faults_served):
+        assert FAULTS[fault][-1] in faults_served[fault].get("error", ""), faults_served[fault]
 
 
 class TestRefused:
