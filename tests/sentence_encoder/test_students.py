@@ -270,25 +270,3 @@ class TestFiles:
             factorize_only(str(teacher), data, BUDGET, recipe, tmp_path / "student")
         assert (tmp_path / "student" / "1_Pooling" / "config.json").is_file()
         assert "custom.Splade" in caplog.text
-
-
-@pytest.mark.filterwarnings("default")
-class TestInSentenceTransformers:
-    """Skipped, and said so, where sentence-transformers is not installed: makd does not need it."""
-
-    @pytest.mark.parametrize(
-        ("pooling", "after", "transformer", "lower"),
-        [("cls", ("Normalize",), "", True), ("mean", ("Dense", "Normalize"), "0_Transformer", False),
-         ("cls+max+mean+mean_sqrt_len+weighted_mean+last", ("Dense",), "", False)],
-    )  # fmt: skip
-    def test_students_open_and_encode_as_makd_measured(self, make, tmp_path, pooling, after, transformer, lower):
-        library = pytest.importorskip("sentence_transformers")
-        settings = {"max_seq_length": 9, "do_lower_case": lower}
-        teacher = make(pooling, after=after, transformer=transformer, settings=settings)
-        report = factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "student")
-        ours, theirs = (
-            torch.tensor(library.SentenceTransformer(str(path), device="cpu").encode(HELD_OUT, show_progress_bar=False))
-            for path in (tmp_path / "student", teacher)
-        )
-        expected = float(cosine_similarity(ours, theirs).mean())
-        assert report.metrics["fidelity"]["after"]["cosine"] == pytest.approx(expected, abs=1e-5)

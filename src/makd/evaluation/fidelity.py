@@ -4,6 +4,7 @@ Encoders without a head are compared by what they are used for, the similarities
 their predictions.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -19,8 +20,18 @@ from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens, predicting_tokens
 from makd.errors import DataError, SettingError
 from makd.kinds import takes
-from makd.sentence_encoder import AUTO, SentenceEncoder, check_pooling, encoder_of, origin_of
+from makd.sentence_encoder import (
+    AUTO,
+    SentenceEncoder,
+    check_pooling,
+    encoder_of,
+    find_folder,
+    is_sentence_encoder,
+    origin_of,
+)
 from makd.weights.finite import check_measured, check_outputs
+
+logger = logging.getLogger(__name__)
 
 TEXTS_COMPARED = 1000
 """Texts whose pairwise similarities are ranked, at most: pairs grow with the square."""
@@ -81,7 +92,7 @@ def fidelity(
                     sums[name] = before[0] + value, before[1] + number
             else:
                 mask = _output_tokens(inputs)
-                encoder = encoder or encoder_of(origin_of(teacher), pooling)
+                encoder = encoder or _encoder(student, teacher, pooling)
                 ours.append(encoder(output[0].float(), mask).cpu())
                 theirs.append(encoder(reference[0].float(), mask.to(teacher.device)).cpu())
     if not ours and not sums:
@@ -106,6 +117,22 @@ def _common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> P
             f"Student and teacher cannot be compared: {reason}. Give the student's own teacher, under the same head."
         )
     return ours
+
+
+def _encoder(student: PreTrainedModel, teacher: PreTrainedModel, pooling: str) -> SentenceEncoder:
+    """The teacher's, for both; where the student's folder has another one, that is said."""
+    encoder = encoder_of(origin_of(teacher), pooling)
+    origin = origin_of(student)
+    folder = find_folder(origin.name)
+    has_own = folder is not None and is_sentence_encoder(folder)
+    if has_own and not encoder_of(origin, pooling).embeds_as(encoder):
+        logger.warning(
+            "%s pools, or goes on after the pooling, in another way than its teacher: it was trained further, or is "
+            "another's student. It is measured with the teacher's modules. What its users get, with its own, the "
+            "evaluators of sentence-transformers measure.",
+            folder,
+        )
+    return encoder
 
 
 def _output_tokens(batch: Mapping[str, Tensor]) -> Tensor:

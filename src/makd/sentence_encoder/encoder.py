@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -71,6 +72,13 @@ class SentenceEncoder:
     ) -> Float[Tensor, "batch embedding"]:
         """The embeddings of a batch's texts."""
         return self.after(pool(hidden, mask, self.pooling))
+
+    def embeds_as(self, other: "SentenceEncoder") -> bool:
+        """Whether both make the same embeddings of the same hidden states."""
+        if (self.pooling, self.after.width) != (other.pooling, other.after.width):
+            return False
+        vectors = torch.linspace(-1, 1, self.after.width or 8)[None]
+        return torch.equal(self.after(vectors), other.after(vectors))
 
 
 @dataclass(frozen=True)
