@@ -1,6 +1,8 @@
 """What tests share: a tiny teacher on disk, with a tokenizer made on the spot. Nothing is ever downloaded."""
 
 import os
+import re
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -69,4 +71,17 @@ def decoder_folder(tmp_path_factory, tokenizer):
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A folder that says of makd what an installation does: its entry points."""
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    entries = re.search(r'^\[project.entry-points."(torch.backends)"\].*\n(\w+) = "(.*)"$', project, re.MULTILINE)
+    folder = tmp_path / "installed"
+    there = folder / "makd-0.1.0.dist-info"
+    there.mkdir(parents=True)
+    (there / "METADATA").write_text("Metadata-Version: 2.1\nName: makd\nVersion: 0.1.0\n")
+    (there / "entry_points.txt").write_text("[{}]\n{} = {}\n".format(*entries.groups()))
     return folder

@@ -62,7 +62,7 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
-    from makd import comparison, finetuning, loading, pipeline, speed, streaming
+    from makd import comparison, exporting, finetuning, loading, pipeline, speed, streaming
     from makd.cli import cache as cache_command
 
     for name in makd.__all__:  # it keeps what a name meant when it was first used
@@ -76,6 +76,7 @@ def parse(monkeypatch):
     monkeypatch.setattr(finetuning, "finetune", stop)
     monkeypatch.setattr(streaming, "factorize_streamed", stop)
     monkeypatch.setattr(speed, "bench", stop)
+    monkeypatch.setattr(exporting, "export", stop)
     for name in ("compare", "write_page", "done_lines"):
         monkeypatch.setattr(comparison, name, stop)
     monkeypatch.setattr(cache_command, "build_cache", stop)

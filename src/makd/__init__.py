@@ -2,9 +2,10 @@
 
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), calibration=batches)
     makd.DistillTrainer(student, teacher, plan="full", args=..., train_dataset=...).train()
-    student.save_pretrained("student")      # AutoModel.from_pretrained loads it wherever makd is imported
+    student.save_pretrained("student")      # AutoModel.from_pretrained loads it wherever makd is installed
 
-Importing this package registers how transformers loads a student. The rest is imported when it is first used.
+Importing this package registers how transformers loads a student; where it is installed, `makd_autoload` does so
+unasked. The rest is imported when it is first used.
 """
 
 import importlib

@@ -54,3 +54,7 @@ class LostProcessError(MakdError, RuntimeError):
 
 class CacheError(MakdError, ValueError):
     """A teacher cache that is not there, not finished, of something else, or without what a plan asks for."""
+
+
+class ExportError(MakdError, RuntimeError):
+    """A model that cannot be written in another format, or whose file does not compute what it computes."""

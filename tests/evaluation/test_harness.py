@@ -1,8 +1,8 @@
 """A saved student in lm-evaluation-harness, through the harness's own `hf` model."""
 
 import json
+import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,14 +80,14 @@ def test_a_student_is_evaluated_as_any_model(student, tasks):
 
 
 @pytest.mark.slow
-def test_the_command_of_the_how_to_runs(student, tasks):
-    line = re.search(r"^(python -c .*?[^\\])$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
-    words = shlex.split(line.replace("\\\n", " ").split("#")[0])
+def test_the_command_of_the_how_to_runs(student, tasks, installed):
+    command = re.search(r"^(lm_eval .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)[1].split()
     places = {"--tasks": "tiny_text,tiny_choice", "--model_args": f"pretrained={student}"}
-    words = [places.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    words = [places.get(before, word) for before, word in zip(["", *command], command, strict=False)]
+    paths = os.pathsep.join((str(installed), str(Path(makd.__file__).parents[1])))
     done = subprocess.run(
-        [sys.executable, *words[1:], "--include_path", str(tasks), "--device", "cpu"],
-        capture_output=True, text=True, check=False,
+        [Path(sys.executable).with_name(words[0]), *words[1:], "--include_path", tasks, "--device", "cpu"],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "word_perplexity" in done.stdout

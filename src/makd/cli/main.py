@@ -185,6 +185,12 @@ def _load_bench() -> Callable[..., None]:
     return bench
 
 
+def _load_export() -> Callable[..., None]:
+    from makd.cli.export import export
+
+    return export
+
+
 def _load_compare() -> Callable[..., None]:
     from makd.cli.compare import compare
 
@@ -235,6 +241,12 @@ COMMANDS = {
         _load_bench,
         "Time a student against its teacher; save one with its slow linears dense again.",
         "makd bench runs/student --teacher MODEL",
+        ("student",),
+    ),
+    "export": Command(
+        _load_export,
+        "Write a student for other runtimes: ONNX, a dense model, a torch program, GGUF.",
+        "makd export runs/student --to onnx --quantize int8 --output runs/onnx",
         ("student",),
     ),
     "compare": Command(

@@ -14,10 +14,9 @@ tags: [makd, low-rank, distillation]
 # A smaller {architecture}
 
 Made by [makd](https://arxiv.org/abs/2604.03110) from `{teacher}`: its linears are low-rank factors, taught to mimic the
-original. It loads as any other model, once makd is imported (no remote code):
+original. Where makd is installed it loads as any other model (no remote code):
 
 ```python
-import makd  # registers how the factored linears are loaded
 from transformers import {auto_class}, AutoTokenizer
 
 model = {auto_class}.from_pretrained("{folder}")

@@ -2,9 +2,14 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
-from transformers.quantizers.auto import AutoQuantizationConfig, register_quantization_config
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AutoQuantizationConfig,
+    register_quantization_config,
+)
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from makd.errors import ModelLoadError
@@ -23,7 +28,6 @@ BEFORE_QUANTIZED = 5
 COUNTS = ("total", "factored", "vocabulary")
 
 
-@register_quantization_config(METHOD)
 class StudentConfig(QuantizationConfigMixin):
     """What a student's `config.json` says of it: which linears are factored at which rank, and its size.
 
@@ -109,6 +113,27 @@ class StudentConfig(QuantizationConfigMixin):
         config = cls(**{**config_dict, "quantization": _read_quantization(config_dict.get("quantization"))})
         return (config, kwargs) if return_unused_kwargs else config
 
+    def to_be_quantized(self, method: QuantizationConfigMixin) -> "StudentConfig":
+        """The same student, its factors quantized while they are loaded.
+
+        Raises:
+            ModelLoadError: the files are quantized in another way.
+        """
+        if self.quantization is not None:
+            if self.quantization.to_dict() == method.to_dict():
+                return self
+            raise ModelLoadError(
+                f"The files of this student are quantized already, with {self.quantization.to_dict()}; it cannot be "
+                f"loaded with {method.to_dict()}. Leave out `quantization_config`, or load the student that it was "
+                "made from."
+            )
+        asked = copy(self)
+        asked.asked = method
+        return asked
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # else makd_autoload was first, whose entry leads here
+    register_quantization_config(METHOD)(StudentConfig)
 
 _WHAT_NEXT = "It was changed after saving: copy the student's config.json again, as makd wrote it."
 

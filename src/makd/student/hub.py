@@ -20,11 +20,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from makd.anatomy import SkippedLayer, StandIn
-from makd.errors import ModelLoadError
 from makd.student.config import StudentConfig
-from makd.student.embedding import LowRankEmbedding, is_tied_head
-from makd.student.experts import FactoredStack
 from makd.student.counting import check_parameters, count_parameters, is_own_linear
+from makd.student.embedding import LowRankEmbedding
+from makd.student.experts import FactoredStack
 from makd.student.identity import (
     Shapes,
     file_names,
@@ -33,7 +32,6 @@ from makd.student.identity import (
     make_identity,
     saved_tensors,
 )
-from makd.student.linear import LowRankLinear
 from makd.student.placing import place_stand_ins_
 from makd.student.shared_linear import settle_groups_
 from makd.student.stored import check_factors, check_identity, check_shapes, check_tensors, read_shapes

@@ -42,7 +42,9 @@ class QuantizedStudentLoader(StudentLoader):
             ModelLoadError: the student is of an old format.
         """
         super().__init__(config, pre_quantized=config.asked is None)
-        self.quantization_config = config.asked if config.quantization is None else config.quantization
+        method = config.asked or config.quantization
+        assert method is not None
+        self.quantization_config = method
         if config.format < NAMED_AS_IN_MEMORY:
             raise ModelLoadError(
                 f"This student was saved in makd's format {config.format}, from before students could be quantized. "
@@ -53,7 +55,7 @@ class QuantizedStudentLoader(StudentLoader):
     def get_modules_to_not_convert(
         model: PreTrainedModel,
         skip_modules: list[str] | None = None,
-        keep_in_fp32_modules: list[str] | None = None,
+        keep_in_fp32_modules: Any = None,
         add_default_skips: bool = False,
     ) -> list[str]:
         """Those that transformers leaves out, and what is no linear but looks like one: factors of the vocabulary."""
@@ -210,7 +212,7 @@ class TorchAoStudentLoader(QuantizedStudentLoader, TorchAoHfQuantizer):
         return hasattr(weight, "__tensor_flatten__")
 
 
-class Bnb4BitStudentLoader(QuantizedStudentLoader, Bnb4BitHfQuantizer):
+class Bnb4BitStudentLoader(QuantizedStudentLoader, Bnb4BitHfQuantizer):  # type: ignore[misc] # a name less there
     """Factors in the 4-bit formats of bitsandbytes."""
 
     def _check_parts(self, shapes: Shapes, files: Sequence[str]) -> None:
@@ -232,10 +234,10 @@ class Bnb4BitStudentLoader(QuantizedStudentLoader, Bnb4BitHfQuantizer):
         # takes multiples of 64 only, rounds the scales, which are saved so, and passes no gradient from then on.
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment] # no parameter
 
 
-class Bnb8BitStudentLoader(QuantizedStudentLoader, Bnb8BitHfQuantizer):
+class Bnb8BitStudentLoader(QuantizedStudentLoader, Bnb8BitHfQuantizer):  # type: ignore[misc] # a name less there
     """Factors in the 8-bit format of bitsandbytes."""
 
     def _check_parts(self, shapes: Shapes, files: Sequence[str]) -> None:

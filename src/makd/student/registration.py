@@ -10,7 +10,6 @@ from transformers.quantizers.auto import AutoHfQuantizer, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from makd.errors import ModelLoadError
 from makd.student.config import METHOD, StudentConfig
 from makd.student.hub import PlainStudentLoader
 from makd.student.quantized import loader_for
@@ -28,40 +27,25 @@ class RegisteredLoader(HfQuantizer):
 
 
 _merge = AutoHfQuantizer.merge_quantization_configs
-"""transformers' own answer to which of two configs holds: that of the files and that of `from_pretrained`."""
+"""transformers' own answer to which of two configs holds: that of the files, or that given to `from_pretrained`."""
 
 
 def merge_quantization_configs(
     quantization_config: dict[str, Any] | QuantizationConfigMixin,
     quantization_config_from_args: QuantizationConfigMixin | None,
-) -> QuantizationConfigMixin:
+) -> Any:
     """For a student's files both hold: one says where its factors are, the other how they shall be quantized.
 
-    transformers has no registration for this and would refuse any two of different classes. All that are not of a
-    student it answers itself.
-
-    Raises:
-        ModelLoadError: the files are quantized in another way.
+    It stands in the place of transformers' own function, which refuses any two of different classes and asks none of
+    them: nothing that can be registered hears of both. It answers for students alone; all others' answer is the same.
     """
-    asked = quantization_config_from_args
-    method = getattr(quantization_config, "quant_method", None)
-    if isinstance(quantization_config, dict):
-        method = quantization_config.get("quant_method")
-    if asked is None or isinstance(asked, StudentConfig) or method != METHOD:
-        return _merge(quantization_config, asked)
-    config = quantization_config
-    if isinstance(config, dict):
-        config = StudentConfig.from_dict(config)
+    files, asked = quantization_config, quantization_config_from_args
+    method = files.get("quant_method") if isinstance(files, dict) else files.quant_method
+    if method != METHOD:
+        return _merge(files, asked)
+    config = StudentConfig.from_dict(files) if isinstance(files, dict) else files
     assert isinstance(config, StudentConfig)
-    if config.quantization is None:
-        config.asked = asked
-    elif config.quantization.to_dict() != asked.to_dict():
-        raise ModelLoadError(
-            f"The files of this student are quantized already, with {config.quantization.to_dict()}; it cannot be "
-            f"loaded with {asked.to_dict()}. Leave out `quantization_config`, or load the student that it was made "
-            "from."
-        )
-    return config
+    return config if asked is None or isinstance(asked, StudentConfig) else config.to_be_quantized(asked)
 
 
-AutoHfQuantizer.merge_quantization_configs = merge_quantization_configs
+AutoHfQuantizer.merge_quantization_configs = merge_quantization_configs  # type: ignore[method-assign]
