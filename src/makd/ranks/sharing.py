@@ -13,6 +13,7 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy
 from makd.ranks.allocation import Ladder, LinearSize, Numbers, RankPlan
+from makd.ranks.steps import RankSteps
 from makd.solvers.factors import Spectrum
 
 SHARE_INPUT_CHOICES = ("auto", "never", "always")
@@ -134,7 +135,7 @@ def compare_at_one_price(
     available: int,
     spectra: Mapping[str, Tensor],
     sensitivities: Mapping[str, float],
-    rank_multiple: int,
+    rank_multiple: int | None,
 ) -> list[SharedInput]:
     """For each group, error plus price of its weights at its best ranks, apart and as one.
 
@@ -147,7 +148,7 @@ def compare_at_one_price(
         available: weights of all `sizes` together, biases not counted.
         spectra: singular values of each linear, and of each group by its name.
         sensitivities: linear -> what one unit of its energy is worth; 1 where none is given.
-        rank_multiple: of the ranks to choose from.
+        rank_multiple: as `allocate` takes it.
     """
     worth = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
     ladders = {
@@ -233,9 +234,9 @@ def _lost(spectrum: Tensor, rank: int | None) -> float:
     return 0.0 if rank is None else float(spectrum[rank:].double().square().sum())
 
 
-def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int) -> Ladder:
+def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int | None) -> Ladder:
     energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * worth)[::-1]
-    return Ladder.of(size, energies, rank_multiple, 1)
+    return Ladder.of(size, energies, RankSteps.of(rank_multiple))
 
 
 def _cheapest(ladders: Iterable[Ladder], price: float) -> tuple[float, float]:
