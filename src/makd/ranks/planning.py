@@ -77,7 +77,7 @@ def most_ranks(question: Question, groups: Sequence[Group]) -> dict[str, int] | 
     if RANK_RULES[question.rule].needs_spectra:
         return None
     apart = _allocated(question, question.sizes, {}).ranks
-    plans = [apart, equal_ranks(question.sizes, groups, apart)]
+    plans = [apart, equal_ranks(question.sizes, groups, apart, question.rank_multiple)]
     for side in ("reduce", "expand"):
         chosen = [group for group in groups if not isinstance(group, SharedStack) or group.side == side]
         if chosen:
@@ -171,7 +171,7 @@ def _compared(question: Question, groups: Sequence[Group], apart: RankPlan, kept
         return compare_at_one_price(
             question.sizes, groups, available, spectra, question.sensitivities, question.rank_multiple
         )
-    together = equal_ranks(question.sizes, groups, apart.ranks)
+    together = equal_ranks(question.sizes, groups, apart.ranks, question.rank_multiple)
     ranks = {**apart.ranks, **together}
     compared = [group for group in groups if together[group.name] is not None]
     names = [name for group in compared for name in (*group.linears, group.name) if ranks[name] is not None]

@@ -176,15 +176,19 @@ def compare_at_one_price(
 
 
 def equal_ranks(
-    sizes: Sequence[LinearSize], groups: Sequence[Group], ranks: Mapping[str, int | None]
+    sizes: Sequence[LinearSize], groups: Sequence[Group], ranks: Mapping[str, int | None], rank_multiple: int | None
 ) -> dict[str, int | None]:
-    """Group's name -> its largest rank with no more weights than its linears have apart; None where that is dense."""
+    """Group's name -> its largest rank with no more weights than its linears have apart; None where that is dense.
+
+    With a `rank_multiple` it is one; None where there is no such rank.
+    """
+    steps = RankSteps.of(rank_multiple)
     known = all_sizes(sizes, groups)
     found = {}
     for group in groups:
         weights = sum(known[name].weights(ranks[name]) for name in group.linears)
-        rank = weights // known[group.name].step
-        found[group.name] = known[group.name].capped(rank) if rank >= 1 else None
+        rank = known[group.name].capped(weights // known[group.name].step)
+        found[group.name] = None if rank is None else steps.rounded(rank) or None
     return found
 
 

@@ -276,8 +276,9 @@ def loader_for(config: StudentConfig) -> QuantizedStudentLoader:
 
 def _group_size(quant_type: object) -> int | None:
     """Columns that share a scale, where a config of torchao says so."""
-    size = getattr(quant_type, "group_size", None) or getattr(getattr(quant_type, "granularity", None), "group_size", 0)
-    return size if isinstance(size, int) and size > 0 else None
+    told = (quant_type, *(getattr(quant_type, name, None) for name in ("granularity", "weight_granularity")))
+    sizes = (getattr(one, "group_size", None) for one in told)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def _lacks(name: str) -> ModelLoadError:
