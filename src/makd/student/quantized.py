@@ -26,6 +26,7 @@ from makd.student.experts import FactoredStack
 from makd.student.hub import NAMED_AS_IN_MEMORY, StudentLoader, describe_student
 from makd.student.identity import Shapes, file_names_of_any_head
 from makd.student.linear import LowRankLinear
+from makd.student.packed_rows import check_rows
 from makd.student.placing import place_stand_ins_
 from makd.student.stored import check_tensors, read_shapes
 
@@ -115,7 +116,7 @@ class QuantizedStudentLoader(StudentLoader):
             if isinstance(linear, nn.Linear) and self.param_needs_quantization(model, f"{name}.weight"):
                 shape = (linear.out_features, linear.in_features)
                 if not self._is_quantized(linear.weight):
-                    raise ModelLoadError(self._why_plain(name, shape))
+                    raise _plain(name) if self.pre_quantized else ModelLoadError(self._why_not(name, shape))
                 if true_shape(linear.weight) != shape:
                     raise ModelLoadError(
                         f"{name}.weight has shape {tuple(true_shape(linear.weight))} in the weight files; config.json "
@@ -128,12 +129,7 @@ class QuantizedStudentLoader(StudentLoader):
                     "quantization_config."
                 )
 
-    def _why_plain(self, name: str, shape: tuple[int, int]) -> str:
-        if self.pre_quantized:
-            return (
-                f"The weight files hold plain numbers of {name!r}; config.json says that they are quantized. They are "
-                "of another student: copy the student's folder again, whole."
-            )
+    def _why_not(self, name: str, shape: tuple[int, int]) -> str:
         return (
             f"{name}, a linear of {shape[0]} x {shape[1]}, would not be quantized: {self._method} leaves out what does "
             "not fit it. Take another group size, or name the linear in `modules_to_not_convert` if it shall stay as "
@@ -187,6 +183,8 @@ class TorchAoStudentLoader(QuantizedStudentLoader, TorchAoHfQuantizer):
 
     def _check_parts(self, shapes: Shapes, files: Sequence[str]) -> None:
         self.set_metadata(list(files))
+        if "tensor_names" not in self.metadata:  # what torchao tells of codes
+            raise _plain("all factors")
         for name, value in self.metadata.items():
             if "." not in name:
                 continue
@@ -230,6 +228,7 @@ class Bnb4BitStudentLoader(QuantizedStudentLoader, Bnb4BitHfQuantizer):  # type:
 
     def _leave(self, model: PreTrainedModel) -> None:
         super()._leave(model)
+        check_rows(model)
         # On processors with bfloat16 bitsandbytes repacks a matrix in the first forward of a model in eval mode. It
         # takes multiples of 64 only, rounds the scales, which are saved so, and passes no gradient from then on.
         for module in model.modules():
@@ -279,6 +278,13 @@ def _group_size(quant_type: object) -> int | None:
     told = (quant_type, *(getattr(quant_type, name, None) for name in ("granularity", "weight_granularity")))
     sizes = (getattr(one, "group_size", None) for one in told)
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def _plain(what: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"The weight files hold plain numbers of {what}; config.json says that they are quantized. They are of another "
+        "student: copy the student's folder again, whole."
+    )
 
 
 def _lacks(name: str) -> ModelLoadError:
