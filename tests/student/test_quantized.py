@@ -332,7 +332,7 @@ def test_codes_where_the_config_says_plain_numbers_are_an_error(method, folder, 
         load(tmp_path)
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"keep": 0.5}], ids=str)
+@pytest.mark.parametrize("other", [{"seed": 1}, {"keep": 0.8}], ids=str)
 @by_method
 def test_codes_of_another_student_are_an_error(method, other, folder, tmp_path):
     sizes = {"rank_multiple": 16} if folder.name == "llama" else {**WIDE, "rank_multiple": 64}
