@@ -46,9 +46,29 @@ def enter() -> None:
         @classmethod
         def from_dict(cls, config_dict: Mapping[str, Any], *arguments: Any, **others: Any) -> Any:
             """What a student's `config.json` says of it."""
-            importlib.import_module("makd.student.hub")
+            importlib.import_module("makd.student.registration")
             config = importlib.import_module("makd.student.config").StudentConfig
             return config.from_dict(config_dict, *arguments, **others)
+
+    quantizers = getattr(lists, "AutoHfQuantizer", None)
+    if hasattr(quantizers, "merge_quantization_configs"):
+        listen(quantizers)
+
+
+def listen(quantizers: Any) -> None:
+    """Have makd imported before transformers asks which holds: what a student's files say, or what a caller asks for.
+
+    What else there is to ask is answered as ever. makd puts its own answer there; why: `makd.student.registration`.
+    """
+    answer = quantizers.merge_quantization_configs
+
+    def merge_quantization_configs(quantization_config: Any, *others: Any, **named: Any) -> Any:
+        if isinstance(quantization_config, dict) and quantization_config.get("quant_method") == METHOD:
+            importlib.import_module("makd.student.registration")
+            return quantizers.merge_quantization_configs(quantization_config, *others, **named)
+        return answer(quantization_config, *others, **named)
+
+    quantizers.merge_quantization_configs = merge_quantization_configs
 
 
 class Watch(MetaPathFinder):

@@ -189,4 +189,4 @@ def _is_command_line() -> bool:
 
 
 if not _is_command_line():
-    importlib.import_module("makd.student.hub")
+    importlib.import_module("makd.student.registration")

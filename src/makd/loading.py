@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import makd.student.hub  # noqa: F401 - registers how a student is loaded
+import makd.student.registration  # noqa: F401 - registers how a student is loaded
 from makd.checkpoint import (
     check_complete,
     check_complete_below_head,

@@ -27,7 +27,7 @@ def make_student(name="bert", head="base", keep=0.35, solver="svd", depth="all",
     calibration = None if solver == "svd" else [batch(teacher)]
     budget = makd.Budget(keep=keep)
     return makd.factorize(
-        teacher, budget, solver=solver, calibration=calibration, vocabulary="factored", depth=depth, rank_multiple=2
+        teacher, budget, solver=solver, calibration=calibration, vocabulary="factored", depth=depth, rank_multiple=1
     )
 
 

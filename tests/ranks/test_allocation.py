@@ -1,9 +1,11 @@
 """Budget -> the rank of every linear, exactly."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -85,7 +87,7 @@ def problems(largest=40, least=1):
             "share": st.floats(0, 1),
             "seed": st.integers(0, 5),
             "rule": st.sampled_from(sorted(RANK_RULES)),
-            "rank_multiple": st.sampled_from([1, 2, 8]),
+            "rank_multiple": st.sampled_from([None, 1, 2, 8]),
             "minimum_rank": st.sampled_from([1, 1, 3]),
         }
     )
@@ -95,17 +97,28 @@ def solve(problem, **changed):
     """(sizes, allowance, spectra, plan) for a share of what stands between the smallest student and all dense."""
     options = {**problem, **changed}
     sizes = [LinearSize(str(index), *shape) for index, shape in enumerate(options.pop("shapes"))]
-    smallest = smallest_parameters(sizes, options["minimum_rank"])
+    smallest = smallest_parameters(sizes, lowest_rank(problem))
     allowance = smallest + int(options.pop("share") * (sum(size.parameters(None) for size in sizes) - smallest))
     spectra = spectra_of(sizes, options.pop("seed"))
     return sizes, allowance, spectra, allocate(sizes, allowance, spectra=spectra, **options)
 
 
-def check_ranks_are_allowed(sizes, plan, minimum_rank):
+def grain(problem):
+    """What every rank is a multiple of."""
+    return problem["rank_multiple"] or 1
+
+
+def lowest_rank(problem):
+    """The lowest multiple that is no lower than the minimum."""
+    return math.ceil(problem["minimum_rank"] / grain(problem)) * grain(problem)
+
+
+def check_ranks_are_allowed(sizes, plan, problem):
     for size in sizes:
         rank = plan.ranks[size.name]
         if rank is not None:
-            assert rank >= minimum_rank
+            assert rank >= problem["minimum_rank"]
+            assert rank % grain(problem) == 0
             assert rank * (size.out_features + size.in_features) < size.out_features * size.in_features
 
 
@@ -115,7 +128,7 @@ def test_the_total_is_never_above_the_allowance_and_told_truly(problem):
     sizes, allowance, _, plan = solve(problem)
     assert list(plan.ranks) == [size.name for size in sizes]
     assert plan.parameters == total(sizes, plan) <= allowance
-    check_ranks_are_allowed(sizes, plan, problem["minimum_rank"])
+    check_ranks_are_allowed(sizes, plan, problem)
 
 
 @given(problems())
@@ -126,11 +139,11 @@ def test_the_total_is_never_above_the_allowance_and_told_truly(problem):
 @settings(max_examples=200, deadline=None)
 def test_no_linear_could_take_another_rank(problem):
     sizes, allowance, _, plan = solve(problem)
-    left = allowance - plan.parameters
+    left, more = allowance - plan.parameters, grain(problem)
     for size in sizes:
         rank = plan.ranks[size.name]
         if rank is not None:
-            larger = rank + 1 if (rank + 1) * size.step < size.dense else None
+            larger = rank + more if (rank + more) * size.step < size.dense else None
             assert size.parameters(larger) - size.parameters(rank) > left
 
 
@@ -138,13 +151,13 @@ def test_no_linear_could_take_another_rank(problem):
 @settings(max_examples=200, deadline=None)
 def test_the_total_is_within_a_step_of_the_smallest_linear_below_the_allowance(problem):
     sizes, allowance, _, plan = solve(problem)
-    minimum = problem["minimum_rank"]
+    minimum, more = lowest_rank(problem), grain(problem)
     factorable = [size for size in sizes if size.break_even >= minimum]
-    step = min(size.step for size in factorable)
-    dense = max(size.dense for size in factorable if size.step == step)
-    largest = max(size.step for size in factorable)
-    assert dense >= largest + minimum * step  # what the guarantee asks for; these shapes all have it
-    assert all(rank is None for rank in plan.ranks.values()) or allowance - plan.parameters < step
+    step = min((size.step for size in factorable), default=0)
+    dense = max((size.dense for size in factorable if size.step == step), default=0)
+    largest = max((size.step for size in factorable), default=0)
+    assume(dense >= more * largest + minimum * step)  # what the guarantee asks for
+    assert all(rank is None for rank in plan.ranks.values()) or allowance - plan.parameters < more * step
 
 
 def test_the_smallest_linear_makes_room_when_only_large_ones_can_grow():
@@ -172,20 +185,18 @@ def test_any_real_models_shapes_meet_the_budget_within_a_step():
 
 @given(problems(largest=60, least=20))
 @settings(max_examples=150, deadline=None)
-def test_at_most_three_ranks_above_the_first_multiple_are_off_it(problem):
+def test_by_default_at_most_three_ranks_above_the_first_multiple_are_off_it(problem):
     # one that takes up the rest; if that is large, and the smallest linears are dense, the two that trade besides
-    multiple = problem["rank_multiple"]
-    if problem["minimum_rank"] <= multiple:
-        *_, plan = solve(problem)
-        assert sum(rank is not None and rank > multiple and rank % multiple > 0 for rank in plan.ranks.values()) <= 3
+    *_, plan = solve({**problem, "rank_multiple": None})
+    assert sum(rank is not None and rank > 8 and rank % 8 > 0 for rank in plan.ranks.values()) <= 3
 
 
 @pytest.mark.parametrize("rule", sorted(RANK_RULES))
-def test_in_a_transformer_at_most_one_rank_is_off_the_multiple(rule):
+def test_by_default_at_most_one_rank_of_a_transformer_is_off_the_multiple(rule):
     dense = sum(size.parameters(None) for size in BERT)
     for percent in range(20, 90, 7):
-        plan = allocate(BERT, dense * percent // 100, rule, spectra_of(BERT), rank_multiple=4)
-        assert sum(rank is not None and rank > 4 and rank % 4 > 0 for rank in plan.ranks.values()) <= 1
+        plan = allocate(BERT, dense * percent // 100, rule, spectra_of(BERT))
+        assert sum(rank is not None and rank > 8 and rank % 8 > 0 for rank in plan.ranks.values()) <= 1
 
 
 @pytest.mark.parametrize("rule", sorted(RANK_RULES))
@@ -203,6 +214,27 @@ def test_the_smallest_student_is_possible_and_one_parameter_less_is_not(rule, mi
     assert set(plan.ranks.values()) == {minimum_rank}
     with pytest.raises(BudgetError, match=f"{smallest:,}, the smallest possible student"):
         allocate(BERT, smallest - 1, rule, spectra_of(BERT), minimum_rank=minimum_rank)
+
+
+@pytest.mark.parametrize("rule", sorted(RANK_RULES))
+def test_a_rank_multiple_that_is_asked_for_holds_for_every_linear_and_the_rest_is_given_up(rule):
+    dense = sum(size.parameters(None) for size in BERT)
+    for percent in range(40, 100, 7):
+        allowance = dense * percent // 100
+        plan = allocate(BERT, allowance, rule, spectra_of(BERT), rank_multiple=16)
+        ranks = [rank for rank in plan.ranks.values() if rank is not None]
+        assert ranks
+        assert all(rank % 16 == 0 for rank in ranks)
+        assert 0 <= allowance - plan.parameters < 16 * 192
+
+
+def test_a_linear_without_a_multiple_below_break_even_stays_dense():
+    # 20 x 20: 9 ranks are less than the matrix; 60 x 60: 29
+    sizes = [LinearSize("small", 20, 20, False), LinearSize("large", 60, 60, False)]
+    assert smallest_parameters(sizes, 16) == 400 + 16 * 120
+    assert allocate(sizes, 400 + 16 * 120, rank_multiple=16).ranks == {"small": None, "large": 16}
+    with pytest.raises(BudgetError, match="with rank 16 everywhere they have 2,320"):
+        allocate(sizes, 400 + 16 * 120 - 1, rank_multiple=16)
 
 
 def test_a_matrix_that_no_rank_makes_smaller_stays_dense():

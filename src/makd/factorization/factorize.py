@@ -51,7 +51,7 @@ def factorize(
     solver: str = "auto",
     ranks: str = "auto",
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
-    rank_multiple: int = 8,
+    rank_multiple: int | None = None,
     share_input: str = "auto",
     experts: str = "auto",
     vocabulary: str = "auto",
@@ -71,7 +71,7 @@ def factorize(
         solver: one of `SOLVERS`, or `auto` for the best that the model allows; all but `svd` need `calibration`.
         ranks: one of `RANK_RULES`, or `auto` for the one that suits the solver.
         calibration: model inputs as a DataLoader gives them.
-        rank_multiple: ranks are multiples of it, but for the last few parameters of the budget.
+        rank_multiple: what every rank is a multiple of; None: of 8, but for the last few parameters of the budget.
         share_input: whether linears that read the same input share one A, and experts a factor: `auto`, `never` or
             `always`.
         experts: whether routed experts get factors: see `FactorizeConfig`.
@@ -115,7 +115,9 @@ def factorize(
     check_round_trip(teacher, anatomy)
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
-    plot = draw_plot(teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, has_text)
+    plot = draw_plot(
+        teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, rank_multiple, has_text
+    )
     if teach is not None and not has_text:
         raise DataError("Teaching layers on the way needs calibration batches: give `calibration`.")
     if kind.needs_text and not has_text:

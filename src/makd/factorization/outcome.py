@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from makd.factorization.outline import Outline
 from makd.ranks.allocation import RankPlan
 from makd.ranks.sharing import SharedInput
-from makd.student.hub import count_parameters
+from makd.student.counting import count_parameters
 
 logger = logging.getLogger(__name__)
 

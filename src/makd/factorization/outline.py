@@ -16,6 +16,7 @@ from makd.factorization.depth import Drop, droppable_layers, greedy_drops, layer
 from makd.factorization.vocabulary import Table, find_tables, table_size
 from makd.ranks.allocation import LinearSize, smallest_parameters
 from makd.ranks.budget import Budget
+from makd.ranks.steps import RankSteps
 
 VOCABULARY_CHOICES = ("auto", "dense", "factored")
 
@@ -61,6 +62,8 @@ class Parts:
     """Layer that may be dropped -> all its parameters."""
     experts: int = 0
     """Parameters of routed experts that stay dense."""
+    lowest: int = 1
+    """The lowest rank of a factored matrix."""
 
     def sizes(self, outline: Outline) -> list[LinearSize]:
         """Everything that gets factors."""
@@ -74,8 +77,8 @@ class Parts:
         return kept - sum(size.parameters(None) for size in self.sizes(outline))
 
     def smallest(self, outline: Outline) -> int:
-        """Parameters with rank 1 everywhere."""
-        return self.rest(outline) + smallest_parameters(self.sizes(outline))
+        """Parameters with the lowest rank everywhere."""
+        return self.rest(outline) + smallest_parameters(self.sizes(outline), self.lowest)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def draw_plot(
     budget: Budget,
     vocabulary: str,
     depth: int | str,
+    rank_multiple: int | None,
     has_text: bool,
 ) -> Plot:
     """What may be done to meet `budget`.
@@ -141,6 +145,7 @@ def draw_plot(
         budget: of the student.
         vocabulary: whether embeddings and head get factors.
         depth: how many layers stay.
+        rank_multiple: what every rank is a multiple of; None if of nothing.
         has_text: whether there is calibration text, without which nobody knows which layers to drop.
 
     Raises:
@@ -157,6 +162,7 @@ def draw_plot(
         {table.module: table_size(teacher, table) for table in tables},
         {name: sum(p.numel() for p in teacher.get_submodule(name).parameters()) for name in layers},
         dense_experts,
+        RankSteps.of(rank_multiple).lowest,
     )
     linear_parameters = sum(size.parameters(None) for size in linears)
     limit = budget.limit(total, linear_parameters, parts.experts)
@@ -199,7 +205,7 @@ def _check(found: Plot, total: int, vocabulary: str, depth: int | str) -> None:
     parts = found.parts
     dearest = sorted(found.layers, key=lambda name: -parts.layers[name])[: found.drops]
     outline = Outline(found.tables, tuple(Drop(name, 0.0) for name in dearest))
-    told = ["rank 1 everywhere"]
+    told = [f"rank {parts.lowest} everywhere"]
     if found.tables:
         told.append("the vocabulary too")
     if dearest:
@@ -207,6 +213,8 @@ def _check(found: Plot, total: int, vocabulary: str, depth: int | str) -> None:
     hints = [
         f"{name} auto" for name, value in (("vocabulary", vocabulary), ("depth", depth)) if value in ("dense", "all")
     ]
+    if parts.lowest > 1:
+        hints.append("a smaller rank_multiple")
     more = f" (factorize with {' and '.join(hints)} may go lower.)" if hints else ""
     experts = 0 if dearest else parts.experts
     Budget.check(found.limit, total, parts.rest(outline), parts.smallest(outline), ", ".join(told), more, experts)

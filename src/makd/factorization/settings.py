@@ -27,8 +27,9 @@ class FactorizeConfig:
     ranks: str = "auto"
     """How the budget is spread over the linears; one of `makd.ranks.allocation.RANK_RULES`. `auto` is `global` for
     solvers that measure all linears in one unit, and `uniform` for others."""
-    rank_multiple: int = 8
-    """Ranks are multiples of it as far as the budget allows; hardware likes 8 or more."""
+    rank_multiple: int | None = None
+    """What every rank is a multiple of, as hardware and quantized groups want it; what the budget has beyond that is
+    given up, and a linear that is too small for it stays dense. None: multiples of 8 as far as the budget allows."""
     share_input: str = "auto"
     """Whether linears that read the same input (Q, K, V; gate and up; K and V of cross-attention) share one A: `never`,
     `always`, or `auto`, for each group what loses less by the predicted error, at the same budget."""
@@ -51,7 +52,7 @@ class FactorizeConfig:
         if self.solver != "auto":
             SOLVERS[self.solver]
         RANK_RULES[self.rank_rule]
-        if not 1 <= self.rank_multiple <= LARGEST_MULTIPLE:
+        if self.rank_multiple is not None and not 1 <= self.rank_multiple <= LARGEST_MULTIPLE:
             raise SettingError(
                 f"factorize.rank_multiple is at least 1 and at most {LARGEST_MULTIPLE}; got {self.rank_multiple}."
             )

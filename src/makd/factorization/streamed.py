@@ -117,7 +117,8 @@ def stream_student(
             type(model).__name__,
         )
     check_round_trip(model, anatomy)
-    plot = draw_plot(model, anatomy, linear_sizes(model, anatomy), budget, "dense", "all", kind.needs_text)
+    sizes = linear_sizes(model, anatomy)
+    plot = draw_plot(model, anatomy, sizes, budget, "dense", "all", settings.rank_multiple, kind.needs_text)
     checkpoint, device = Checkpoint(folder, model), device or torch.device("cpu")
     _claim(work, identity)
     store = DiskStore(work)

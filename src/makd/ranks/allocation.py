@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from makd.errors import BudgetError, NumericsError
+from makd.ranks.steps import RankSteps
 from makd.registry import Registry
 
 OPTIMAL_RUNGS = 10_000
@@ -87,14 +88,9 @@ class Ladder:
     """Energy (sum of squared singular values, times the sensitivity) at each rung; zeros without a spectrum."""
 
     @staticmethod
-    def of(size: LinearSize, energies: Numbers, rank_multiple: int, minimum_rank: int) -> "Ladder":
+    def of(size: LinearSize, energies: Numbers, steps: RankSteps) -> "Ladder":
         """The ladder of one linear; `energies` are those of its terms, descending."""
-        # below the first multiple every rank is a rung: at such budgets 8 instead of 5 would starve another linear
-        small = list(range(minimum_rank, rank_multiple))
-        large = [rank for rank in range(rank_multiple, size.break_even + 1, rank_multiple) if rank > minimum_rank]
-        factored = np.array(
-            [rank for rank in (*(small or [minimum_rank]), *large) if rank <= size.break_even], dtype=np.int64
-        )
+        factored = np.array(steps.up_to(size.break_even), dtype=np.int64)
         total = np.concatenate([[0.0], energies.cumsum()])
         return Ladder(
             size,
@@ -164,7 +160,7 @@ def allocate(
     allowance: int,
     rule: str = "uniform",
     spectra: Mapping[str, Tensor] | None = None,
-    rank_multiple: int = 8,
+    rank_multiple: int | None = None,
     minimum_rank: int = 1,
     sensitivities: Mapping[str, float] | None = None,
 ) -> RankPlan:
@@ -177,9 +173,10 @@ def allocate(
     takes a rank, and f goes down to the highest rank that leaves room for that; f's weights change in steps no larger
     than its own. Real models' linears are so; for others, what is left is less than any linear's next rank costs.
 
-    Ranks are multiples of `rank_multiple` as far as possible, then the rest is spent in single ranks of as few linears
-    as possible: typically one linear ends up off the multiple, and never more than three. Ranks below the first
-    multiple are free, and so is `minimum_rank`. A linear whose rank passes break-even stays dense (None).
+    With a `rank_multiple` every rank is a multiple of it: a step is as many ranks then, in the above too, and what is
+    less than a step is given up. With None ranks are multiples of 8 as far as possible, then the rest is spent in
+    single ranks of as few linears as possible: typically one linear ends up off the multiple, and never more than
+    three; ranks below 8 are free, and so is `minimum_rank`. A linear whose rank passes break-even stays dense (None).
 
     Args:
         sizes: of all factorizable linears.
@@ -187,23 +184,24 @@ def allocate(
         rule: one of `RANK_RULES`. `global` never keeps less energy than `uniform`: where rounding would make it so, it
             is `uniform`. Of up to `OPTIMAL_RUNGS` ranks to choose from it keeps what is best, to within 1e-4.
         spectra: name -> singular values, descending, in units that the linears share. Terms that are missing count 0.
-        rank_multiple: at least 1.
+        rank_multiple: at least 1, or None.
         minimum_rank: of a factored linear, at least 1.
         sensitivities: name -> what one unit of a linear's energy is worth, at least 0; 1 where none is given. The
             same for all terms of a linear, so only `global` looks at them.
 
     Raises:
-        BudgetError: `minimum_rank` everywhere is more than the allowance.
+        BudgetError: the lowest rank everywhere is more than the allowance.
         NumericsError: a spectrum or sensitivity is not finite, or negative.
         UnknownNameError: no rule is called so.
         ValueError: spectra are missing for a rule that needs them, names repeat, or a number is below 1.
     """
     chosen = RANK_RULES[rule]
     _check(sizes, rank_multiple, minimum_rank)
-    smallest = smallest_parameters(sizes, minimum_rank)
+    steps = RankSteps.of(rank_multiple, minimum_rank)
+    smallest = smallest_parameters(sizes, steps.lowest)
     if allowance < smallest:
         raise BudgetError(
-            f"The linears may have {allowance:,} parameters; with rank {minimum_rank} everywhere they have "
+            f"The linears may have {allowance:,} parameters; with rank {steps.lowest} everywhere they have "
             f"{smallest:,}, the smallest possible student. Give a larger budget."
         )
     spectra, sensitivities = spectra or {}, sensitivities or {}
@@ -213,20 +211,20 @@ def allocate(
             raise ValueError(f"The {rule} rule needs the singular values of every linear; {size.name} has none.")
         spectrum = spectra[size.name] if chosen.needs_spectra else None
         energies = _energies(size, spectrum, sensitivities.get(size.name, 1.0))
-        ladders.append(Ladder.of(size, energies, rank_multiple, minimum_rank))
+        ladders.append(Ladder.of(size, energies, steps))
     available = allowance - sum(size.parameters(None) - size.dense for size in sizes)
-    ranks = _ranks(ladders, chosen, available, minimum_rank)
+    ranks = _ranks(ladders, chosen, available, steps)
     if rule == "global":
         # climbing by gain is greedy: in small tables, what does not fit at the end may turn the balance
-        others = [_ranks(ladders, RANK_RULES["uniform"], available, minimum_rank)]
-        others += _optimal_ranks(ladders, chosen, available, minimum_rank)
+        others = [_ranks(ladders, RANK_RULES["uniform"], available, steps)]
+        others += _optimal_ranks(ladders, chosen, available, steps)
         ranks = max(ranks, *others, key=lambda plan: _kept(sizes, plan, spectra, sensitivities))
     plan = {size.name: rank for size, rank in zip(sizes, ranks, strict=True)}
     return RankPlan(plan, sum(size.parameters(plan[size.name]) for size in sizes))
 
 
-def _check(sizes: Sequence[LinearSize], rank_multiple: int, minimum_rank: int) -> None:
-    if min(rank_multiple, minimum_rank) < 1:
+def _check(sizes: Sequence[LinearSize], rank_multiple: int | None, minimum_rank: int) -> None:
+    if min(rank_multiple or 1, minimum_rank) < 1 or rank_multiple == 0:
         raise ValueError(f"rank_multiple and minimum_rank are at least 1; got {rank_multiple} and {minimum_rank}.")
     if len({size.name for size in sizes}) < len(sizes):
         raise ValueError("Two linears have the same name.")
@@ -257,7 +255,7 @@ def _kept(
 
 
 def _optimal_ranks(
-    ladders: Sequence[Ladder], rule: RankRule, available: int, minimum_rank: int
+    ladders: Sequence[Ladder], rule: RankRule, available: int, steps: RankSteps
 ) -> list[list[int | None]]:
     """The rungs that keep most energy of all, as a list of one; of none for tables where that would take long.
 
@@ -282,11 +280,11 @@ def _optimal_ranks(
         return []
     rungs = np.array([int(part.argmax()) for part in np.split(found.x, ends[:-1])], dtype=np.int64)
     rest = available - sum(int(ladder.weights[rung]) for ladder, rung in zip(ladders, rungs, strict=True))
-    return [_ranks(ladders, rule, rest, minimum_rank, rungs)] if rest >= 0 else []
+    return [_ranks(ladders, rule, rest, steps, rungs)] if rest >= 0 else []
 
 
 def _ranks(
-    ladders: Sequence[Ladder], rule: RankRule, available: int, minimum_rank: int, start: Counts | None = None
+    ladders: Sequence[Ladder], rule: RankRule, available: int, steps: RankSteps, start: Counts | None = None
 ) -> list[int | None]:
     """Ranks from climbing as `rule` says. With `start` from those rungs, and `available` is what they leave."""
     if start is None:
@@ -300,7 +298,7 @@ def _ranks(
     rest = _climb_(rungs, ladders, [(np.arange(1, len(urgency) + 1), urgency) for urgency in single], rest)
     ranks = [ladder.ranks[rung] for ladder, rung in zip(ladders, rungs, strict=True)]
     urgency = [float(one[rung]) if rung < len(one) else 0.0 for one, rung in zip(single, rungs, strict=True)]
-    _fill_(ranks, [ladder.size for ladder in ladders], urgency, rest, minimum_rank)
+    _fill_(ranks, [ladder.size for ladder in ladders], urgency, rest, steps)
     return ranks
 
 
@@ -342,39 +340,40 @@ def _climb_(rungs: Counts, ladders: Sequence[Ladder], climbs: Sequence[Climbs], 
 
 
 def _fill_(
-    ranks: list[int | None], sizes: Sequence[LinearSize], urgency: Sequence[float], rest: int, minimum_rank: int
+    ranks: list[int | None], sizes: Sequence[LinearSize], urgency: Sequence[float], rest: int, steps: RankSteps
 ) -> None:
-    """Spend `rest` on single ranks; `allocate` says how close that comes, and why."""
-    factorable = [index for index, size in enumerate(sizes) if size.break_even >= minimum_rank]
+    """Spend `rest` on the smallest steps; `allocate` says how close that comes, and why."""
+    factorable = [index for index, size in enumerate(sizes) if size.break_even >= steps.lowest]
     order = sorted(factorable, key=lambda index: (sizes[index].step, -urgency[index]))
     for index in order:
-        rest = _raise_(ranks, sizes[index], index, rest)
+        rest = _raise_(ranks, sizes[index], index, rest, steps)
     growing = [index for index in factorable if ranks[index] is not None]
     step = min((sizes[index].step for index in factorable), default=0)
-    if not growing or rest < step:
+    if not growing or rest < step * steps.fill:
         return
-    # the smallest are all dense: the largest of them makes room for one rank of the linear that needs least
+    # the smallest are all dense: the largest of them makes room for one step of the linear that needs least
     giver = max((index for index in factorable if sizes[index].step == step), key=lambda index: sizes[index].dense)
-    taker, cost = min(((index, _next_cost(sizes[index], ranks[index])) for index in growing), key=lambda pair: pair[1])
+    costs = ((index, _next_cost(sizes[index], ranks[index], steps)) for index in growing)
+    taker, cost = min(costs, key=lambda pair: pair[1])
     room = sizes[giver].dense + rest - cost
-    if room >= sizes[giver].weights(minimum_rank):
-        ranks[taker] = sizes[taker].capped((ranks[taker] or 0) + 1)
-        ranks[giver] = min(room // step, sizes[giver].break_even)
+    if room >= sizes[giver].weights(steps.lowest):
+        ranks[taker] = sizes[taker].capped((ranks[taker] or 0) + steps.fill)
+        ranks[giver] = steps.rounded(min(room // step, sizes[giver].break_even))
         rest = room - sizes[giver].weights(ranks[giver])
-        for index in order:  # less than a step is left, but from break-even to dense may cost as little as one weight
-            rest = _raise_(ranks, sizes[index], index, rest)
+        for index in order:  # less than a step is left, but the last one, to dense, may cost as little as one weight
+            rest = _raise_(ranks, sizes[index], index, rest, steps)
 
 
-def _next_cost(size: LinearSize, rank: int | None) -> int:
-    return size.weights(size.capped((rank or 0) + 1)) - size.weights(rank)
+def _next_cost(size: LinearSize, rank: int | None, steps: RankSteps) -> int:
+    return size.weights(size.capped((rank or 0) + steps.fill)) - size.weights(rank)
 
 
-def _raise_(ranks: list[int | None], size: LinearSize, index: int, rest: int) -> int:
-    """Single ranks of one linear, while `rest` allows; returns what is left of it."""
+def _raise_(ranks: list[int | None], size: LinearSize, index: int, rest: int, steps: RankSteps) -> int:
+    """The smallest steps of one linear, while `rest` allows; returns what is left of it."""
     rank = ranks[index]
     if rank is None:
         return rest
     room = rest + size.weights(rank)
-    best = None if room >= size.dense else min(room // size.step, size.break_even)
+    best = None if room >= size.dense else steps.rounded(min(room // size.step, size.break_even))
     ranks[index] = best
     return room - size.weights(best)

@@ -22,6 +22,7 @@ from makd.ranks.sharing import (
     plan_error,
     with_groups,
 )
+from makd.ranks.steps import RankSteps
 from makd.solvers.factors import Decomposition, Spectrum
 
 Kept = Callable[[Iterable[str]], Mapping[str, Spectrum]]
@@ -38,7 +39,8 @@ class Question:
     """Parameters that all of it may have."""
     rule: str
     """One of `RANK_RULES`."""
-    rank_multiple: int
+    rank_multiple: int | None
+    """As `allocate` takes it."""
     sensitivities: Mapping[str, float]
     """Linear -> what one unit of its energy is worth; 1 where none is given."""
     share_input: str
@@ -75,18 +77,18 @@ def most_ranks(question: Question, groups: Sequence[Group]) -> dict[str, int] | 
     if RANK_RULES[question.rule].needs_spectra:
         return None
     apart = _allocated(question, question.sizes, {}).ranks
-    plans = [apart, equal_ranks(question.sizes, groups, apart)]
+    plans = [apart, equal_ranks(question.sizes, groups, apart, question.rank_multiple)]
     for side in ("reduce", "expand"):
         chosen = [group for group in groups if not isinstance(group, SharedStack) or group.side == side]
         if chosen:
             plans.append(_allocated(question, with_groups(question.sizes, chosen), {}).ranks)
-    known = all_sizes(question.sizes, groups)
+    known, steps = all_sizes(question.sizes, groups), RankSteps.of(question.rank_multiple)
     most: dict[str, int] = {}
     for name, size in known.items():
         ranks = [plan[name] for plan in plans if name in plan]
         if any(rank is not None for rank in ranks):
             highest = size.break_even if None in ranks else max(rank for rank in ranks if rank is not None)
-            most[name] = min(size.break_even, highest + 2 * question.rank_multiple)
+            most[name] = steps.rounded(min(size.break_even, highest + 2 * steps.multiple))
         else:
             most[name] = 0
     return most
@@ -169,7 +171,7 @@ def _compared(question: Question, groups: Sequence[Group], apart: RankPlan, kept
         return compare_at_one_price(
             question.sizes, groups, available, spectra, question.sensitivities, question.rank_multiple
         )
-    together = equal_ranks(question.sizes, groups, apart.ranks)
+    together = equal_ranks(question.sizes, groups, apart.ranks, question.rank_multiple)
     ranks = {**apart.ranks, **together}
     compared = [group for group in groups if together[group.name] is not None]
     names = [name for group in compared for name in (*group.linears, group.name) if ranks[name] is not None]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy
 from makd.ranks.allocation import Ladder, LinearSize, Numbers, RankPlan
+from makd.ranks.steps import RankSteps
 from makd.solvers.factors import Spectrum
 
 SHARE_INPUT_CHOICES = ("auto", "never", "always")
@@ -134,7 +135,7 @@ def compare_at_one_price(
     available: int,
     spectra: Mapping[str, Tensor],
     sensitivities: Mapping[str, float],
-    rank_multiple: int,
+    rank_multiple: int | None,
 ) -> list[SharedInput]:
     """For each group, error plus price of its weights at its best ranks, apart and as one.
 
@@ -147,7 +148,7 @@ def compare_at_one_price(
         available: weights of all `sizes` together, biases not counted.
         spectra: singular values of each linear, and of each group by its name.
         sensitivities: linear -> what one unit of its energy is worth; 1 where none is given.
-        rank_multiple: of the ranks to choose from.
+        rank_multiple: as `allocate` takes it.
     """
     worth = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
     ladders = {
@@ -175,15 +176,19 @@ def compare_at_one_price(
 
 
 def equal_ranks(
-    sizes: Sequence[LinearSize], groups: Sequence[Group], ranks: Mapping[str, int | None]
+    sizes: Sequence[LinearSize], groups: Sequence[Group], ranks: Mapping[str, int | None], rank_multiple: int | None
 ) -> dict[str, int | None]:
-    """Group's name -> its largest rank with no more weights than its linears have apart; None where that is dense."""
+    """Group's name -> its largest rank with no more weights than its linears have apart; None where that is dense.
+
+    With a `rank_multiple` it is one; None where there is no such rank.
+    """
+    steps = RankSteps.of(rank_multiple)
     known = all_sizes(sizes, groups)
     found = {}
     for group in groups:
         weights = sum(known[name].weights(ranks[name]) for name in group.linears)
-        rank = weights // known[group.name].step
-        found[group.name] = known[group.name].capped(rank) if rank >= 1 else None
+        rank = known[group.name].capped(weights // known[group.name].step)
+        found[group.name] = None if rank is None else steps.rounded(rank) or None
     return found
 
 
@@ -233,9 +238,9 @@ def _lost(spectrum: Tensor, rank: int | None) -> float:
     return 0.0 if rank is None else float(spectrum[rank:].double().square().sum())
 
 
-def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int) -> Ladder:
+def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int | None) -> Ladder:
     energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * worth)[::-1]
-    return Ladder.of(size, energies, rank_multiple, 1)
+    return Ladder.of(size, energies, RankSteps.of(rank_multiple))
 
 
 def _cheapest(ladders: Iterable[Ladder], price: float) -> tuple[float, float]:

@@ -2,23 +2,29 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AutoQuantizationConfig,
+    register_quantization_config,
+)
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from makd.errors import ModelLoadError
 from makd.registry import unknown_name
 
 METHOD = "makd"
-FORMAT = 5
+FORMAT = 6
 """Version of what is stored; a reader refuses a higher one.
 
 1: factors; 2: factored embeddings, dropped layers; 3: linears that share an A; 4: identities, under names that
-transformers without makd looks for, and all else under its names in memory; 5: experts. What has no factored experts is
-of format 4, which makd before them reads.
+transformers without makd looks for, and all else under its names in memory; 5: experts; 6: quantized factors. What has
+neither of the last two is of format 4, and what has no quantized factors of 5, which makd before them reads.
 """
 BEFORE_EXPERTS = 4
+BEFORE_QUANTIZED = 5
 COUNTS = ("total", "factored", "vocabulary")
 
 
@@ -40,6 +46,7 @@ class StudentConfig(QuantizationConfigMixin):
             all experts: `reduce`, `expand` or "".
         identity: sixteen hexadecimal digits, made from the student's weights when it was made. Each stand-in in the
             weight files has it too: weights and config of two students do not go together.
+        quantization: how another method quantized what the files hold; None where they hold plain numbers.
         format: version of this layout.
         quant_method: always "makd"; transformers finds the quantizer by it.
     """
@@ -54,6 +61,7 @@ class StudentConfig(QuantizationConfigMixin):
         shared: Mapping[str, Sequence[str]] | None = None,
         experts: Mapping[str, Mapping[str, int | str]] | None = None,
         identity: str | None = None,
+        quantization: QuantizationConfigMixin | None = None,
         format: int | None = None,
         quant_method: str = METHOD,
     ) -> None:
@@ -66,13 +74,26 @@ class StudentConfig(QuantizationConfigMixin):
         self.shared = {name: list(others) for name, others in (shared or {}).items()}
         self.experts = {name: dict(entry) for name, entry in (experts or {}).items()}
         self.identity = identity
-        self.format = (FORMAT if self.experts else BEFORE_EXPERTS) if format is None else format
+        self.quantization = quantization
+        self.asked: QuantizationConfigMixin | None = None
+        """How plain numbers are to be quantized while they are loaded; it does not stand in `config.json`."""
+        self.format = self._lowest_format() if format is None else format
+
+    def _lowest_format(self) -> int:
+        if self.quantization is not None:
+            return FORMAT
+        return BEFORE_QUANTIZED if self.experts else BEFORE_EXPERTS
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in `config.json`."""
         values: dict[str, Any] = super().to_dict()
+        del values["asked"]
         if not self.experts:
-            values.pop("experts")
+            del values["experts"]
+        if self.quantization is None:
+            del values["quantization"]
+        else:
+            values["quantization"] = self.quantization.to_dict()
         return values
 
     @classmethod
@@ -89,14 +110,47 @@ class StudentConfig(QuantizationConfigMixin):
                     f"quantization_config.{key} is {allowed}; config.json has {config_dict[key]!r:.80}. {_WHAT_NEXT}"
                 )
         _check_names(config_dict)
-        config = cls(**config_dict)
+        config = cls(**{**config_dict, "quantization": _read_quantization(config_dict.get("quantization"))})
         return (config, kwargs) if return_unused_kwargs else config
+
+    def to_be_quantized(self, method: QuantizationConfigMixin) -> "StudentConfig":
+        """The same student, its factors quantized while they are loaded.
+
+        Raises:
+            ModelLoadError: the files are quantized in another way.
+        """
+        if self.quantization is not None:
+            if self.quantization.to_dict() == method.to_dict():
+                return self
+            raise ModelLoadError(
+                f"The files of this student are quantized already, with {self.quantization.to_dict()}; it cannot be "
+                f"loaded with {method.to_dict()}. Leave out `quantization_config`, or load the student that it was "
+                "made from."
+            )
+        asked = copy(self)
+        asked.asked = method
+        return asked
 
 
 if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # else makd_autoload was first, whose entry leads here
     register_quantization_config(METHOD)(StudentConfig)
 
 _WHAT_NEXT = "It was changed after saving: copy the student's config.json again, as makd wrote it."
+
+
+def _read_quantization(values: dict[str, Any] | None) -> QuantizationConfigMixin | None:
+    """The config of the method that quantized the factors."""
+    if values is None:
+        return None
+    try:
+        config: QuantizationConfigMixin = AutoQuantizationConfig.from_dict(values)
+    except Exception as error:  # a config with wrong values fails anywhere, with any type; its library may be missing
+        raise ModelLoadError(
+            f"This student's factors are quantized, and how cannot be read: quantization_config.quantization in "
+            f"config.json is {values!r:.120} ({type(error).__name__}: {error}). Install the library that it names, in "
+            "the version it was saved with; or copy the student's config.json again."
+        ) from error
+    return config
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -168,6 +222,10 @@ def _is_identity(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-7][0-9a-f]{15}", value) is not None
 
 
+def _is_method(value: object) -> bool:
+    return isinstance(value, dict) and _is_name(value.get("quant_method")) and value["quant_method"] != METHOD
+
+
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": (_is_size, "a number from 1 on"),
     "ranks": (_are_sizes, "names of linears with their ranks, from 1 on"),
@@ -178,6 +236,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "parameters": (_are_counts, f"{', '.join(COUNTS)} with numbers from 0 on"),
     "architecture": (_is_name, "the name of a model's class"),
     "identity": (_is_identity, "sixteen hexadecimal digits, the first below 8"),
+    "quantization": (_is_method, "the quantization_config of another method"),
     "quant_method": (_is_name, f"{METHOD!r}"),
 }
 """Key -> whether a value may stand there, and what may."""

@@ -19,6 +19,7 @@ from makd.student.embedding import LowRankEmbedding, is_tied_head, untie_factors
 from makd.student.experts import FactoredStack, fold_stack_
 from makd.student.hub import mark_student
 from makd.student.linear import LowRankLinear
+from makd.weights.sound import check_numbers_of
 
 
 def factored_linears(model: PreTrainedModel) -> tuple[str, ...]:
@@ -53,8 +54,10 @@ def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreT
         dropped. A dropped layer stays so: no dense layer does nothing.
 
     Raises:
+        ModelLoadError: the factors are quantized: codes cannot be multiplied out.
         UnknownNameError: one of `linears` is nothing factored in `student`.
     """
+    check_numbers_of(student)
     folded: PreTrainedModel = copy.deepcopy(student)
     fold_(folded, linears)
     return folded
@@ -63,6 +66,7 @@ def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreT
 @torch.no_grad()
 def fold_(student: PreTrainedModel, linears: Iterable[str] | None = None) -> None:
     """Fold in place; arguments and errors are those of `fold`."""
+    check_numbers_of(student)
     known = _factored(student)
     names = known if linears is None else tuple(linears)
     for name in names:

@@ -1,95 +1,121 @@
 """How transformers saves and loads a student: as an ordinary model, without remote code.
 
 The ranks stand in `config.json` under `quantization_config`, transformers' place for "the modules of this checkpoint
-are not those of the architecture". Importing makd registers a quantizer that puts `LowRankLinear`s (and, in very small
-students, a `LowRankEmbedding` and `SkippedLayer`s) where the config says so before the weights are read. After that
-nothing of it stays on the model: a student is not "quantized", and `.half()`, `.float()`, the Trainer and every head
-work as on any other model.
+are not those of the architecture". Importing makd registers a quantizer (`registration`) that puts `LowRankLinear`s
+(and, in very small students, a `LowRankEmbedding` and `SkippedLayer`s) where the config says so before the weights are
+read. After that nothing of it stays on the model: a student is not "quantized", and `.half()`, `.float()`, the Trainer
+and every head work as on any other model. A student whose factors another method quantizes has a loader in `quantized`.
 
-    `student_config`: what the config says -> `placing`: modules in an empty model -> `stored`: what the files must hold
+    `config`: what the config says -> `placing`: modules in an empty model -> `stored`: what the files must hold
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightTransform
-from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from makd.anatomy import SkippedLayer, StandIn
-from makd.errors import ModelLoadError
-from makd.student.config import METHOD, StudentConfig
-from makd.student.embedding import LowRankEmbedding, is_tied_head
+from makd.student.config import StudentConfig
+from makd.student.counting import check_parameters, count_parameters, is_own_linear
+from makd.student.embedding import LowRankEmbedding
 from makd.student.experts import FactoredStack
-from makd.student.identity import file_names, file_names_of_any_head, identity_tensor, make_identity, saved_tensors
-from makd.student.linear import LowRankLinear
+from makd.student.identity import (
+    Shapes,
+    file_names,
+    file_names_of_any_head,
+    identity_tensor,
+    make_identity,
+    saved_tensors,
+)
 from makd.student.placing import place_stand_ins_
 from makd.student.shared_linear import settle_groups_
-from makd.student.stored import check_factors, check_identity, check_tensors, read_shapes
+from makd.student.stored import check_factors, check_identity, check_shapes, check_tensors, read_shapes
 from makd.weights.shards import weight_files
 
 ALIGNMENT = 64
 """Bytes: torch's own memory begins at multiples of it, and the widest vector registers read so much at a time."""
-FACTORED = LowRankLinear | LowRankEmbedding | FactoredStack
 NAMED_AS_IN_MEMORY = 4
 """The first format whose files have the names in memory; older ones have what transformers made of those."""
 
 
-@register_quantizer(METHOD)
 class StudentLoader(HfQuantizer):
     """Puts factored linears into an empty model before its weights are read, and checks before and after."""
 
     requires_calibration = False
-    quantization_config: StudentConfig
+    student: StudentConfig
+    """What is loaded; `quantization_config` is that of the method that transformers sees."""
+
+    def __init__(self, config: StudentConfig, **arguments: Any) -> None:
+        """For the student that `config` describes."""
+        super().__init__(config, **arguments)
+        self.student = config
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Changes nothing: it is the first that transformers tells of a folder, before it follows the index there."""
         _check_index_of(config)
-        return config
+        return super().update_attn_implementation(config)  # type: ignore[no-any-return]
 
     def update_weight_conversions(
         self, weight_conversions: list[WeightTransform], model: PreTrainedModel
     ) -> list[WeightTransform]:
         """What is done to names and tensors on their way from a file into `model`."""
-        if self.quantization_config.format < NAMED_AS_IN_MEMORY:
+        if self.student.format < NAMED_AS_IN_MEMORY:
             return weight_conversions
-        return [file_names_of_any_head(model)]
+        return [file_names_of_any_head(model), *self.get_weight_conversions()]
 
     def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **_: Any
+        self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **arguments: Any
     ) -> PreTrainedModel:
-        config = self.quantization_config
         _check_index_of(model.config)  # again: only now the folder is known where a model's own class loads it
         # the caller is inside `torch.device("meta")`: no memory is taken here
-        shapes = None if checkpoint_files is None else read_shapes(list(checkpoint_files))
+        files = None if checkpoint_files is None else list(checkpoint_files)
+        self._place(model, None if files is None else read_shapes(files))
+        super()._process_model_before_weight_loading(model, checkpoint_files=files, **arguments)
+        return model
+
+    def _place(self, model: PreTrainedModel, shapes: Shapes | None) -> None:
+        """Put stand-ins into `model`, and look whether the files have what they need."""
         if shapes is not None:
-            check_factors(shapes, config)
-        place_stand_ins_(model, config)
-        if config.format < NAMED_AS_IN_MEMORY:
+            check_factors(shapes, self.student)
+        place_stand_ins_(model, self.student)
+        if self.student.format < NAMED_AS_IN_MEMORY:
             for module in _stand_ins(model):  # their files have no identities, and transformers shall not miss them
                 module.register_buffer("identity", module.identity, persistent=False)
         elif shapes is not None:
-            check_tensors(shapes, model, config)
+            check_shapes(shapes, model)
+            check_tensors(shapes, model, self.student)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **arguments: Any) -> PreTrainedModel:
+        super()._process_model_after_weight_loading(model, **arguments)
+        check_parameters(model, self.student)
+        _align_(model)
+        self._leave(model)
+        if self.student.identity is None:  # of an older format
+            mark_student(model)
+        else:
+            check_identity(model, self.student)
+            describe_student(model, self.student.identity)  # perhaps under another head: with its names and counts
         return model
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        config = self.quantization_config
-        check_parameters(model, config)
-        _align_(model)
+    def _leave(self, model: PreTrainedModel) -> None:
+        """What happens to `model` when all of it is there."""
+
+
+class PlainStudentLoader(StudentLoader):
+    """Loads a student whose factors are plain numbers."""
+
+    def _leave(self, model: PreTrainedModel) -> None:
+        """Take itself off `model`, which is an ordinary one."""
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 module.__dict__.pop("is_quantized", None)
                 module.__dict__.pop("quantization_method", None)
         model.__dict__.pop("hf_quantizer", None)
-        if config.identity is None:  # of an older format
-            mark_student(model)
-        else:
-            check_identity(model, config)
-            describe_student(model, config.identity)  # perhaps under another head: with its names and counts
-        return model
 
     def is_serializable(self) -> bool:
         """A student can be saved."""
@@ -125,7 +151,7 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
     """Write config and identities, and how files shall call them; `student` may be empty."""
     shared = settle_groups_(student)
     modules = dict(student.named_modules())
-    ranks = {name: module.rank for name, module in modules.items() if _is_own_linear(student, module)}
+    ranks = {name: module.rank for name, module in modules.items() if is_own_linear(student, module)}
     embeddings = {name: module.rank for name, module in modules.items() if isinstance(module, LowRankEmbedding)}
     dropped = {name: module.outputs for name, module in modules.items() if isinstance(module, SkippedLayer)}
     if not is_student(student):
@@ -140,7 +166,7 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
         if isinstance(module, FactoredStack)
     }
     student.config.quantization_config = StudentConfig(
-        ranks, counts, architecture, embeddings, dropped, shared, experts, identity
+        ranks, counts, architecture, embeddings, dropped, shared, experts, identity, quantization_of(student)
     )
     for module in _stand_ins(student):
         if module.identity.device.type != "meta":
@@ -148,6 +174,14 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
     # transformers undoes these when it saves, and nothing else: what it makes of the architecture's own names and
     # tensors, such as one matrix of queries, keys and values, cannot be made of factors
     student._weight_conversions = [file_names(student)]  # type: ignore[assignment]
+
+
+def quantization_of(student: PreTrainedModel) -> QuantizationConfigMixin | None:
+    """How another method quantized the factors of `student`; None where they are plain numbers."""
+    loader = getattr(student, "hf_quantizer", None)
+    if not isinstance(loader, StudentLoader) or loader.quantization_config is loader.student:
+        return None
+    return loader.quantization_config
 
 
 def is_student(model: PreTrainedModel) -> bool:
@@ -159,76 +193,18 @@ def _stand_ins(model: nn.Module) -> list[StandIn]:
     return [module for module in model.modules() if isinstance(module, StandIn)]
 
 
-def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of `model`, shared ones once: `total`, all factors' (`factored`) and the `vocabulary` matrices'."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {
-        "total": sum(p.numel() for p in model.parameters()),
-        "factored": _count_factors(model),
-        "vocabulary": _count(end for end in ends if end is not None),
-    }
-
-
-def _count_factors(model: nn.Module) -> int:
-    """Parameters of factored matrices that no other module holds too, as BERT's predictions hold the head's bias."""
-    factored = [module for module in model.modules() if isinstance(module, FACTORED)]
-    inside = {id(part) for module in factored for part in module.modules()}
-    others = {
-        id(parameter)
-        for module in model.modules()
-        if id(module) not in inside
-        for parameter in module.parameters(recurse=False)
-    }
-    found = {id(p): p.numel() for module in factored for p in module.parameters() if id(p) not in others}
-    return sum(found.values())
-
-
-def _is_own_linear(model: nn.Module, module: nn.Module) -> bool:
-    """Whether `module` is a factored linear with factors of its own: a tied LM head has the embeddings'."""
-    return isinstance(module, LowRankLinear) and not is_tied_head(model, module)
-
-
-def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
-    """Compare the counts of a loaded `model` with those in its config.
-
-    The vocabulary's matrices are left out (embeddings may be resized). Under another head than the saved one only the
-    factored linears can be compared.
-
-    Raises:
-        ModelLoadError: they differ.
-    """
-    found, expected = count_parameters(model), config.parameters
-    same_class = type(model).__name__ == config.architecture
-    modules = list(model.modules())
-    whole = len(config.ranks) == sum(_is_own_linear(model, module) for module in modules) and len(
-        config.embeddings
-    ) == sum(isinstance(module, LowRankEmbedding) for module in modules)
-    whole = whole and len(config.experts) == sum(isinstance(module, FactoredStack) for module in modules)
-    checks = {}
-    if whole:
-        checks["parameters in factors"] = (found["factored"], expected["factored"])
-    if same_class:
-        checks["parameters outside the vocabulary"] = (
-            found["total"] - found["vocabulary"],
-            expected["total"] - expected["vocabulary"],
-        )
-    for what, (have, want) in checks.items():
-        if have != want:
-            raise ModelLoadError(
-                f"The loaded model has {have:,} {what}; its config.json says {want:,}. The files do not belong "
-                "together, or were changed after saving: save the student again, with its config and weights at once."
-            )
-
-
 def _align_(model: PreTrainedModel) -> None:
     """Move weights that stand in the mapped file at an odd address to memory of their own.
 
     Some processors' matrix products round otherwise there: the student would not be the same bit for bit.
     """
     for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
+        if hasattr(parameter, "__tensor_flatten__"):  # codes and scales, which know themselves as one tensor
+            for part in parameter.__tensor_flatten__()[0]:
+                setattr(parameter, part, _aligned(getattr(parameter, part)))
+        elif parameter.device.type == "cpu":
+            parameter.data = _aligned(parameter.data)
 
 
-def _count(modules: Iterable[nn.Module]) -> int:
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor

@@ -90,17 +90,16 @@ def check_factors(shapes: Shapes, config: StudentConfig) -> None:
 
 
 def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig) -> None:
-    """Whether the files hold each tensor of the model that was saved, and factors of the right shapes.
+    """Whether the files hold each tensor of the model that was saved.
 
     Args:
-        shapes: what the files hold.
+        shapes: what the files hold; only the names are looked at.
         model: empty, with its stand-ins, perhaps under another head than the one that was saved.
         config: of the student.
 
     Raises:
-        ModelLoadError: a tensor is missing, or a factor has another shape.
+        ModelLoadError: a tensor is missing.
     """
-    _check_shapes(shapes, model)
     named = model.config.architectures
     saved = str(named[0]) if isinstance(named, list) and named else config.architecture
     whole = model
@@ -133,7 +132,12 @@ def _class_of(model: PreTrainedModel, name: str) -> type[PreTrainedModel]:
     return cls
 
 
-def _check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
+def check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
+    """Whether the factors in the files have the shapes that they have in `model`, which is empty.
+
+    Raises:
+        ModelLoadError: one has another.
+    """
     state = model.state_dict()
     for name, shape in names_in_memory(shapes, model).items():
         if name.endswith(FACTORS) and name in state and tuple(state[name].shape) != shape:
