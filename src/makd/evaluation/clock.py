@@ -26,7 +26,11 @@ class Timing:
 
 @torch.no_grad()
 def take_turns(
-    things: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: int = WARM_UP
+    things: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Call the `things` one after the other, `repeats` times over; each begins as many turns as the others.
 
@@ -35,6 +39,8 @@ def take_turns(
         repeats: turns that count, at least 1.
         device: waited for before and after each call.
         warm_up: turns before those.
+        pause: seconds before each call: threads of another runtime wait in a loop for a while after theirs, on the
+            cores that are wanted next.
     """
     names = list(things)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -43,6 +49,7 @@ def take_turns(
         order = (*names[first:], *names[:first])
         for name in order[:: -1 if turn % 2 else 1]:  # who comes after whom changes what is in the caches
             wait(device)
+            time.sleep(pause)
             start = time.perf_counter()
             things[name]()
             wait(device)

@@ -23,6 +23,9 @@ from makd.export import OnnxSession, save_onnx
 from makd.export.onnx_model import run_by
 from makd.export.tracing import check_packages
 
+PAUSE = 0.01
+"""Seconds between forwards of different runtimes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FormatTiming:
@@ -148,11 +151,12 @@ def _time(
 ) -> dict[tuple[str, str], list[FormatTiming]]:
     found: dict[tuple[str, str], list[FormatTiming]] = {key: [] for key in models}
     names = {f"{who} {name}": (who, name) for who, name in models}
+    cpu = torch.device("cpu")
     with without_cache(*models.values()):
         for done, (batch, length) in enumerate(settings.points, start=1):
             inputs = random_inputs(list(models.values()), batch, length)
             calls = {name: partial(models[key], **inputs) for name, key in names.items()}
-            for name, timing in take_turns(calls, settings.repeats, torch.device("cpu")).items():
+            for name, timing in take_turns(calls, settings.repeats, cpu, pause=PAUSE).items():
                 found[names[name]].append(FormatTiming(batch=batch, length=length, timing=timing))
             progress("time formats", done, len(settings.points))
     return found
