@@ -28,7 +28,7 @@ def main() -> None:
         "",
         "MiniLM-L6 fine-tuned on SST-2, and students with half of its linears' parameters, in all of its layers or",
         "fewer, with higher ranks then. Milliseconds of rows x tokens (in units of the teacher's `torch-float32`",
-        "in the same turn); MB; accuracy on the 872 rows for validation, agreement with the teacher on 200 of them, in %.",
+        "in that turn); MB; accuracy on the 872 rows for validation, agreement with the teacher on 200 of them: %.",
         f"{environment['device_name']}, {environment['threads']} threads. Measured and written by `make bench-served`.",
         "",
         "| model | format | MB | 1 x 128 | 16 x 128 | accuracy | agreement |",
