@@ -1,6 +1,7 @@
 """Both models in the formats that they may be served in, and the sentence that says which is the better deal."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -114,3 +115,19 @@ def test_a_rounded_student_that_lost_its_quality_is_not_the_best_one():
     rows = [row("student", "torch-float32", 70_000_000, 70.0, 0.875), row("student", "onnx-int8", 1, 1.0, 0.6)]
     (sentence,) = verdicts([row("teacher", "torch-float32", 90_000_000, 100.0, 0.875), *rows])
     assert "torch-float32 student 70.0 ms" in sentence
+
+
+def test_a_score_below_zero_is_told_as_it_is():
+    sentence = verdict((18_000_000, 20.0, -0.25), (23_000_000, 27.0, -0.25))
+    assert "onnx-int8 student 20.0 ms, 18.0 MB, score -0.25" in sentence
+
+
+def test_of_numbers_the_smaller_difference_is_the_better_one():
+    def of(model, name, milliseconds, difference):
+        return replace(row(model, name, 1, milliseconds, 0.0), scores={"fidelity": {"squared_difference": difference}})
+
+    rows = [of("teacher", "torch-float32", 100.0, 0.0), of("teacher", "onnx-int8", 27.0, 0.5),
+            of("student", "torch-float32", 70.0, 0.1), of("student", "onnx-int8", 20.0, 0.1)]  # fmt: skip
+    (sentence,) = verdicts(rows)
+    assert "onnx-int8 student 20.0 ms, 0.0 MB, squared_difference 0.1" in sentence
+    assert "torch-float32 teacher 100.0 ms" in sentence

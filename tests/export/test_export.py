@@ -125,6 +125,16 @@ def test_a_dense_copy_has_no_layers_that_its_student_skips(name, head, layers, t
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def test_a_list_that_is_as_long_as_there_are_layers_and_not_of_layers_stays(tmp_path):
+    teacher = tiny("llama", "causal_lm", num_hidden_layers=3)
+    student = makd.factorize(
+        teacher, makd.Budget(keep_linears=0.5), solver="svd", depth=2, calibration=[batch(teacher)]
+    )
+    student.config.eos_token_id = [3, 4, 5]
+    save_dense(student, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [3, 4, 5]
+
+
 def test_layers_that_another_ones_parts_depend_on_are_not_left_out_in_silence(tmp_path):
     teacher = tiny("bart", "seq2seq_lm")
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")

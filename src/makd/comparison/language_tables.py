@@ -6,7 +6,8 @@ from typing import Any
 
 from makd.comparison.settings import Experiment
 from makd.comparison.statistics import mean
-from makd.comparison.tables import Lines, markdown
+from makd.comparison.tables import Lines
+from makd.report.text_table import markdown_table
 
 LANGUAGE_SCORE = "what is left of the teacher's probability of a token"
 """The score, for a person."""
@@ -37,7 +38,7 @@ def _table(name: str, lines: Lines, methods: Sequence[str]) -> str:
         f"{name}: mean ± standard error over seeds. A gap is the student's log-perplexity minus the teacher's; "
         "agreement the share of greedy next tokens that are the teacher's; ROUGE-L is 0 to 100."
     )
-    return f"{markdown(['', *map(_label, metrics)], rows)}\n\n{note}"
+    return f"{markdown_table(['', *map(_label, metrics)], rows)}\n\n{note}"
 
 
 def _with_gaps(metrics: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:

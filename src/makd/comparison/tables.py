@@ -6,6 +6,7 @@ from typing import Any
 
 from makd.comparison.settings import OURS, Experiment, short_name
 from makd.comparison.statistics import Mean, Scores, average, difference, mean, pairs, scores
+from makd.report.text_table import markdown_table
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -33,7 +34,7 @@ def quality_table(experiment: Experiment, lines: Lines) -> str:
         "two-sided t-test: over all pairs, which asks about tasks like these, and within tasks, over seeds alone, "
         "which asks about these very tasks."
     )
-    return f"{markdown(head, rows)}\n\n{note}"
+    return f"{markdown_table(head, rows)}\n\n{note}"
 
 
 def lead_table(experiment: Experiment, lines: Lines) -> str | None:
@@ -51,7 +52,7 @@ def lead_table(experiment: Experiment, lines: Lines) -> str | None:
         gains = pairs(by_method.get(first, {}), theirs)
         if name != first and gains:
             rows.append([f"`{name}`", *_by_task(gains, tasks), _difference(gains)])
-    return markdown([f"`{first}` minus", *tasks, "all"], rows) if rows else None
+    return markdown_table([f"`{first}` minus", *tasks, "all"], rows) if rows else None
 
 
 def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping[str, Any]]) -> str:
@@ -75,7 +76,7 @@ def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping
     beside = zip(*([found["teacher"] for found in line["latency_ms"].values()] for line in timed.values()), strict=True)
     rows.insert(0, ["*teacher*", *teacher, *("" for _ in SPENT), *(f"{median(taken):.1f}" for taken in beside)])
     head = ["", "parameters", "of the linears", "steps", "tokens", "seconds"]
-    return markdown([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
+    return markdown_table([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
 
 
 def settings_table(experiment: Experiment, lines: Lines) -> str:
@@ -87,7 +88,7 @@ def settings_table(experiment: Experiment, lines: Lines) -> str:
             used = {key: dict.fromkeys(str(line["settings"][key]) for line in own) for key in own[0]["settings"]}
             told = [f"{key} {', '.join(values)}" for key, values in used.items() if [*values] != [str(None)]]
             rows.append([f"`{method.name}`", "; ".join([*_told_steps(method.times_steps), *told])])
-    return markdown(["", "settings"], rows, align="---")
+    return markdown_table(["", "settings"], rows, left=2)
 
 
 def _told_steps(times: float) -> list[str]:
@@ -180,9 +181,3 @@ def _difference(gains: Scores) -> str:
         if errors is not None
     ]
     return f"{100 * found.mean:+.2f}{' = ' if errors else ''}{', '.join(errors)}, n {len(gains)}"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
-    """A table whose columns after the first are aligned as `align` says."""
-    rule = ["---", *(align for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

@@ -84,9 +84,8 @@ class Lesson:
         kept: dict[str, Any] = {}
 
         def forward(**given: Tensor | None) -> dict[str, Tensor]:
-            batch = {
-                name: tensor for name, tensor in given.items() if tensor is not None
-            }  # peft fills in what it knows
+            # peft fills in None for what it knows and is not given
+            batch = {name: tensor for name, tensor in given.items() if tensor is not None}
             total, kept["losses"], kept["output"] = self._run(own, batch, rows, shares, with_logits)
             return {"loss": total}  # an engine looks for gradients in all that is returned: the sum alone has them
 

@@ -1,6 +1,7 @@
 """Station 8: whether a student is worth it where its teacher could be rounded instead, in a sentence for each batch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from makd.evaluation.formats import FormatRow, FormatTiming
@@ -12,20 +13,32 @@ SAME_COST = 0.02
 """The same of milliseconds and bytes, as a share."""
 MEASURES = ("top1_agreement", "label_agreement", "rank_correlation", "cosine")
 """What is looked at where there is no task: agreement with the teacher, best first."""
+DIFFERENCE = "squared_difference"
+"""Of models that predict numbers, and less is better."""
 
 
-def quality(scores: Mapping[str, Any]) -> tuple[str, float]:
-    """The one figure that says how good a model is, larger is better, and its name.
+@dataclass(frozen=True)
+class Quality:
+    """How good a model is."""
 
-    A task's score; else how far it agrees with the teacher; of numbers, less their squared difference.
-    """
+    name: str
+    """Of what was measured."""
+    value: float
+    """As it was measured."""
+
+    @property
+    def good(self) -> float:
+        """The same, where larger is better."""
+        return -self.value if self.name == DIFFERENCE else self.value
+
+
+def quality(scores: Mapping[str, Any]) -> Quality:
+    """The one figure that says how good a model is: a task's score; else how far it agrees with the teacher."""
     if "task" in scores:
-        return "score", float(scores["task"]["score"])
+        return Quality("score", float(scores["task"]["score"]))
     found = scores["fidelity"]
-    for name in MEASURES:
-        if name in found:
-            return name, float(found[name])
-    return "squared_difference", -float(found["squared_difference"])
+    name = next((name for name in MEASURES if name in found), DIFFERENCE)
+    return Quality(name, float(found[name]))
 
 
 def verdicts(rows: Sequence[FormatRow]) -> tuple[str, ...]:
@@ -44,12 +57,12 @@ def _verdict(rows: Sequence[FormatRow], place: int) -> str:
     mine, other = student.timings[place], teacher.timings[place]
     time = mine.timing.ratio / other.timing.ratio
     size = student.bytes / teacher.bytes
-    name, good = quality(student.scores)
-    better = good - quality(teacher.scores)[1]
+    found = quality(student.scores)
+    better = found.good - quality(teacher.scores).good
     costs = {"latency": time, "bytes": size}
     wins = [what for what, share in costs.items() if share < 1 - SAME_COST]
     losses = [what for what, share in costs.items() if share > 1 + SAME_COST]
-    (losses if better < -SAME_QUALITY else wins if better > SAME_QUALITY else []).append(name)
+    (losses if better < -SAME_QUALITY else wins if better > SAME_QUALITY else []).append(found.name)
     if not wins:
         said = "The teacher alone is the better deal"
     elif losses:
@@ -57,23 +70,23 @@ def _verdict(rows: Sequence[FormatRow], place: int) -> str:
     else:
         said = "The student is the better deal"
     return (
-        f"{mine.batch} x {mine.length}: {said}: {student.format} student {_told(student, mine, name)}, "
-        f"{teacher.format} teacher {_told(teacher, other, name)}: {time:.2f}x the latency, {size:.2f}x the bytes."
+        f"{mine.batch} x {mine.length}: {said}: {student.format} student {_told(student, mine)}, "
+        f"{teacher.format} teacher {_told(teacher, other)}: {time:.2f}x the latency, {size:.2f}x the bytes."
     )
 
 
 def _fastest(rows: Sequence[FormatRow], place: int, than: FormatRow) -> FormatRow:
     """The fastest of those that are as good as `than`; the best one if none is."""
-    enough = quality(than.scores)[1] - SAME_QUALITY
-    good = [row for row in rows if quality(row.scores)[1] >= enough]
+    enough = quality(than.scores).good - SAME_QUALITY
+    good = [row for row in rows if quality(row.scores).good >= enough]
     if not good:
-        return max(rows, key=lambda row: quality(row.scores)[1])
+        return max(rows, key=lambda row: quality(row.scores).good)
     return min(good, key=lambda row: row.timings[place].timing.ratio)
 
 
-def _told(row: FormatRow, timing: FormatTiming, name: str) -> str:
-    value = abs(quality(row.scores)[1])
-    return f"{timing.timing.milliseconds:.1f} ms, {row.bytes / 1e6:.1f} MB, {name} {value:.4g}"
+def _told(row: FormatRow, timing: FormatTiming) -> str:
+    found = quality(row.scores)
+    return f"{timing.timing.milliseconds:.1f} ms, {row.bytes / 1e6:.1f} MB, {found.name} {found.value:.4g}"
 
 
 def _list(words: Sequence[str]) -> str:

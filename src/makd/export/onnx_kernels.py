@@ -1,7 +1,7 @@
 """Exchanges operations of an ONNX graph for others that ONNX Runtime computes faster on a CPU; outputs stay the same.
 
 Stands behind transformers' exporter, which fuses a graph for ONNX Runtime: three of the kernels that it ends in are
-slower than what they stand for (benchmarks/onnx_kernels.py measures each).
+slower than what they stand for (benchmarks/onnx_kernels.py measures what is won).
 """
 
 from collections.abc import Callable, Sequence

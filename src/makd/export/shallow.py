@@ -10,6 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from makd.anatomy import SkippedLayer
 from makd.errors import ExportError
 
+OF_LAYERS = re.compile("layer|block")
+"""In the names of config entries that are lists over layers. Ids of tokens, say, may be as many and are none."""
+
 
 def without_skipped(model: PreTrainedModel) -> PreTrainedModel:
     """`model`, whose linears are dense, as an ordinary one with as many layers as it runs.
@@ -69,7 +72,7 @@ def _shorten_(config: PreTrainedConfig, before: int, kept: list[int], name: str)
     each: dict[str, Any] = {
         key: value
         for key, value in vars(config).items()
-        if isinstance(value, list | tuple) and len(value) == before and not key.startswith("_")
+        if isinstance(value, list | tuple) and len(value) == before and OF_LAYERS.search(key)
     }
     config.num_hidden_layers = len(kept)
     for key, value in each.items():

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from makd.evaluation.formats import FormatRow
 from makd.evaluation.verdict import quality, verdicts
-from makd.report.markdown import markdown_table, plain_table
+from makd.report.text_table import markdown_table, plain_table
 
 
 def format_columns(rows: Sequence[FormatRow]) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def format_rows(rows: Sequence[FormatRow]) -> list[tuple[str, ...]]:
                 for point in row.timings
                 for text in (f"{point.timing.milliseconds:.1f}", f"{point.timing.ratio:.2f}x")
             ),
-            f"{abs(quality(row.scores)[1]):.4f}",
+            f"{quality(row.scores).value:.4f}",
         )
         for row in rows
     ]
@@ -45,4 +45,4 @@ def formats_markdown(rows: Sequence[FormatRow]) -> str:
 
 
 def _measure(rows: Sequence[FormatRow]) -> str:
-    return quality(rows[0].scores)[0].replace("_", " ")
+    return quality(rows[0].scores).name.replace("_", " ")

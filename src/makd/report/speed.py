@@ -12,8 +12,8 @@ from makd.evaluation.formats import FormatRow
 from makd.evaluation.speed import Speed
 from makd.evaluation.verdict import verdicts
 from makd.report.formats import formats_markdown
-from makd.report.markdown import markdown_table, plain_table
 from makd.report.record import write_json
+from makd.report.text_table import markdown_table, plain_table
 
 BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"
 """What stands around the section in a card; what is between them is replaced by the next bench."""

@@ -16,7 +16,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ..
     return table
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """For a card; the first `left` columns are texts, the others numbers."""
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """For a card or a page; the first `left` columns are texts, the others numbers."""
     rule = ["---" if index < left else "---:" for index in range(len(columns))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))
