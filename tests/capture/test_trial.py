@@ -203,6 +203,14 @@ class TestTheModelIsLeftAlone:
         examine(model)
         assert model.attention_type == "block_sparse"
 
+    def test_several_tokens_that_end_a_text_are_left_out_of_it(self):
+        read = []
+        model = tiny("llama", "causal_lm", eos_token_id=[3, 4, 5])
+        model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        examine(model)
+        assert read
+        assert not set(torch.cat([ids.flatten() for ids in read]).tolist()) & {3, 4, 5}
+
     def test_dropout_has_no_part_in_it(self):
         assert examine(tiny("bert", hidden_dropout_prob=0.5).train()).off == {}
 

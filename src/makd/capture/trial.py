@@ -159,7 +159,8 @@ def _ids(model: PreTrainedModel, lengths: tuple[int, ...]) -> tuple[Tensor, Tens
     """Ids and mask, (rows, tokens): ordinary tokens, and the padding token where a row has ended."""
     config: Any = model.config.get_text_config()
     size, padding = int(getattr(config, "vocab_size", None) or 64), getattr(config, "pad_token_id", None)
-    special = {value for name, value in vars(config).items() if name.endswith("token_id")}
+    named = [value for name, value in vars(config).items() if name.endswith("token_id")]
+    special = {token for value in named for token in (value if isinstance(value, list | tuple) else (value,))}
     usual = [token for token in range(min(size, 100)) if token not in special] or [0]
     mask = torch.tensor([[place < length for place in range(max(lengths))] for length in lengths])
     places = torch.arange(mask.numel()).reshape(mask.shape)
