@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 import makd
 from makd.errors import SettingError, UnknownNameError, UnsupportedModelError
 from tests.models import batch, tiny
+from tests.student.learning import learn
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks for it
@@ -171,14 +172,7 @@ def test_adapters_are_trained_saved_loaded_and_merged(tmp_path):
     factors = {name: weight.detach().clone() for name, weight in student.named_parameters()}
     adapted = get_peft_model(student, LoraConfig(r=2, target_modules=makd.adapter_targets(student)))
     inputs = batch(adapted)
-    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], 0.01)
-    losses = []
-    for _ in range(5):
-        loss = adapted(**inputs, labels=inputs["input_ids"]).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = learn(adapted, inputs, 5)
     assert losses[-1] < losses[0]
     trained = outputs(adapted)
     adapted.save_pretrained(tmp_path / "adapters")

@@ -26,6 +26,7 @@ import makd
 from makd.errors import ModelLoadError, UnsupportedModelError
 from makd.student.linear import LowRankLinear
 from tests.models import batch, tiny
+from tests.student.learning import learn
 
 SOURCE = Path(makd.__file__).parents[1]
 QUANTIZERS = [
@@ -273,14 +274,7 @@ def test_adapters_are_trained_on_nf4_factors_which_stay(method, folder, tmp_path
     prepared = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     adapted = get_peft_model(prepared, LoraConfig(r=4, target_modules=["reduce", "expand"])).train()
     inputs = batch(model)
-    optimizer = torch.optim.AdamW((p for p in adapted.parameters() if p.requires_grad), lr=0.01)
-    losses = []
-    for _ in range(8):
-        loss = adapted(**inputs, labels=inputs["input_ids"]).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses = learn(adapted, inputs, 8)
     assert losses[-1] < losses[0] - 0.1
 
     adapted.eval().save_pretrained(tmp_path)
