@@ -52,6 +52,7 @@ from makd.factorization.assemble import linear_sizes
 from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
 from makd.factorization.layers import begin_, make_layers_
 from makd.loading import load_model, load_tokenizer
+from makd.progress import nobody
 from makd.ranks.allocation import RankPlan, allocate
 from makd.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
 from makd.solvers.factors import Decomposition, Factors
@@ -222,7 +223,7 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
     gradients = subject.gradients if method == "two_sided_regression" else {}
     fit = update if method == "svd_llm" else None
     walk = Walk(ModelSource(subject.teacher), anatomy, subject.calibration, choose_store("auto", 2**40))
-    for _ in walk.up(lambda what, done, of: None):
+    for _ in walk.up(nobody):
         pass
     begin_(walk)
     settings = FitSettings(plan.ranks, gram=gradients.__getitem__ if gradients else None, fit=fit)

@@ -24,6 +24,7 @@ from makd.comparison.results import append_line, read_lines
 from makd.comparison.schedule import Kind, Schedule
 from makd.comparison.search import SEARCH_FILE, searched_at, trial_hash
 from makd.errors import ModelLoadError, SettingError
+from makd.progress import Progress
 from makd.report import plain
 from tests.test_comparison import data, make  # noqa: F401 - `data` is a fixture
 
@@ -119,10 +120,10 @@ class TestProcesses:
             torch.set_num_threads(threads)
         told = []
         together = replace(alone, output=str(tmp_path / "together"))
-        lines = makd.compare(together, workers=2, on_progress=lambda *seen: told.append(seen))
+        lines = makd.compare(together, workers=2, on_progress=told.append)
         assert [line["fingerprint"] for line in lines] == [line["fingerprint"] for line in expected]
         assert [line["metrics"] for line in lines] == [line["metrics"] for line in expected]
-        assert told[-1] == ("cells", 4, 4)
+        assert told[-1] == Progress("cells", 4, 4, "cells")
         logs = [(tmp_path / "together" / "workers" / f"{number}.log").read_text() for number in (1, 2)]
         assert sum(log.count("cell: ") for log in logs) == 4
 

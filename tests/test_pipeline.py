@@ -150,11 +150,11 @@ def test_a_setting_that_a_recipe_misspells_is_named(tmp_path, part, other):
 
 def test_progress_is_told_for_every_stage(teacher_folder, tmp_path):
     told = []
-    makd.compress(
-        str(teacher_folder), TEXTS, BUDGET, quick(), tmp_path / "student", on_progress=lambda *word: told.append(word)
-    )
-    assert {"calibrate", "distil", "evaluate", "save"} <= {what for what, _, _ in told}
-    assert all(0 <= done <= total for _, done, total in told)
+    makd.compress(str(teacher_folder), TEXTS, BUDGET, quick(), tmp_path / "student", on_progress=told.append)
+    assert {"load", "calibrate", "gradients", "fit layers", "distil", "evaluate", "save"} <= {
+        word.what for word in told
+    }
+    assert all(0 <= word.done <= word.of for word in told)
 
 
 class TestWeightsThatWereChanged:

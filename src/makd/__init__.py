@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
+    from makd.effort import effort
     from makd.errors import MakdError
     from makd.evaluation.answers import Answers, answer
     from makd.evaluation.fidelity import fidelity
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from makd.finetuning import finetune
     from makd.forecasting import RunForecast, forecast
     from makd.pipeline import Report, compress, evaluate
+    from makd.progress import Progress
     from makd.ranks.budget import Budget
     from makd.speed import BenchReport, bench
     from makd.streaming import factorize_streamed
@@ -71,6 +73,7 @@ _HOME = {
     "MakdError": "makd.errors",
     "MethodConfig": "makd.comparison",
     "Plan": "makd.aspects",
+    "Progress": "makd.progress",
     "Recipe": "makd.config",
     "Report": "makd.pipeline",
     "Role": "makd.anatomy",
@@ -89,6 +92,7 @@ _HOME = {
     "build_cache": "makd.caching",
     "compare": "makd.comparison",
     "compress": "makd.pipeline",
+    "effort": "makd.effort",
     "evaluate": "makd.pipeline",
     "factorize": "makd.factorization.factorize",
     "factorize_streamed": "makd.streaming",
@@ -131,6 +135,7 @@ __all__ = [
     "MakdError",
     "MethodConfig",
     "Plan",
+    "Progress",
     "Recipe",
     "Report",
     "Role",
@@ -149,6 +154,7 @@ __all__ = [
     "build_cache",
     "compare",
     "compress",
+    "effort",
     "evaluate",
     "factorize",
     "factorize_streamed",

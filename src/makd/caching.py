@@ -18,8 +18,9 @@ from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import from_first, in_turn, is_shared
+from makd.progress import OnProgress
 from makd.report import OutputFolder, plain
-from makd.run import Progress, name_of, names_of, tokenizer_name
+from makd.run import name_of, names_of, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def build_cache(
     settings: CacheConfig | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> CacheReport:
     """Keep what the recipe's plans need of `teacher` on the rows that `compress` and `distill` train on.
 
@@ -106,7 +107,7 @@ def _load(
 
 
 def _build(
-    loaded: _Loaded, folder: OutputFolder, settings: CacheConfig, on_progress: Progress | None, started: float
+    loaded: _Loaded, folder: OutputFolder, settings: CacheConfig, on_progress: OnProgress | None, started: float
 ) -> CacheReport:
     model, words, rows = loaded.teacher, loaded.words, loaded.data.train
     identity = from_first(lambda: identify(model, rows, words, loaded.data.max_length))

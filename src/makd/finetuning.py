@@ -35,8 +35,9 @@ from makd.loading import check_dtype
 from makd.pipeline import Report
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
+from makd.progress import OnProgress, nobody
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
-from makd.run import Progress, tokenizer_name
+from makd.run import tokenizer_name
 from makd.storage import find_save_dtype
 from makd.student.hub import mark_student
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
@@ -55,7 +56,7 @@ def finetune(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Teach `model` a task, measure it on the task's validation rows and save it.
 
@@ -82,7 +83,7 @@ def finetune(
         raise SettingError("A fine-tuning has its model whole in each process, and FSDP is asked for. Leave FSDP out.")
     inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
-        progress = on_progress if on_progress is not None and is_first() else _silent
+        progress = on_progress if on_progress is not None and is_first() else nobody
         lesson = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
         if is_shared():
             data = lesson.data
@@ -103,7 +104,7 @@ class _Lesson:
     task: TaskConfig
     recipe: FinetuneRecipe
     folder: OutputFolder
-    progress: Progress
+    progress: OnProgress
     tokenizer_name: str | None
     device: torch.device
     words: PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ def _load(
     recipe: FinetuneRecipe,
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
-    progress: Progress,
+    progress: OnProgress,
 ) -> _Lesson:
     device = recipe.find_device()
     words = choose_tokenizer(tokenizer, model)
@@ -164,11 +165,9 @@ def _finish(lesson: _Lesson, tokens: int, result: Path, started: float) -> Repor
     learner, recipe = lesson.learner, lesson.recipe
     round_weights_(learner, lesson.save_dtype)
     check_finite(learner, "The fine-tuned model")
-    lesson.progress("evaluate", 0, 1)
     start = time.perf_counter()
-    found = lesson.data.evaluate(learner, recipe.evaluation_batch_size)
+    found = lesson.data.evaluate(learner, recipe.evaluation_batch_size, lesson.progress)
     lesson.seconds["evaluate"] = time.perf_counter() - start
-    lesson.progress("evaluate", 1, 1)
     mark_student(learner)  # a new head changed what its config counts
     with stored_in(learner, lesson.save_dtype):
         learner.save_pretrained(result)
@@ -186,10 +185,6 @@ def _finish(lesson: _Lesson, tokens: int, result: Path, started: float) -> Repor
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", describe_environment(lesson.device, recipe.seed))
     return Report(lesson.folder.path, metrics)
-
-
-def _silent(what: str, done: int, of: int) -> None:
-    """No bar."""
 
 
 def _train(lesson: _Lesson) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.capture import examine
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, read_settings, row_lengths
+from makd.data import DataConfig, collator, no_text, read_settings, row_lengths
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
@@ -36,6 +36,7 @@ from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
 from makd.preparation import Data
 from makd.processes.first import in_first, in_turn
+from makd.progress import OnProgress, Progress
 from makd.ranks.budget import Budget
 from makd.registry import make_settings
 from makd.report import (
@@ -44,7 +45,7 @@ from makd.report import (
     write_json,
     write_recipe,
 )
-from makd.run import Progress, Run, bytes_of, model_of, name_of, start_run
+from makd.run import Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.storage import find_save_dtype
 from makd.student.hub import mark_student
@@ -72,7 +73,7 @@ def compress(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Make a student of `teacher` within `budget`, teach it, measure it and save it.
 
@@ -118,7 +119,7 @@ def factorize_only(
     *,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Make a student and measure it, without the training. Arguments and errors are those of `compress`."""
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
@@ -140,7 +141,7 @@ def distill(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
@@ -167,7 +168,7 @@ def evaluate(
     *,
     instructions: InstructionsConfig | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training.
 
@@ -187,15 +188,15 @@ def evaluate(
 
 @takes
 def data_of(student: str) -> DataConfig | TaskConfig:
-    """The data or task that a saved student was made with, as its `recipe.yaml` says; the built-in text if it has none.
+    """The data or task that a saved model was made with, as its `recipe.yaml` says: a student, or a task's teacher.
 
     Raises:
-        DataError: it was made with a list of texts, which the recipe does not hold.
+        DataError: it has no recipe; or was made with a list of texts, which the recipe does not hold.
         UnknownNameError: the recipe has a setting that there is not.
     """
     recipe = Path(locate(student).folder) / "recipe.yaml"
     if not recipe.is_file():
-        return DataConfig()
+        raise no_text(f"No text was given, and {student} does not say which it was made with")
     written = read_yaml(recipe)
     if not isinstance(written, dict) or not isinstance(written.get("task") or written.get("data", 0), dict | None):
         raise DataError(f"{recipe} is no recipe that makd wrote: it names no data. Give --data.path or --task.")
@@ -245,7 +246,7 @@ def _teach_layers(run: Run, student: PreTrainedModel, teacher: LayerTeacher) -> 
     with run.clock("layerwise"):
         run.lessons = teach_layers_(
             student, run.teacher, teacher.plan, run.data.calibration, teacher.settings, teacher.seed,
-            run.recipe.factorize.store, lambda done, of: run.progress("teach layers", done, of),
+            run.recipe.factorize.store, run.progress,
         )  # fmt: skip
     return student
 
@@ -296,7 +297,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     round_weights_(student, run.save_dtype)
     check_finite(student, "The student")
     run.scores["after"] = run.score(student)
-    run.progress("save", 0, 1)
+    run.progress(Progress("save", 0, 1))
     mark_student(student)
     with stored_in(student, run.save_dtype):
         student.save_pretrained(result)
@@ -312,5 +313,5 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     again = None if run.data.config is None else f"makd {command}"
     card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens, again)
     write_card(result, run.folder.path.name, *card, run.data.config)
-    run.progress("save", 1, 1)
+    run.progress(Progress("save", 1, 1))
     return Report(run.folder.path, metrics)

@@ -1,7 +1,7 @@
 """What the stages of one run share: the loaded teacher and text, and what is measured of the student on the way."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from makd.aspects import activate
 from makd.cache import TeacherCache
 from makd.capture import examine
 from makd.config import Recipe
-from makd.data import DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
+from makd.data import Batch, DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.distill import (
     CHECKPOINT_SIZES,
     check_same_everywhere,
@@ -30,14 +30,12 @@ from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
+from makd.progress import OnProgress, Progress, nobody, told
 from makd.ranks.budget import Budget
 from makd.report import OutputFolder, plain, tell_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.storage import find_save_dtype, stored_folder
 from makd.tasks import TaskConfig
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, how much is done, of how much)."""
 
 _COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "cache")
 """Parts of a recipe that a run which resumes is not compared by as they stand there."""
@@ -50,7 +48,7 @@ class Run:
     teacher_name: str
     recipe: Recipe
     folder: OutputFolder
-    progress: Progress
+    progress: OnProgress
     tokenizer_name: str | None
     """None when it came with the teacher."""
     teacher: PreTrainedModel
@@ -149,21 +147,24 @@ class Run:
     @in_first
     def score(self, student: PreTrainedModel) -> dict[str, Any]:
         """Fidelity on the held-out rows, the perplexity of a causal language model, and the metrics of a task."""
-        self.progress("evaluate", 0, 1)
         with self.clock("evaluate"):
             scores: dict[str, Any] = {"fidelity": self._fidelity(student)}
             if reads_blocks(student):
-                scores["perplexity"] = perplexity(student, self.data.held_out_batches)
+                scores["perplexity"] = perplexity(student, self._held_out)
                 scores |= self._rolling(student)
             if self.data.task is not None:
-                scores["task"] = self.data.task.evaluate(student)
-        self.progress("evaluate", 1, 1)
+                scores["task"] = self.data.task.evaluate(student, on_progress=self.progress)
         return scores
+
+    @property
+    def _held_out(self) -> Iterator[Batch]:
+        """The held-out batches, with word of each."""
+        return told(self.data.held_out_batches, "evaluate", self.progress)
 
     def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
         tokens: Literal["all", "completion"] = "completion" if self.data.has_completions else "all"
         pooling = self.recipe.evaluation.pooling
-        return fidelity(student, self.teacher, self.data.held_out_batches, pooling, tokens)
+        return fidelity(student, self.teacher, self._held_out, pooling, tokens)
 
     def _rolling(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """Perplexity of the held-out texts as one, if the recipe asks for it."""
@@ -189,12 +190,15 @@ class Run:
         with self.clock("evaluate"):
             if reads_blocks(student):
                 found = {when: scores["perplexity"] for when, scores in self.scores.items()}
-                metrics["perplexity"] = {"teacher": perplexity(self.teacher, self.data.held_out_batches), **found}
+                metrics["perplexity"] = {"teacher": perplexity(self.teacher, self._held_out), **found}
                 for name, value in self._rolling(self.teacher).items():
                     metrics[name] = {"teacher": value, **{when: side[name] for when, side in self.scores.items()}}
             if self.data.task is not None:
                 found = {when: scores["task"] for when, scores in self.scores.items()}
-                names = {"name": self.data.task.config.name, "teacher": self.data.task.evaluate(self.teacher)}
+                names = {
+                    "name": self.data.task.config.name,
+                    "teacher": self.data.task.evaluate(self.teacher, on_progress=self.progress),
+                }
                 metrics["task"] = {**names, **found}
             if self.recipe.evaluation.latency:
                 metrics["latency_ms"] = self._latency(pair)
@@ -208,13 +212,13 @@ class Run:
         return metrics
 
     def _latency(self, pair: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
-        self.progress("time forwards", 0, 2)
+        self.progress(Progress("time forwards", 0, 2, "shapes"))
         found: dict[str, dict[str, float]] = {side: {} for side in pair}
         for done, batch in enumerate((1, 16), start=1):
             repeats = 15 if batch == 1 else 5
             for side, value in latency(pair, batch, self.recipe.evaluation.latency_tokens, repeats).items():
                 found[side][f"batch{batch}"] = value
-            self.progress("time forwards", done, 2)
+            self.progress(Progress("time forwards", done, 2, "shapes"))
         return found
 
 
@@ -227,7 +231,7 @@ def start_run(
     tokenizer: str | PreTrainedTokenizerBase | None,
     overwrite: bool,
     resume: bool,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     student: str | PreTrainedModel | None = None,
 ) -> Iterator[Run]:
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here.
@@ -254,11 +258,12 @@ def _load(
     recipe: Recipe,
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     started: float,
     student: str | PreTrainedModel | None,
 ) -> Run:
-    device = recipe.find_device()
+    device, tell = recipe.find_device(), on_progress or nobody
+    tell(Progress("load", 0, 2))
     if isinstance(student, str) and locate(student).gguf_file is None:
         load_config(student)  # one that is not there is told before teacher and text are read
         tell_changed_weights(Path(locate(student).folder))
@@ -268,22 +273,25 @@ def _load(
     if isinstance(teacher, str):
         check_weights(teacher, recipe)
     model = model_of(teacher, recipe, device)
+    tell(Progress("load", 1, 2))
     check_predictions(model)
     for stage in recipe.trainings:
         activate(stage.plan, examine(model))
     if resolve(model).head is None:
         encoder_of(origin_of(model), recipe.evaluation.pooling)  # what cannot be measured is refused before the work
+    text = prepare(data, words, model, recipe)
+    tell(Progress("load", 2, 2))
     return Run(
         teacher_name=name_of(teacher),
         recipe=recipe,
         folder=folder,
-        progress=on_progress or (lambda what, done, of: None),
+        progress=tell,
         tokenizer_name=tokenizer_name(tokenizer),
         teacher=model,
         teacher_bytes=bytes_of(teacher, model),
         save_dtype=find_save_dtype(recipe.save_dtype, teacher, check_dtype(recipe.dtype)),
         tokenizer=words,
-        data=prepare(data, words, model, recipe),
+        data=text,
         resume=folder.resume,
         started=started,
         student_tokenizer=student_tokenizer,

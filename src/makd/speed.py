@@ -21,13 +21,14 @@ from makd.config import Recipe
 from makd.errors import ModelLoadError, OutputError, SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
 from makd.evaluation.formats import FormatRow, measure_formats
-from makd.evaluation.speed import BenchConfig, Progress, Speed, measure_speed
+from makd.evaluation.speed import BenchConfig, Speed, measure_speed
 from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
 from makd.pipeline import data_of
 from makd.plain_json import read_json
 from makd.preparation import Data
 from makd.processes.started import check_alone
+from makd.progress import OnProgress
 from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
@@ -63,7 +64,7 @@ def bench(
     overwrite: bool = False,
     head: str = "auto",
     data: Data | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> BenchReport:
     """Time a student against its teacher: factored, with every linear folded back to dense, and the best mixture.
 
@@ -113,7 +114,7 @@ def _bench(
     target: OutputFolder | None,
     head: str,
     data: Data | None,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> BenchReport:
     if card and source is not None and not os.access(source, os.W_OK):
         raise OutputError(f"{source} cannot be written to, so its card cannot hold the table. Give --card false.")
@@ -145,7 +146,7 @@ def _in_formats(
     settings: BenchConfig,
     data: Data,
     recipe: Recipe,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[FormatRow, ...]:
     """Both models in each format, measured as `evaluate` measures."""
     with start_run(teacher, data, recipe, None, None, False, False, on_progress, student) as run:

@@ -27,6 +27,7 @@ from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
+from makd.progress import OnProgress
 from makd.ranks.budget import Budget
 from makd.report import (
     OutputFolder,
@@ -36,7 +37,7 @@ from makd.report import (
     write_json,
     write_recipe,
 )
-from makd.run import Progress, names_of, tokenizer_name
+from makd.run import names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.solvers import SOLVERS
 from makd.storage import find_save_dtype
@@ -56,7 +57,7 @@ def factorize_streamed(
     *,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Make the student that `factorize_only` makes, without ever having the teacher or the student in memory.
 
@@ -92,7 +93,7 @@ def _stream(
     recipe: Recipe,
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> Report:
     started = time.perf_counter()
     device = recipe.find_device()

@@ -17,6 +17,7 @@ from makd.cache import CacheConfig, TeacherCache, identify, take_up, write_cache
 from makd.cache.write import FORMAT, shards_of
 from makd.distill import DistillTrainer
 from makd.errors import CacheError, DataError
+from makd.progress import Progress
 from tests.models import VOCABULARY, tiny
 
 LENGTHS = [12, 5, 9, 7, 12, 3, 8, 10]
@@ -444,9 +445,9 @@ class TestAKilledBuild:
         with pytest.raises(CacheError, match="unfinished"):
             TeacherCache.open(tmp_path / "cut", teacher, rows)
         told = []
-        write(tmp_path / "cut", teacher, rows, on_progress=lambda *word: told.append(word))
-        assert told[0] == ("cache", 4, 8)
-        assert told[-1] == ("cache", 8, 8)
+        write(tmp_path / "cut", teacher, rows, on_progress=told.append)
+        assert told[0] == Progress("cache", 4, 8, "rows")
+        assert told[-1] == Progress("cache", 8, 8, "rows")
         one, other = shards_of(tmp_path / "whole"), shards_of(tmp_path / "cut")
         assert [path.name for path in one] == [path.name for path in other]
         for a, b in zip(map(load_file, one), map(load_file, other), strict=True):
@@ -470,8 +471,8 @@ class TestAKilledBuild:
         teacher, rows, told = tiny("bert"), make_rows(), []
         content = write(tmp_path, teacher, rows)
         take_up(tmp_path)
-        again = write(tmp_path, teacher, rows, on_progress=lambda *word: told.append(word))
-        assert told == [("cache", 8, 8)]
+        again = write(tmp_path, teacher, rows, on_progress=told.append)
+        assert told == [Progress("cache", 8, 8, "rows")]
         assert again == content
 
     def test_a_folder_of_something_else_is_left_alone(self, tmp_path):

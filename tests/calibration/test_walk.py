@@ -17,16 +17,13 @@ from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import DiskStore, MemoryStore
 from makd.calibration.walk import Walk
 from makd.errors import DataError, NumericsError
+from makd.progress import nobody
 from tests.models import batch, tiny
 
 MODELS = [
     ("bert", "base"), ("bert", "masked_lm"), ("bert", "sequence_classification"), ("llama", "causal_lm"),
     ("llama", "base"), ("gpt2", "causal_lm"), ("gemma3", "causal_lm"), ("deberta_v2", "base"),
 ]  # fmt: skip
-
-
-def silent(what, done, of):
-    """No progress bar."""
 
 
 def batches_of(model, count=2):
@@ -47,10 +44,10 @@ def test_moments_are_those_of_whole_forwards_and_backwards(name, head, dtype):
     model = frozen(tiny(name, head).to(dtype))
     anatomy, batches = resolve(model), batches_of(model)
     walk = walk_of(model, batches, seed=3)
-    assert not list(walk.up(silent))
+    assert not list(walk.up(nobody))
     walk.check_whole_model()
     inputs, gradients = {}, {}
-    for moments in walk.down(silent):
+    for moments in walk.down(nobody):
         inputs |= moments.inputs
         gradients |= moments.gradients
     read = collect_input_moments(model, anatomy, batches)
@@ -68,7 +65,7 @@ def test_moments_are_those_of_whole_forwards_and_backwards(name, head, dtype):
 def test_moments_that_are_handed_out_on_the_way_up_are_those_of_whole_forwards(name, head):
     model = tiny(name, head)
     batches, found = batches_of(model), {}
-    for moments in walk_of(model, batches).up(silent, keep=False, watch=True):
+    for moments in walk_of(model, batches).up(nobody, keep=False, watch=True):
         found |= moments.inputs
     expected = collect_input_moments(model, resolve(model), batches)
     assert all(torch.equal(found[linear].gram, expected[linear].gram) for linear in resolve(model).linears)
@@ -77,7 +74,7 @@ def test_moments_that_are_handed_out_on_the_way_up_are_those_of_whole_forwards(n
 def test_states_of_layers_that_are_done_are_not_kept_where_nobody_wants_them():
     store = MemoryStore()
     walk = walk_of(tiny("bert"), store=store)
-    list(walk.up(silent, keep=False))
+    list(walk.up(nobody, keep=False))
     assert [f"teacher/{layer:04}/00000" in store for layer in range(3)] == [False, False, True]
 
 
@@ -85,7 +82,7 @@ def test_what_a_head_reads_is_what_it_reads_in_whole_forwards():
     model = tiny("llama", "causal_lm")
     batches = batches_of(model)
     walk = walk_of(model, batches)
-    list(walk.up(silent))
+    list(walk.up(nobody))
     expected = collect_input_moments(model, resolve(model), batches, "lm_head")["lm_head"]
     assert torch.equal(walk.head_inputs("lm_head").gram, expected.gram)
 
@@ -97,8 +94,8 @@ def test_gradients_at_embeddings_are_those_of_whole_backwards(name, embeddings):
     model = frozen(tiny(name).double())
     batches = batches_of(model)
     walk = walk_of(model, batches)
-    list(walk.up(silent))
-    list(walk.down(silent))
+    list(walk.up(nobody))
+    list(walk.down(nobody))
     found = walk.embedding_gradients({embeddings: 32})[embeddings]
     expected = collect_gradient_moments(model, resolve(model), batches, embeddings={embeddings: 32})[embeddings]
     torch.testing.assert_close(found.gram, expected.gram, rtol=1e-6, atol=1e-15)
@@ -144,7 +141,7 @@ def t5_encoder():
 def test_a_t5_encoders_position_bias_is_handed_on():
     model = t5_encoder()
     walk = walk_of(model, [batch(model)])
-    list(walk.up(silent))
+    list(walk.up(nobody))
     walk.check_whole_model()
     biases = [
         value
@@ -186,7 +183,7 @@ def test_work_that_only_shows_in_a_whole_forward_is_noticed():
 
     walk = walk_of(model)
     inner.forward = other_in_whole_forwards
-    list(walk.up(silent))
+    list(walk.up(nobody))
     with pytest.raises(NotLayerByLayer, match="ends in other hidden states"):
         walk.check_whole_model()
 
@@ -203,7 +200,7 @@ def test_a_layer_that_hands_on_something_of_its_own_is_noticed():
 
     second.forward = own_bias
     with pytest.raises(NotLayerByLayer, match="hands on other things"):
-        list(walk.up(silent))
+        list(walk.up(nobody))
 
 
 def test_arguments_that_follow_from_the_states_between_layers_are_noticed():
@@ -226,7 +223,7 @@ def test_states_that_are_not_finite_are_told_with_the_layer():
     walk = walk_of(model)
     model.layers[1].mlp.down_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(NumericsError, match=r"leave layers\.1 hold NaN"):
-        list(walk.up(silent))
+        list(walk.up(nobody))
 
 
 def test_no_batches_are_refused():
@@ -241,8 +238,8 @@ def test_a_walk_on_disk_is_that_in_memory_bit_for_bit(tmp_path, monkeypatch):
     grams = []
     for store in (MemoryStore(), DiskStore(tmp_path)):
         walk = walk_of(model, store=store)
-        list(walk.up(silent))
-        found = {name: one.gram for moments in walk.down(silent) for name, one in moments.gradients.items()}
+        list(walk.up(nobody))
+        found = {name: one.gram for moments in walk.down(nobody) for name, one in moments.gradients.items()}
         grams.append(found)
     assert all(torch.equal(grams[0][name], grams[1][name]) for name in grams[0])
 
@@ -251,14 +248,14 @@ def test_layers_whose_moments_were_taken_are_not_handed_out_again(tmp_path, monk
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)
     model = frozen(tiny("bert"))
     walk = walk_of(model, store=DiskStore(tmp_path))
-    list(walk.up(silent))
-    down = walk.down(silent)
+    list(walk.up(nobody))
+    down = walk.down(nobody)
     first, _second = next(down), next(down)  # asking for the second says that the first was taken
     again = walk_of(model, store=DiskStore(tmp_path))
-    assert not list(again.up(silent))
-    (handed,) = again.down(silent)
+    assert not list(again.up(nobody))
+    (handed,) = again.down(nobody)
     assert set(handed.linears).isdisjoint(first.linears)
-    assert not list(walk_of(model, store=DiskStore(tmp_path)).down(silent))
+    assert not list(walk_of(model, store=DiskStore(tmp_path)).down(nobody))
 
 
 @pytest.mark.parametrize("solver", ["whitened", "two_sided", "two_sided_regression"])

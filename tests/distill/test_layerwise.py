@@ -368,12 +368,13 @@ def test_a_finished_student_is_taught_layer_by_layer(name, head):
     measure = "cosine" if head == "base" else "prediction_kl"
     before = makd.fidelity(student, teacher, batches[3:])[measure]
     done = []
-    lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW, on_layer=lambda *progress: done.append(progress))
+    lessons = teach_layers_(student, teacher, HIDDEN, batches, FEW, on_progress=done.append)
     after = makd.fidelity(student, teacher, batches[3:])[measure]
     assert (after > before) if measure == "cosine" else (after < before)
     assert list(lessons) == [0, 1]
     assert all(lesson["after"] < lesson["before"] for lesson in lessons.values())
-    assert done == [(1, 2), (2, 2)]
+    assert [one.done for one in done if one.what == "teach layers"] == [0, 1, 2]
+    assert {one.of for one in done if one.what == "teach layers"} == {2}
 
 
 def test_each_layer_learns_on_what_the_taught_layers_before_it_give():

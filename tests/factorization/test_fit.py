@@ -21,6 +21,7 @@ from makd.factorization.fit import (
     fit_linear,
 )
 from makd.factorization.layers import begin_, make_layers_
+from makd.progress import nobody
 from makd.solvers import svd, whitened
 from makd.solvers.regression import RIDGE
 from makd.student.linear import LowRankLinear
@@ -45,7 +46,7 @@ def fit_student(teacher, ranks, batches, fit=None, gram=None):
     """A copy of `teacher` with factors of these ranks."""
     student = copy.deepcopy(teacher)
     walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore())
-    assert not list(walk.up(lambda what, done, of: None))
+    assert not list(walk.up(nobody))
     begin_(walk)
     settings = FitSettings(ranks, gram=gram, fit=fit)
     make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))

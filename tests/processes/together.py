@@ -88,8 +88,8 @@ def main(encoder: str, task: str, output: Path) -> None:
     given = {"seed": 1, "training rows": f"rows {started.index()}"}
     found["given something else"] = error_of(lambda: check_same_everywhere(given), lambda make: make())
 
-    def tell(what: str, done: int, of: int) -> None:
-        told.append(what)
+    def tell(progress: makd.Progress) -> None:
+        told.append(progress.what)
 
     report = makd.compress(encoder, TEXTS, BUDGET, RECIPE, output / "student", on_progress=tell)
     found["compress"] = [str(report.folder), report.metrics["fingerprint"], report.folder.is_dir()]

@@ -37,6 +37,7 @@ from makd.errors import CacheError, SettingError
 from makd.plain_json import read_json
 from makd.processes.first import in_first, meet
 from makd.processes.started import count, index, is_first
+from makd.progress import OnProgress, Progress, nobody
 
 FORMAT = 2
 """Raised when older caches can no longer be read."""
@@ -53,7 +54,7 @@ def write_cache(
     folder: Path,
     identity: Mapping[str, Any],
     settings: CacheConfig | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Keep in `folder` what `plan` needs of `teacher` on `rows`, or go on where an earlier call was stopped.
 
@@ -91,8 +92,8 @@ def write_cache(
     open_rows = sum(end - start for start, end in gaps)
     of = len(rows) - open_rows + sum(end - start for start, end in own)
     done = len(rows) - open_rows
-    tell = on_progress if on_progress is not None and is_first() else lambda what, so_far, of: None
-    tell("cache", done, of)
+    tell = on_progress if on_progress is not None and is_first() else nobody
+    tell(Progress("cache", done, of, "rows"))
     for start, end in own:
         shard = _Shard(start)
         for positions, stored, lengths in _read(teacher, rows, order[start:end], collate, plan, settings):
@@ -101,7 +102,7 @@ def write_cache(
             if shard.size >= settings.shard_megabytes * 2**20 or shard.end == end:
                 shard.write(folder)
                 shard = _Shard(shard.end)
-            tell("cache", done, of)
+            tell(Progress("cache", done, of, "rows"))
     meet()
     return _finish(folder, content, teacher, len(rows))
 

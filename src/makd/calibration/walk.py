@@ -34,12 +34,12 @@ from makd.calibration.source import LayerSource
 from makd.calibration.statistics import InputWatcher, check_reached
 from makd.calibration.store import Store, choose_store
 from makd.errors import DataError, NumericsError
+from makd.progress import OnProgress, Progress
 from makd.weights.finite import is_finite
 
 Batches = Sequence[Mapping[str, Tensor]]
 SCRATCH_WIDTHS = 10
 """Hidden states of the whole text that are kept beside the store's, about, while a layer of the student is fitted."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,18 @@ class Walk:
         return self.store.read(f"teacher/{layer:04}/{batch:05}", self.source.device)["hidden"]
 
     @torch.no_grad()
-    def up(self, progress: Progress, keep: bool = True, watch: bool = False) -> Iterator[LayerMoments]:
+    def up(self, progress: OnProgress, keep: bool = True, watch: bool = False) -> Iterator[LayerMoments]:
         """The hidden states that enter every layer, and leave the last, into the store.
 
         Args:
-            progress: called with (what, done, of).
+            progress: told of every batch.
             keep: whether the states of a layer are wanted after the next has them.
             watch: whether moments of what linears read are handed out, layer by layer; else nothing is.
 
         Raises:
             NumericsError: hidden states of real tokens hold NaN or infinity.
         """
+        told = _Told(progress, "calibrate", len(self.anatomy.layers), len(self.batches))
         for layer in self.anatomy.layers:
             here, there = f"teacher/{layer.index:04}", f"teacher/{layer.index + 1:04}"
             if not self.store.is_marked(there):
@@ -136,6 +137,7 @@ class Walk:
                         hidden = run_layer(self.model, layer, calls, self.states(layer.index, index))
                         _check(calls, hidden, f"leave {layer.module}")
                         self._keep(there, index, hidden)
+                        told.of_batch(layer.index, index + 1)
                     if watch:
                         check_reached(layer.linears, moments)
                         check_experts_reached(stacks, experts)
@@ -143,7 +145,7 @@ class Walk:
                 self.store.mark(there)
             if not keep:
                 self.store.remove(here)
-            progress("calibrate", layer.index + 1, len(self.anatomy.layers))
+            told.of_batch(layer.index, len(self.batches))
 
     @torch.no_grad()
     def check_whole_model(self) -> None:
@@ -187,29 +189,31 @@ class Walk:
         check_reached((head,), moments)
         return moments[head]
 
-    def down(self, progress: Progress, inputs: bool = True) -> Iterator[LayerMoments]:
+    def down(self, progress: OnProgress, inputs: bool = True) -> Iterator[LayerMoments]:
         """The moments of each layer, from the last to the first. Comes after `up`.
 
         When the next is asked for, what was made of a layer counts as kept: it is not handed out again, by this walk or
         by one that goes on with its store.
 
         Args:
-            progress: called with (what, done, of).
+            progress: told of every batch.
             inputs: whether moments of what linears read are wanted besides those of gradients.
         """
         count = len(self.anatomy.layers)
+        # the way round the end counts as a layer: probes are drawn and sent back there
+        told = _Told(progress, "gradients", count + 1, len(self.backward))
         if not any(self.store.is_marked(f"gradients/{layer:04}") for layer in range(count + 1)):
-            self._turn(count)
+            self._turn(count, told)
             self.store.mark(f"gradients/{count:04}")
         for layer in reversed(self.anatomy.layers):
             here, above = f"gradients/{layer.index:04}", f"gradients/{layer.index + 1:04}"
             if self.store.is_marked(above):
                 with self.source.layer(layer):
-                    yield self._backward(layer, above, here, inputs)
+                    yield self._backward(layer, above, here, inputs, partial(told.of_batch, count - layer.index))
                 self.store.mark(here)
                 self.store.unmark(above)
                 self.store.remove(above)
-            progress("gradients", count - layer.index, count)
+            told.of_batch(count - layer.index, len(self.backward))
 
     def embedding_gradients(self, embeddings: Mapping[str, int]) -> dict[str, InputMoments]:
         """Moments of the gradients at the outputs of embeddings. Comes after `down`.
@@ -232,12 +236,12 @@ class Walk:
         watcher.finish()
         return moments
 
-    def _turn(self, count: int) -> None:
+    def _turn(self, count: int, told: "_Told") -> None:
         """Gradients of every probe at the hidden states that leave the last layer."""
         with self.frame.at_hand():
             with self.frame.without_layers(self.calls[0]):
                 probes = Probes(self.model, self.anatomy, self.seed)
-            for index in self.backward:
+            for done, index in enumerate(self.backward, start=1):
                 batch, calls = self.batches[index], self.calls[index]
                 leaf = self.states(count, index).detach().requires_grad_()
                 run = partial(self.frame.leave, batch, calls, leaf)
@@ -247,8 +251,11 @@ class Walk:
                     for number, (tensor, gradient) in enumerate(drawn)
                 ]
                 self.store.write(f"gradients/{count:04}/{index:05}", _numbered(gradients))
+                told.of_batch(0, done)
 
-    def _backward(self, layer: Layer, above: str, here: str, inputs: bool) -> LayerMoments:
+    def _backward(
+        self, layer: Layer, above: str, here: str, inputs: bool, on_batch: Callable[[int], None]
+    ) -> LayerMoments:
         """Run a layer again, forward and backward: gradients at what enters it into the store, moments handed out."""
         linears, stacks = layer.linears, self.anatomy.stacks_of(layer)
         read: dict[str, InputMoments] = {}
@@ -265,7 +272,7 @@ class Walk:
                 if inputs:
                     hooks.callback(module.register_forward_hook(watcher.hook(name)).remove)
                 hooks.callback(module.register_forward_hook(gradient_watcher.hook(name)).remove)
-            for index in self.backward:
+            for done, index in enumerate(self.backward, start=1):
                 batch, calls = self.batches[index], self.calls[index]
                 gradients = self._gradients(above, index)
                 watcher.start(batch)
@@ -284,6 +291,7 @@ class Walk:
                     found.append(leaf.grad)
                     leaf.grad = None
                 self.store.write(f"{here}/{index:05}", _numbered(found))
+                on_batch(done)
         gradient_watcher.finish()
         if inputs:
             check_reached(linears, read)
@@ -296,6 +304,19 @@ class Walk:
 
     def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
         self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})
+
+
+class _Told:
+    """Tells of a way through all layers with all batches, each layer's as many as another's."""
+
+    def __init__(self, progress: OnProgress, what: str, layers: int, batches: int) -> None:
+        self.progress, self.what, self.layers, self.batches = progress, what, layers, batches
+        progress(Progress(what, 0, layers * batches, "batches"))
+
+    def of_batch(self, before: int, done: int) -> None:
+        """So many layers are behind, and so many batches of this one."""
+        told = before * self.batches + done
+        self.progress(Progress(self.what, told, self.layers * self.batches, "batches"))
 
 
 def state_bytes(batches: Batches, model: PreTrainedModel) -> int:

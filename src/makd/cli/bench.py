@@ -1,18 +1,21 @@
-"""The command `makd bench`: its flags are the parameters of `bench` below. Prints what `makd.speed` measures."""
+"""The command `makd bench`: its flags are the parameters of `bench` below. Tells what `makd.speed` measures."""
+
+from typing import Any
 
 from makd import speed
+from makd.cli.outcome import Outcome, command
 from makd.cli.tasks import task_or_data
-from makd.cli.terminal import print_table, progress_bars
 from makd.data import DataConfig
 from makd.evaluation.speed import BenchConfig
 from makd.evaluation.verdict import verdicts
-from makd.report import OutputFile
+from makd.progress import OnProgress
 from makd.report.formats import formats_table
 from makd.report.speed import decoding_table, fold_line, linears_table, speed_content, speed_table
 from makd.tasks import TaskConfig
 
 
 def bench(
+    on_progress: OnProgress,
     student: str,
     teacher: str,
     batches: tuple[int, ...] = (1, 16),
@@ -32,11 +35,11 @@ def bench(
     fold: bool = False,
     output: str | None = None,
     overwrite: bool = False,
-    json: str | None = None,
-) -> None:
+) -> Outcome:
     """Time a student against its teacher, and save one whose slow linears are dense again.
 
     Args:
+        on_progress: told as the work goes on.
         student: folder of a student.
         teacher: hub id, folder, .gguf file, or package:module/path.
         batches: rows of a forward.
@@ -56,37 +59,40 @@ def bench(
         card: put the table into the student's README.md, and bench.json beside it.
         fold: save the student with those linears dense where factored is slower, to --output.
         output: folder for that student.
-        overwrite: replace the output folder, and the file of --json, when all is done.
-        json: file to write the measurements to.
+        overwrite: replace the output folder when all is done.
     """
     settings = BenchConfig(
         batches=batches, lengths=lengths, point=point, new_tokens=new_tokens, compile=compile, repeats=repeats,
         threads=threads, dtype=dtype, device=device, formats=formats,
     )  # fmt: skip
-    chosen = None if data is None and task is None else task_or_data(data, task)
-    file = None if json is None else OutputFile(json, overwrite)
-    with progress_bars() as progress:
-        report = speed.bench(
-            student, teacher, settings,
-            card=card, fold=fold, output=output, overwrite=overwrite, head=head,
-            data=chosen, on_progress=progress,
-        )  # fmt: skip
+    chosen = None if data is None and task is None else task_or_data(data, task, student)
+    report = speed.bench(
+        student, teacher, settings,
+        card=card, fold=fold, output=output, overwrite=overwrite, head=head,
+        data=chosen, on_progress=on_progress,
+    )  # fmt: skip
     batch, length = settings.fold_point
     found = report.speed
-    print_table(speed_table(found, f"{student} against {teacher}"))
+    shown: list[Any] = [speed_table(found, f"{student} against {teacher}")]
     if found.decoding:
-        print_table(decoding_table(found, "generation, with keys and values kept"))
-    print_table(linears_table(found, f"linears at {batch} x {length} tokens"))
+        shown.append(decoding_table(found, "generation, with keys and values kept"))
+    shown.append(linears_table(found, f"linears at {batch} x {length} tokens"))
     compiling = [row.compile_seconds for row in found.forwards if row.compile_seconds is not None]
     if compiling:
-        print(f"compiling: {min(compiling):.1f} to {max(compiling):.1f} s a model and shape, not in the table")
-    print(fold_line(found, settings.fold_point))
+        shown.append(f"compiling: {min(compiling):.1f} to {max(compiling):.1f} s a model and shape, not in the table")
+    shown.append(fold_line(found, settings.fold_point))
     if report.formats:
-        print_table(formats_table(report.formats, "as they may be served"))
-        print(*verdicts(report.formats), sep="\n")
+        shown += [formats_table(report.formats, "as they may be served"), *verdicts(report.formats)]
     if report.card is not None:
-        print(f"written: {report.card / 'README.md'}, {report.card / 'bench.json'}")
-    if report.folder is not None:
-        print(f"the student with dense linears: {report.folder}")
-    if file is not None:
-        file.write(speed_content(found, report.formats, settings, report.environment))
+        shown.append(f"written: {report.card / 'README.md'}, {report.card / 'bench.json'}")
+    folder = report.folder
+    if folder is not None:
+        shown.append(f"the student with dense linears: {folder}")
+    content = speed_content(found, report.formats, settings, report.environment)
+    after = []
+    if folder is not None:
+        after.append(command("evaluate", folder, teacher=teacher) + "   # it is as good as before")
+    elif found.fold:
+        faster = command("bench", student, teacher=teacher, fold="", output=f"{student}-folded")
+        after.append(f"{faster}   # save it with those linears dense")
+    return Outcome({**content, "folder": folder}, shown, after)

@@ -1,15 +1,17 @@
-"""The command `makd cache`: its flags are the parameters of `keep` below. Prints what was kept."""
+"""The command `makd cache`: its flags are the parameters of `keep` below. Tells what was kept."""
 
 from makd.cache import CacheConfig
 from makd.caching import build_cache
+from makd.cli.outcome import Outcome
 from makd.cli.tasks import task_or_data
-from makd.cli.terminal import progress_bars
 from makd.config import Recipe
 from makd.data import DataConfig
+from makd.progress import OnProgress
 from makd.tasks import TaskConfig
 
 
 def keep(
+    on_progress: OnProgress,
     teacher: str,
     output: str,
     data: DataConfig = DataConfig(),  # noqa: B008 - frozen
@@ -18,10 +20,11 @@ def keep(
     cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
     tokenizer: str | None = None,
     overwrite: bool = False,
-) -> None:
+) -> Outcome:
     """Keep what a teacher says about the training rows, so that training needs no teacher.
 
     Args:
+        on_progress: told as the work goes on.
         teacher: hub id, folder, .gguf file, or package:module/path.
         output: folder for the cache; give it to compress or distill as recipe.cache.
         data: text that the students will be trained on.
@@ -31,15 +34,16 @@ def keep(
         tokenizer: where the tokenizer is, if not with the teacher.
         overwrite: replace the output folder when all is done.
     """
-    with progress_bars() as progress:
-        report = build_cache(
-            teacher, task_or_data(data, task), recipe, output,
-            settings=cache, tokenizer=tokenizer, overwrite=overwrite, on_progress=progress,
-        )  # fmt: skip
+    report = build_cache(
+        teacher, task_or_data(data, task, teacher), recipe, output,
+        settings=cache, tokenizer=tokenizer, overwrite=overwrite, on_progress=on_progress,
+    )  # fmt: skip
     size = report.content["bytes"]
-    print(
+    shown = [
         f"{report.folder}: {report.rows:,} rows, {report.tokens:,} tokens, {size:,} bytes "
-        f"({report.bytes_per_token:,.0f} a token), {report.seconds:.0f} s"
-    )
-    print(f"parts: {', '.join(report.content['parts'])}")
-    print(f"use it with --recipe.cache {report.folder}, the same data, seed and plan (or a part of the plan)")
+        f"({report.bytes_per_token:,.0f} a token), {report.seconds:.0f} s",
+        f"parts: {', '.join(report.content['parts'])}",
+        f"use it with --recipe.cache {report.folder}, the same data, seed and plan (or a part of the plan)",
+    ]
+    content = {"folder": report.folder, "rows": report.rows, "tokens": report.tokens, "seconds": report.seconds}
+    return Outcome({**content, "cache": report.content}, shown)

@@ -7,15 +7,17 @@ from typing import Any, get_type_hints
 import jsonargparse
 
 from makd import comparison
+from makd.cli.outcome import Outcome, command
 from makd.cli.parsing import PARSING_ERRORS, SYNTAX, check_maps, explain
-from makd.cli.terminal import progress_bars
 from makd.comparison import Cell, Experiment
 from makd.comparison.forecast import forecast_seconds, own_seconds
 from makd.errors import MakdError, SettingError
 from makd.plain_yaml import read_yaml
+from makd.progress import OnProgress
 
 
 def compare(
+    on_progress: OnProgress,
     experiment: str,
     only: str | None = None,
     limit: int | None = None,
@@ -24,10 +26,11 @@ def compare(
     data: str | None = None,
     output: str | None = None,
     dry_run: bool = False,
-) -> None:
+) -> Outcome:
     """Run the cells of an experiment that are not done yet, or write what is known as a page.
 
     Args:
+        on_progress: told as the work goes on.
         experiment: YAML file with the experiment.
         only: cells to keep to, as task=mrpc,method=makd,seed=1,budget=keep_linears=0.5; a key twice allows both.
         limit: at most so many cells are run now.
@@ -45,21 +48,23 @@ def compare(
             raise SettingError(
                 "--table writes what is known and runs nothing: leave out --only, --limit and --dry_run."
             )
-        print(f"written: {comparison.write_page(loaded, table, experiment)}")
-        return
+        page = comparison.write_page(loaded, table, experiment)
+        return Outcome({"page": page}, [f"written: {page}"])
     chosen = comparison.select(comparison.all_cells(loaded), only)
     done = comparison.done_lines(loaded, chosen)
     if dry_run:
-        for cell in chosen:
-            print(f"{'done' if str(cell) in done else 'open'}  {cell}")
-        print(f"{len(done)} of {len(chosen)} cells are done, in {loaded.output}{_spent(chosen, done)}")
-        return
-    with progress_bars() as progress:
-        lines = comparison.compare(loaded, only=only, limit=limit, workers=workers, on_progress=progress)
+        shown = [f"{'done' if str(cell) in done else 'open'}  {cell}" for cell in chosen]
+        shown.append(f"{len(done)} of {len(chosen)} cells are done, in {loaded.output}{_spent(chosen, done)}")
+        cells = [{"cell": str(cell), "done": str(cell) in done} for cell in chosen]
+        return Outcome({"output": loaded.output, "cells": cells}, shown)
+    lines = comparison.compare(loaded, only=only, limit=limit, workers=workers, on_progress=on_progress)
+    shown = []
     for line in lines:
         names = "  ".join(str(value) for value in line["cell"].values())
-        print(f"{names}  score {line['score']:.4f}  teacher {line['teacher']['score']:.4f}")
-    print(f"{len(lines)} of {len(chosen)} cells are done, in {loaded.output}; `--table FILE.md` writes them as a page")
+        shown.append(f"{names}  score {line['score']:.4f}  teacher {line['teacher']['score']:.4f}")
+    shown.append(f"{len(lines)} of {len(chosen)} cells are done, in {loaded.output}")
+    as_page = command("compare", experiment, table=f"{Path(experiment).stem}.md", data=data, output=output)
+    return Outcome({"output": loaded.output, "cells": lines}, shown, [f"{as_page}   # the results as a page"])
 
 
 def _spent(chosen: Sequence[Cell], done: Mapping[str, Mapping[str, Any]]) -> str:

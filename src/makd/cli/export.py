@@ -1,10 +1,13 @@
 """The command `makd export`: its flags are the parameters of `export` below."""
 
 from makd import exporting
+from makd.cli.outcome import Outcome
 from makd.export import ExportConfig
+from makd.progress import OnProgress, Progress
 
 
 def export(
+    on_progress: OnProgress,
     student: str,
     to: str,
     output: str,
@@ -14,10 +17,11 @@ def export(
     gguf_type: str = "f16",
     head: str = "auto",
     overwrite: bool = False,
-) -> None:
+) -> Outcome:
     """Write a student as files that other runtimes open, after they were compared with it.
 
     Args:
+        on_progress: told as the work goes on.
         student: folder or hub id, of a student or any other model.
         to: onnx, dense, torch or gguf.
         output: folder for the files.
@@ -29,13 +33,15 @@ def export(
         overwrite: replace the output folder when all is done.
     """
     settings = ExportConfig(to=to, quantize=quantize, tolerance=tolerance, llama_cpp=llama_cpp, gguf_type=gguf_type)
+    on_progress(Progress("export", 0, 1))
     report = exporting.export(student, settings, output, head=head, overwrite=overwrite)
-    for name, size in report.bytes.items():
-        print(f"written: {report.folder / name} ({size / 1e6:,.1f} MB)")
+    on_progress(Progress("export", 1, 1))
+    shown = [f"written: {report.folder / name} ({size / 1e6:,.1f} MB)" for name, size in report.bytes.items()]
     if report.agreement is None:
-        print("not compared with the student: transformers does not read such a file")
+        shown.append("not compared with the student: transformers does not read such a file")
     else:
-        print(
+        shown.append(
             f"compared with the student on {report.agreement.rows} texts: largest difference of an output "
             f"{report.agreement.largest_difference:.1e}, relative error {report.agreement.relative_error:.1e}"
         )
+    return Outcome({"folder": report.folder, "bytes": report.bytes, "agreement": report.agreement}, shown)

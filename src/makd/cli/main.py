@@ -1,20 +1,23 @@
 """The command line: every subcommand is one function, and its flags are that function's parameters.
 
-No logic of its own: it turns flags and YAML into the dataclasses (jsonargparse), calls the pipeline, and prints.
+No logic of its own: it turns flags and YAML into the dataclasses (jsonargparse), calls the pipeline, and prints what
+that has found.
 Heavy imports wait until a subcommand runs, so that `makd --help` answers at once.
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints
 
 from makd.cli.others import is_of_lost_process, run_silently
+from makd.cli.outcome import Outcome, print_outcome
+from makd.cli.progress import showing
 from makd.cli.tasks import expand, load_finetune
-from makd.cli.terminal import TERMINATED, Terminated, set_up_logging, unwinding_at_sigterm
-from makd.cli.terminal import print_table as _print
+from makd.cli.terminal import TERMINATED, Terminated, hush_imports, set_up_logging, unwinding_at_sigterm
 from makd.errors import MakdError
 from makd.processes.started import check_alone, close, is_first
+from makd.progress import OnProgress, Progress
 from makd.registry import unknown_name
 
 USER_ERROR = 2
@@ -58,8 +61,13 @@ def _attempt(words: list[str]) -> int:
 
         print(f"makd {version('makd')}")
         return 0
+    if words[0] == "completion":
+        from makd.cli.completion import complete
+
+        print(complete(words[1:]))
+        return 0
     if words[0] not in COMMANDS:
-        raise unknown_name("command", words[0], COMMANDS)
+        raise unknown_name("command", words[0], [*COMMANDS, "completion"])
     return _run(words[0], words[1:])
 
 
@@ -67,7 +75,7 @@ def _attempt(words: list[str]) -> int:
 class Command:
     """A subcommand."""
 
-    load: Callable[[], Callable[..., None]]
+    load: Callable[[], Callable[..., Outcome]]
     """Imports what it needs, and gives the function that does it."""
     summary: str
     example: str
@@ -76,14 +84,27 @@ class Command:
 
 
 def _run(name: str, words: list[str]) -> int:
-    import jsonargparse
-
-    from makd.cli.parsing import PARSING_ERRORS, SYNTAX, check_files, explain
-    from makd.kinds import fit
-
+    quiet = "--quiet" in words
+    hush_imports()
+    if not quiet and not {"-h", "--help"} & set(words):
+        print(f"makd: {name}: loading libraries", file=sys.stderr, flush=True)
     command = COMMANDS[name]
     function = command.load()
-    kinds = {key: kind for key, kind in get_type_hints(function).items() if key != "return"}
+    given, as_json = read_words(name, command, function, words)
+    set_up_logging(quiet)
+    with unwinding_at_sigterm(), showing(quiet) as on_progress:
+        outcome = function(on_progress, **given)
+    print_outcome(outcome, as_json=as_json, quiet=quiet)
+    outcome.check()
+    return 0
+
+
+def make_parser(name: str, command: Command, function: Callable[..., Outcome]) -> Any:
+    """The parser of a command's words: flags of all commands, and the parameters of its function."""
+    import jsonargparse
+
+    from makd.cli.parsing import SYNTAX
+
     parser = jsonargparse.ArgumentParser(
         prog=f"makd {name}",
         description=f"{command.summary}\n\nexample: {command.example}",
@@ -92,107 +113,132 @@ def _run(name: str, words: list[str]) -> int:
         parser_mode=SYNTAX,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    for flag, meaning in _EVERYWHERE.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     switches = [flag for flag in _SWITCHES if flag in function.__annotations__]
     for parameter in command.positional:
         parser.add_argument(parameter, type=str)
-    parser.add_function_arguments(function, as_positional=False, skip={*switches, *command.positional})
+    parser.add_function_arguments(function, as_positional=False, skip={"on_progress", *switches, *command.positional})
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
+    return parser
+
+
+def read_words(
+    name: str, command: Command, function: Callable[..., Outcome], words: list[str]
+) -> tuple[dict[str, Any], bool]:
+    """What a command's function is called with, and whether its result is wanted as JSON.
+
+    Raises:
+        MakdError: with what is wrong with the words.
+    """
+    from makd.cli.effort import parse_with_effort
+    from makd.cli.parsing import PARSING_ERRORS, check_files, explain
+    from makd.kinds import fit
+
+    kinds = {key: kind for key, kind in get_type_hints(function).items() if key not in ("return", "on_progress")}
+    parser = make_parser(name, command, function)
     words = expand(name, words, command.positional)
     check_files(words, kinds)
     try:
-        settings = parser.instantiate(parser.parse_args(words))
+        settings = parser.instantiate(parse_with_effort(parser, words))
     except MakdError:
         raise
     except PARSING_ERRORS as error:
         raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
-    settings.pop("config", None)
-    given = {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}
-    set_up_logging()
-    with unwinding_at_sigterm():
-        function(**given)
-    return 0
+    return {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}, settings.json
 
 
-def _load_inspect() -> Callable[..., None]:
+def _load_inspect() -> Callable[..., Outcome]:
     from makd.anatomy import to_table
     from makd.capture import inspect as look
     from makd.loading import load_model
 
-    def inspect(model: str, head: str = "auto") -> None:
-        """Print where a model keeps its layers and linears, their shapes, parameters and break-even ranks.
+    def inspect(on_progress: OnProgress, model: str, head: str = "auto") -> Outcome:
+        """Show where a model keeps its layers and linears, their shapes, parameters and break-even ranks.
 
         Args:
+            on_progress: told as the work goes on.
             model: hub id, folder, .gguf file, or package:module/path.
             head: auto, base, masked_lm, causal_lm, sequence_classification, ...
         """
-        _print(to_table(look(load_model(model, head))))
+        on_progress(Progress("load", 0, 1))
+        found = look(load_model(model, head))
+        on_progress(Progress("load", 1, 1))
+        return Outcome(found, [to_table(found)])
 
     return inspect
 
 
-def _load_compress() -> Callable[..., None]:
+def _load_compress() -> Callable[..., Outcome]:
     from makd.cli.runs import compress
 
     return compress
 
 
-def _load_factorize() -> Callable[..., None]:
+def _load_factorize() -> Callable[..., Outcome]:
     from makd.cli.runs import factorize
 
     return factorize
 
 
-def _load_distill() -> Callable[..., None]:
+def _load_distill() -> Callable[..., Outcome]:
     from makd.cli.runs import distill
 
     return distill
 
 
-def _load_evaluate() -> Callable[..., None]:
+def _load_evaluate() -> Callable[..., Outcome]:
     from makd.cli.runs import evaluate
 
     return evaluate
 
 
-def _load_cache() -> Callable[..., None]:
+def _load_cache() -> Callable[..., Outcome]:
     from makd.cli.cache import keep
 
     return keep
 
 
-def _load_demo() -> Callable[..., None]:
+def _load_demo() -> Callable[..., Outcome]:
     from makd.cli.demo import DEMOS, reload_in_new_process
 
-    def demo(name: str, output: str | None = None) -> None:
+    def demo(on_progress: OnProgress, name: str, output: str | None = None) -> Outcome:
         """Compress a real model that a Python package carries, and load the student in a new process.
 
         Args:
+            on_progress: told as the work goes on.
             name: minilm (an encoder) or smollm2 (a decoder).
             output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
         """
         check_alone("A demo", "Start it without torchrun or accelerate launch.")
         chosen = DEMOS[name]
         folder = output or chosen.output
-        _run("compress", ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"])
-        print(reload_in_new_process(folder, chosen.auto_class))
+        compress, function = COMMANDS["compress"], _load_compress()
+        words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
+        given, _ = read_words("compress", compress, function, words)
+        made = function(on_progress, **given)
+        on_progress(Progress("reload", 0, 1))
+        line = reload_in_new_process(folder, chosen.auto_class)
+        on_progress(Progress("reload", 1, 1))
+        return replace(made, shown=[*made.shown, line])
 
     return demo
 
 
-def _load_bench() -> Callable[..., None]:
+def _load_bench() -> Callable[..., Outcome]:
     from makd.cli.bench import bench
 
     return bench
 
 
-def _load_export() -> Callable[..., None]:
+def _load_export() -> Callable[..., Outcome]:
     from makd.cli.export import export
 
     return export
 
 
-def _load_compare() -> Callable[..., None]:
+def _load_compare() -> Callable[..., Outcome]:
     from makd.cli.compare import compare
 
     return compare
@@ -264,6 +310,12 @@ COMMANDS = {
     ),
 }
 
+_EVERYWHERE = {
+    "json": "print the result as one JSON document; stdout holds nothing else",
+    "quiet": "show nothing but errors and the result",
+}
+"""Switches of every command."""
+
 _SWITCHES = {
     "dry_run": "print what would be done, and about how long it takes; do nothing",
     "compile": "time torch.compiled forwards too",
@@ -276,9 +328,11 @@ _SWITCHES = {
 
 def _help() -> str:
     rows = "\n".join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())
+    rows += "\n  completion Print what makes a shell complete all of this: bash, zsh or fish."
     return (
         "usage: makd COMMAND ...\n\nSmaller copies of language models: low-rank factors, taught from several sides at "
         f"once.\n\n{rows}\n\n`makd COMMAND --help` shows its settings; a YAML file (--config) can hold all of them.\n"
+        "--json prints a command's result for machines, --quiet nothing else but errors.\n"
         f"example: {COMMANDS['compress'].example}"
     )
 

@@ -1,21 +1,30 @@
 """The commands that run the pipeline: the flags of each are the parameters of a function below.
 
-Prints what was measured. Imported when one of them is asked for: what stands here needs torch.
+Tells what was measured. Imported when one of them is asked for: what stands here needs torch.
 """
 
+import logging
+from collections.abc import Sequence
+
 from makd import pipeline, streaming
+from makd.cli.outcome import Outcome, after_student, command
 from makd.cli.tasks import task_or_data
-from makd.cli.terminal import print_metrics, print_table, progress_bars
+from makd.cli.terminal import seconds_line
 from makd.config import Recipe
 from makd.data import DataConfig
+from makd.effort import told
 from makd.evaluation import InstructionsConfig
 from makd.forecasting import RunForecast, forecast, forecast_table
+from makd.progress import OnProgress
 from makd.ranks.budget import Budget
-from makd.report import OutputFile
+from makd.report import metrics_table
 from makd.tasks import TaskConfig
+
+logger = logging.getLogger(__name__)
 
 
 def compress(
+    on_progress: OnProgress,
     teacher: str,
     budget: Budget,
     output: str,
@@ -26,10 +35,12 @@ def compress(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
-) -> None:
+    effort: str | None = None,
+) -> Outcome:
     """Make a student, teach it, measure it, save it.
 
     Args:
+        on_progress: told as the work goes on.
         teacher: hub id, folder, .gguf file, or package:module/path.
         budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
         output: folder for the student.
@@ -40,20 +51,22 @@ def compress(
         overwrite: replace the output folder when all is done.
         resume: go on from the last checkpoint of a run that was stopped.
         dry_run: print what would be made, and the memory, disk and time that it takes; nothing is done.
+        effort: how much work it is worth: quick, normal or best; what else is set wins.
     """
-    chosen = task_or_data(data, task)
+    if effort is not None:
+        logger.info("%s", told(effort, recipe))
+    chosen = task_or_data(data, task, teacher)
     if dry_run:
-        _print_forecast(forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer))
-        return
-    with progress_bars() as progress:
-        report = pipeline.compress(
-            teacher, chosen, budget, recipe, output,
-            tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
-        )  # fmt: skip
-    print_metrics(report.metrics, f"{teacher} -> {report.folder}")
+        return _foreseen(forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer))
+    report = pipeline.compress(
+        teacher, chosen, budget, recipe, output,
+        tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
+    )  # fmt: skip
+    return _made(report, teacher, after_student(report.folder, teacher, tokenizer, report.metrics))
 
 
 def factorize(
+    on_progress: OnProgress,
     teacher: str,
     budget: Budget,
     output: str,
@@ -64,10 +77,11 @@ def factorize(
     overwrite: bool = False,
     stream: bool = False,
     dry_run: bool = False,
-) -> None:
+) -> Outcome:
     """Make a student without training it, measure it, save it.
 
     Args:
+        on_progress: told as the work goes on.
         teacher: hub id, folder, .gguf file, or package:module/path.
         budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
         output: folder for the student.
@@ -79,27 +93,33 @@ def factorize(
         stream: from files to files, for teachers larger than memory; the student is not compared with its teacher.
         dry_run: print what would be made, and the memory, disk and time that it takes; nothing is done.
     """
-    chosen = task_or_data(data, task)
+    chosen = task_or_data(data, task, teacher)
     if dry_run:
-        _print_forecast(
+        return _foreseen(
             forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer, command="factorize", stream=stream)
         )
-        return
     make = streaming.factorize_streamed if stream else pipeline.factorize_only
-    with progress_bars() as progress:
-        report = make(
-            teacher, chosen, budget, recipe, output,
-            tokenizer=tokenizer, overwrite=overwrite, on_progress=progress,
-        )  # fmt: skip
-    print_metrics(report.metrics, f"{teacher} -> {report.folder}")
+    report = make(
+        teacher, chosen, budget, recipe, output, tokenizer=tokenizer, overwrite=overwrite, on_progress=on_progress
+    )
+    taught = command("distill", report.folder, teacher=teacher, tokenizer=tokenizer, output=f"{report.folder}-taught")
+    others = after_student(report.folder, teacher, tokenizer, report.metrics)
+    return _made(report, teacher, [f"{taught}   # teach it", *others])
 
 
-def _print_forecast(found: RunForecast) -> None:
-    print_table(forecast_table(found))
-    found.check()
+def _foreseen(found: RunForecast) -> Outcome:
+    content = {"student": found.student, "training": found.training, "available": found.available}
+    return Outcome({**content, "seconds": found.seconds}, [forecast_table(found)], check=found.check)
+
+
+def _made(report: pipeline.Report, source: str, after: Sequence[str]) -> Outcome:
+    """A student that was made of `source`."""
+    shown = [metrics_table(report.metrics, f"{source} -> {report.folder}"), seconds_line(report.metrics)]
+    return Outcome({"folder": report.folder, "metrics": report.metrics}, shown, after)
 
 
 def distill(
+    on_progress: OnProgress,
     student: str,
     teacher: str,
     output: str,
@@ -109,10 +129,11 @@ def distill(
     tokenizer: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
-) -> None:
+) -> Outcome:
     """Teach a saved student (further).
 
     Args:
+        on_progress: told as the work goes on.
         student: folder of a student.
         teacher: hub id, folder, .gguf file, or package:module/path.
         output: folder for the taught student.
@@ -123,15 +144,15 @@ def distill(
         overwrite: replace the output folder when all is done.
         resume: go on from the last checkpoint of a run that was stopped.
     """
-    with progress_bars() as progress:
-        report = pipeline.distill(
-            student, teacher, task_or_data(data, task), recipe, output,
-            tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
-        )  # fmt: skip
-    print_metrics(report.metrics, f"{student} -> {report.folder}")
+    report = pipeline.distill(
+        student, teacher, task_or_data(data, task, student), recipe, output,
+        tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
+    )  # fmt: skip
+    return _made(report, student, after_student(report.folder, teacher, tokenizer, report.metrics))
 
 
 def evaluate(
+    on_progress: OnProgress,
     student: str,
     teacher: str,
     data: DataConfig | None = None,
@@ -139,12 +160,11 @@ def evaluate(
     instructions: InstructionsConfig | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     tokenizer: str | None = None,
-    json: str | None = None,
-    overwrite: bool = False,
-) -> None:
+) -> Outcome:
     """Measure a saved student against its teacher on held-out text.
 
     Args:
+        on_progress: told as the work goes on.
         student: folder of a student.
         teacher: hub id, folder, .gguf file, or package:module/path.
         data: text to evaluate on; without it, the text that the student was made with.
@@ -152,16 +172,9 @@ def evaluate(
         instructions: prompts with references that both answer, for ROUGE-L; `--instructions PATH` for short.
         recipe: its evaluation part says what is measured.
         tokenizer: where the tokenizer is, if not with the teacher.
-        json: file to write the measurements to.
-        overwrite: replace that file.
     """
-    file = None if json is None else OutputFile(json, overwrite)
-    chosen = pipeline.data_of(student) if data is None and task is None else task_or_data(data, task)
-    with progress_bars() as progress:
-        metrics = pipeline.evaluate(
-            student, teacher, chosen, recipe,
-            instructions=instructions, tokenizer=tokenizer, on_progress=progress,
-        )  # fmt: skip
-    print_metrics(metrics, f"{student} against {teacher}")
-    if file is not None:
-        file.write(metrics)
+    metrics = pipeline.evaluate(
+        student, teacher, task_or_data(data, task, student), recipe,
+        instructions=instructions, tokenizer=tokenizer, on_progress=on_progress,
+    )  # fmt: skip
+    return Outcome(metrics, [metrics_table(metrics, f"{student} against {teacher}"), seconds_line(metrics)])

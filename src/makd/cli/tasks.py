@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from makd.cli.terminal import print_scores, progress_bars
 from makd.errors import MakdError
+from makd.progress import OnProgress
 
 SHORT = {"--task": "--task.name", "--task_data": "--task.path", "--instructions": "--instructions.path"}
 """Flags that are worth a short form -> the settings that they are."""
@@ -31,24 +31,35 @@ def expand(name: str, words: list[str], positional: Sequence[str] = ()) -> list[
     return found
 
 
-def task_or_data(data: Any, task: Any) -> Any:
-    """What a run is on: the task if there is one, else text."""
+def task_or_data(data: Any, task: Any, source: str) -> Any:
+    """What a run is on: the task if there is one, else text; of neither, what the model `source` was made with.
+
+    Raises:
+        MakdError: both are given; or neither, and nobody knows what the model was made with.
+    """
     from makd.data import DataConfig
+    from makd.pipeline import data_of
 
     if task is not None and data not in (None, DataConfig()):
         raise MakdError(
             "Give a task or data, not both: a task brings its own text (task.path; more with task.extra_text)."
         )
+    if task is None and data in (None, DataConfig()):
+        return data_of(source)
     return data if task is None else task
 
 
-def load_finetune() -> Callable[..., None]:
+def load_finetune() -> Callable[..., Any]:
     """`makd finetune`."""
     from makd import finetuning
+    from makd.cli.outcome import Outcome, command
+    from makd.cli.terminal import seconds_line
     from makd.config import FinetuneRecipe
+    from makd.report import scores_table
     from makd.tasks import TaskConfig
 
     def finetune(
+        on_progress: OnProgress,
         model: str,
         task: TaskConfig,
         output: str,
@@ -56,10 +67,11 @@ def load_finetune() -> Callable[..., None]:
         tokenizer: str | None = None,
         overwrite: bool = False,
         resume: bool = False,
-    ) -> None:
+    ) -> Outcome:
         """Teach a model, or a student, a task from its labels.
 
         Args:
+            on_progress: told as the work goes on.
             model: hub id, folder, or package:module/path.
             task: what it is taught; `--task NAME --task_data PATH` for short.
             output: folder for the taught model.
@@ -68,11 +80,14 @@ def load_finetune() -> Callable[..., None]:
             overwrite: replace the output folder when all is done.
             resume: go on from the last checkpoint of a run that was stopped.
         """
-        with progress_bars() as progress:
-            report = finetuning.finetune(
-                model, task, recipe, output,
-                tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=progress,
-            )  # fmt: skip
-        print_scores(report.metrics, f"{model} -> {report.folder}")
+        report = finetuning.finetune(
+            model, task, recipe, output,
+            tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
+        )  # fmt: skip
+        metrics, folder = report.metrics, report.folder
+        shown = [scores_table(metrics["task"], f"{model} -> {folder}"), seconds_line(metrics)]
+        made = {"teacher": folder, "budget__keep_linears": 0.5, "output": f"{folder}-student"}
+        after = command("compress", **made) + "   # a student of it, on the same task"
+        return Outcome({"folder": folder, "metrics": metrics}, shown, [after])
 
     return finetune

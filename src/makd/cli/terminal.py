@@ -1,12 +1,14 @@
-"""What the commands share: tables on stdout, bars and log lines on stderr, and how SIGTERM ends them.
+"""What the commands share: tables on stdout, log lines on stderr, and how SIGTERM ends them.
 
 Imports rich only when something is shown.
 """
 
 import logging
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,31 +17,6 @@ TERMINATED = 143
 
 _WIDEST = 500
 """Columns that a table may take where there is no terminal."""
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar for each kind of work, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks or done < bars.tasks[tasks[what]].completed:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield progress
 
 
 def print_table(renderable: Any) -> None:
@@ -54,24 +31,9 @@ def print_table(renderable: Any) -> None:
     console.print(renderable)
 
 
-def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Print what `metrics.json` holds."""
-    from makd.report import metrics_table
-
-    print_table(metrics_table(metrics, title))
-    _print_seconds(metrics)
-
-
-def print_scores(metrics: dict[str, Any], title: str) -> None:
-    """Print how well a model does a task."""
-    from makd.report import scores_table
-
-    print_table(scores_table(metrics["task"], title))
-    _print_seconds(metrics)
-
-
-def _print_seconds(metrics: dict[str, Any]) -> None:
-    print("seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items()))
+def seconds_line(metrics: dict[str, Any]) -> str:
+    """What the stages took, as one line."""
+    return "seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in metrics["seconds"].items())
 
 
 class Terminated(SystemExit):
@@ -98,17 +60,39 @@ def unwinding_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def set_up_logging() -> None:
-    """Makd's own lines and the libraries' warnings go to stderr; the libraries' progress bars are silent."""
+NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes", "kernels", "torch.utils.flop_counter")
+"""Loggers that warn of what is no concern of a user's while transformers is imported: parts of theirs for machines that
+this one is not."""
+
+
+def hush_imports() -> None:
+    """Before anything heavy is imported: libraries do not tell which of their own parts this machine is not for."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def set_up_logging(quiet: bool = False) -> None:
+    """Makd's own lines and the libraries' warnings go to stderr; the libraries' progress bars are silent.
+
+    On a terminal lines are wrapped and coloured; in a pipe or a file each is one line. With `quiet`, errors alone.
+    """
     import datasets
-    from rich.console import Console
-    from rich.logging import RichHandler
     from transformers.utils import logging as transformers_logging
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    else:
+        handler.setFormatter(logging.Formatter("makd: %(levelname)s: %(message)s"))
     logger = logging.getLogger("makd")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
     logger.propagate = False
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if quiet:
+        transformers_logging.set_verbosity_error()
+        warnings.simplefilter("ignore")

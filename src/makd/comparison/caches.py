@@ -12,7 +12,7 @@ from makd.cache import CacheConfig, TeacherCache, needs, write_cache
 from makd.capture import examine
 from makd.comparison.rows import Rows
 from makd.data import collator
-from makd.run import Progress
+from makd.progress import OnProgress
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class TeacherCaches:
     They are in a folder of their own in the system's place for temporary files (`TMPDIR`).
     """
 
-    def __init__(self, teacher: PreTrainedModel, task: Rows, settings: CacheConfig, progress: Progress) -> None:
+    def __init__(self, teacher: PreTrainedModel, task: Rows, settings: CacheConfig, progress: OnProgress) -> None:
         self.teacher, self.task, self.settings, self.progress = teacher, task, settings, progress
         self._folder = tempfile.TemporaryDirectory(prefix="makd-cells-", ignore_cleanup_errors=True)
         self._made: list[tuple[frozenset[str], TeacherCache, float]] = []

@@ -23,7 +23,7 @@ from makd.data import Batch, DataConfig, choose_tokenizer, make_batches
 from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
-from makd.run import Progress
+from makd.progress import OnProgress
 from makd.tasks import METRICS, Task, TaskConfig, load_task, read_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score
@@ -49,7 +49,7 @@ class Ground:
     """What the teacher says about the training rows, where the experiment keeps it."""
 
 
-def prepare_ground(experiment: Experiment, task: Subject, seed: int, progress: Progress) -> Ground:
+def prepare_ground(experiment: Experiment, task: Subject, seed: int, progress: OnProgress) -> Ground:
     """The teacher of a task and seed, made if it is not there yet, and the rows as it reads them.
 
     Raises:
@@ -74,7 +74,7 @@ def prepare_ground(experiment: Experiment, task: Subject, seed: int, progress: P
     )
 
 
-def _language_ground(experiment: Experiment, language: LanguageConfig, seed: int, progress: Progress) -> Ground:
+def _language_ground(experiment: Experiment, language: LanguageConfig, seed: int, progress: OnProgress) -> Ground:
     """The same for text: the teacher as it is."""
     set_seed(seed)
     words = choose_tokenizer(experiment.tokenizer, experiment.teacher)
@@ -96,7 +96,7 @@ def is_made(task: Subject, folder: Path) -> bool:
     return isinstance(task, LanguageConfig) or folder.is_dir()
 
 
-def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: Progress) -> Path:
+def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: OnProgress) -> Path:
     """The folder of a task's teacher, which is fine-tuned if it is not there yet.
 
     Raises:
@@ -145,7 +145,7 @@ def teacher_folder(experiment: Experiment, task: Subject, seed: int) -> Path:
 class Grounds:
     """The ground of the last task and seed: the cells of one follow each other, and two teachers would take room."""
 
-    def __init__(self, experiment: Experiment, progress: Progress) -> None:
+    def __init__(self, experiment: Experiment, progress: OnProgress) -> None:
         self.experiment, self.progress = experiment, progress
         self.last: Path | None = None
         """Folder of the last one's teacher."""
@@ -209,7 +209,7 @@ def _place_text(text: DataConfig, data: str | None) -> DataConfig:
     """A text with its path, or those of its mixture, looked for in `data`."""
     if text.mixture:
         return replace(text, mixture=tuple(replace(one, path=_place(one.path, data)) for one in text.mixture))
-    return replace(text, path=_place(text.path, data))
+    return replace(text, path=_place(text.place, data))
 
 
 def _place(path: str, data: str | None) -> str:

@@ -19,7 +19,7 @@ from makd.errors import SettingError
 from makd.evaluation import fidelity, perplexity
 from makd.evaluation.answers import answer_prompts, open_instructions
 from makd.evaluation.instructions import Instructions, Prompts, encode_prompts
-from makd.run import Progress
+from makd.progress import OnProgress
 
 TEXT, OTHER = "text", "other"
 """The kinds of text, as metrics call them."""
@@ -40,7 +40,7 @@ class LanguageRows:
     prompts: Mapping[str, Prompts]
     teacher: PreTrainedModel
     teacher_scores: dict[str, float]
-    progress: Progress
+    progress: OnProgress
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, float]:
         """All metrics of `model` beside the teacher's, and the `score`."""
@@ -59,7 +59,7 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     texts: Mapping[str, list[Batch]],
     prompts: Mapping[str, Prompts],
-    progress: Progress,
+    progress: OnProgress,
 ) -> dict[str, float]:
     """What can be said of a model alone: the perplexity of each kind of text, ROUGE-L of each set of instructions."""
     found = {f"perplexity_{kind}": perplexity(model, batches) for kind, batches in texts.items()}
@@ -85,7 +85,7 @@ def load_rows(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> LanguageRows:
     """The rows as `teacher` reads them, and its own scores.
 

@@ -13,8 +13,8 @@ from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment
 from makd.config import find_device
 from makd.evaluation import latency
+from makd.progress import OnProgress, Progress
 from makd.report import describe_environment
-from makd.run import Progress
 
 LATENCY_FILE = "latency.jsonl"
 """In the output folder: a line for each method and budget."""
@@ -35,7 +35,7 @@ def known_latencies(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, 
     }
 
 
-def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: Progress) -> None:
+def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: OnProgress) -> None:
     """Time the teacher and the student of every method and budget of `cells` that has no line yet.
 
     The student is that of the first such cell, before it is taught: its shape is what counts. Rows that differ in what
@@ -61,6 +61,6 @@ def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: P
                 "environment": describe_environment(ground.teacher.device, cell.seed),
             }  # fmt: skip
             append_line(Path(experiment.output) / LATENCY_FILE, line)
-            progress("latency", number, len(missing))
+            progress(Progress("latency", number, len(missing), "cells"))
     finally:
         grounds.close()

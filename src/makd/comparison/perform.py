@@ -14,12 +14,12 @@ from makd.comparison.search import Found, run_trials
 from makd.comparison.settings import Experiment
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, parameter_counts
+from makd.progress import OnProgress
 from makd.report import describe_environment
-from makd.run import Progress
 from makd.tasks import TaskConfig
 
 
-def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: Progress) -> dict[str, Any] | None:
+def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: OnProgress) -> dict[str, Any] | None:
     """Do `job`; what comes of it is on disk when this returns.
 
     Returns:
@@ -39,7 +39,7 @@ def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: Progre
     return line
 
 
-def _run(experiment: Experiment, cell: Cell, ground: Ground, found: Found, progress: Progress) -> dict[str, Any]:
+def _run(experiment: Experiment, cell: Cell, ground: Ground, found: Found, progress: OnProgress) -> dict[str, Any]:
     method: Any = cell.method.build(**found)
     taught = teach(ground, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
     pair = {"teacher": ground.teacher, "student": taught.student}

@@ -13,7 +13,7 @@ from makd.comparison.workers import run_here, run_in_processes
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.processes.started import check_alone
-from makd.run import Progress
+from makd.progress import OnProgress, nobody
 
 
 @takes
@@ -23,7 +23,7 @@ def compare(
     only: str | None = None,
     limit: int | None = None,
     workers: int = 1,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[dict[str, Any]]:
     """Run those cells of `experiment` that are not in its output folder yet.
 
@@ -47,7 +47,7 @@ def compare(
     )
     if workers < 1:
         raise SettingError(f"workers is at least 1 process; got {workers}.")
-    progress = on_progress or (lambda what, done, of: None)
+    progress = on_progress or nobody
     chosen = select(all_cells(experiment), only)
     lines = done_lines(experiment, chosen)
     waiting = [cell for cell in chosen if str(cell) not in lines][:limit]

@@ -29,7 +29,7 @@ from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment, MethodConfig, Subject, short_name
 from makd.comparison.teach import teach
 from makd.errors import NumericsError, SettingError
-from makd.run import Progress
+from makd.progress import OnProgress
 from makd.tasks import HELD_OUT
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def read_trials(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> d
     return {line["trial"]: line for line in lines if line["hash"] == identity and line["trial"] in wanted}
 
 
-def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: Progress) -> None:
+def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: OnProgress) -> None:
     """Run the trials of a cell's method that are not on disk, each of which is a line as soon as it is done."""
     path = Path(experiment.output) / SEARCH_FILE
     done = read_trials(experiment, cell, read_lines(path))

@@ -14,8 +14,8 @@ from makd.comparison.ground import Ground
 from makd.comparison.rows import Rows
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train
+from makd.progress import OnProgress
 from makd.ranks.budget import Budget
-from makd.run import Progress
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def teach(
     budget: Budget,
     training: TrainingConfig,
     seed: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> Taught:
     """Make a student and teach it on the training rows of `ground`.
 

@@ -24,7 +24,7 @@ from makd.comparison.perform import perform
 from makd.comparison.schedule import Job, Kind, Schedule
 from makd.comparison.settings import Experiment
 from makd.errors import SettingError
-from makd.run import Progress
+from makd.progress import OnProgress, Progress, nobody
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ POLL = 1.0
 """Seconds after which a worker that has nothing to do looks again: a teacher that others wait for may be there."""
 
 
-def run_here(experiment: Experiment, schedule: Schedule, progress: Progress) -> None:
+def run_here(experiment: Experiment, schedule: Schedule, progress: OnProgress) -> None:
     """Do all jobs in this process, one after the other."""
     grounds = Grounds(experiment, progress)
     try:
@@ -47,7 +47,7 @@ def run_here(experiment: Experiment, schedule: Schedule, progress: Progress) -> 
         grounds.close()
 
 
-def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, progress: Progress) -> None:
+def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, progress: OnProgress) -> None:
     """Do the jobs in `workers` processes, which share the cores; each writes a log, `workers/NUMBER.log` in the output.
 
     If one fails, the jobs that the others are at are finished first; if this process is told to stop, they are not.
@@ -105,9 +105,9 @@ def _pools(experiment: Experiment, workers: int) -> Iterator[list[ProcessPoolExe
             pool.shutdown()
 
 
-def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: Progress) -> None:
+def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: OnProgress) -> None:
     done = schedule.cells - schedule.open_cells
-    progress("cells", done, schedule.cells)
+    progress(Progress("cells", done, schedule.cells, "cells"))
     if line is not None:
         logger.info(
             "cell %d/%d: %s: score %.4f in %.0f s", done, schedule.cells, job.cell, line["score"],
@@ -135,7 +135,7 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
         stream.flush()
         os.dup2(file.fileno(), stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    _grounds = Grounds(experiment, _silent)
+    _grounds = Grounds(experiment, nobody)
     _do = partial(_perform_on, experiment, _grounds)
 
 
@@ -162,8 +162,4 @@ def _perform(job: Job) -> dict[str, Any] | None:
 
 def _perform_on(experiment: Experiment, grounds: Grounds, job: Job) -> dict[str, Any] | None:
     logger.info("%s: %s", job.kind.value, job.cell)
-    return perform(experiment, job, grounds, _silent)
-
-
-def _silent(what: str, done: int, of: int) -> None:
-    """No bar in a worker."""
+    return perform(experiment, job, grounds, nobody)

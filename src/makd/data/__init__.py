@@ -5,7 +5,7 @@ from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
 from makd.data.marks import check_room
 from makd.data.prompts import completion_of, has_completions, prompt_batch, prompt_of, reference_of
-from makd.data.settings import DataConfig, Rendering, Source, read_settings
+from makd.data.settings import DataConfig, Rendering, Source, no_text, read_settings
 from makd.data.sources import (
     Texts,
     hold_out,
@@ -36,6 +36,7 @@ __all__ = [
     "load_splits",
     "load_texts",
     "make_batches",
+    "no_text",
     "padding_share",
     "prompt_batch",
     "prompt_of",

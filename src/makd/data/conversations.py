@@ -70,13 +70,13 @@ def find_columns(rows: Dataset, config: DataConfig) -> Columns | None:
         found = guessed
         names = ", ".join(map(repr, found.prompts))
         if found.response is None:
-            logger.info("%s: conversations are read from the column %s", config.path, names)
+            logger.info("%s: conversations are read from the column %s", config.place, names)
         else:
-            logger.info("%s: prompts are read from %s, responses from %r", config.path, names, found.response)
+            logger.info("%s: prompts are read from %s, responses from %r", config.place, names, found.response)
     missing = [name for name in (*found.prompts, found.response) if name and name not in rows.column_names]
     if missing:
         raise DataError(
-            f"{config.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
+            f"{config.place} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
         )
     return found
 

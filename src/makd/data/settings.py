@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from makd.errors import SettingError
+from makd.errors import DataError, SettingError
 from makd.kinds import checked
 from makd.registry import make_settings
 
@@ -60,8 +60,9 @@ _OF_SOURCES = tuple(field.name for field in fields(Source) if field.name != "wei
 class DataConfig:
     """Which text a run uses, for calibration, training and evaluation."""
 
-    path: str = BUILT_IN
-    """`pydoc`, a hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv, .parquet or .txt file."""
+    path: str | None = None
+    """A hub id, a folder (as `datasets.load_dataset` takes it) or a .jsonl, .csv, .parquet or .txt file; or `pydoc`,
+    Python's own documentation, to try things out. There is no default: only a user knows what the student will read."""
     name: str | None = None
     """Configuration of a hub data set, such as `cola` of `nyu-mll/glue`."""
     train_split: str = "train"
@@ -103,7 +104,7 @@ class DataConfig:
             raise SettingError(f"data.held_out is a share of the rows, in (0, 1); got {self.held_out}.")
         if self.rows is not None and self.rows < 1:
             raise SettingError(f"data.rows is at least 1, or null for all rows; got {self.rows}.")
-        if self.stream and (self.rows is None or (self.path == BUILT_IN and not self.mixture)):
+        if self.stream and (self.rows is None or (self.path in (None, BUILT_IN) and not self.mixture)):
             raise SettingError(
                 f"data.stream draws data.rows rows from a file, a folder or a hub id; got data.rows {self.rows} and "
                 f"data.path {self.path!r}. Give both."
@@ -142,8 +143,19 @@ class DataConfig:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where all of it is."""
-        return tuple(source.path for source in self.mixture) or (self.path,)
+        """Where all of it is.
+
+        Raises:
+            DataError: nobody has said so.
+        """
+        if self.path is None and not self.mixture:
+            raise no_text("No text was given")
+        return tuple(source.path for source in self.mixture) or (str(self.path),)
+
+    @property
+    def place(self) -> str:
+        """Where it is, if it is in one place; the first of several."""
+        return self.paths[0]
 
     def _check_columns(self) -> None:
         if self.text_columns is not None and not 1 <= len(self.text_columns) <= 2:
@@ -173,6 +185,17 @@ class DataConfig:
     def rendering(self) -> Rendering:
         """How texts and conversations become rows of a causal language model."""
         return Rendering(template=self.template, system=self.system, documents=self.documents)
+
+
+def no_text(reason: str) -> DataError:
+    """The error where text is needed and nobody has said which."""
+    return DataError(
+        f"{reason}: a student learns from text of the kind that it will read, a few hundred rows at least, better "
+        "10,000. Give --data.path FILE (data.path; .txt with a text a line, .jsonl, .csv, .parquet, a folder or a hub "
+        "id), or of a model for a task --task NAME --task_data PATH: `makd compress --teacher MODEL "
+        "--budget.keep_linears 0.5 --data.path texts.txt --output runs/student`. To try things out, --data.path pydoc "
+        "is Python's own documentation."
+    )
 
 
 def read_settings(written: Mapping[str, Any]) -> DataConfig:

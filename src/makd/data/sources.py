@@ -47,7 +47,7 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     """
     if config.mixture:
         return _mix(config, seed)
-    if config.path == BUILT_IN:
+    if config.place == BUILT_IN:
         passages = list(dict.fromkeys(_passages()))
         held_out = passages[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
         train = [text for index, text in enumerate(passages) if index % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
@@ -56,7 +56,7 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     if config.stream:
         splits: Mapping[str, Dataset] = _draw(config, seed)
     else:
-        splits = load_splits(config.path, config.name, config.train_split)
+        splits = load_splits(config.place, config.name, config.train_split)
     name = _evaluation_split(splits, config)
     train = _read(splits[config.train_split], config, config.rows)
     if name is not None:
@@ -70,7 +70,7 @@ def _evaluation_split(splits: Iterable[str], config: DataConfig) -> str | None:
     name = config.evaluation_split or validation_split(there) or ("test" if "test" in there else None)
     for each in (config.train_split, name):
         if each is not None and each not in there:
-            raise DataError(f"{config.path} has no split {each!r}; it has {', '.join(there)}.")
+            raise DataError(f"{config.place} has no split {each!r}; it has {', '.join(there)}.")
     return name
 
 
@@ -83,7 +83,7 @@ def _draw(config: DataConfig, seed: int) -> Mapping[str, Dataset]:
         counts = {} if name is None else {name: max(1, round(config.held_out * count))}
         return draw_splits(splits, {**counts, config.train_split: count}, seed)
 
-    drawn: Mapping[str, Dataset] = _open(config.path, config.name, config.train_split, draw, streaming=True)
+    drawn: Mapping[str, Dataset] = _open(config.place, config.name, config.train_split, draw, streaming=True)
     return drawn
 
 
@@ -99,7 +99,7 @@ def _read(rows: Dataset, config: DataConfig, limit: int | None = None) -> Datase
     columns = find_columns(rows, config)
     if columns is None:
         return _limit(_plain_columns(rows, config), limit)
-    return as_conversations(_limit(rows, limit), columns, config.path)
+    return as_conversations(_limit(rows, limit), columns, config.place)
 
 
 def load_splits(name: str, configuration: str | None = None, file_split: str = "train") -> DatasetDict:
@@ -220,17 +220,17 @@ def _passages() -> Iterator[str]:
 
 def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
     """Only `text` and `text_pair`, without rows whose text is blank."""
-    columns = config.text_columns or (guess_text(rows, config.path),)
+    columns = config.text_columns or (guess_text(rows, config.place),)
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
         raise DataError(
-            f"{config.path} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
+            f"{config.place} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
         )
-    check_strings(rows, columns, config.path)
+    check_strings(rows, columns, config.place)
     rows = rename_columns(rows, dict(zip(columns, ("text", "text_pair"), strict=False)))
-    rows = _without_blank(rows, f"{config.path}, column {columns[0]!r},")
+    rows = _without_blank(rows, f"{config.place}, column {columns[0]!r},")
     if len(rows) == 0:
-        raise DataError(f"{config.path} holds no text: every row of column {columns[0]!r} is blank.")
+        raise DataError(f"{config.place} holds no text: every row of column {columns[0]!r} is blank.")
     return rows
 
 

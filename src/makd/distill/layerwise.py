@@ -1,6 +1,6 @@
 """Station 7: a student taught layer by layer: on the way of a factorization, or one that is finished already."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.projections import check_pair
 from makd.errors import SettingError
 from makd.factorization.layers import begin_, enter, make_layers_, student_states
+from makd.progress import OnProgress, Progress, nobody
 
 
 class LayerTeacher:
@@ -67,7 +68,7 @@ def teach_layers_(
     settings: LayerwiseConfig,
     seed: int = 0,
     store: str = "auto",
-    on_layer: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: OnProgress = nobody,
 ) -> dict[int, Mapping[str, float | int]]:
     """Teach each layer of `student`, in place, what the same layer of `teacher` does, in forward order.
 
@@ -81,7 +82,7 @@ def teach_layers_(
         settings: how long and how fast each layer learns.
         seed: of the order of the batches.
         store: where hidden states are kept meanwhile: see `makd.FactorizeConfig`.
-        on_layer: called with (layers that are done, of how many).
+        on_progress: told of the batches that the teacher has read, and of the layers that are taught.
 
     Returns:
         Layer -> what it learned; layers that the student has dropped are left out.
@@ -105,13 +106,14 @@ def teach_layers_(
     with in_eval(student, teacher):
         kept = choose_store(store, (len(anatomy.layers) + 3) * state_bytes(given, teacher))
         walk = Walk(ModelSource(teacher), anatomy, given, kept)
-        for _ in walk.up(lambda what, done, of: None):
+        for _ in walk.up(on_progress):
             pass
         calls = enter(student, given)
         begin_(walk, calls)
         of = len(anatomy.layers)
+        on_progress(Progress("teach layers", 0, of, "layers"))
         made = make_layers_(
             walk, ModelSource(student), lambda layer: {}, LayerTeacher(plan, settings, seed, calls),
-            lambda layer: on_layer(layer.index + 1, of), calls,
+            lambda layer: on_progress(Progress("teach layers", layer.index + 1, of, "layers")), calls,
         )  # fmt: skip
     return dict(made.lessons)

@@ -1,15 +1,20 @@
 """Station 7: what is told while a Trainer works."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
+from makd.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
+
+NO_LOSSES = frozenset({"epoch", "learning_rate", "grad_norm", "num_input_tokens_seen"})
+"""What else stands in the Trainer's log lines."""
+SPEEDS = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})
+"""How long an evaluation took, which is no finding."""
 
 
 def report_off(plan: ActivePlan, *anatomies: Anatomy) -> None:
@@ -21,18 +26,36 @@ def report_off(plan: ActivePlan, *anatomies: Anatomy) -> None:
 
 
 class ReportSteps(TrainerCallback):
-    """Tells the progress bar of every step, and the log of every log line."""
+    """Tells of every step, with the losses of the last log line; and the log of what evaluations found.
 
-    def __init__(self, progress: Callable[[str, int, int], None], what: str = "distil") -> None:
+    The Trainer knows all of it without asking an accelerator: losses are read where it logs them, and not before.
+    """
+
+    def __init__(self, progress: OnProgress, what: str = "distil") -> None:
         self.progress = progress
         self.what = what
+        self._losses: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell that it begins; a run that goes on begins where it was."""
+        self._tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        self.progress(self.what, state.global_step, state.max_steps)
+        """Tell how far it is."""
+        self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Write the losses."""
-        shown = {name: value for name, value in (logs or {}).items() if isinstance(value, float) and name != "epoch"}
-        line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)
+        """Keep the losses, to be told; write down what an evaluation found."""
+        shown = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+        found = {name: value for name, value in shown.items() if name.startswith("eval_") and name not in SPEEDS}
+        if found:
+            line = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+            logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)
+        if "loss" in shown:
+            self._losses = {name: value for name, value in shown.items() if name not in NO_LOSSES}
+            self._tell(state)
+
+    def _tell(self, state: Any) -> None:
+        tokens = state.num_input_tokens_seen or None
+        done, of = state.global_step, state.max_steps
+        self.progress(Progress(self.what, done, of, "steps", tokens=tokens, losses=self._losses))

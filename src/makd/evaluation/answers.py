@@ -6,7 +6,7 @@ references, a mean over rows, times 100; then mean and standard deviation over s
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,8 +17,7 @@ from makd.errors import SettingError
 from makd.evaluation.instructions import Instructions, InstructionsConfig, Prompts, encode_prompts, load_instructions
 from makd.generation import generate, stop_tokens
 from makd.kinds import takes
-
-Progress = Callable[[str, int, int], None]
+from makd.progress import OnProgress, Progress, nobody
 
 SHOWN = 3
 """Rows whose answers stand in the results in full."""
@@ -54,7 +53,7 @@ def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     instructions: InstructionsConfig,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Answers:
     """What `model` answers to `instructions`, with each seed, and its ROUGE-L.
 
@@ -63,7 +62,7 @@ def answer(
         DataError: rows without prompt or reference, unknown columns, a prompt that is too long.
     """
     prompts = encode_prompts(open_instructions(instructions), tokenizer, model)
-    return answer_prompts(model, tokenizer, prompts, on_progress or (lambda what, done, of: None))
+    return answer_prompts(model, tokenizer, prompts, on_progress or nobody)
 
 
 def open_instructions(config: InstructionsConfig) -> Instructions:
@@ -79,7 +78,7 @@ def open_instructions(config: InstructionsConfig) -> Instructions:
 
 
 def answer_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, progress: Progress
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, progress: OnProgress
 ) -> Answers:
     """The same for prompts that were read before."""
     config, stops = prompts.rows.config, stop_tokens(model, tokenizer)
@@ -105,9 +104,9 @@ def answer_prompts(
     )
 
 
-def _tell(progress: Progress, before: int, of: int, done: int, _rows: int) -> None:
+def _tell(progress: OnProgress, before: int, of: int, done: int, _rows: int) -> None:
     """A seed's rows that are done, as those of all seeds."""
-    progress("answer", before + done, of)
+    progress(Progress("answer", before + done, of, "prompts"))
 
 
 def compare_answers(
@@ -115,7 +114,7 @@ def compare_answers(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
-    progress: Progress,
+    progress: OnProgress,
 ) -> dict[str, Any]:
     """Both models' answers to the same prompts with the same seeds: what `metrics.json` holds of them."""
     pair = {"teacher": teacher, "student": student}

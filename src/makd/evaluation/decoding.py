@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
-
-Progress = Callable[[str, int, int], None]
+from makd.progress import OnProgress, Progress
 
 WARM_UP = 1
 """Turns that are not counted. A turn writes many tokens, each of which is a forward."""
@@ -51,7 +50,7 @@ def time_decoding(
     points: Sequence[tuple[int, int]],
     new_tokens: int,
     repeats: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> tuple[DecodingTiming, ...]:
     """Each model's generation at each of `points`.
 
@@ -79,7 +78,7 @@ def time_decoding(
             )
             for name in models
         ]  # fmt: skip
-        progress("time generation", done, len(points))
+        progress(Progress("time generation", done, len(points), "shapes"))
     return tuple(rows)
 
 

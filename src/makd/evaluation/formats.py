@@ -18,10 +18,11 @@ from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
 from makd.evaluation.costs import stored_bytes
 from makd.evaluation.pairing import check_pair
-from makd.evaluation.speed import FLOAT, BenchConfig, Progress, check_lengths, random_inputs, with_threads
+from makd.evaluation.speed import FLOAT, BenchConfig, check_lengths, random_inputs, with_threads
 from makd.export import OnnxSession, save_onnx
 from makd.export.onnx_model import run_by
 from makd.export.tracing import check_packages
+from makd.progress import OnProgress, Progress, nobody
 
 PAUSE = 0.01
 """Seconds between forwards of different runtimes."""
@@ -75,7 +76,7 @@ def measure_formats(
     tokenizer: PreTrainedTokenizerBase,
     settings: BenchConfig,
     score: Callable[[PreTrainedModel], Mapping[str, Any]],
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[FormatRow, ...]:
     """Teacher and student in each format: bytes, latency, and what `score` finds of their outputs.
 
@@ -91,7 +92,7 @@ def measure_formats(
         SettingError: a format cannot be run here, or a length is beyond the positions of a model.
         ExportError: a model cannot be written as ONNX.
     """
-    progress = on_progress or (lambda what, done, of: None)
+    progress = on_progress or nobody
     formats = tuple(dict.fromkeys((FLOAT, *settings.formats)))
     check_formats(formats, teacher)
     check_pair(student, teacher)
@@ -103,7 +104,7 @@ def measure_formats(
             folder = Path(work, f"{who}-{name}")
             folder.mkdir()
             models[who, name], sizes[who, name] = in_format(pair[who], name, folder, tokenizer)
-            progress("convert", done, len(formats) * len(pair))
+            progress(Progress("convert", done, len(formats) * len(pair), "models"))
         timings = _time(models, settings, progress)
         rows = []
         for done, key in enumerate(models, start=1):
@@ -111,7 +112,7 @@ def measure_formats(
             rows.append(
                 FormatRow(model=key[0], format=key[1], bytes=sizes[key], timings=tuple(timings[key]), scores=scores)
             )
-            progress("measure formats", done, len(models))
+            progress(Progress("measure formats", done, len(models), "models"))
     return tuple(rows)
 
 
@@ -147,7 +148,7 @@ def _int8(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, int]:
 
 
 def _time(
-    models: Mapping[tuple[str, str], PreTrainedModel], settings: BenchConfig, progress: Progress
+    models: Mapping[tuple[str, str], PreTrainedModel], settings: BenchConfig, progress: OnProgress
 ) -> dict[tuple[str, str], list[FormatTiming]]:
     found: dict[tuple[str, str], list[FormatTiming]] = {key: [] for key in models}
     names = {f"{who} {name}": (who, name) for who, name in models}
@@ -158,5 +159,5 @@ def _time(
             calls = {name: partial(models[key], **inputs) for name, key in names.items()}
             for name, timing in take_turns(calls, settings.repeats, cpu, pause=PAUSE).items():
                 found[names[name]].append(FormatTiming(batch=batch, length=length, timing=timing))
-            progress("time formats", done, len(settings.points))
+            progress(Progress("time formats", done, len(settings.points), "shapes"))
     return found

@@ -22,11 +22,10 @@ from makd.evaluation.costs import stored_bytes
 from makd.evaluation.decoding import DecodingTiming, random_ids, time_decoding
 from makd.evaluation.pairing import check_pair
 from makd.kinds import checked
+from makd.progress import OnProgress, Progress, nobody
 from makd.registry import unknown_name
 from makd.student.folding import added_parameters, factored_linears, fold_
 from makd.student.linear import LowRankLinear
-
-Progress = Callable[[str, int, int], None]
 
 FOLD_FROM = 1.02
 """Factored / dense time of a linear from which it is folded. Below, what is won is less than what a timing is off by,
@@ -169,7 +168,7 @@ class Speed:
 
 
 def measure_speed(
-    student: PreTrainedModel, teacher: PreTrainedModel, settings: BenchConfig, on_progress: Progress | None = None
+    student: PreTrainedModel, teacher: PreTrainedModel, settings: BenchConfig, on_progress: OnProgress | None = None
 ) -> Speed:
     """Time forwards of teacher, student, the student with every linear folded, and the best mixture; all take turns.
 
@@ -183,7 +182,7 @@ def measure_speed(
         SettingError: the student is not this teacher's, has no factored linears, or a length is beyond its positions;
             or there is no compiler.
     """
-    progress = on_progress or (lambda what, done, of: None)
+    progress = on_progress or nobody
     check_pair(student, teacher)
     check_lengths(settings, student, teacher)
     if settings.compile:
@@ -279,7 +278,7 @@ def _size(name: str, model: PreTrainedModel) -> ModelSize:
 
 
 def _time_linears(
-    student: PreTrainedModel, folded: PreTrainedModel, settings: BenchConfig, progress: Progress
+    student: PreTrainedModel, folded: PreTrainedModel, settings: BenchConfig, progress: OnProgress
 ) -> tuple[LinearTiming, ...]:
     """Every factored linear against itself folded; those of one shape, rank and bias are timed once."""
     alike: dict[tuple[int, int, int, bool], list[str]] = {}
@@ -308,12 +307,12 @@ def _time_linears(
                 **found,
             )
         )
-        progress("time linears", done, len(alike))
+        progress(Progress("time linears", done, len(alike), "shapes"))
     return tuple(rows)
 
 
 def _time_forwards(
-    models: Mapping[str, PreTrainedModel], settings: BenchConfig, progress: Progress
+    models: Mapping[str, PreTrainedModel], settings: BenchConfig, progress: OnProgress
 ) -> tuple[ForwardTiming, ...]:
     points = settings.points
     rows: list[ForwardTiming] = []
@@ -333,7 +332,7 @@ def _time_forwards(
                 bare = name.removesuffix(_compiled(""))
                 row = replace(row, model=bare, compiled=True, compile_seconds=seconds[name])
             rows.append(row)
-        progress("time forwards", done, len(points))
+        progress(Progress("time forwards", done, len(points), "shapes"))
     if settings.compile:
         torch._dynamo.reset()
     return tuple(rows)

@@ -18,6 +18,7 @@ from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, enter, ma
 from makd.factorization.outcome import FactorizeReport, make_report
 from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
+from makd.progress import Progress
 from makd.ranks.allocation import LinearSize
 from makd.ranks.planning import Planned, plan_ranks
 from makd.ranks.sharing import SharedStack
@@ -76,8 +77,13 @@ def make_(
     of = len(job.anatomy.layers)
     if calibrated.walk is not None and (job.kind.in_forward_order or job.teach is not None):
         begin_(calibrated.walk, None if begins is None else enter(begins, job.batches))
+        job.progress(Progress("fit layers", 0, of, "layers"))
         return make_layers_(
-            calibrated.walk, student, make, job.teach, lambda layer: job.progress("fit layers", layer.index + 1, of)
+            calibrated.walk,
+            student,
+            make,
+            job.teach,
+            lambda layer: job.progress(Progress("fit layers", layer.index + 1, of, "layers")),
         )
     fitted: dict[str, Fitted] = {}
     for layer in job.anatomy.layers:

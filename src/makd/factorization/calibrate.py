@@ -6,11 +6,9 @@ the moments of all linears are in memory at once then.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from makd.anatomy import Anatomy
 from makd.calibration.experts import ExpertMoments
@@ -20,12 +18,13 @@ from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import LayerSource, ModelSource
 from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import Store, choose_store
-from makd.calibration.walk import Batches, LayerMoments, Progress, Walk, state_bytes
+from makd.calibration.walk import Batches, LayerMoments, Walk, state_bytes
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outline import Outline, Plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import Terms, Wanted
 from makd.factorization.vocabulary import Table, decompose_tables, table_size
+from makd.progress import OnProgress, Progress, told
 from makd.ranks.allocation import RANK_RULES, LinearSize
 from makd.ranks.planning import Question, most_ranks
 from makd.ranks.sharing import Group, find_sharing
@@ -54,7 +53,7 @@ class Job:
     plot: Plot
     settings: FactorizeConfig
     batches: Batches
-    progress: Progress
+    progress: OnProgress
     teach: TeachLayer | None = None
     """Teaches each layer when it has its factors."""
     folder: Path | None = None
@@ -121,7 +120,7 @@ def calibrate(job: Job) -> Calibrated:
     def on_matrix() -> None:
         nonlocal done
         done += 1
-        job.progress("decompose", done, max(done, count))
+        job.progress(Progress("decompose", done, max(done, count), "linears"))
 
     walk: Walk | None = None
     with frozen(model):
@@ -205,18 +204,13 @@ def _whole(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     inputs, gradients = {}, {}
     experts: dict[str, ExpertMoments] = {}
     if kind.inputs:
-        inputs = collect_input_moments(model, job.anatomy, _counted("calibrate", job), head, experts)
+        inputs = collect_input_moments(model, job.anatomy, told(job.batches, "calibrate", job.progress), head, experts)
     if kind.gradients:
-        gradients = collect_gradient_moments(model, job.anatomy, _counted("gradients", job), embeddings=embeddings)
+        gradients = collect_gradient_moments(
+            model, job.anatomy, told(job.batches, "gradients", job.progress), embeddings=embeddings
+        )
     terms.keep(LayerMoments(job.anatomy.linears, inputs, gradients, experts, job.anatomy.stacks), on_matrix)
     return inputs, gradients
-
-
-def _counted(what: str, job: Job) -> Iterator[Mapping[str, Tensor]]:
-    """The batches, with word to the progress bar after each."""
-    for done, batch in enumerate(job.batches, start=1):
-        yield batch
-        job.progress(what, done, len(job.batches))
 
 
 def _embeddings(job: Job) -> dict[str, int]:

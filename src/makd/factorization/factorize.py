@@ -11,7 +11,7 @@ hangs on the student.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -33,6 +33,7 @@ from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import EMPHASES, Plot, draw_plot
 from makd.factorization.settings import FactorizeConfig
 from makd.kinds import takes
+from makd.progress import OnProgress, nobody
 from makd.ranks.allocation import RANK_RULES
 from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
@@ -58,7 +59,7 @@ def factorize(
     depth: int | str = "auto",
     store: str = "auto",
     teach: TeachLayer | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> PreTrainedModel:
     """A smaller copy of `teacher`: its linears replaced by low-rank factors within `budget`.
 
@@ -104,7 +105,7 @@ def factorize(
         depth=depth,
         store=store,
     )
-    progress = on_progress or (lambda what, done, of: None)
+    progress = on_progress or nobody
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     check_plain(teacher)
@@ -151,7 +152,7 @@ def _nearest(
     settings: FactorizeConfig,
     batches: Sequence[Mapping[str, Tensor]],
     teach: TeachLayer | None,
-    progress: Callable[[str, int, int], None],
+    progress: OnProgress,
 ) -> tuple[PreTrainedModel, float]:
     """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
 

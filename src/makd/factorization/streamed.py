@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
-from makd.calibration.walk import Progress
 from makd.capture import examine
 from makd.errors import DataError, OutputError, SettingError
 from makd.factorization.assemble import linear_sizes, make_, plan, report
@@ -33,6 +32,7 @@ from makd.factorization.outline import Outline, draw_plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
 from makd.plain_json import read_json
+from makd.progress import OnProgress, Progress, nobody
 from makd.ranks.budget import Budget
 from makd.ranks.planning import Planned
 from makd.solvers import SOLVERS
@@ -71,7 +71,7 @@ def stream_student(
     identity: Mapping[str, Any],
     calibration: Sequence[Mapping[str, Tensor]] = (),
     device: torch.device | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     dtype: torch.dtype | None = None,
     teach: TeachLayer | None = None,
 ) -> PreTrainedModel:
@@ -125,7 +125,7 @@ def stream_student(
     if not store.is_marked("checked"):
         checkpoint.check_finite()
         store.mark("checked")
-    progress = on_progress or (lambda what, done, of: None)
+    progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
     job = Job(source, anatomy, Outline(), plot, settings, calibration, progress, teach, work)
     try:
@@ -146,7 +146,7 @@ def stream_student(
         sources = factor_sources(store, planned, {size.name: size.out_features for size in job.sizes})
     write_student(
         checkpoint, student, planned, sources, output, dtype or model.dtype,
-        lambda done, of: progress("write shards", done, of),
+        lambda done, of: progress(Progress("write shards", done, of, "tensors")),
     )  # fmt: skip
     total = time.perf_counter() - started
     seconds = {"calibrate": calibrated.seconds, "factorize": total - calibrated.seconds}

@@ -1,7 +1,6 @@
 """Station 9: what a person looks at, and what a run leaves on disk."""
 
 from makd.report.card import write_card
-from makd.report.file import OutputFile
 from makd.report.folder import OutputFolder
 from makd.report.manifest import MANIFEST, tell_changed_weights
 from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
@@ -9,7 +8,6 @@ from makd.report.tables import metrics_table, scores_table
 
 __all__ = [
     "MANIFEST",
-    "OutputFile",
     "OutputFolder",
     "describe_environment",
     "metrics_table",

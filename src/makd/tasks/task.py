@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy.eval_mode import in_eval
 from makd.data import check_room, collator
 from makd.kinds import takes
+from makd.progress import OnProgress, nobody, told
 from makd.tasks.answers import best_answer
 from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
@@ -60,7 +61,9 @@ class Task:
         """The first split to measure on."""
         return next(iter(self.evaluation.values()))
 
-    def evaluate(self, model: PreTrainedModel, batch_size: int = 32) -> dict[str, float]:
+    def evaluate(
+        self, model: PreTrainedModel, batch_size: int = 32, on_progress: OnProgress = nobody
+    ) -> dict[str, float]:
         """The task's metrics, and their `score`.
 
         Of several splits each metric is told for each, with what distinguishes the splits' names: `accuracy_matched`.
@@ -69,7 +72,7 @@ class Task:
         found: dict[str, float] = {}
         scores = []
         for split, rows in self.evaluation.items():
-            predicted, true = self._predict(model, split, rows, batch_size)
+            predicted, true = self._predict(model, split, rows, batch_size, on_progress)
             kind = self.config.known.kind
             values = {name: METRICS[kind][name](predicted, true) for name in self.config.measured}
             check_measured(values, f"on the split {split} of {self.config.name}")
@@ -78,16 +81,18 @@ class Task:
             found |= {name + suffix: value for name, value in values.items()}
         return found | {"score": sum(scores) / len(scores)}
 
-    def _predict(self, model: PreTrainedModel, split: str, rows: Dataset, batch_size: int) -> tuple[Any, Any]:
+    def _predict(
+        self, model: PreTrainedModel, split: str, rows: Dataset, batch_size: int, tell: OnProgress
+    ) -> tuple[Any, Any]:
         """What `model` predicts and what is true, as the metrics of the kind take them."""
         kind = self.config.known.kind
         if kind == "question_answering":
-            logits = _outputs(model, rows, self.tokenizer, batch_size, ("start_logits", "end_logits"), by_token=True)
+            logits = _outputs(model, rows, self.tokenizer, batch_size, ("start_logits", "end_logits"), True, tell)
             return self._answers(rows, logits, self.references[split])
         if kind == "token_classification":
-            logits = _outputs(model, rows, self.tokenizer, batch_size, ("logits",), by_token=True)
+            logits = _outputs(model, rows, self.tokenizer, batch_size, ("logits",), True, tell)
             return self._tags(rows, logits, self.references[split])
-        outputs = _outputs(model, rows, self.tokenizer, batch_size, ("logits",), by_token=False)
+        outputs = _outputs(model, rows, self.tokenizer, batch_size, ("logits",), False, tell)
         values, true = np.stack([row[0] for row in outputs]), np.asarray(list(rows["label"]))
         if kind == "multi_label":
             return (values > 0).astype(int), true.astype(int)
@@ -182,6 +187,7 @@ def _outputs(
     batch_size: int,
     names: Sequence[str],
     by_token: bool,
+    on_progress: OnProgress,
 ) -> list[list[np.ndarray]]:
     """What `model` puts out under `names` for each row, in the order of `rows`; `by_token`, without padding's.
 
@@ -193,7 +199,8 @@ def _outputs(
     found: list[list[np.ndarray]] = [[]] * len(rows)
     places = iter(order)
     with in_eval(model):
-        for batch in DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model)):
+        loader = DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model))
+        for batch in told(loader, "evaluate", on_progress):
             output = model(**{name: value.to(model.device) for name, value in batch.items()})
             real = batch["attention_mask"].bool()
             for name in names:
