@@ -4,14 +4,14 @@
     makd.DistillTrainer(student, teacher, plan="full", args=..., train_dataset=...).train()
     student.save_pretrained("student")      # AutoModel.from_pretrained loads it wherever makd is installed
 
-Importing this package registers how transformers loads a student; where it is installed, `makd_autoload` does so
-unasked. The rest is imported when it is first used.
+Importing this package sees to it that transformers loads students; where it is installed, `makd_autoload` does so
+unasked. The rest is imported when it is first used, torch and transformers too: `makd --help` answers at once.
 """
 
 import importlib
-import sys
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+
+import makd_autoload
 
 if TYPE_CHECKING:
     from makd import aspects
@@ -186,13 +186,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _is_command_line() -> bool:
-    """Whether this process is the `makd` command, which must answer `--help` without importing torch.
-
-    Its subcommands import what they need, and with it the registration.
-    """
-    return PurePath(sys.argv[0] if sys.argv else "").stem == "makd"
-
-
-if not _is_command_line():
-    importlib.import_module("makd.student.registration")
+makd_autoload.arm()

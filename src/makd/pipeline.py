@@ -303,6 +303,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
         student.save_pretrained(result)
     (run.student_tokenizer or run.tokenizer).save_pretrained(result)
     copy_companions(origin_of(run.teacher), result)
+    run.progress(Progress("save", 1, 1))
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     environment = describe_environment(student.device, run.recipe.seed)
     names = {"teacher": run.teacher_name, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
@@ -313,5 +314,4 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     again = None if run.data.config is None else f"makd {command}"
     card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens, again)
     write_card(result, run.folder.path.name, *card, run.data.config)
-    run.progress(Progress("save", 1, 1))
     return Report(run.folder.path, metrics)

@@ -64,9 +64,38 @@ def test_fewer_tokens_than_dimensions_are_handled_and_said_in_one_line(caplog):
         student = makd.factorize(teacher, budget(), solver="whitened", calibration=[inputs])
     assert len(student.factorization.fallbacks) > 1
     (line,) = caplog.messages
-    assert line.startswith("encoder.layer.0")
-    assert f"and {len(student.factorization.fallbacks) - 1} more of 12 linears" in line
+    assert line.startswith("The calibration text has 5 tokens, fewer than the 64 features that encoder.layer.0.output")
+    assert "and 11 more linears" in line
+    assert "Give more text" in line
     assert all(torch.isfinite(parameter).all() for parameter in student.parameters())
+
+
+def much_text(teacher):
+    return [batch(teacher, seed=seed) for seed in range(8)]
+
+
+def test_inputs_that_a_norm_keeps_from_some_direction_are_no_reason_to_warn(caplog):
+    teacher = tiny("bert")  # behind its LayerNorms, what linears read sums to a constant
+    with caplog.at_level(logging.WARNING, logger="makd"):
+        student = makd.factorize(
+            teacher, budget(), solver="whitened", calibration=[batch(teacher, seed=seed) for seed in range(8)]
+        )
+    assert any("behind a norm" in told for told in student.factorization.fallbacks.values())
+    assert not caplog.messages
+
+
+def test_linears_that_saw_nothing_but_zeros_are_told_with_what_to_do(caplog):
+    teacher = tiny("bert")
+    norm = teacher.encoder.layer[0].attention.output.LayerNorm
+    with torch.no_grad():
+        norm.weight.zero_(), norm.bias.zero_()
+    with caplog.at_level(logging.WARNING, logger="makd"):
+        makd.factorize(
+            teacher, budget(), solver="whitened", calibration=[batch(teacher, seed=seed) for seed in range(8)]
+        )
+    (line,) = caplog.messages
+    assert line.startswith("encoder.layer.0.intermediate.dense")
+    assert "Give text that reaches them" in line
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

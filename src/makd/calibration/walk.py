@@ -143,9 +143,10 @@ class Walk:
                         check_experts_reached(stacks, experts)
                         yield LayerMoments(layer.linears, moments, experts=experts, stacks=stacks)
                 self.store.mark(there)
+            else:
+                told.of_batch(layer.index, len(self.batches))
             if not keep:
                 self.store.remove(here)
-            told.of_batch(layer.index, len(self.batches))
 
     @torch.no_grad()
     def check_whole_model(self) -> None:
@@ -213,7 +214,8 @@ class Walk:
                 self.store.mark(here)
                 self.store.unmark(above)
                 self.store.remove(above)
-            told.of_batch(count - layer.index, len(self.backward))
+            else:
+                told.of_batch(count - layer.index, len(self.backward))
 
     def embedding_gradients(self, embeddings: Mapping[str, int]) -> dict[str, InputMoments]:
         """Moments of the gradients at the outputs of embeddings. Comes after `down`.

@@ -46,8 +46,10 @@ class Lines:
         """Something was told."""
         with self._lock:
             stage, begins = self.stages.hear(told)
-            due = self.stages.clock() - self._written.get(told.what, 0.0) >= EVERY
-            if begins or due or stage.is_over:
+            is_told = stage.is_over and stage.is_told
+            stage.is_told = stage.is_over
+            due = not is_told and self.stages.clock() - self._written.get(told.what, 0.0) >= EVERY
+            if begins or due or (stage.is_over and not is_told):
                 self._write(stage, _line(stage, begins))
 
     def remind(self) -> None:

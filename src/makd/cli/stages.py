@@ -19,6 +19,8 @@ class Stage:
     """What was done when it was first heard of: of a run that goes on, not 0."""
     started: float
     heard: float
+    is_told: bool = False
+    """Whether a line has said that it is over."""
     number: int = 0
     """Which one it was, counted from 0: a bar of its own."""
 
@@ -69,7 +71,8 @@ class Stages:
         if stage is not None and told.done >= stage.last.done and not (stage.is_over and told.done == 0):
             stage.last, stage.heard = told, now
             return stage, False
-        stage = self.running[told.what] = Stage(told, told.done if told.done < told.of else 0, now, now, self.begun)
+        first = told.done if told.done < told.of else 0
+        stage = self.running[told.what] = Stage(told, first, now, now, number=self.begun)
         self.begun += 1
         return stage, True
 
@@ -88,6 +91,6 @@ def peak_memory() -> str:
     """The most memory that the process has had; on an accelerator, what its tensors took, for which nobody waits."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most on the GPU"
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB at its peak, on the GPU"
     unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB at most"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB at its peak"

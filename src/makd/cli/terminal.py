@@ -65,6 +65,14 @@ NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes", "kernels", "torch.uti
 this one is not."""
 
 
+class _Lines(logging.Formatter):
+    """A line as errors and progress have it: what it is stands before what is no ordinary word."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"makd: {level}{super().format(record)}"
+
+
 def hush_imports() -> None:
     """Before anything heavy is imported: libraries do not tell which of their own parts this machine is not for."""
     for name in NOISY:
@@ -86,7 +94,7 @@ def set_up_logging(quiet: bool = False) -> None:
 
         handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     else:
-        handler.setFormatter(logging.Formatter("makd: %(levelname)s: %(message)s"))
+        handler.setFormatter(_Lines())
     logger = logging.getLogger("makd")
     logger.handlers = [handler]
     logger.setLevel(logging.ERROR if quiet else logging.INFO)

@@ -41,8 +41,9 @@ class ReportSteps(TrainerCallback):
         self._tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell how far it is."""
-        self._tell(state)
+        """Tell how far it is; where a log line follows, that tells it."""
+        if not control.should_log:
+            self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keep the losses, to be told; write down what an evaluation found."""
@@ -52,7 +53,9 @@ class ReportSteps(TrainerCallback):
             line = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
             logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)
         if "loss" in shown:
-            self._losses = {name: value for name, value in shown.items() if name not in NO_LOSSES}
+            self._losses = {
+                name: value for name, value in shown.items() if name not in NO_LOSSES and not name.startswith("train_")
+            }
             self._tell(state)
 
     def _tell(self, state: Any) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from makd.anatomy import Anatomy
+from torch import Tensor
+
+from makd.anatomy import Anatomy, linear_shape
 from makd.calibration.experts import ExpertMoments
 from makd.calibration.gradients import collect_gradient_moments, frozen
 from makd.calibration.moments import InputMoments
@@ -20,6 +22,7 @@ from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import Store, choose_store
 from makd.calibration.walk import Batches, LayerMoments, Walk, state_bytes
 from makd.factorization.layers import TeachLayer
+from makd.factorization.outcome import warn_of_little_text
 from makd.factorization.outline import Outline, Plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import Terms, Wanted
@@ -115,12 +118,12 @@ def calibrate(job: Job) -> Calibrated:
     started, kind, model = time.perf_counter(), job.kind, job.source.model
     store = choose_store(job.settings.store, _bytes_kept(job), job.folder)
     terms = Terms(store, model, Wanted(kind, job.groups, _most(job), _wants_spectra(job)), job.source.device)
-    count, done = len(job.sizes) - len(job.outline.tables), 0
+    of, done = len(job.sizes) - len(job.outline.tables) + len(job.groups), 0
 
     def on_matrix() -> None:
         nonlocal done
         done += 1
-        job.progress(Progress("decompose", done, max(done, count), "linears"))
+        job.progress(Progress("decompose", done, of, "linears"))
 
     walk: Walk | None = None
     with frozen(model):
@@ -138,8 +141,22 @@ def calibrate(job: Job) -> Calibrated:
                 for entry in ("teacher", "done", "spectra", "factors"):  # of a walk that went astray
                     store.remove(entry)
                 found = _whole(job, terms, on_matrix)
+    if 0 < done < of:  # some need none: their ranks are decided
+        job.progress(Progress("decompose", of, of, "linears"))
     tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
     return Calibrated(store, terms, tables, walk, time.perf_counter() - started)
+
+
+def check_amount(job: Job) -> None:
+    """Warn where there is less text than a solver that looks at inputs needs; once, before the work."""
+    if job.kind.inputs:
+        features = {name: linear_shape(job.source.model.get_submodule(name))[1] for name in job.anatomy.linears}
+        warn_of_little_text(sum(map(_real_tokens, job.batches)), features)
+
+
+def _real_tokens(batch: Mapping[str, Tensor]) -> int:
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def _wants_spectra(job: Job) -> bool:

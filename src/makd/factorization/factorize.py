@@ -25,7 +25,7 @@ from makd.calibration.source import ModelSource
 from makd.capture import examine
 from makd.errors import BudgetError, DataError, SettingError
 from makd.factorization.assemble import assemble, linear_sizes
-from makd.factorization.calibrate import Job, calibrate
+from makd.factorization.calibrate import Job, calibrate, check_amount
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
@@ -173,6 +173,8 @@ def _nearest(
             inside = resolve(teacher)
             inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
             job = Job(ModelSource(teacher), inside, outline, plot, settings, batches, progress, teach)
+            if not trials:
+                check_amount(job)
             calibrated = calibrate(job)
             students = [assemble(replace(job, outline=replace(outline, emphasis=one)), calibrated) for one in emphases]
         calibrating += calibrated.seconds

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from makd.factorization.outline import Outline
 from makd.ranks.allocation import RankPlan
 from makd.ranks.sharing import SharedInput
+from makd.solvers.whitened import ALL_ZERO
 from makd.student.counting import count_parameters
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def make_report(
     left: Mapping[str, str] = NOTHING,
     shared_inputs: tuple[SharedInput, ...] = (),
 ) -> FactorizeReport:
-    """What was done to each linear; fallbacks are also logged."""
+    """What was done to each linear."""
     _warn(fallbacks, len(errors))
     vocabulary = {table.module for table in outline.tables}
     factored = {name: rank for name, rank in plan.ranks.items() if rank is not None}
@@ -86,10 +87,33 @@ def make_report(
 
 
 def _warn(fallbacks: Mapping[str, str], fitted: int) -> None:
-    """One line for each kind of fallback, not for each linear: the report has them all."""
-    kinds: dict[str, list[str]] = {}
-    for name, fallback in fallbacks.items():
-        kinds.setdefault(fallback, []).append(name)
-    for fallback, names in kinds.items():
+    """Of linears about which the text said nothing at all; the report has the other fallbacks, which are no fault."""
+    names = [name for name, fallback in fallbacks.items() if ALL_ZERO in fallback]
+    if names:
         others = f" and {len(names) - 1} more of {fitted} linears" if len(names) > 1 else ""
-        logger.warning("%s%s: %s", names[0], others, fallback)
+        logger.warning(
+            "%s%s: the calibration text has nothing but zeros there, so that their factors know the weights alone. "
+            "Give text that reaches them, or more (calibration.rows)",
+            names[0],
+            others,
+        )
+
+
+def warn_of_little_text(tokens: int, features: Mapping[str, int]) -> None:
+    """Say so where the text has fewer tokens than linears have inputs, before anything is made of it.
+
+    Args:
+        tokens: real ones.
+        features: linear -> how many it reads.
+    """
+    short = [name for name, count in features.items() if count > tokens]
+    if short:
+        others = f" and {len(short) - 1} more linears" if len(short) > 1 else ""
+        logger.warning(
+            "The calibration text has %s tokens, fewer than the %s features that %s%s read: the rest is guessed. Give "
+            "more text (calibration.rows): ten times as many tokens as features are a beginning",
+            f"{tokens:,}",
+            f"{max(features.values()):,}",
+            max(features, key=lambda name: features[name]),
+            others,
+        )

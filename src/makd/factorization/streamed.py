@@ -26,7 +26,7 @@ from makd.calibration.store import DiskStore
 from makd.capture import examine
 from makd.errors import DataError, OutputError, SettingError
 from makd.factorization.assemble import linear_sizes, make_, plan, report
-from makd.factorization.calibrate import Calibrated, Job, calibrate
+from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
 from makd.factorization.layers import Fitted, Made, TeachLayer
 from makd.factorization.outline import Outline, draw_plot
 from makd.factorization.settings import FactorizeConfig
@@ -128,6 +128,7 @@ def stream_student(
     progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
     job = Job(source, anatomy, Outline(), plot, settings, calibration, progress, teach, work)
+    check_amount(job)
     try:
         calibrated = calibrate(job)
     except NotLayerByLayer as error:

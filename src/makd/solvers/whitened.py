@@ -17,6 +17,9 @@ ordered by the weight."""
 FLOOR = 1e-10
 """A Gram matrix whose smallest eigenvalue is below this share of the mean one counts as not positive definite."""
 
+ALL_ZERO = "were zero in all of the calibration text"
+"""Of what nothing is known."""
+
 
 def decompose_whitened(
     weight: Float[Tensor, "out inp"], gram: Float[Tensor, "inp inp"], rank: int | None = None
@@ -66,9 +69,7 @@ def square_root(
     gram = gram.to(torch.float64)
     mean = float(gram.diagonal().mean())
     if mean <= 0:
-        return torch.eye(len(gram)).to(
-            gram
-        ), f"{what} were zero in all of the calibration text; all directions of them count alike"
+        return torch.eye(len(gram)).to(gram), f"{what} {ALL_ZERO}; all directions of them count alike"
     # in place where columns are contiguous, and the matrix is its own transpose
     root = torch.empty_like(gram).T
     if _factorized(gram, -FLOOR * mean, root):
@@ -83,9 +84,8 @@ def square_root(
             break
         ridge *= 10  # moments of low precision have negative eigenvalues, as large as what the largest were rounded by
     return root, (
-        f"the second moments of {what} are not positive definite (they sum to a constant behind a norm, or are always "
-        f"zero, or there were fewer tokens than dimensions: only the last wants more text); {ridge:g} of their mean "
-        "was added to the diagonal"
+        f"the second moments of {what} are not positive definite, as behind a norm that subtracts the mean, or where "
+        f"some are always zero; {ridge:g} of their mean was added to the diagonal"
     )
 
 
