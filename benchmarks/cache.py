@@ -50,7 +50,7 @@ def main() -> None:
     settings = parser.parse_args()
 
     teacher, tokenizer = load_model(MODELS[settings.model]), load_tokenizer(MODELS[settings.model])
-    texts = load_texts(DataConfig()).train
+    texts = load_texts(DataConfig(path="pydoc")).train
     if settings.model == "smollm2":
         texts = texts.select(range(200))
     rows = tokenize(texts, tokenizer, teacher, 128).select(range(settings.batch_size * settings.batches))

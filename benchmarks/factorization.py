@@ -94,7 +94,7 @@ class Subject:
 def minilm(data: Path, rows: int) -> Subject:
     """400 short texts of one kind; unseen texts of the same kind, and of another."""
     teacher, words = load_model(TEACHERS["minilm"]), load_tokenizer(TEACHERS["minilm"])
-    texts = load_texts(DataConfig())
+    texts = load_texts(DataConfig(path="pydoc"))
     news = Dataset.from_dict({"text": load_dataset(str(data / "glue_mrpc"), split="validation")["sentence1"][:200]})
     sides = {"documentation": texts.evaluation, "news": news}
     train = tokenize(texts.train, words, teacher, 128)

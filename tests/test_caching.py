@@ -8,7 +8,7 @@ import yaml
 import makd
 from tests.models import tiny
 
-DATA = ["--data.rows", "40", "--data.max_length", "16", "--recipe.device", "cpu"]
+DATA = ["--data.path", "pydoc", "--data.rows", "40", "--data.max_length", "16", "--recipe.device", "cpu"]
 TRAIN = [
     "--budget.keep_linears", "0.5", "--recipe.training.steps", "2", "--recipe.training.batch_size", "4",
     "--recipe.evaluation.rows", "8", "--recipe.evaluation.latency", "false", "--recipe.calibration.rows", "16",

@@ -81,8 +81,8 @@ def parse(monkeypatch):
         monkeypatch.setattr(comparison, name, stop)
     monkeypatch.setattr(cache_command, "build_cache", stop)
     monkeypatch.setattr(loading, "load_model", stop)
-    monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig())
-    monkeypatch.setattr("makd.cli.main.set_up_logging", lambda: None)
+    monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig(path="pydoc"))
+    monkeypatch.setattr("makd.cli.main.set_up_logging", lambda quiet: None)
     monkeypatch.chdir(ROOT)
 
     def parser(*words):

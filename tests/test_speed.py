@@ -24,7 +24,7 @@ def made(tmp_path_factory, encoder_folder):
     folder = tmp_path_factory.mktemp("made") / "student"
     pipeline.factorize_only(
         str(encoder_folder),
-        makd.DataConfig(rows=40, max_length=16),
+        makd.DataConfig(path="pydoc", rows=40, max_length=16),
         makd.Budget(keep_linears=0.5),
         makd.Recipe(device="cpu", factorize=makd.FactorizeConfig(solver="svd")),
         folder,

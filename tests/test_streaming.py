@@ -18,7 +18,8 @@ from makd.cli.main import main
 from makd.report import OutputFolder
 
 QUICK = [
-    "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16", "--recipe.evaluation.rows", "8",
+    "--data.path", "pydoc", "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16",
+    "--recipe.evaluation.rows", "8",
     "--recipe.evaluation.latency", "false", "--recipe.device", "cpu",
 ]  # fmt: skip
 WHITENED = ["--recipe.factorize.solver", "whitened"]
@@ -85,7 +86,7 @@ def test_python_and_the_command_line_are_the_same(stream, encoder_folder, tmp_pa
     recipe = makd.Recipe(
         calibration=makd.CalibrationConfig(rows=16), factorize=makd.FactorizeConfig(solver="whitened"), device="cpu"
     )
-    data = makd.DataConfig(rows=40, max_length=16)
+    data = makd.DataConfig(path="pydoc", rows=40, max_length=16)
     report = makd.factorize_streamed(str(encoder_folder), data, makd.Budget(keep_linears=0.5), recipe, tmp_path / "two")
     assert report.folder == tmp_path / "two"
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))

@@ -20,9 +20,9 @@ EFFORTS: Registry[Mapping[str, Any]] = Registry(
         # to see whether it works at all
         "quick": {"calibration.rows": 100, "plan.preset": "balanced", "training.steps": 40},
         # most of what there is to have
-        "normal": {"calibration.rows": 400, "plan.preset": "balanced", "training.steps": 200},
+        "normal": {"calibration.rows": 400, "plan.preset": "balanced", "training.steps": 100},
         # a student to be used
-        "best": {"calibration.rows": 1000, "plan.preset": "balanced", "training.steps": 1000},
+        "best": {"calibration.rows": 1000, "plan.preset": "balanced", "training.steps": 250},
     },
 )
 """Name -> settings of a recipe that are not its defaults, by their dotted names."""

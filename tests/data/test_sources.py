@@ -19,7 +19,7 @@ def write_csv(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
 
 
 def test_the_built_in_text_needs_nothing_and_holds_out_passages_that_training_never_sees():
-    texts = load_texts(DataConfig())
+    texts = load_texts(DataConfig(path="pydoc"))
     assert len(texts.train) > 500
     assert 50 < len(texts.evaluation) < len(texts.train) / 5
     assert not set(texts.train["text"]) & set(texts.evaluation["text"])
@@ -77,7 +77,7 @@ def test_the_same_seed_holds_out_the_same_rows():
 
 
 def test_rows_limits_the_training_rows_only():
-    texts = load_texts(DataConfig(rows=10))
+    texts = load_texts(DataConfig(path="pydoc", rows=10))
     assert len(texts.train) == 10
     assert len(texts.evaluation) > 50
 

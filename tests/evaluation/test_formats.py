@@ -12,7 +12,7 @@ from makd.evaluation.clock import Timing
 from makd.evaluation.formats import FormatRow, FormatTiming
 from makd.evaluation.verdict import verdicts
 
-DATA = makd.DataConfig(rows=40, max_length=16)
+DATA = makd.DataConfig(path="pydoc", rows=40, max_length=16)
 QUICK = ["--batches", "[2]", "--lengths", "[8]", "--repeats", "1"]
 
 

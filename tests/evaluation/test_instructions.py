@@ -187,24 +187,26 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
         InstructionsConfig(path="rows.jsonl", **settings)
 
 
-def test_the_command_shows_teacher_and_student_and_writes_both(run, file, decoder_folder, tmp_path):
-    json_file = tmp_path / "found.json"
-    code, out, err = run(
-        "evaluate", decoder_folder, "--teacher", decoder_folder, "--instructions", file(), "--json", json_file,
+def test_the_command_shows_teacher_and_student_and_gives_both_to_machines(run, file, decoder_folder):
+    words = [
+        "evaluate", decoder_folder, "--teacher", decoder_folder, "--instructions", file(), "--data.path", "pydoc",
         "--instructions.max_prompt_tokens=45", "--instructions.max_answer_tokens=4", "--instructions.seeds=[1, 2]",
         "--data.max_length=32", "--recipe.evaluation.rows=4", "--recipe.evaluation.latency=false",
         "--recipe.device=cpu",
-    )  # fmt: skip
+    ]  # fmt: skip
+    code, out, err = run(*words)
     assert code == 0, err
     assert "ROUGE-L, 2 seeds" in out
-    found = json.loads(json_file.read_text())["instructions"]
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)["instructions"]
     assert found["rouge_l"]["student"] == found["rouge_l"]["teacher"]  # one model is both
     assert found["rows"] == 3
     assert found["samples"][1]["references"] == ["list and tuple"]
 
 
 def test_rows_that_are_wrong_are_told_before_the_models_are_loaded(run, file, decoder_folder):
-    words = ("--instructions", file(), "--instructions.reference_column", "gold")
+    words = ("--instructions", file(), "--instructions.reference_column", "gold", "--data.path", "pydoc")
     code, _, err = run("evaluate", decoder_folder, "--teacher", "nowhere/at-all", *words)
     assert code == 2
     assert "no column 'gold'" in err

@@ -16,7 +16,7 @@ QUICK = [
     "--recipe.evaluation.latency", "false", "--recipe.training.steps", "3", "--recipe.training.batch_size", "4",
     "--recipe.device", "cpu",
 ]  # fmt: skip
-DATA = makd.DataConfig(rows=40, max_length=16)
+DATA = makd.DataConfig(path="pydoc", rows=40, max_length=16)
 RECIPE = makd.Recipe(
     calibration=CalibrationConfig(rows=16), training=makd.TrainingConfig(steps=3, batch_size=4), device="cpu"
 )

@@ -36,4 +36,4 @@ def test_names_that_are_no_files_here_stay_as_they_are(tmp_path, monkeypatch):
 def test_the_built_in_text_is_no_file_whatever_is_called_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pydoc").write_text("another text")
-    assert written(tmp_path, data=DataConfig())["data"]["path"] == "pydoc"
+    assert written(tmp_path, data=DataConfig(path="pydoc"))["data"]["path"] == "pydoc"

@@ -266,7 +266,7 @@ class TestFiles:
         write_json(teacher / "modules.json", [{"type": t, "path": p} for t, p in zip(types, paths, strict=True)])
         recipe = makd.Recipe(head="masked_lm", factorize=SVD, evaluation=RECIPE.evaluation, device="cpu")
         with caplog.at_level(logging.WARNING):
-            data = makd.DataConfig(rows=12, max_length=16)
+            data = makd.DataConfig(path="pydoc", rows=12, max_length=16)
             factorize_only(str(teacher), data, BUDGET, recipe, tmp_path / "student")
         assert (tmp_path / "student" / "1_Pooling" / "config.json").is_file()
         assert "custom.Splade" in caplog.text

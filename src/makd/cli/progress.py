@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import TextIOBase
 from typing import Any, TextIO
 
 from makd.cli.stages import Stage, Stages, in_words, peak_memory
@@ -35,7 +36,7 @@ def showing(quiet: bool = False) -> Iterator[OnProgress]:
 class Lines:
     """A line when a stage begins, every so often while it lasts, and when it is over."""
 
-    def __init__(self, stream: TextIO, stages: Stages | None = None) -> None:
+    def __init__(self, stream: TextIO | TextIOBase, stages: Stages | None = None) -> None:
         self.stream, self.stages = stream, stages or Stages()
         self._lock = threading.Lock()
         self._written: dict[str, float] = {}
