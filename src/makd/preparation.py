@@ -11,11 +11,14 @@ from makd.anatomy import resolve
 from makd.anatomy.limits import token_limit
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, has_completions, hold_out, load_texts, make_batches, tokenize
+from makd.data.settings import BUILT_IN
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
 from makd.tasks import Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
+
+logger = logging.getLogger(__name__)
 
 IN_HAND = "the length of texts in hand (of those in a file, data.max_length)"
 """What a log line calls the tokens that they are cut at."""
@@ -104,7 +107,18 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         long_text=long_text,
     )
     _check_plans(made, recipe)
+    told = f"{len(train):,} rows to learn from, {len(made.held_out):,} held out are measured on"
+    logger.info("text: %s: %s", _named(data), told)
     return made
+
+
+def _named(data: Data) -> str:
+    """What a person calls the text."""
+    if isinstance(data, TaskConfig):
+        return f"rows of the task {data.name}"
+    if not isinstance(data, DataConfig):
+        return "given in hand"
+    return ", ".join(f"{path}, Python's own documentation" if path == BUILT_IN else path for path in data.paths)
 
 
 def _check_plans(data: RunData, recipe: Recipe) -> None:

@@ -1,0 +1,158 @@
+"""What all commands have in common: --json, --quiet, what to try next, and completion in a shell."""
+
+import json
+import shlex
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from makd.cli.completion import SHELLS, complete, known_words
+from makd.cli.main import COMMANDS, main
+from makd.cli.outcome import after_student, command
+from tests.cli.test_main import QUICK
+
+FAST = [*QUICK, "--recipe.factorize.solver", "svd", "--recipe.evaluation.latency", "false"]
+TIMED = ["--batches", "[1]", "--lengths", "[8]", "--repeats", "1", "--card", "false"]
+EXPERIMENT = {
+    "teacher": "nowhere", "tasks": [{"name": "classification", "path": "rows.csv"}], "methods": [{"name": "makd"}],
+    "budgets": [{"keep_linears": 0.5}], "output": "results",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, encoder_folder):
+    """A folder with a student and rows of a task; not to be written to, but for new outputs."""
+    made = tmp_path_factory.mktemp("everywhere")
+    words = ["factorize", "--teacher", encoder_folder, "--budget.keep_linears", "0.5", "--output", made / "student"]
+    assert main([str(word) for word in [*words, *FAST, "--quiet"]]) == 0
+    (made / "rows.csv").write_text("text,label\n" + "a good list,1\na bad list,0\n" * 20)
+    (made / "experiment.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "output": str(made / "results")}))
+    return made
+
+
+def words_of(name, folder, encoder_folder):
+    """A quick call of each command."""
+    teacher, make = ["--teacher", encoder_folder], ["--budget.keep_linears", "0.5"]
+    output = ["--output", folder / f"{name}-output", "--overwrite"]
+    short = ["--recipe.training.steps", "1", "--recipe.device", "cpu"]
+    return [name, *{
+        "inspect": [encoder_folder],
+        "factorize": [*teacher, *make, *output, *FAST],
+        "compress": [*teacher, *make, *output, *FAST],
+        "distill": [folder / "student", *teacher, *output, *FAST],
+        "cache": [*teacher, *output, *FAST[:6], "--recipe.device", "cpu"],
+        "finetune": [encoder_folder, "--task", "classification", "--task_data", folder / "rows.csv",
+                     "--task.max_length", "16", *output, *short],
+        "evaluate": [folder / "student", *teacher, *FAST],
+        "bench": [folder / "student", *teacher, *TIMED],
+        "export": [folder / "student", "--to", "dense", *output],
+        "compare": [folder / "experiment.yaml", "--data", folder, "--dry_run"],
+    }[name]]  # fmt: skip
+
+
+CALLED = [name for name in COMMANDS if name not in ("demo", "report")]
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_json_is_all_that_stdout_holds(name, run, folder, encoder_folder):
+    code, out, err = run(*words_of(name, folder, encoder_folder), "--json")
+    assert code == 0, err
+    assert json.loads(out)
+    assert "makd: " in err  # the work is shown all the same
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_quiet_leaves_the_result_and_nothing_else(name, run, folder, encoder_folder):
+    code, out, err = run(*words_of(name, folder, encoder_folder), "--quiet")
+    assert code == 0, err
+    assert out
+    assert "next:" not in out
+    assert err == ""
+
+
+def test_what_evaluate_gives_to_machines_has_the_keys_of_metrics_json(run, folder, encoder_folder):
+    _, out, _ = run(*words_of("evaluate", folder, encoder_folder), "--json")
+    written = json.loads((folder / "student" / "metrics.json").read_text())
+    assert json.loads(out)["fidelity"].keys() == written["fidelity"].keys()
+    assert json.loads(out)["params"] == written["params"]
+
+
+def test_errors_are_told_on_stderr_and_stdout_stays_empty(run, tmp_path):
+    code, out, err = run("inspect", tmp_path / "nowhere", "--json", "--quiet")
+    assert (code, out) == (2, "")
+    assert err.startswith("makd: ")
+
+
+def test_a_run_ends_with_commands_to_try_that_are_there(run, folder, encoder_folder):
+    code, out, err = run(*words_of("compress", folder, encoder_folder))
+    assert code == 0, err
+    lines = [shlex.split(line, comments=True) for line in out.partition("next:\n")[2].splitlines()]
+    assert [line[1] for line in lines] == ["report", "bench", "evaluate", "export"]
+    for line in lines:
+        assert line[:1] + line[2:3] == ["makd", str(folder / "compress-output")]
+        flags = {word for word in line if word.startswith("--")}
+        assert line[1] == "report" or flags <= set(known_flags(line[1]))
+
+
+def known_flags(name):
+    from makd.cli.main import make_parser
+
+    parser = make_parser(name, COMMANDS[name], COMMANDS[name].load())
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+def test_commands_to_try_can_be_pasted_whatever_the_folder_is_called():
+    assert shlex.split(command("bench", "my runs/a'b", teacher="x y", fold="")) == [
+        "makd", "bench", "my runs/a'b", "--teacher", "x y", "--fold",
+    ]  # fmt: skip
+    (line,) = [line for line in after_student("run", "t", "words", {"perplexity": {}}) if "evaluate" in line]
+    assert "--tokenizer words" in line
+
+
+def test_a_line_comes_before_anything_heavy_is_imported(run, encoder_folder):
+    _, _, err = run("inspect", encoder_folder)
+    assert err.startswith("makd: inspect: loading libraries")
+
+
+class TestCompletion:
+    @pytest.fixture(scope="class")
+    def words(self):
+        return known_words()
+
+    def completed(self, script, *typed):
+        """What bash offers for the last of these words."""
+        line = " ".join(shlex.quote(word) for word in typed)
+        told = "printf '%s\\n' \"${COMPREPLY[@]}\""
+        ask = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(typed) - 1}; _makd; {told}"
+        done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+    def test_in_bash_knows_commands_flags_and_values(self, words, tmp_path):
+        (tmp_path / "makd.bash").write_text(SHELLS["bash"](words))
+        offered = [
+            self.completed(tmp_path / "makd.bash", *typed)
+            for typed in (
+                ("makd", "comp"), ("makd", "compress", "--data.p"), ("makd", "compress", "--effort", ""),
+                ("makd", "evaluate", "--qu"), ("makd", "completion", ""), ("makd", "compress", "texts"),
+            )
+        ]  # fmt: skip
+        assert set(offered[0]) == {"compress", "compare", "completion"}
+        assert set(offered[1]) == {"--data.path", "--data.prompt_columns"}
+        assert offered[2] == ["quick", "normal", "best"]
+        assert offered[3] == ["--quiet"]
+        assert offered[4] == ["bash", "zsh", "fish"]
+        assert offered[5] == []  # bash's own: files
+
+    def test_in_zsh_and_fish_has_the_same_words(self, words):
+        assert SHELLS["bash"](words) in SHELLS["zsh"](words)
+        fish = SHELLS["fish"](words)
+        assert "__fish_seen_subcommand_from compress' -l effort -x -a 'quick normal best'" in fish
+        assert all(f"-a {name} " in fish for name in COMMANDS)
+
+    def test_asks_for_a_shell_that_is_known(self, run):
+        assert "Did you mean 'bash'" in run("completion", "bas")[2]
+        assert "bash, zsh or fish" in run("completion")[2]
+        assert "compinit" in complete(["--help"])

@@ -1,0 +1,56 @@
+"""Which text a run takes when nobody says so: that of the model's own recipe, and no other."""
+
+import pytest
+
+import makd
+from makd import pipeline
+from tests.cli.test_main import QUICK
+
+ASKS = ("a student learns from text of the kind that it will read", "Give --data.path FILE", "--task NAME", "pydoc")
+NO_TEXT = [word for word in QUICK if word not in ("--data.path", "pydoc")]
+
+
+@pytest.mark.parametrize("command", ["compress", "factorize", "cache", "evaluate", "distill"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_without_data_a_model_asks_for_some_at_once(command, kind, run, request, tmp_path):
+    teacher = request.getfixturevalue(f"{kind}_folder")
+    words = {"evaluate": [teacher], "distill": [teacher], "cache": []}.get(command, ["--budget.keep", "0.8"])
+    output = [] if command == "evaluate" else ["--output", tmp_path / "out"]
+    code, _, err = run(command, *words, "--teacher", teacher, *output)
+    assert code == 2
+    for part in ASKS:
+        assert part in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_data_without_a_place_are_no_data(run, encoder_folder, tmp_path):
+    words = ["--teacher", encoder_folder, "--budget.keep", "0.8", "--output", tmp_path / "out"]
+    code, _, err = run("compress", *words, *NO_TEXT)
+    assert code == 2
+    assert "No text was given" in err
+
+
+def test_python_asks_in_the_same_words(encoder_folder, tmp_path):
+    with pytest.raises(makd.MakdError, match="No text was given: a student learns from text"):
+        makd.compress(str(encoder_folder), makd.DataConfig(), makd.Budget(keep=0.8), output=tmp_path / "out")
+
+
+def test_a_teacher_that_was_taught_a_task_brings_its_rows(run, encoder_folder, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a good list,1\na bad list,0\n" * 20)
+    words = ["--task", "classification", "--task_data", tmp_path / "rows.csv", "--task.max_length", "16"]
+    few = ["--recipe.training.steps", "1", "--recipe.device", "cpu"]
+    code, _, err = run("finetune", encoder_folder, *words, *few, "--output", tmp_path / "teacher")
+    assert code == 0, err
+    make = ["--budget.keep_linears", "0.5", *few, "--recipe.factorize.solver", "svd"]
+    code, _, err = run("compress", "--teacher", tmp_path / "teacher", *make, "--output", tmp_path / "student")
+    assert code == 0, err
+    taken = pipeline.data_of(str(tmp_path / "student"))
+    assert isinstance(taken, makd.TaskConfig)
+    assert taken.path == str(tmp_path / "rows.csv")
+
+
+def test_a_run_says_which_text_it_reads(run, encoder_folder, tmp_path):
+    words = ["--teacher", encoder_folder, "--budget.keep", "0.8", "--output", tmp_path / "out"]
+    code, _, err = run("factorize", *words, *QUICK, "--recipe.factorize.solver", "svd")
+    assert code == 0, err
+    assert "text: pydoc, Python's own documentation: 40 rows to learn from, 8 held out" in err
