@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import makd
-from makd.effort import EFFORTS, settings_of
+from makd.efforts import EFFORTS, settings_of
 from makd.report import plain
 
 

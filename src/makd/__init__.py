@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from makd.config import CalibrationConfig, EvaluationConfig, FinetuneRecipe, Recipe, Stage
     from makd.data import DataConfig
     from makd.distill import DistillTrainer, LayerTeacher, LayerwiseConfig, TrainingConfig, teach_layers_
-    from makd.effort import effort
+    from makd.efforts import effort
     from makd.errors import MakdError
     from makd.evaluation.answers import Answers, answer
     from makd.evaluation.fidelity import fidelity
@@ -92,7 +92,7 @@ _HOME = {
     "build_cache": "makd.caching",
     "compare": "makd.comparison",
     "compress": "makd.pipeline",
-    "effort": "makd.effort",
+    "effort": "makd.efforts",
     "evaluate": "makd.pipeline",
     "factorize": "makd.factorization.factorize",
     "factorize_streamed": "makd.streaming",

@@ -116,11 +116,12 @@ def test_a_line_comes_before_anything_heavy_is_imported(run, encoder_folder):
     assert err.startswith("makd: inspect: loading libraries")
 
 
-class TestCompletion:
-    @pytest.fixture(scope="class")
-    def words(self):
-        return known_words()
+@pytest.fixture(scope="module")
+def words():
+    return known_words()
 
+
+class TestCompletion:
     def completed(self, script, *typed):
         """What bash offers for the last of these words."""
         line = " ".join(shlex.quote(word) for word in typed)

@@ -6,6 +6,7 @@ from makd.cli.compare import load_experiment
 from makd.cli.parsing import explain
 from makd.errors import SettingError
 
+STARTS = {name: f"makd: {name}: loading libraries " for name in ("compress", "finetune")}
 COMPRESS = ["compress", "--teacher", "a-model", "--output", "a-folder"]
 
 
@@ -57,13 +58,16 @@ def test_of_flags(run, flags, told):
 def test_what_the_settings_themselves_refuse_needs_no_help_text(run):
     code, _, err = run(*COMPRESS, "--budget.keep", "0.5", "--recipe.training.learning_rate", "-1")
     assert code == 2
-    assert err == "makd: training.learning_rate is above 0; got -1.0."
+    assert err == STARTS["compress"] + "makd: training.learning_rate is above 0; got -1.0."
 
 
 def test_flags_that_are_needed(run):
     code, _, err = run("finetune")
     assert code == 2
-    assert err == "makd: Required, but not given: model, task.name, output. See `makd finetune --help`."
+    assert (
+        err
+        == STARTS["finetune"] + "makd: Required, but not given: model, task.name, output. See `makd finetune --help`."
+    )
 
 
 @pytest.mark.parametrize("words", [["--model", "./nowhere"], ["--model=./nowhere"], ["./nowhere"]])

@@ -155,7 +155,7 @@ def test_a_student_that_makes_embeddings_is_found_as_such(tmp_path):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (DataConfig(), None),
+        (DataConfig(path="pydoc"), None),
         (DataConfig(path="org/texts"), ["org/texts"]),
         (DataConfig(path="texts.jsonl"), None),
         (DataConfig(path="org/texts/more"), None),

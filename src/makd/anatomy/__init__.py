@@ -1,6 +1,6 @@
 """Station 1: where a model keeps its layers, linears, attention, embeddings and head."""
 
-from makd.anatomy.describe import Inspection, describe, to_table
+from makd.anatomy.describe import Inspection, describe, inspection_content, to_table
 from makd.anatomy.experts import count_experts
 from makd.anatomy.predictions import Predictions, check_predictions, predictions_of
 from makd.anatomy.resolve import linear_shape, resolve
@@ -23,6 +23,7 @@ __all__ = [
     "check_predictions",
     "count_experts",
     "describe",
+    "inspection_content",
     "is_adapted",
     "is_factored",
     "linear_shape",

@@ -1,7 +1,8 @@
 """Station 1: what `makd inspect` shows: layers, roles, shapes, parameters, and at which rank factors begin to save."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group
@@ -109,6 +110,21 @@ def _count(model: PreTrainedModel, names: Iterable[str]) -> int:
     """Parameters of the modules `names`; one that several of them share counts once."""
     parameters = {parameter for name in names for parameter in model.get_submodule(name).parameters()}
     return sum(parameter.numel() for parameter in parameters)
+
+
+def inspection_content(inspection: Inspection) -> dict[str, Any]:
+    """The same as `to_table`, with every linear in a row of its own, for machines."""
+    anatomy = inspection.anatomy
+    counts = {name: getattr(inspection, name) for name in inspection.__dataclass_fields__ if "parameters" in name}
+    return {
+        "model": inspection.model,
+        "family": anatomy.family,
+        **counts,
+        "linears": [asdict(row) for row in inspection.linears],
+        "notes": [*anatomy.notes],
+        "aspects_off": dict(anatomy.off),
+        "solvers_off": dict(anatomy.solvers_off),
+    }
 
 
 def to_table(inspection: Inspection) -> Group:

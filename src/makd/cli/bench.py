@@ -28,7 +28,7 @@ def bench(
     dtype: str = "float32",
     device: str = "cpu",
     formats: tuple[str, ...] = (),
-    data: DataConfig | None = None,
+    data: DataConfig = DataConfig(),  # noqa: B008 - frozen
     task: TaskConfig | None = None,
     head: str = "auto",
     card: bool = True,
@@ -65,7 +65,7 @@ def bench(
         batches=batches, lengths=lengths, point=point, new_tokens=new_tokens, compile=compile, repeats=repeats,
         threads=threads, dtype=dtype, device=device, formats=formats,
     )  # fmt: skip
-    chosen = None if data is None and task is None else task_or_data(data, task, student)
+    chosen = None if data == DataConfig() and task is None else task_or_data(data, task, student)
     report = speed.bench(
         student, teacher, settings,
         card=card, fold=fold, output=output, overwrite=overwrite, head=head,

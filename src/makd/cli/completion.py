@@ -55,7 +55,7 @@ def known_words() -> Words:
 
 def _values(flag: str, action: Any) -> Sequence[str]:
     if flag == "--effort":
-        from makd.effort import EFFORTS
+        from makd.efforts import EFFORTS
 
         return list(EFFORTS)
     if flag == "--recipe.plan.preset":

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from makd.effort import INSTEAD, settings_of
+from makd.efforts import INSTEAD, settings_of
 
 logger = logging.getLogger(__name__)
 

@@ -150,7 +150,7 @@ def read_words(
 
 
 def _load_inspect() -> Callable[..., Outcome]:
-    from makd.anatomy import to_table
+    from makd.anatomy import inspection_content, to_table
     from makd.capture import inspect as look
     from makd.loading import load_model
 
@@ -165,7 +165,7 @@ def _load_inspect() -> Callable[..., Outcome]:
         on_progress(Progress("load", 0, 1))
         found = look(load_model(model, head))
         on_progress(Progress("load", 1, 1))
-        return Outcome(found, [to_table(found)])
+        return Outcome(inspection_content(found), [to_table(found)])
 
     return inspect
 

@@ -11,6 +11,7 @@ from io import TextIOBase
 from typing import Any, TextIO
 
 from makd.cli.stages import Stage, Stages, in_words, peak_memory
+from makd.cli.terminal import terminal
 from makd.progress import OnProgress, Progress, nobody
 
 EVERY = 15.0
@@ -103,7 +104,6 @@ def _line(stage: Stage, begins: bool) -> str:
 def _bars() -> Iterator[OnProgress]:
     """A bar for each stage; below them pace and losses of the one that moves, and memory."""
     from rich import progress
-    from rich.console import Console
     from rich.text import Text
 
     class Bars(progress.Progress):
@@ -121,8 +121,7 @@ def _bars() -> Iterator[OnProgress]:
         progress.TimeElapsedColumn(),
         progress.TextColumn("{task.fields[left]}"),
     )
-    console = Console(stderr=True)
-    with Bars(*columns, console=console, refresh_per_second=4) as bars:
+    with Bars(*columns, console=terminal(), refresh_per_second=4) as bars:
         lock = threading.Lock()
 
         def hear(told: Progress) -> None:

@@ -12,7 +12,7 @@ from makd.cli.tasks import task_or_data
 from makd.cli.terminal import seconds_line
 from makd.config import Recipe
 from makd.data import DataConfig
-from makd.effort import told
+from makd.efforts import told
 from makd.evaluation import InstructionsConfig
 from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.progress import OnProgress
@@ -155,7 +155,7 @@ def evaluate(
     on_progress: OnProgress,
     student: str,
     teacher: str,
-    data: DataConfig | None = None,
+    data: DataConfig = DataConfig(),  # noqa: B008 - frozen
     task: TaskConfig | None = None,
     instructions: InstructionsConfig | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen

@@ -40,11 +40,11 @@ def task_or_data(data: Any, task: Any, source: str) -> Any:
     from makd.data import DataConfig
     from makd.pipeline import data_of
 
-    if task is not None and data not in (None, DataConfig()):
+    if task is not None and data != DataConfig():
         raise MakdError(
             "Give a task or data, not both: a task brings its own text (task.path; more with task.extra_text)."
         )
-    if task is None and data in (None, DataConfig()):
+    if task is None and data == DataConfig():
         return data_of(source)
     return data if task is None else task
 

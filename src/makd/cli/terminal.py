@@ -3,6 +3,7 @@
 Imports rich only when something is shown.
 """
 
+import functools
 import logging
 import signal
 import sys
@@ -65,6 +66,14 @@ NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes", "kernels", "torch.uti
 this one is not."""
 
 
+@functools.cache
+def terminal() -> Any:
+    """Rich's console on stderr: the one of bars and log lines, so that lines stand above the bars."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 class _Lines(logging.Formatter):
     """A line as errors and progress have it: what it is stands before what is no ordinary word."""
 
@@ -89,10 +98,9 @@ def set_up_logging(quiet: bool = False) -> None:
 
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.logging import RichHandler
 
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler = RichHandler(console=terminal(), show_path=False, show_time=False, markup=False)
     else:
         handler.setFormatter(_Lines())
     logger = logging.getLogger("makd")

@@ -22,7 +22,7 @@ EFFORTS: Registry[Mapping[str, Any]] = Registry(
         # most of what there is to have
         "normal": {"calibration.rows": 400, "plan.preset": "balanced", "training.steps": 100},
         # a student to be used
-        "best": {"calibration.rows": 1000, "plan.preset": "balanced", "training.steps": 250},
+        "best": {"calibration.rows": 800, "plan.preset": "balanced", "training.steps": 200},
     },
 )
 """Name -> settings of a recipe that are not its defaults, by their dotted names."""
