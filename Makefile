@@ -73,8 +73,8 @@ bench-served: $(READY) ## teacher and students of three depths in the formats th
 	  test -d runs/served/$$depth || $(BIN)/makd compress --config examples/task.yaml --teacher runs/served/teacher $(SST2) \
 	    --recipe.factorize.depth $$depth --output runs/served/$$depth || exit 1; \
 	  $(BIN)/makd bench runs/served/$$depth --teacher runs/served/teacher $(SST2) --threads 2 --repeats 40 --card false \
-	    --formats '[torch-bfloat16, torch-int8, onnx-float32, onnx-int8]' --overwrite \
-	    --json benchmarks/results/served_$$depth.json || exit 1; \
+	    --formats '[torch-bfloat16, torch-int8, onnx-float32, onnx-int8]' \
+	    --json > benchmarks/results/served_$$depth.json || exit 1; \
 	done
 	$(BIN)/python benchmarks/onnx_kernels.py
 	$(BIN)/python benchmarks/served.py
