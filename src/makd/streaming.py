@@ -151,7 +151,7 @@ def _tokenizer(
     except ModelLoadError as error:
         if needed:
             raise
-        logger.warning("The student gets no tokenizer: %s", error)
+        logger.warning("The student gets no tokenizer: %s Name one with --tokenizer, or copy its files", error)
         return None
 
 

@@ -29,7 +29,7 @@ def withheld_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: Act
         reason = "its own loss is more than the cross-entropy of its logits"
     if reason is not None:
         _logger.warning(
-            "%s makes the logits of all tokens at each step, which takes more memory: %s.",
+            "%s makes the logits of all tokens at each step, which takes more memory: %s. Smaller batches take less.",
             type(student).__name__,
             reason,
         )

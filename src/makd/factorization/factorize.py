@@ -136,7 +136,11 @@ def factorize(
                 raise SettingError(
                     f"Solver {solver!r} fits layer after layer. {error} Take solver 'two_sided', or 'whitened'."
                 ) from error
-            logger.warning("Solver 'two_sided' in the place of 'two_sided_regression': %s", error)
+            logger.warning(
+                "Solver 'two_sided' in the place of 'two_sided_regression': %s Nothing is to be done; it measures a "
+                "little worse before training",
+                error,
+            )
             settings = replace(settings, solver="two_sided")
             student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
     mark_student(student)

@@ -62,7 +62,11 @@ def _refuse(least: int, what: str, room: Room, advice: str) -> None:
 def _warn(needed: int, what: str, room: Room) -> None:
     if room.free is not None and needed > room.free:
         told = gigabytes(needed), what, room.whose, gigabytes(room.free)
-        logger.warning("The run needs about %s of %s; of what %s has, %s are free now", *told)
+        logger.warning(
+            "The run needs about %s of %s; of what %s has, %s are free now. Free some before it gets there, or give "
+            "smaller batches or less text",
+            *told,
+        )
 
 
 def parts_of(phase: Memory) -> str:

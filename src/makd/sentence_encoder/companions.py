@@ -71,7 +71,7 @@ def _copy_modules(folder: Path, result: Path) -> None:
         if not module.is_known:
             logger.warning(
                 "%s names the module %s. Its files were copied as they are; whether it fits the student was not "
-                "measured.",
+                "measured: measure it by sentence-transformers before it is served.",
                 folder / MODULES,
                 module.type,
             )
