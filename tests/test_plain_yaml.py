@@ -85,14 +85,14 @@ def test_files_that_hold_no_settings(tmp_path, content, told):
         ("budget: {keep: .nan}", "budget.keep is a finite number or null; got nan."),
         ("budget: {keep: 0.5}\nrecipe: {seed: 4294967296}", "seed is at least 0 and less than 2^32"),
         ("budget: {keep: 0.5}\nrecipe: {device: meta}", "device 'meta' holds no numbers"),
-        ("budget: {keep: 0.5}\nbudget: {keep: 0.6}", "line 5: 'budget' is there twice, first in line 4"),
+        ("budget: {keep: 0.5}\nbudget: {keep: 0.6}", "line 4: 'budget' is there twice, first in line 3"),
         ("config: recipe.yaml", "names another file with `config`"),
         ("", "Required, but not given: budget"),
     ],
 )
 def test_recipes_with_them_are_refused_before_any_work(run, encoder_folder, tmp_path, text, told):
     (tmp_path / "recipe.yaml").write_text(
-        f"teacher: {encoder_folder}\noutput: {tmp_path / 'student'}\ndata: {{path: pydoc}}\n{text}"
+        f"teacher: {encoder_folder}\noutput: {tmp_path / 'student'}\n{text}\ndata: {{path: pydoc}}"
     )
     code, _, err = run("compress", "--config", tmp_path / "recipe.yaml")
     assert code == 2

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 def words(teacher, output, **training):
     settings = {"steps": STEPS, "log_every": 10, "batch_size": 4, "save_every": 5, **training}
     return [
-        "compress", "--teacher", teacher, "--output", output, "--budget.keep_linears", 0.5, "--data.max_length", 16,
-        "--recipe.calibration.rows", 16, "--recipe.evaluation.rows", 8, "--recipe.evaluation.latency", "false",
-        "--recipe.device", "cpu", *(word for name, value in training_words(settings) for word in (name, value)),
+        "compress", "--teacher", teacher, "--output", output, "--budget.keep_linears", 0.5, "--data.path", "pydoc",
+        "--data.max_length", 16, "--recipe.calibration.rows", 16, "--recipe.evaluation.rows", 8,
+        "--recipe.evaluation.latency", "false", "--recipe.device", "cpu", *(word for name, value in training_words(settings) for word in (name, value)),
     ]  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def test_what_is_refused_is_told_once(encoder_folder, tmp_path, more, told):
     assert code != 0
     assert out == ""
     lines = " ".join(err.partition("torch/distributed/elastic")[0].split())
-    assert lines.count("makd: ") == 1
-    assert told in lines
+    assert lines.count("loading libraries") == 1
+    assert lines.count(told) == 1
     assert "Traceback" not in lines
     assert time.monotonic() - begun < 60
     assert not list(tmp_path.iterdir())

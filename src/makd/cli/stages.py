@@ -38,7 +38,7 @@ class Stage:
     def seconds_left(self) -> float | None:
         """At the pace that it has had; None while nobody can tell."""
         done, ahead = self.last.done - self.first, self.last.of - self.last.done
-        return self.seconds / done * ahead if done > 0 and self.last.of > 1 else None
+        return self.seconds / done * ahead if done > 0 and self.last.unit else None
 
     @property
     def pace(self) -> float | None:

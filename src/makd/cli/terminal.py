@@ -5,6 +5,7 @@ Imports rich only when something is shown.
 
 import functools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -84,6 +85,7 @@ class _Lines(logging.Formatter):
 
 def hush_imports() -> None:
     """Before anything heavy is imported: libraries do not tell which of their own parts this machine is not for."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries, beside ours
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
