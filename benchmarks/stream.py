@@ -129,7 +129,8 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         )
     command = [
         sys.executable, "-m", "makd", "factorize", "--stream", "--teacher", str(teacher), "--output", str(student),
-        "--overwrite", "--budget.keep_linears", str(options.keep), "--data.path", "pydoc", "--data.max_length", str(options.tokens),
+        "--overwrite", "--budget.keep_linears", str(options.keep), "--data.path", "pydoc",
+        "--data.max_length", str(options.tokens),
         "--data.rows", "20000", "--recipe.dtype", "bfloat16", "--recipe.device", "cpu",
         "--recipe.factorize.solver", options.solver, "--recipe.factorize.ranks", options.ranks,
         "--recipe.calibration.rows", str(options.rows), "--recipe.calibration.batch_size", "1",

@@ -148,13 +148,17 @@ def test_a_setting_that_a_recipe_misspells_is_named(tmp_path, part, other):
         pipeline.data_of(str(tmp_path))
 
 
-def test_progress_is_told_for_every_stage(teacher_folder, tmp_path):
+def test_progress_is_told_for_every_stage_and_touches_no_number(report, teacher_folder, tmp_path):
     told = []
-    makd.compress(str(teacher_folder), TEXTS, BUDGET, quick(), tmp_path / "student", on_progress=told.append)
+    heard = makd.compress(str(teacher_folder), TEXTS, BUDGET, quick(), tmp_path / "student", on_progress=told.append)
+    assert heard.metrics["fingerprint"] == report.metrics["fingerprint"]
     assert {"load", "calibrate", "gradients", "fit layers", "distil", "evaluate", "save"} <= {
         word.what for word in told
     }
     assert all(0 <= word.done <= word.of for word in told)
+    last = {word.what: word for word in told}  # every stage comes to its end
+    assert all(word.done == word.of for word in last.values())
+    assert last["distil"].tokens == report.metrics["tokens"]["training"]
 
 
 class TestWeightsThatWereChanged:

@@ -26,7 +26,8 @@ def words(teacher, output, **training):
     return [
         "compress", "--teacher", teacher, "--output", output, "--budget.keep_linears", 0.5, "--data.path", "pydoc",
         "--data.max_length", 16, "--recipe.calibration.rows", 16, "--recipe.evaluation.rows", 8,
-        "--recipe.evaluation.latency", "false", "--recipe.device", "cpu", *(word for name, value in training_words(settings) for word in (name, value)),
+        "--recipe.evaluation.latency", "false", "--recipe.device", "cpu",
+        *(word for name, value in training_words(settings) for word in (name, value)),
     ]  # fmt: skip
 
 
