@@ -18,7 +18,8 @@ from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import from_first, in_turn, is_shared
-from makd.progress import OnProgress
+from makd.processes.started import is_first
+from makd.progress import OnProgress, telling
 from makd.report import OutputFolder, plain
 from makd.run import name_of, names_of, tokenizer_name
 
@@ -78,7 +79,8 @@ def build_cache(
     started, recipe = time.perf_counter(), recipe or Recipe()
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="cache") as folder:
-        loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
+        with telling("load", on_progress if is_first() else None):
+            loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
         if is_shared():
             check_same_everywhere(identify_run(plain(recipe), loaded.data.train, loaded.words, loaded.teacher))
         return _build(loaded, folder, settings or CacheConfig(), on_progress, started)

@@ -35,7 +35,7 @@ from makd.loading import check_dtype
 from makd.pipeline import Report
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
-from makd.progress import OnProgress, nobody
+from makd.progress import OnProgress, nobody, telling
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import tokenizer_name
 from makd.storage import find_save_dtype
@@ -84,7 +84,8 @@ def finetune(
     inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else nobody
-        lesson = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
+        with telling("load", progress):
+            lesson = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
         if is_shared():
             data = lesson.data
             check_same_everywhere(identify_run(plain(recipe), data.train, data.tokenizer, lesson.learner))

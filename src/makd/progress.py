@@ -6,6 +6,7 @@ and no accelerator waited for, to tell it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,6 +37,15 @@ OnProgress = Callable[[Progress], None]
 
 def nobody(_: Progress) -> None:
     """Nobody is told."""
+
+
+@contextmanager
+def telling(what: str, on_progress: OnProgress | None) -> Iterator[None]:
+    """Tell when the block begins, and when it is done: of work that cannot be counted."""
+    tell = on_progress or nobody
+    tell(Progress(what, 0, 1))
+    yield
+    tell(Progress(what, 1, 1))
 
 
 def told(items: Iterable[One], what: str, on_progress: OnProgress, unit: str = "batches") -> Iterator[One]:

@@ -28,7 +28,7 @@ from makd.pipeline import data_of
 from makd.plain_json import read_json
 from makd.preparation import Data
 from makd.processes.started import check_alone
-from makd.progress import OnProgress
+from makd.progress import OnProgress, telling
 from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
@@ -123,7 +123,8 @@ def _bench(
     formats: tuple[FormatRow, ...] = ()
     if settings.formats and data is not None:
         formats = _in_formats(student, teacher, settings, data, recipe, on_progress)
-    ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
+    with telling("load", on_progress):
+        ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
     speed = measure_speed(ours, theirs, settings, on_progress)
     environment = {
         **describe_environment(device, recipe.seed),

@@ -27,7 +27,7 @@ from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
-from makd.progress import OnProgress
+from makd.progress import OnProgress, telling
 from makd.ranks.budget import Budget
 from makd.report import (
     OutputFolder,
@@ -98,7 +98,8 @@ def _stream(
     started = time.perf_counter()
     device = recipe.find_device()
     set_seed(recipe.seed)
-    model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
+    with telling("load", on_progress):
+        model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
     factorize = recipe.factorize.for_model(resolve(model))
     needs_text = SOLVERS[factorize.solver].needs_text or recipe.layer_teacher is not None
     words = _tokenizer(tokenizer, str(files), needed=needs_text)

@@ -106,6 +106,11 @@ class TestLinesInAPipe:
         lines.remind()
         assert written(lines)[1:] == ["makd: calibrate: 0/3 batches, still at work on it"]
 
+    def test_are_not_missing_before_anything_is_told(self, lines, clock):
+        clock.now += SILENCE
+        lines.remind()
+        assert written(lines) == ["makd: still at work"]
+
 
 def test_nobody_is_told_when_it_is_to_be_quiet(capsys):
     with showing(quiet=True) as hear:

@@ -3,7 +3,7 @@
 from makd import exporting
 from makd.cli.outcome import Outcome
 from makd.export import ExportConfig
-from makd.progress import OnProgress, Progress
+from makd.progress import OnProgress, telling
 
 
 def export(
@@ -33,9 +33,8 @@ def export(
         overwrite: replace the output folder when all is done.
     """
     settings = ExportConfig(to=to, quantize=quantize, tolerance=tolerance, llama_cpp=llama_cpp, gguf_type=gguf_type)
-    on_progress(Progress("export", 0, 1))
-    report = exporting.export(student, settings, output, head=head, overwrite=overwrite)
-    on_progress(Progress("export", 1, 1))
+    with telling("export", on_progress):
+        report = exporting.export(student, settings, output, head=head, overwrite=overwrite)
     shown = [f"written: {report.folder / name} ({size / 1e6:,.1f} MB)" for name, size in report.bytes.items()]
     if report.agreement is None:
         shown.append("not compared with the student: transformers does not read such a file")

@@ -17,7 +17,7 @@ from makd.cli.tasks import expand, load_finetune
 from makd.cli.terminal import TERMINATED, Terminated, hush_imports, set_up_logging, unwinding_at_sigterm
 from makd.errors import MakdError
 from makd.processes.started import check_alone, close, is_first
-from makd.progress import OnProgress, Progress
+from makd.progress import OnProgress, telling
 from makd.registry import unknown_name
 
 USER_ERROR = 2
@@ -162,9 +162,8 @@ def _load_inspect() -> Callable[..., Outcome]:
             model: hub id, folder, .gguf file, or package:module/path.
             head: auto, base, masked_lm, causal_lm, sequence_classification, ...
         """
-        on_progress(Progress("load", 0, 1))
-        found = look(load_model(model, head))
-        on_progress(Progress("load", 1, 1))
+        with telling("load", on_progress):
+            found = look(load_model(model, head))
         return Outcome(inspection_content(found), [to_table(found)])
 
     return inspect
@@ -218,9 +217,8 @@ def _load_demo() -> Callable[..., Outcome]:
         words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
         given, _ = read_words("compress", compress, function, words)
         made = function(on_progress, **given)
-        on_progress(Progress("reload", 0, 1))
-        line = reload_in_new_process(folder, chosen.auto_class)
-        on_progress(Progress("reload", 1, 1))
+        with telling("reload", on_progress):
+            line = reload_in_new_process(folder, chosen.auto_class)
         return replace(made, shown=[*made.shown, line])
 
     return demo

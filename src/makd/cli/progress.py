@@ -42,7 +42,9 @@ class Lines:
         self._lock = threading.Lock()
         self._written: dict[str, float] = {}
         """Stage -> when a line about it was last written."""
-        self._last: tuple[float, Stage] | None = None
+        self._last: Stage | None = None
+        self._said = self.stages.clock()
+        """When anything was said; at first, when the work began."""
 
     def hear(self, told: Progress) -> None:
         """Something was told."""
@@ -57,11 +59,14 @@ class Lines:
     def remind(self) -> None:
         """Say that the work still goes on, if nothing was said for long."""
         with self._lock:
-            now = self.stages.clock()
-            if self._last is not None and now - self._last[0] >= SILENCE:
-                stage = self._last[1]
+            stage = self._last
+            if self.stages.clock() - self._said < SILENCE:
+                return
+            if stage is None:
+                self._say("still at work")
+            else:
                 after = "after it" if stage.is_over else "on it"
-                self._write(stage, f"{stage.last.what}: {stage.counted or 'begun'}, still at work {after}")
+                self._say(f"{stage.last.what}: {stage.counted or 'begun'}, still at work {after}")
 
     @contextmanager
     def never_silent(self) -> Iterator[None]:
@@ -81,9 +86,12 @@ class Lines:
             watcher.join()
 
     def _write(self, stage: Stage, line: str) -> None:
-        now = self.stages.clock()
-        self._written[stage.last.what] = now
-        self._last = (now, stage)
+        self._written[stage.last.what] = self.stages.clock()
+        self._last = stage
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._said = self.stages.clock()
         print(f"makd: {line}", file=self.stream, flush=True)
 
 
