@@ -85,6 +85,21 @@ def test_errors_are_told_on_stderr_and_stdout_stays_empty(run, tmp_path):
     assert err.startswith("makd: ")
 
 
+@pytest.mark.parametrize("switch", ["json", "quiet"])
+def test_the_switches_are_not_for_files(switch, run, folder, encoder_folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"{switch}: true\n")
+    code, out, err = run("inspect", encoder_folder, "--config", tmp_path / "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert f"--{switch} is said on the command line, not in a file" in err
+
+
+def test_a_file_after_json_is_no_place_to_write_to(run, encoder_folder, tmp_path):
+    code, _, err = run("inspect", encoder_folder, "--json", tmp_path / "found.json")
+    assert code == 2
+    assert "found.json" in err
+    assert not (tmp_path / "found.json").exists()
+
+
 def test_a_run_ends_with_commands_to_try_that_are_there(run, folder, encoder_folder):
     code, out, err = run(*words_of("compress", folder, encoder_folder))
     assert code == 0, err

@@ -84,13 +84,14 @@ class Command:
 
 
 def _run(name: str, words: list[str]) -> int:
-    quiet = "--quiet" in words
+    as_json, quiet = ("--json" in words), ("--quiet" in words)
+    words = [word for word in words if word not in ("--json", "--quiet")]
     hush_imports()
     if not quiet and not {"-h", "--help"} & set(words):
         print(f"makd: {name}: loading libraries", file=sys.stderr, flush=True)
     command = COMMANDS[name]
     function = command.load()
-    given, as_json = read_words(name, command, function, words)
+    given = read_words(name, command, function, words)
     set_up_logging(quiet)
     with unwinding_at_sigterm(), showing(quiet) as on_progress:
         outcome = function(on_progress, **given)
@@ -124,13 +125,11 @@ def make_parser(name: str, command: Command, function: Callable[..., Outcome]) -
     return parser
 
 
-def read_words(
-    name: str, command: Command, function: Callable[..., Outcome], words: list[str]
-) -> tuple[dict[str, Any], bool]:
-    """What a command's function is called with, and whether its result is wanted as JSON.
+def read_words(name: str, command: Command, function: Callable[..., Outcome], words: list[str]) -> dict[str, Any]:
+    """What a command's function is called with, by words without the switches of every command.
 
     Raises:
-        MakdError: with what is wrong with the words.
+        MakdError: with what is wrong with the words, or with a file that they name.
     """
     from makd.cli.effort import parse_with_effort
     from makd.cli.parsing import PARSING_ERRORS, check_files, explain
@@ -146,7 +145,12 @@ def read_words(
         raise
     except PARSING_ERRORS as error:
         raise MakdError(f"{explain(error, parser.get_defaults().keys())}\nSee `makd {name} --help`.") from error
-    return {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}, settings.json
+    for switch in _EVERYWHERE:
+        if settings[switch] is not False:
+            raise MakdError(
+                f"--{switch} is said on the command line, not in a file; got {switch}: {settings[switch]!r}."
+            )
+    return {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}
 
 
 def _load_inspect() -> Callable[..., Outcome]:
@@ -215,7 +219,7 @@ def _load_demo() -> Callable[..., Outcome]:
         folder = output or chosen.output
         compress, function = COMMANDS["compress"], _load_compress()
         words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
-        given, _ = read_words("compress", compress, function, words)
+        given = read_words("compress", compress, function, words)
         made = function(on_progress, **given)
         with telling("reload", on_progress):
             line = reload_in_new_process(folder, chosen.auto_class)
