@@ -1,6 +1,7 @@
 """`--effort` and `makd.effort`: three recipes, over which whatever a user sets wins."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -50,6 +51,15 @@ def test_every_setting_of_an_effort_is_in_its_recipe(name):
     for setting, value in settings_of(name).items():
         part, leaf = setting.split(".")
         assert recipe[part][leaf] == value
+
+
+def test_the_table_in_the_reference_is_that_of_the_code():
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    for name in EFFORTS:
+        wanted = settings_of(name)
+        cells = [wanted["calibration.rows"], wanted["training.steps"], f"`{wanted['plan.preset']}`"]
+        rate = f"{wanted['training.learning_rate']:g}".replace("e-0", "e-")
+        assert f"| `{name}` | {' | '.join(map(str, [*cells, rate]))} |" in page
 
 
 def test_more_effort_is_more_text_and_more_steps():
