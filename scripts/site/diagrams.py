@@ -1,17 +1,17 @@
-"""Draw the pages' mermaid diagrams as SVG, for the site (`scripts/site_source.py`). Only after one was changed.
+"""Draw the pages' mermaid diagrams as SVG, for the site (`source.py`). Only after one was changed.
 
-mermaid is a program of 5 MB for browsers, which the site would load from elsewhere to draw a few boxes. It is asked once,
-here; what it drew is committed.
+mermaid is a program of 5 MB for browsers, which the site would load from elsewhere to draw a few boxes. It is asked
+once, here; what it drew is committed.
 
     npm pack mermaid@12.3.0 && tar xzf mermaid-12.3.0.tgz
-    python scripts/site_diagrams.py package/dist/mermaid.min.js
+    python scripts/site/diagrams.py package/dist/mermaid.min.js
 """
 
 import sys
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-from site_source import DIAGRAMS, FENCE, diagram, pages
+from source import DIAGRAMS, FENCE, diagram, pages
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -32,7 +32,9 @@ def draw(mermaid: Path) -> None:
         page.evaluate(f"mermaid.initialize({settings})")
         for path, code in wanted.items():
             # the name of an id is part of the SVG: the same for the same diagram
-            svg = page.evaluate("([name, code]) => mermaid.render(name, code).then(it => it.svg)", [f"d{path.stem}", code])
+            svg = page.evaluate(
+                "([name, code]) => mermaid.render(name, code).then(it => it.svg)", [f"d{path.stem}", code]
+            )
             path.write_text(svg + "\n", encoding="utf-8")
         browser.close()
 

@@ -3,9 +3,9 @@
 A page is written for the repository's view (GitHub's Markdown). The site's source is the same tree: every page, every
 file that a page links to, and nothing else. Three things are put as the site's Markdown wants them: lists are indented
 by four, a block that begins right under a paragraph gets an empty line before it, and a mermaid diagram is the SVG that
-was made of it (`scripts/site_diagrams.py`), because pages load nothing from elsewhere.
+was made of it (`scripts/site/diagrams.py`), because pages load nothing from elsewhere.
 
-    python scripts/site_source.py build/site-source
+    python scripts/site/source.py
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DIAGRAMS = ROOT / "docs" / "diagrams"
 FRONT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
 """Pages that do not lie in docs/."""
@@ -59,7 +59,7 @@ def for_site(text: str, page: Path) -> str:
         if not found.is_file():
             raise SystemExit(
                 f"{page.relative_to(ROOT)}: a mermaid diagram was changed and not drawn again: run "
-                "`python scripts/site_diagrams.py`."
+                "`python scripts/site/diagrams.py`."
             )
         up = "../" * (len(page.relative_to(ROOT).parts) - 1)
         return f"{indent}![diagram]({up}{found.relative_to(ROOT)})"
