@@ -2,10 +2,12 @@
 
 A page is written for the repository's view (GitHub's Markdown). The site's source is the same tree: every page, every
 file that a page links to, and nothing else. Three things are put as the site's Markdown wants them: lists are indented
-by four, a block that begins right under a paragraph gets an empty line before it, and a mermaid diagram is the SVG that
-was made of it (`scripts/site/diagrams.py`), because pages load nothing from elsewhere.
+by four, a block that begins right under a paragraph gets an empty line before it, and a mermaid diagram is the SVG
+that was made of it (`diagrams.py`), because pages load nothing from elsewhere. Two things are made: the navigation,
+which is the index in docs/README.md, and the pages of the API, which are the docstrings of the names in
+docs/reference/python.md.
 
-    python scripts/site/source.py
+    python scripts/site/source.py build/site     # then: zensical build --strict -f build/site/mkdocs.yml
 """
 
 import hashlib
@@ -14,14 +16,26 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import yaml
 from markdown_it import MarkdownIt
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 DIAGRAMS = ROOT / "docs" / "diagrams"
 FRONT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")
 """Pages that do not lie in docs/."""
+EMBEDDED = """[Open it alone](report.html)
+
+<iframe src="report.html" title="The report of the demo" style="width: 100%; height: 80vh"></iframe>"""
+NOT_EMBEDDED = "This copy of the site was built where there was no report of the demo."
 INDENT = 4
+PYTHON, API = "docs/reference/python.md", "docs/reference/api"
+IN_MODULES = {"makd.resolve": "makd.anatomy.resolve.resolve"}
+"""Functions that are called like the module that they are in, which would be described in their place."""
+REPORT, REPORT_MARK = ROOT / "runs" / "demo" / "report.html", "<!-- report of runs/demo -->"
+"""The report of the demo, where there is one, and the line of a page that it is put in the place of."""
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
@@ -64,7 +78,17 @@ def for_site(text: str, page: Path) -> str:
         up = "../" * (len(page.relative_to(ROOT).parts) - 1)
         return f"{indent}![diagram]({up}{found.relative_to(ROOT)})"
 
-    return _reindented(FENCE.sub(drawn, text))
+    text = FENCE.sub(drawn, text)
+    if page == ROOT / PYTHON:
+        text = re.sub(r"^\| (`makd\..*?) \| ", lambda row: _linked(row.group()), text, flags=re.MULTILINE)
+    if REPORT_MARK in text:
+        text = text.replace(REPORT_MARK, EMBEDDED if REPORT.is_file() else NOT_EMBEDDED)
+    return _reindented(text)
+
+
+def _linked(cell: str) -> str:
+    """Names of a table that lead to their docstrings."""
+    return re.sub(r"`(makd\.[\w.]+)`", lambda name: f"[{name[0]}][{IN_MODULES.get(name[1], name[1])}]", cell)
 
 
 def _reindented(text: str) -> str:
@@ -76,7 +100,7 @@ def _reindented(text: str) -> str:
         if token.map is None:
             continue
         first, end = token.map
-        if token.type in ("bullet_list_open", "ordered_list_open", "table_open"):
+        if token.type in ("bullet_list_open", "ordered_list_open", "table_open", "heading_open"):
             starts.add(first)
         if token.type != "list_item_open":
             continue
@@ -97,17 +121,70 @@ def _reindented(text: str) -> str:
     return "\n".join(done) + "\n"
 
 
+def api_pages() -> dict[str, str]:
+    """Section of docs/reference/python.md -> the docstrings of the names in its table, in its order."""
+    found: dict[str, str] = {}
+    for section in re.split(r"^## ", (ROOT / PYTHON).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        title = section.splitlines()[0]
+        cells = re.findall(r"^\| (`makd\..*?) \| ", section, re.MULTILINE)
+        names = [name for cell in cells for name in re.findall(r"`(makd\.[\w.]+)`", cell)]
+        if names:
+            found[title] = f"# {title}\n\n" + "".join(map(_directive, names))
+    return found
+
+
+def _directive(name: str) -> str:
+    """What mkdocstrings puts a name's docstring in the place of."""
+    if name not in IN_MODULES:
+        return f"::: {name}\n\n"
+    lines = (f"::: {IN_MODULES[name]}", f"    options: {{heading: {name}, toc_label: {name}}}")
+    return "\n".join((*lines, "", ""))
+
+
+def navigation() -> list[Any]:
+    """What docs/README.md lists, in its order, between the front pages."""
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    parts: list[Any] = [{"makd": ["README.md", {"All pages": "docs/README.md"}]}]
+    for title, text in re.findall(r"^\*\*([\w-]+)\*\*.*?\n(.*?)(?=^\*\*|\Z)", index, re.MULTILINE | re.DOTALL):
+        entries: list[Any] = [
+            {name: f"docs/{path}"} for name, path in re.findall(r"^- \[(.*?)\]\((\w[^)#]*)\)", text, re.MULTILINE)
+        ]
+        if title == "Reference":
+            entries.append({"Docstrings": [{name: api_path(name)} for name in api_pages()]})
+        parts.append({title: entries})
+    more = {"Examples": "examples/README.md", "Changelog": "CHANGELOG.md", "Contributing": "CONTRIBUTING.md",
+            "Security": "SECURITY.md"}  # fmt: skip
+    parts.append({"Project": [{name: path} for name, path in more.items()]})
+    return parts
+
+
+def api_path(section: str) -> str:
+    """Where the docstrings of a section of docs/reference/python.md are."""
+    return f"{API}/{section.lower().replace(' ', '-')}.md"
+
+
 def gather(folder: Path) -> None:
-    """Make the site's source in `folder`, which is replaced."""
+    """Make the site's source in `folder`, which is replaced: `pages` and `mkdocs.yml`."""
     shutil.rmtree(folder, ignore_errors=True)
+    there = folder / "pages"
     files = {path for page in pages() for path in linked_files(page)} | set(DIAGRAMS.glob("*.svg"))
     for path in (*pages(), *files):
-        place = folder / path.relative_to(ROOT)
+        place = there / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
             place.write_text(for_site(path.read_text(encoding="utf-8"), path), encoding="utf-8")
         else:
             shutil.copyfile(path, place)
+    for title, text in api_pages().items():
+        place = there / api_path(title)
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+    if REPORT.is_file():
+        shutil.copyfile(REPORT, there / "docs" / "results" / "report.html")
+    shutil.copyfile(HERE / "site.css", there / "site.css")
+    settings = (HERE / "site.yml").read_text(encoding="utf-8")
+    nav = yaml.safe_dump({"nav": navigation()}, sort_keys=False, allow_unicode=True)
+    (folder / "mkdocs.yml").write_text(settings + nav, encoding="utf-8")
 
 
 if __name__ == "__main__":
