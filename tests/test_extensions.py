@@ -107,8 +107,9 @@ def test_flags_and_yaml_know_the_names_and_the_run_says_whose_they_are(run, enco
     )
     code, _, err = run(
         "compress", "--data.max_length", "32", "--config", tmp_path / "recipe.yaml", "--teacher", encoder_folder,
-        "--data.path", tmp_path / "texts.txt", "--budget.keep_linears", "0.5", "--recipe.factorize.solver", "scaled_svd",
-        "--recipe.evaluation.latency", "false", "--output", tmp_path / "student",
+        "--data.path", tmp_path / "texts.txt", "--budget.keep_linears", "0.5",
+        "--recipe.factorize.solver", "scaled_svd", "--recipe.evaluation.latency", "false",
+        "--output", tmp_path / "student",
     )  # fmt: skip
     assert code == 0, err
     environment = json.loads((tmp_path / "student" / "environment.json").read_text())

@@ -17,7 +17,7 @@ from makd.aspects.layers import spread_layers
 from makd.aspects.logits import label_divergence, logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
 from makd.aspects.own import own_loss
-from makd.aspects.plan import ASPECTS, PRESETS, Aspect, Plan, Preset, Term
+from makd.aspects.plan import ASPECTS, PRESETS, Aspect, Loss, Plan, Preset, Term
 from makd.aspects.relation import relation_kl
 from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
 from makd.sentence_encoder import pool
@@ -33,6 +33,7 @@ __all__ = [
     "Completions",
     "Divergence",
     "KeptPredictions",
+    "Loss",
     "Plan",
     "PooledTexts",
     "PredictionLosses",
