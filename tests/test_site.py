@@ -38,7 +38,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     source.gather(folder)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(folder / "mkdocs.yml")]
-    built = subprocess.run(command, capture_output=True, text=True)
+    built = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder / "site"
 
