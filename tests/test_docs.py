@@ -319,6 +319,33 @@ def test_every_dependency_has_its_reason():
         assert re.search(rf"^\| {package} \|", text, re.MULTILINE), package
 
 
+def cells_of(page, title):
+    """Rows of the table under a heading of a page of results."""
+    text = (ROOT / "docs" / "results" / page).read_text(encoding="utf-8")
+    (part,) = re.findall(rf"^#+ {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")]
+
+
+def test_what_was_measured_beside_other_tools_is_what_the_results_say():
+    page = (ROOT / "docs" / "explanation" / "other-tools.md").read_text(encoding="utf-8")
+    names = {"MiniLM-L6": "minilm", "SmolLM2-135M": "smollm2", "TRL's GKD trainer": "gkd"}
+    steps = re.findall(
+        r"^\| (.+?) \| (.+?), (\d+) \u00d7 (\d+) \| (\w+).*? \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+    )
+    assert len(steps) == 6
+    for tool, model, rows_, tokens, plan, time, memory in steps:
+        table = cells_of("distillation.md", f"{names[model]}, {rows_} x {tokens} tokens")
+        (row,) = [cells for cells in table if cells[:2] == [plan, names.get(tool, tool.lower())]]
+        assert (row[5], f"{float(row[7]):.2f}") == (time, memory)
+    starts = re.findall(r"^\| (\w[^|]*?) \| (uniform|global) \| (\S+) \| (\S+) \| (\d+) \|$", page, re.MULTILINE)
+    assert len(starts) == 4
+    table = cells_of("factorization.md", "smollm2")[:24]
+    for method, ranks, *expected, seconds in starts:
+        name = re.sub(r"^makd `(\w+)`.*", r"\1", method)
+        (row,) = [cells for cells in table if cells[:2] == [name, ranks]]
+        assert [row[2].split()[0], row[3].split()[0], row[5]] == [*expected, seconds]
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_are_python(code):
     ast.parse(code)
