@@ -310,6 +310,15 @@ def test_the_code_of_the_example_package_is_that_of_its_page():
     assert end in (package / "anatomy.py").read_text(encoding="utf-8")
 
 
+def test_the_version_is_the_same_wherever_it_stands():
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE) == [
+        version
+    ]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)[0] in ("Unreleased", version)
+
+
 def test_every_dependency_has_its_reason():
     text = (ROOT / "docs" / "explanation" / "dependencies.md").read_text(encoding="utf-8")
     listed = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)

@@ -17,6 +17,7 @@ from makd.errors import ExtensionError, OutputError, UnknownNameError
 from makd.provenance import extensions_of
 from makd.solvers import SOLVERS, Decomposition, Solver, decompose_svd
 from tests.models import batch, tiny
+from tests.processes.starting import begin, end
 
 PACKAGE = Path(__file__).parents[1] / "examples" / "extension"
 TEXTS = [f"The {what} of a model that reads this line." for what in ("name", "size", "depth", "width")] * 12
@@ -331,3 +332,21 @@ def test_where_no_token_counts_a_users_loss_is_0_and_not_asked():
     assert float(loss.detach()) == 0
     loss.backward()
     assert float(student.grad.abs().sum()) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes that talk by gloo")
+@pytest.mark.usefixtures("package")
+def test_every_process_of_a_run_finds_the_package(encoder_folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("recipe:\n  plan: {terms: [{aspect: lengths}, {aspect: hidden}]}\n")
+    code, _, err = end(
+        begin(
+            "-m", "makd", "compress", "--config", tmp_path / "recipe.yaml", "--teacher", encoder_folder, "--output",
+            tmp_path / "student", "--budget.keep_linears", 0.5, "--data.max_length", 16, "--data.rows", 60,
+            "--recipe.factorize.solver", "scaled_svd", "--recipe.training.steps", 2, "--recipe.training.batch_size", 4,
+            "--recipe.evaluation.latency", "false", "--recipe.device", "cpu",
+        )
+    )  # fmt: skip
+    assert code == 0, err
+    environment = json.loads((tmp_path / "student" / "environment.json").read_text())
+    assert set(environment["extensions"]) == {"aspect 'lengths'", "solver 'scaled_svd'"}
