@@ -76,7 +76,9 @@ def for_site(text: str, page: Path) -> str:
                 "`python scripts/site/diagrams.py`."
             )
         up = "../" * (len(page.relative_to(ROOT).parts) - 1)
-        return f"{indent}![diagram]({up}{found.relative_to(ROOT)})"
+        path = f"{up}{found.relative_to(ROOT)}"
+        labels = (label.replace("<br/>", " ") for label in re.findall(r"\[\"?(.*?)\"?\]", code))
+        return f"{indent}[![Diagram: {'; '.join(labels)}]({path})]({path})"
 
     text = FENCE.sub(drawn, text)
     if page == ROOT / PYTHON:
