@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModel, TrainingArguments
 
 import makd
-from makd import extensions
+from makd import extensions, pipeline
 from makd.anatomy import ANATOMIES, Family, resolve
 from makd.aspects import ASPECTS, Aspect, Plan, own_loss
 from makd.errors import ExtensionError, OutputError, UnknownNameError
@@ -199,6 +200,7 @@ def test_a_stopped_run_is_not_gone_on_with_after_the_package_has_changed(encoder
         makd.compress(*arguments(), resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("package")
 def test_a_stopped_run_goes_on_with_the_same_package_to_the_same_student(encoder_folder, tmp_path):
     class Stopped(Exception):
@@ -350,3 +352,41 @@ def test_every_process_of_a_run_finds_the_package(encoder_folder, tmp_path):
     assert code == 0, err
     environment = json.loads((tmp_path / "student" / "environment.json").read_text())
     assert set(environment["extensions"]) == {"aspect 'lengths'", "solver 'scaled_svd'"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("package")
+def test_a_teacher_cache_keeps_what_a_users_aspect_compares_with(encoder_folder, tmp_path):
+    arguments = str(encoder_folder), TEXTS
+    makd.build_cache(*arguments, recipe(), tmp_path / "cache")
+    settings = recipe(steps=2)
+    cached = replace(settings, cache=str(tmp_path / "cache"))
+    losses = [
+        makd.compress(*arguments, makd.Budget(keep_linears=0.5), one, tmp_path / name).metrics["fidelity"]["after"]
+        for name, one in (("live", settings), ("cached", cached))
+    ]
+    assert losses[1]["cosine"] == pytest.approx(losses[0]["cosine"], abs=1e-3)
+
+
+def test_layers_that_are_taught_one_by_one_learn_a_users_aspect():
+    asked = []
+
+    def loss(student, teacher, mask):
+        asked.append(tuple(student.shape))
+        return (student - teacher)[mask].square().mean()
+
+    ASPECTS.register("counted", Aspect("counted", at="linear", loss=loss))
+    plan = Plan(terms=(makd.Term(aspect="counted", roles=("q",)),))
+    teacher, text = tiny("bert"), calibration()
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd", ranks="uniform")
+    makd.teach_layers_(student, teacher, plan, text * 2, makd.LayerwiseConfig(steps=2))
+    assert set(asked) == {(4, 12, 32)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("package")
+def test_a_users_solver_streams_to_the_student_that_it_makes_in_memory(encoder_folder, tmp_path):
+    arguments = str(encoder_folder), TEXTS, makd.Budget(keep_linears=0.5), recipe()
+    streamed = AutoModel.from_pretrained(makd.factorize_streamed(*arguments, tmp_path / "streamed").folder)
+    whole = AutoModel.from_pretrained(pipeline.factorize_only(*arguments, tmp_path / "whole").folder)
+    assert makd.fingerprint(streamed) == makd.fingerprint(whole)
