@@ -26,8 +26,6 @@ SMOKE = [
     "tests/anatomy/test_resolve.py",
     "tests/solvers/test_solvers.py",
     "tests/student/test_hub.py",
-    "tests/distill/test_trainer.py",
-    "tests/test_pipeline.py",
     "tests/test_extensions.py",
 ]
 """Each station once, and the whole path: minutes."""

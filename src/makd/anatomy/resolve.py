@@ -120,7 +120,8 @@ def _from_structure(base: nn.Module, model_type: str) -> tuple[Stack, tuple[str,
         raise UnsupportedModelError(
             f"makd does not know {type(base).__name__} (model type {model_type!r}). It is an encoder-decoder, of which "
             f"only {stack.layers} can be read from its structure: names do not tell cross-attention from "
-            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in makd/anatomy/table."
+            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in "
+            "makd/anatomy/table, or a Family of your own package."
         )
     return stack, notes, off
 
