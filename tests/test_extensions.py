@@ -343,9 +343,10 @@ def test_every_process_of_a_run_finds_the_package(encoder_folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text("recipe:\n  plan: {terms: [{aspect: lengths}, {aspect: hidden}]}\n")
     code, _, err = end(
         begin(
-            "-m", "makd", "compress", "--config", tmp_path / "recipe.yaml", "--teacher", encoder_folder, "--output",
-            tmp_path / "student", "--budget.keep_linears", 0.5, "--data.max_length", 16, "--data.rows", 60,
-            "--recipe.factorize.solver", "scaled_svd", "--recipe.training.steps", 2, "--recipe.training.batch_size", 4,
+            "-m", "makd", "compress", "--config", tmp_path / "recipe.yaml", "--teacher", encoder_folder,
+            "--output", tmp_path / "student", "--budget.keep_linears", 0.5, "--data.path", "pydoc",
+            "--data.max_length", 16, "--data.rows", 60, "--recipe.factorize.solver", "scaled_svd",
+            "--recipe.training.steps", 2, "--recipe.training.batch_size", 4,
             "--recipe.evaluation.latency", "false", "--recipe.device", "cpu",
         )
     )  # fmt: skip
