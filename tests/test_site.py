@@ -93,3 +93,13 @@ def test_lists_keep_their_code_on_the_site():
 def test_a_diagram_that_was_changed_and_not_drawn_again_is_told():
     with pytest.raises(SystemExit, match="draw"):
         source.for_site("```mermaid\nflowchart LR\n  A --> B\n```\n", ROOT / "README.md")
+
+
+def test_the_report_of_the_demo_is_embedded_where_there_is_one(monkeypatch, tmp_path):
+    page = ROOT / "docs" / "results" / "demo-report.md"
+    monkeypatch.setattr(source, "REPORT", tmp_path / "report.html")
+    assert "<iframe" not in source.for_site(page.read_text(encoding="utf-8"), page)
+    source.REPORT.write_text("<!doctype html><title>A report</title>")
+    assert '<iframe src="report.html"' in source.for_site(page.read_text(encoding="utf-8"), page)
+    source.gather(tmp_path / "site")
+    assert (tmp_path / "site" / "pages" / "docs" / "results" / "report.html").is_file()
