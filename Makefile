@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
+.PHONY: help install docs release demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -34,6 +34,17 @@ test: check ## lint, types and all tests but the slow ones
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -q -m slow
+
+docs: $(READY) ## the documentation site, in site/: open site/index.html
+	$(BIN)/python scripts/site/source.py build/site
+	$(BIN)/zensical build --strict --clean --config-file build/site/mkdocs.yml
+	rm -rf site && mv build/site/site site
+	rm -rf build/site
+	@echo "== site/index.html; with its search: $(BIN)/python -m http.server -d site"
+
+release: $(READY) ## wheel and sdist in dist/, looked at, and the demo run from the wheel in an environment of its own
+	TORCH="$(TORCH)" $(BIN)/nox -s dist
+	TORCH="$(TORCH)" $(BIN)/nox -s wheel -p $$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 soak: $(READY) ## kill runs at random moments and go on with them: two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests/soak
@@ -141,4 +152,4 @@ fix: $(READY) ## mend what the linter can
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site build dist .cache .nox .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

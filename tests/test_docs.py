@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import shlex
@@ -52,6 +53,7 @@ CONFIGS = {
     "finetune.recipe": makd.FinetuneRecipe,
 }
 """Where a dataclass stands in YAML -> the dataclass."""
+TICKED = re.compile(r"`(makd\.[\w.]+)`")
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -281,17 +283,40 @@ def test_every_refused_type_is_listed_with_its_reason(model_type):
     assert reason == REFUSED[model_type]
 
 
-def test_every_public_name_is_written_down_with_its_arguments():
+def test_every_public_name_is_written_down():
     text = (REFERENCE / "python.md").read_text(encoding="utf-8")
     for name in makd.__all__:
-        value = getattr(makd, name)
         assert f"`makd.{name}" in text, name
-        written = re.search(rf"`makd\.{name}\((.*?)\)`", text)
-        if written is None:
-            assert not inspect.isfunction(value), name
-            continue
-        names = [word.strip().lstrip("*") for word in written[1].split(",") if word.strip() != "*"]
-        assert names == list(inspect.signature(value).parameters), name
+
+
+def test_every_name_of_the_python_reference_is_there_and_says_what_its_arguments_are():
+    text = (REFERENCE / "python.md").read_text(encoding="utf-8")
+    named = {name for cell in re.findall(r"^\| (`makd\..*?) \| ", text, re.MULTILINE) for name in TICKED.findall(cell)}
+    assert len(named) > len(makd.__all__)
+    for name in named:
+        value = functools.reduce(getattr, name.split(".")[1:], makd)
+        if inspect.isfunction(value) and name.count(".") == 1:
+            described = inspect.getdoc(value) or ""
+            arguments = list(inspect.signature(value).parameters)
+            assert len(arguments) < 4 or all(f"{one}:" in described for one in arguments), name
+
+
+def test_the_code_of_the_example_package_is_that_of_its_page():
+    page = (ROOT / "docs" / "how-to" / "extend-makd.md").read_text(encoding="utf-8")
+    package = ROOT / "examples" / "extension" / "src" / "makd_example"
+    for block, name in zip(re.findall(r"```python\n(.*?)```", page, re.DOTALL), ("solver", "aspect"), strict=False):
+        assert block in (package / f"{name}.py").read_text(encoding="utf-8")
+    (end,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert end in (package / "anatomy.py").read_text(encoding="utf-8")
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE) == [
+        version
+    ]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)[0] in ("Unreleased", version)
 
 
 def test_every_dependency_has_its_reason():
@@ -301,6 +326,33 @@ def test_every_dependency_has_its_reason():
     assert len(packages) > 5
     for package in packages:
         assert re.search(rf"^\| {package} \|", text, re.MULTILINE), package
+
+
+def cells_of(page, title):
+    """Rows of the table under a heading of a page of results."""
+    text = (ROOT / "docs" / "results" / page).read_text(encoding="utf-8")
+    (part,) = re.findall(rf"^#+ {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")]
+
+
+def test_what_was_measured_beside_other_tools_is_what_the_results_say():
+    page = (ROOT / "docs" / "explanation" / "other-tools.md").read_text(encoding="utf-8")
+    names = {"MiniLM-L6": "minilm", "SmolLM2-135M": "smollm2", "TRL's GKD trainer": "gkd"}
+    steps = re.findall(
+        r"^\| (.+?) \| (.+?), (\d+) \u00d7 (\d+) \| (\w+).*? \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+    )
+    assert len(steps) == 6
+    for tool, model, rows_, tokens, plan, time, memory in steps:
+        table = cells_of("distillation.md", f"{names[model]}, {rows_} x {tokens} tokens")
+        (row,) = [cells for cells in table if cells[:2] == [plan, names.get(tool, tool.lower())]]
+        assert (row[5], f"{float(row[7]):.2f}") == (time, memory)
+    starts = re.findall(r"^\| (\w[^|]*?) \| (uniform|global) \| (\S+) \| (\S+) \| (\d+) \|$", page, re.MULTILINE)
+    assert len(starts) == 4
+    table = cells_of("factorization.md", "smollm2")[:24]
+    for method, ranks, *expected, seconds in starts:
+        name = re.sub(r"^makd `(\w+)`.*", r"\1", method)
+        (row,) = [cells for cells in table if cells[:2] == [name, ranks]]
+        assert [row[2].split()[0], row[3].split()[0], row[5]] == [*expected, seconds]
 
 
 @pytest.mark.parametrize("code", blocks("python"))

@@ -19,6 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from makd.anatomy.stand_in import NUMBER
+from makd.anatomy.table import ANATOMIES
 from makd.errors import MakdError, ModelLoadError
 from makd.weights.files import read_header
 from makd.weights.shards import read_object, weight_files
@@ -70,7 +71,9 @@ def read_config(folder: str) -> PretrainedConfig:
     """
     file = Path(folder) / "config.json"
     if file.is_file():
-        read_object(file)
+        ANATOMIES.get(
+            str(read_object(file).get("model_type"))
+        )  # a user's package may tell transformers of its own models
     where = ": its config.json cannot be read as a model's" if file.is_file() else ""
     with refusing(f"No model could be loaded from {folder!r}{where}"):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -58,3 +58,7 @@ class CacheError(MakdError, ValueError):
 
 class ExportError(MakdError, RuntimeError):
     """A model that cannot be written in another format, or whose file does not compute what it computes."""
+
+
+class ExtensionError(MakdError, ImportError):
+    """A solver, aspect or anatomy of a user's package that cannot be loaded, is none, or fails."""

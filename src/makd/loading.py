@@ -291,13 +291,20 @@ def _model_class(where: Location, head: str) -> Any:
     if not names:
         return AutoModel
     for name in names:
-        cls = getattr(transformers, name, None)
+        cls = getattr(transformers, name, None) or _registered(name, config)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls
     raise ModelLoadError(
         f"{where.folder} is a {', '.join(config.architectures)}, which transformers {transformers.__version__} does "
         f"not know. Choose a head that it has, with recipe.head: {', '.join(HEADS)}."
     )
+
+
+def _registered(name: str, config: PretrainedConfig) -> Any:
+    """The class called `name` that a user's package told transformers of, for such a config; None if there is none."""
+    listed = (getattr(transformers, head)._model_mapping for head in HEADS.values())
+    classes = (mapping[type(config)] for mapping in listed if type(config) in mapping)
+    return next((cls for cls in classes if getattr(cls, "__name__", None) == name), None)
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

@@ -172,7 +172,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a saved `student` against `teacher` on held-out text: what `metrics.json` holds, without the training.
 
-    With `instructions` both answer them besides, and ROUGE-L is measured of what they answer.
+    Args:
+        student: as for `distill`.
+        teacher: as for `compress`.
+        data: whose held-out part is measured on; `compress` says what it may be.
+        recipe: the evaluation's settings, the head and the dtype are looked at; None takes the defaults.
+        instructions: both answer them besides, and ROUGE-L is measured of what they answer.
+        tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
+        on_progress: called as the work goes on, for progress bars.
+
+    Raises:
+        MakdError: with what was wrong, which value, and what is allowed.
     """
     asked = None if instructions is None else open_instructions(instructions)
     with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:

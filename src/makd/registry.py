@@ -45,7 +45,7 @@ class Registry(Mapping[str, T], Generic[T]):
             UnknownNameError: nothing is called so.
         """
         if name not in self._items:
-            raise unknown_name(self.kind, name, self._items)
+            raise unknown_name(self.kind, name, self)
         return self._items[name]
 
     def __iter__(self) -> Iterator[str]:

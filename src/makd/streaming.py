@@ -28,6 +28,7 @@ from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
 from makd.progress import OnProgress, telling
+from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import (
     OutputFolder,
@@ -42,6 +43,7 @@ from makd.sentence_encoder import copy_companions, origin_of
 from makd.solvers import SOLVERS
 from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
+from makd.weights.shards import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +179,7 @@ def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches
         **{f"factorize.{name}": value for name, value in plain(recipe.factorize).items()},
         "layerwise": recipe.layer_teacher and plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
         "calibration text": text.hexdigest(),
+        **extensions_of(plain(recipe), read_object(files / "config.json")),
     }
 
 

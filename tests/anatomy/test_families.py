@@ -6,7 +6,7 @@ from transformers.activations import ACT2FN
 
 from makd.anatomy import Role, linear_shape, resolve
 from makd.anatomy.families import BY_HEAD, BY_KEY_HEAD, GROUPED_QUERY, HALVES, THIRDS, Fused, Layout
-from makd.anatomy.table import FAMILIES, KNOWN, REFUSED
+from makd.anatomy.table import ANATOMIES, FAMILIES, REFUSED
 from makd.errors import UnsupportedModelError
 from tests.anatomy.recording import watch
 from tests.models import CONFIGS, RELATIVES, batch, tiny
@@ -77,7 +77,7 @@ def activation(name, config):
 
 
 def test_every_known_model_type_has_a_tiny_model_in_these_tests():
-    assert {tiny(name).config.model_type for name in EVERY} == set(KNOWN)
+    assert {tiny(name).config.model_type for name in EVERY} == set(ANATOMIES)
 
 
 def test_no_model_type_stands_in_two_rows():
@@ -332,4 +332,4 @@ def test_parts_stand_in_groups_one_after_the_other():
 
 
 def test_no_model_type_is_both_known_and_refused():
-    assert not KNOWN.keys() & REFUSED.keys()
+    assert not ANATOMIES.keys() & REFUSED.keys()

@@ -15,7 +15,7 @@ from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
-from makd.anatomy.table import KNOWN, REFUSED
+from makd.anatomy.table import ANATOMIES, REFUSED
 from makd.errors import UnsupportedModelError
 from makd.sentence_encoder import origin_of
 
@@ -41,7 +41,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
     """
     model_type = str(getattr(model.config, "model_type", ""))
     base, prefix = _base_model(model)
-    family = KNOWN.get(model_type)
+    family = ANATOMIES.get(model_type)
     notes: tuple[str, ...] = ()
     if family is not None:
         name, off = model_type, family.off
@@ -114,13 +114,14 @@ def _from_structure(base: nn.Module, model_type: str) -> tuple[Stack, tuple[str,
         raise UnsupportedModelError(
             f"makd cannot take in {type(base).__name__} (model type {model_type!r}): {REFUSED[model_type]}."
         )
-    known = sorted(KNOWN)
+    known = sorted(ANATOMIES)
     stack, notes, off = find_stack(base, model_type, known)
     if getattr(base.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"makd does not know {type(base).__name__} (model type {model_type!r}). It is an encoder-decoder, of which "
             f"only {stack.layers} can be read from its structure: names do not tell cross-attention from "
-            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in makd/anatomy/table."
+            f"self-attention. Known model types: {', '.join(known)}. A new one is a row in "
+            "makd/anatomy/table, or a Family of your own package."
         )
     return stack, notes, off
 

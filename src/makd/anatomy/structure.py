@@ -53,7 +53,8 @@ def find_stack(
         raise UnsupportedModelError(
             f"makd does not know {type(base).__name__} (model type {model_type!r}), and cannot read it from its "
             f"structure: {found} one linear each for {', '.join(role.value for role in NEEDED)}. Known "
-            f"model types: {', '.join(known)}. A new one is a row in makd/anatomy/table."
+            f"model types: {', '.join(known)}. A new one is a row in "
+            "makd/anatomy/table, or a Family of your own package."
         )
     (name, (same, feed_forwards)), *_ = readings.items()
     layers = base.get_submodule(name)

@@ -16,7 +16,8 @@ from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.layers import spread_layers
 from makd.aspects.logits import label_divergence, logits_divergence, logits_kl, regression_mse
 from makd.aspects.matrix import matrix_mse
-from makd.aspects.plan import ASPECTS, PRESETS, Plan, Preset, Term
+from makd.aspects.own import own_loss
+from makd.aspects.plan import ASPECTS, PRESETS, Aspect, Loss, Plan, Preset, Term
 from makd.aspects.relation import relation_kl
 from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
 from makd.sentence_encoder import pool
@@ -27,10 +28,12 @@ __all__ = [
     "PRESETS",
     "ActivePlan",
     "ActiveTerm",
+    "Aspect",
     "Comparison",
     "Completions",
     "Divergence",
     "KeptPredictions",
+    "Loss",
     "Plan",
     "PooledTexts",
     "PredictionLosses",
@@ -54,6 +57,7 @@ __all__ = [
     "matrix_mse",
     "next_labels",
     "normalised_mse",
+    "own_loss",
     "pool",
     "regression_mse",
     "relation_kl",

@@ -11,7 +11,7 @@ from typing import Literal
 from makd.anatomy import Anatomy, Layer, Role
 from makd.aspects.completions import Completions
 from makd.aspects.layers import select_layers, spread_layers
-from makd.aspects.plan import PER_LAYER, RELATED_ROLES, Plan, Term, Tokens
+from makd.aspects.plan import ASPECTS, RELATED_ROLES, Plan, Term, Tokens, is_per_layer
 from makd.capture import Tap
 from makd.errors import SettingError
 from makd.sentence_encoder import SentenceEncoder, encoder_of
@@ -27,11 +27,13 @@ class Comparison:
     """The student's tensor."""
     teacher: Tap
     """The teacher's: the same of a layer that may be another."""
-    measure: Literal["mse", "cosine", "attention", "relation"]
+    measure: Literal["mse", "cosine", "attention", "relation", "own"]
     tokens: Tokens = "all"
     """Which of the real tokens count; of attention and relations, as queries."""
     heads: int = 1
     """Parts of the channels, with measure "relation"."""
+    aspect: str = ""
+    """Name of the user's aspect whose loss it is, with measure "own"."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
         dropped = not reason and not found and _is_dropped(term, anatomy)
         if dropped:
             reason = "the chosen layers are dropped in this student"
-        elif not reason and not found and term.aspect in PER_LAYER:
+        elif not reason and not found and is_per_layer(term.aspect):
             reason = "none of the chosen layers has it"
         if reason and plan.terms and not dropped:
             raise SettingError(f"The plan asks for {term.aspect!r}, but {reason}. Take the term out of the plan.")
@@ -162,7 +164,7 @@ def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
 
 
 def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Comparison]:
-    if term.aspect not in PER_LAYER:
+    if not is_per_layer(term.aspect):
         return
     for index, other in _pairs(term, len(anatomy.layers), len(teacher.layers)):
         layer = anatomy.layers[index]
@@ -184,6 +186,8 @@ def _comparison(term: Term, ours: Tap, theirs: Tap) -> Comparison:
         return Comparison(ours, theirs, "attention", term.tokens)
     if term.aspect == "relation":
         return Comparison(ours, theirs, "relation", term.tokens, term.relation_heads)
+    if term.aspect not in ASPECTS.own:
+        return Comparison(ours, theirs, "own", term.tokens, aspect=term.aspect)
     return Comparison(ours, theirs, term.distance, term.tokens)
 
 
@@ -205,9 +209,10 @@ def _pairs(term: Term, count: int, teacher_count: int) -> Iterable[tuple[int, in
 
 def _places(term: Term, layer: Layer) -> Iterable[tuple[Kind, Role | None]]:
     """Where in a layer the term looks."""
-    if term.aspect == "hidden":
+    at = ASPECTS[term.aspect].at
+    if at == "hidden":
         yield "hidden", None
-    elif term.aspect == "attention":
+    elif at == "attention":
         if layer.attention is not None:
             yield "attention", None
         if layer.cross_attention is not None:
@@ -219,7 +224,7 @@ def _places(term: Term, layer: Layer) -> Iterable[tuple[Kind, Role | None]]:
 
 def _is_dropped(term: Term, anatomy: Anatomy) -> bool:
     """Whether the term means layers, and the student has none of them."""
-    if term.aspect not in PER_LAYER:
+    if not is_per_layer(term.aspect):
         return False
     return all(anatomy.layers[index].is_skipped for index in select_layers(term.layers, len(anatomy.layers)))
 

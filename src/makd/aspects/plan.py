@@ -3,35 +3,79 @@
 A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.activation` fits it to a model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import Tensor
 
 from makd.anatomy import Role
 from makd.aspects.completions import Completions
 from makd.aspects.divergences import Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.errors import SettingError
+from makd.extensions import Extensible
 from makd.kinds import checked
 from makd.registry import Registry, unknown_name
 from makd.sentence_encoder import AUTO, check_pooling
 
-ASPECTS: Registry[str] = Registry(
+Place = Literal["linear", "hidden", "attention"] | None
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(student (batch, tokens, channels), teacher likewise, mask (batch, tokens), True at tokens that count) -> a scalar:
+the mean over those tokens of how far the student is from the teacher, 0 where they are equal. What stands at other
+tokens may be anything, NaN included."""
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """Something that a student can mimic."""
+
+    summary: str
+    """What is compared, how, and the unit of its loss."""
+    at: Place = None
+    """What it compares, layer by layer: the outputs of linears, by role; a layer's output; attention distributions.
+    None: something that the whole model makes."""
+    loss: Loss | None = None
+    """Of a user's aspect."""
+
+
+def why_not(name: str, aspect: Aspect) -> str | None:
+    """What is wrong with a user's aspect."""
+    if aspect.at not in ("linear", "hidden"):
+        return f"its `at` is 'linear' or 'hidden'; got {aspect.at!r}"
+    return None if callable(aspect.loss) else "its `loss` is no function"
+
+
+ASPECTS: Extensible[Aspect] = Extensible(
     "aspect",
     {
-        "matrix": "outputs of the linears inside a layer: mean squared difference, in units of the teacher's variance",
-        "hidden": "a layer's output: the same",
-        "attention": "self- and cross-attention distributions: KL(teacher ‖ student) per head and query, in nats",
-        "relation": "similarities between a text's tokens, of queries, keys or values: KL(teacher ‖ student), in nats",
-        "embedding": "the pooled embedding of a whole text: 1 - cosine",
-        "similarity": "cosines between the texts of a batch: mean squared difference",
-        "logits": "predictions: a divergence · temperature², in nats; regression: squared difference",
-        "task": "the task's own loss, where the batch has labels",
+        "matrix": Aspect(
+            "outputs of the linears inside a layer: mean squared difference, in units of the teacher's variance",
+            "linear",
+        ),
+        "hidden": Aspect("a layer's output: the same", "hidden"),
+        "attention": Aspect(
+            "self- and cross-attention distributions: KL(teacher ‖ student) per head and query, in nats", "attention"
+        ),
+        "relation": Aspect(
+            "similarities between a text's tokens, of queries, keys or values: KL(teacher ‖ student), in nats", "linear"
+        ),
+        "embedding": Aspect("the pooled embedding of a whole text: 1 - cosine"),
+        "similarity": Aspect("cosines between the texts of a batch: mean squared difference"),
+        "logits": Aspect("predictions: a divergence · temperature², in nats; regression: squared difference"),
+        "task": Aspect("the task's own loss, where the batch has labels"),
     },
+    group="makd.aspects",
+    accepts=Aspect,
+    why_not=why_not,
 )
-"""What a student can mimic, and the unit of its loss."""
+"""What a student can mimic: makd's own, and those of users' packages: entry points of the group `makd.aspects`."""
 
-PER_LAYER = ("matrix", "hidden", "attention", "relation")
-"""Aspects that are compared layer by layer."""
+
+def is_per_layer(aspect: str) -> bool:
+    """Whether an aspect is compared layer by layer."""
+    return ASPECTS[aspect].at is not None
+
 
 PAPER_ROLES = ("q", "k", "v", "up", "down")
 """Linears of the paper's matrix distillation: MHA mappings and FFN vectors."""
@@ -43,8 +87,11 @@ RELATED_ROLES = ("q", "k", "v")
 Tokens = Literal["all", "first", "completion"]
 """Which real tokens of a batch count."""
 
-_COUNTED: dict[Tokens, tuple[str, ...]] = {"first": ("matrix", "hidden"), "completion": (*PER_LAYER, "logits")}
-"""Which aspects can count fewer tokens than all."""
+_COUNTED: dict[Tokens, tuple[str, ...]] = {
+    "first": ("matrix", "hidden"),
+    "completion": ("matrix", "hidden", "attention", "relation", "logits"),
+}
+"""Which of makd's own aspects can count fewer tokens than all; users' can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +110,15 @@ class Term:
     """The teacher's layers that `layers`, in ascending order, mimic; negative ones count from the end. None is
     the same ones, or, where the teacher has more or fewer, the last of each of as many parts as the student has."""
     roles: tuple[str, ...] = PAPER_ROLES
-    """Which linears, with `matrix`: of q, k, v, o, gate, up, down (and cross_q, cross_k, ..., q_latent, kv_latent). A
-    role of self-attention stands for the one of cross-attention too. With `relation`: of these, q, k and v."""
+    """Which linears, with `matrix` and users' aspects of linears: of q, k, v, o, gate, up, down (and cross_q, cross_k,
+    ..., q_latent, kv_latent). A role of self-attention stands for the one of cross-attention too. With `relation`: of
+    these, q, k and v."""
     distance: Literal["mse", "cosine"] = "mse"
     """With `matrix` and `hidden`: squared difference in units of the teacher's variance, or 1 - cosine of tokens."""
     tokens: Tokens = "all"
-    """Which real tokens count. `first`, with `matrix` and `hidden`: the first of each text (its [CLS]). `completion`,
-    with `logits` and everything inside the layers: those of completions, whose predictions `logits` compares, and which
-    `attention` and `relation` compare as queries. `task` goes by the labels in any case."""
+    """Which real tokens count. `first`, with `matrix`, `hidden` and users' aspects: the first of each text (its [CLS]).
+    `completion`, with `logits` and everything inside the layers: those of completions, whose predictions `logits`
+    compares, and which `attention` and `relation` compare as queries. `task` goes by the labels in any case."""
     relation_heads: int = 12
     """With `relation`: parts that q, k and v are cut into, on both sides; has to divide the width of either."""
     temperature: float = 1.0
@@ -102,14 +150,14 @@ class Term:
         for role in self.roles:
             if role not in known:
                 raise unknown_name("role", role, known)
-        if self.aspect == "matrix" and not self.roles:
-            raise SettingError(f"A matrix term needs at least one role of {', '.join(known)}.")
+        if self.aspect != "relation" and ASPECTS[self.aspect].at == "linear" and not self.roles:
+            raise SettingError(f"A {self.aspect} term needs at least one role of {', '.join(known)}.")
         self._check_comparison()
         select_layers(self.layers, 10**6)  # its grammar does not depend on the number of layers
 
     def _check_comparison(self) -> None:
         """Of what is compared inside the layers."""
-        if self.aspect not in _COUNTED.get(self.tokens, (self.aspect,)):
+        if self.aspect in ASPECTS.own and self.aspect not in _COUNTED.get(self.tokens, (self.aspect,)):
             raise SettingError(
                 f"With tokens {self.tokens!r} these aspects can be compared: {', '.join(_COUNTED[self.tokens])}; got "
                 f"{self.aspect!r}. Leave tokens at all."

@@ -15,6 +15,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.provenance import extensions_of
+
 _NOT_OF_THE_TEACHER = ("label", "labels", "row", "length")
 """Columns that do not change what a teacher says."""
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -33,6 +35,7 @@ def identify(
         "data": hash_rows(rows, with_labels=bool(teacher.config.is_encoder_decoder)),
         "rows": len(rows),
     }
+    known |= extensions_of({"model_type": teacher.config.model_type})
     if tokenizer is not None:
         known["tokenizer"] = hash_tokenizer(tokenizer)
     if max_length is not None:

@@ -10,6 +10,7 @@ from makd.comparison.language import LanguageConfig
 from makd.comparison.settings import Experiment, MethodConfig, Subject, budget_name, short_name
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
+from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.report import plain
@@ -112,6 +113,7 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
             "calibration": experiment.calibration,
             # numbers are rounded in a cache; lines from before there was a choice stay
             **({} if experiment.cache is None else {"cache": experiment.cache}),
+            **extensions_of(plain(_built(cell.method, found))),
         }
     )
 

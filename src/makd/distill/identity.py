@@ -19,6 +19,7 @@ from makd.cache import hash_teacher, hash_tokenizer, shorten
 from makd.errors import OutputError, SettingError
 from makd.processes.first import from_first
 from makd.processes.started import count
+from makd.provenance import extensions_of
 
 VERSIONS = "versions"
 """An entry that is there to be read, not compared."""
@@ -53,6 +54,7 @@ def identify_run(
     }
     if teacher is not None:
         known["teacher's weights"] = hash_teacher(teacher)
+    known |= extensions_of(settings, {} if teacher is None else {"model_type": teacher.config.model_type})
     known["training rows"] = hash_all_columns(rows)
     known["tokenizer"] = hash_tokenizer(tokenizer)
     known[VERSIONS] = {name: version(name) for name in ("makd", "torch", "transformers", "accelerate")}

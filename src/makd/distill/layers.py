@@ -14,7 +14,7 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy
 from makd.anatomy.tokens import by_token
-from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, relation_kl
+from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, own_loss, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
 from makd.distill.counted import Counted
 from makd.distill.projections import Projections
@@ -77,6 +77,8 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
             return relation_kl(student, teacher, None if everywhere else real, comparison.heads, counted)
         if self.projections is not None:
             student = self.projections.apply_to(comparison.tap, student)
+        if comparison.measure == "own":
+            return own_loss(comparison.aspect, student, teacher, real if counted is None else counted)
         if comparison.measure == "cosine":
             return cosine_distance(student, teacher, counted)
         return normalised_mse(student, teacher, counted, self._units.get(comparison))

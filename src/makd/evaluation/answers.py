@@ -57,6 +57,12 @@ def answer(
 ) -> Answers:
     """What `model` answers to `instructions`, with each seed, and its ROUGE-L.
 
+    Args:
+        model: that writes text.
+        tokenizer: of the model.
+        instructions: what is asked, and how it answers.
+        on_progress: called with (what, done, of) after each batch.
+
     Raises:
         SettingError: the model writes no text, there is no chat template, or rouge-score is not installed.
         DataError: rows without prompt or reference, unknown columns, a prompt that is too long.

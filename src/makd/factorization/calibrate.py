@@ -117,7 +117,8 @@ def calibrate(job: Job) -> Calibrated:
     """
     started, kind, model = time.perf_counter(), job.kind, job.source.model
     store = choose_store(job.settings.store, _bytes_kept(job), job.folder)
-    terms = Terms(store, model, Wanted(kind, job.groups, _most(job), _wants_spectra(job)), job.source.device)
+    own = job.settings.solver if job.settings.solver not in SOLVERS.own else ""
+    terms = Terms(store, model, Wanted(kind, job.groups, _most(job), _wants_spectra(job), own), job.source.device)
     of, done = len(job.sizes) - len(job.outline.tables) + len(job.groups), 0
 
     def on_matrix() -> None:

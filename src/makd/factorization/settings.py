@@ -75,8 +75,7 @@ class FactorizeConfig:
             return self.ranks
         if self.solver == "auto":
             return "global"
-        kind = SOLVERS[self.solver]
-        return "global" if kind.inputs and kind.gradients else "uniform"
+        return "global" if SOLVERS[self.solver].one_unit else "uniform"
 
     def for_model(self, anatomy: Anatomy) -> "FactorizeConfig":
         """The same with the solver that `auto` stands for on this model.
@@ -93,9 +92,8 @@ class FactorizeConfig:
         kind = SOLVERS[chosen.solver]
         reason = next((why for what, why in anatomy.solvers_off.items() if getattr(kind, what)), None)
         if reason is not None:
-            usable = [
-                name for name, other in SOLVERS.items() if not any(getattr(other, what) for what in anatomy.solvers_off)
-            ]
+            ours = {name: SOLVERS[name] for name in SOLVERS if name in SOLVERS.own}
+            usable = [name for name, one in ours.items() if not any(getattr(one, what) for what in anatomy.solvers_off)]
             raise UnsupportedModelError(
                 f"Solver {chosen.solver!r} cannot be used on this model: {reason}. These can: {', '.join(usable)}."
             )

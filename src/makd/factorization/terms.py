@@ -16,15 +16,9 @@ from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
 from makd.ranks.allocation import LinearSize
 from makd.ranks.sharing import Group, SharedStack
-from makd.solvers import (
-    Solver,
-    decompose_fisher,
-    decompose_svd,
-    decompose_two_sided,
-    decompose_whitened,
-    spectra_two_sided,
-)
-from makd.solvers.factors import Decomposition, Factors, Spectrum
+from makd.solvers import Solver, spectra_two_sided
+from makd.solvers.factors import Factors, Spectrum
+from makd.solvers.kind import decompose
 from makd.solvers.parallel import map_on_cores
 from makd.solvers.stacks import Side, StackDecomposition, StackFactors, StackQuestion, decompose_stack
 from makd.solvers.svd import stack
@@ -44,6 +38,8 @@ class Wanted:
     spectra: bool
     """Whether decompositions are wanted at all: solvers that fit the student to its own inputs make their factors
     later, and need spectra only to choose ranks by."""
+    own: str = ""
+    """Name of the solver, if it is a user's."""
 
 
 class Terms:
@@ -206,18 +202,12 @@ class Terms:
         weight = stack([dense_weight(self.model.get_submodule(linear)) for linear in linears]).to(self.device)
         grams = [moments.gradients[linear].gram for linear in linears] if kind.gradients else []
         gram = moments.inputs[linears[0]].gram if kind.inputs else None
-        made = _solved(weight, gram, grams, rank)
+        made = decompose(self.wanted.own, kind, weight, gram, grams, rank)
         if rank is None:
             out_features, in_features = weight.shape
             rank = LinearSize(" + ".join(linears), out_features, in_features, has_bias=False).break_even
         highest = min(len(made.singular_values), rank)
         return made.spectrum, made.factors(highest) if highest else None
-
-
-def _solved(weight: Tensor, gram: Tensor | None, grams: list[Tensor], rank: int | None) -> Decomposition:
-    if gram is None:
-        return decompose_fisher(weight, grams, rank) if grams else decompose_svd(weight, rank)
-    return decompose_two_sided(weight, gram, grams, rank) if grams else decompose_whitened(weight, gram, rank)
 
 
 def _one_input(linears: tuple[str, ...], moments: LayerMoments) -> bool:

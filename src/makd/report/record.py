@@ -15,6 +15,7 @@ import yaml
 
 from makd.data.settings import BUILT_IN
 from makd.errors import NumericsError
+from makd.extensions import loaded
 
 RECORDED_PACKAGES = (
     "makd",
@@ -133,6 +134,7 @@ def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": versions,
+        **({"extensions": loaded()} if loaded() else {}),
         "platform": platform.platform(),
         "processor": _processor(),
         "device": str(device),
