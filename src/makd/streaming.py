@@ -29,8 +29,10 @@ from makd.preparation import Data, prepare
 from makd.processes.first import in_first
 from makd.ranks.budget import Budget
 from makd.report import (
+    Findings,
     OutputFolder,
     describe_environment,
+    noting_warnings,
     plain,
     write_card,
     write_json,
@@ -81,8 +83,10 @@ def factorize_streamed(
     recipe = recipe or Recipe()
     check_streamable(recipe.factorize)
     named = [teacher, *names_of(data), tokenizer_name(tokenizer)]
-    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream") as folder:
-        return _stream(teacher, data, budget, recipe, folder, tokenizer, on_progress)
+    outputs = OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream")
+    with outputs as folder, noting_warnings() as warnings:
+        findings = Findings(warnings, unmeasured="the teacher was streamed, and the student never compared with it")
+        return _stream(teacher, data, budget, recipe, folder, tokenizer, on_progress, findings)
 
 
 def _stream(
@@ -93,6 +97,7 @@ def _stream(
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
     on_progress: Progress | None,
+    findings: Findings,
 ) -> Report:
     started = time.perf_counter()
     device = recipe.find_device()
@@ -132,6 +137,8 @@ def _stream(
         write_recipe(result, settings)
         write_json(result / "metrics.json", metrics)
         write_json(result / "environment.json", environment)
+        findings.made = made
+        findings.write(result, student, anatomy)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment,
             recipe.evaluation.latency_tokens, None if _named(data) is None else "makd factorize", _named(data),
