@@ -21,9 +21,9 @@ from makd.aspects import ASPECTS, PRESETS
 from makd.baselines import BASELINES
 from makd.cli.main import COMMANDS, main
 from makd.data import Source
+from makd.measures import LABELS, TASK_LABELS
 from makd.ranks.allocation import RANK_RULES
 from makd.report import plain
-from makd.report.tables import LABELS, TASK_LABELS
 from makd.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[1]

@@ -94,7 +94,10 @@ def _run(name: str, words: list[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     switches = [flag for flag in _SWITCHES if flag in function.__annotations__]
     for parameter in command.positional:
-        parser.add_argument(parameter, type=str)
+        if kinds[parameter] == list[str]:
+            parser.add_argument(parameter, type=str, nargs="+")
+        else:
+            parser.add_argument(parameter, type=str)
     parser.add_function_arguments(function, as_positional=False, skip={*switches, *command.positional})
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
@@ -192,6 +195,12 @@ def _load_export() -> Callable[..., None]:
     return export
 
 
+def _load_report() -> Callable[..., None]:
+    from makd.cli.report import report
+
+    return report
+
+
 def _load_compare() -> Callable[..., None]:
     from makd.cli.compare import compare
 
@@ -237,6 +246,12 @@ COMMANDS = {
         "Measure a student against its teacher.",
         "makd evaluate runs/student --teacher MODEL",
         ("student",),
+    ),
+    "report": Command(
+        _load_report,
+        "Show runs as one HTML page: how much smaller, faster, worse, where, and what to try next.",
+        "makd report runs/student",
+        ("runs",),
     ),
     "bench": Command(
         _load_bench,

@@ -24,7 +24,7 @@ from makd.comparison.tables import (
     share_of_teacher,
 )
 from makd.errors import OutputError
-from makd.report.tables import TASK_LABELS
+from makd.measures import TASK_LABELS
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Station 8: where inside a student its error is: at each layer and each linear, beside the teacher.
 
-One forward each of a few held-out rows, one row at a time, so that what is recorded of the teacher stays small. Nothing
-random happens: a run that looks inside makes the same student as one that does not.
+One forward each of a few held-out rows at a time, so that what is recorded of the teacher stays small. Nothing random
+happens: a run that looks inside makes the same student as one that does not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from makd.distill.layers import compare_calls
 TOKENS = 1024
 """That are looked at, about: seconds on a CPU for a model of 100 M parameters."""
 LONGEST = 256
-"""Tokens of a row that are looked at: of a longer one the first."""
+"""Tokens of a forward: a few rows, or the beginning of one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Inside:
 
     rows: int
     tokens: int
+    """Real ones."""
     layers: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Layer -> `hidden_error`, `hidden_cosine`, and `attention_kl` and `cross_attention_kl` in nats."""
     linears: Mapping[str, float] = field(default_factory=dict)
@@ -98,7 +99,7 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
             for tap in taps:
                 real, _ = counted.real(tap)
                 _compare(tap, recording, reference, real, states, means)
-            rows, tokens = rows + 1, tokens + int(counted.real(Tap(0, "hidden"))[0].sum())
+            rows, tokens = rows + len(row["input_ids"]), tokens + int(counted.real(Tap(0, "hidden"))[0].sum())
     layers: dict[int, dict[str, float]] = {}
     for (index, name), found in means.items():
         weights = sum(weight for _, weight in found)
@@ -161,30 +162,29 @@ def _by_linear(anatomy: Anatomy, states: Mapping[Tap, _Sums]) -> dict[str, float
 
 
 def _choose_rows(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Rows from all over `batches`, each a batch of its own without the padding at its end, up to `TOKENS`."""
-    places = [(batch, row) for batch in batches for row in range(len(batch["input_ids"]))]
+    """Rows from all over `batches`, a few that stood together at a time, up to `TOKENS` real tokens."""
+    pieces = []
+    for number, batch in enumerate(batches):
+        rows, width = batch["input_ids"].shape
+        size = max(1, LONGEST // max(1, width))
+        pieces += [(number, slice(start, start + size)) for start in range(0, rows, size)]
     known = 0
     # multiples of the golden ratio: whichever of them are the first, they lie evenly
-    order = sorted(range(len(places)), key=lambda place: place * 0.6180339887 % 1)
-    for place in order:
+    for place in sorted(range(len(pieces)), key=lambda place: place * 0.6180339887 % 1):
         if known >= TOKENS:
             return
-        batch, row = places[place]
-        few = _trimmed(batch, row)
-        known += few["input_ids"].shape[1]
+        few = _cut(batches[pieces[place][0]], pieces[place][1])
+        known += int(few["attention_mask"].sum()) if "attention_mask" in few else few["input_ids"].numel()
         yield few
 
 
-def _trimmed(batch: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
-    """One row of a batch, as far as its real tokens go, of which there are `LONGEST` at most."""
-    width = batch["input_ids"].shape[1]
-    mask = batch.get("attention_mask")
-    real = [width - 1] if mask is None else mask[row].nonzero().flatten().tolist()
-    first = 0 if mask is None or not real else real[0]
-    stop = min((real[-1] if real else width - 1) + 1, first + LONGEST)
+def _cut(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Some rows of a batch; of rows that are longer than `LONGEST`, that many tokens from the first real one on."""
+    shape, mask = batch["input_ids"].shape, batch.get("attention_mask")
+    first = 0 if mask is None else int(mask[rows].any(0).int().argmax())
+    stop = max(LONGEST, first + LONGEST) if shape[1] > LONGEST else shape[1]
     found = {}
     for name, value in batch.items():
-        one = value[row : row + 1]
-        is_by_token = value.dim() == 2 and value.shape[1] == width and not name.startswith(("decoder_", "labels"))
-        found[name] = one[:, :stop] if is_by_token else one
+        is_by_token = value.shape == shape and not name.startswith(("decoder_", "labels"))
+        found[name] = value[rows, :stop] if is_by_token else value[rows]
     return found
