@@ -33,7 +33,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         Where it is.
 
     Raises:
-        OutputError: a folder is no student that makd measured, a file in it is damaged, or the report cannot be written.
+        OutputError: a folder is no student that makd measured, a file in it is damaged, or the report cannot be
+            written.
         SettingError: there is no run, several and no `output`, or the charts' library is not installed.
     """
     if not runs:

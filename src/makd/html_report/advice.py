@@ -79,16 +79,16 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
         more = min(1.0, round(float(budget[key]) + 0.1, 3))
         if more < 1:
             yield Suggestion(
-                f"The worst linear loses {share(measured(worst) or 0.0)} of its output's variance (layer {worst['layer']}, "
-                f"{', '.join(worst['roles'])}, rank {worst['rank'] or 'full'}). A budget of {share(more)} in the place of "
-                f"{share(float(budget[key]))} gives it, and its neighbours, more ranks.",
+                f"The worst linear loses {share(measured(worst) or 0.0)} of its output's variance (layer "
+                f"{worst['layer']}, {', '.join(worst['roles'])}, rank {worst['rank'] or 'full'}). A budget of "
+                f"{share(more)} in the place of {share(float(budget[key]))} gives it, and its neighbours, more ranks.",
                 f"{again} --budget.{key} {more:g}",
             )
     ratios = latency_ratios(record.metrics)
     if ratios and min(ratios.values()) > 0.8:
         yield Suggestion(
-            "It is smaller, but hardly faster: small factors cost a processor as much as one matrix. See which linears are "
-            "better dense again, and what other formats give.",
+            "It is smaller, but hardly faster: small factors cost a processor as much as one matrix. See which linears "
+            "are better dense again, and what other formats give.",
             f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
         )
     if rows and fallbacks:
@@ -131,7 +131,7 @@ def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: 
             else f"--{flag}.epochs {2 * float(training.get('epochs') or 1):g}"
         )
         yield Suggestion(
-            f"The loss was still falling at the end ({share(fell)} from the third quarter to the last): train for longer.",
+            f"The loss was still falling at the end ({share(fell)} from the third quarter to the last): train longer.",
             f"{again} {more}",
         )
 

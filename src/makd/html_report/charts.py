@@ -36,9 +36,12 @@ def figure(
         element("figcaption", element("strong", title), element("span", told)),
         element("div", class_="chart", data_chart=True),
         embedded_json(whole),
-        element("details", element("summary", "The numbers", element("span", f" of {title}", class_="hidden")),
-                table(head, cells, title, left)),
-    )  # fmt: skip
+        element(
+            "details",
+            element("summary", "The numbers", element("span", f" of {title}", class_="hidden")),
+            table(head, cells, title, left),
+        ),
+    )
 
 
 def lines(
@@ -67,12 +70,20 @@ def lines(
     x, y = across, upwards
     scale = {"type": "log"} if log else {"zero": True}
     encoding: dict[str, Any] = {
-        "x": {"field": x[0], "type": "quantitative", "title": x[1],
-              "axis": {"tickMinStep": 1, "format": "d"} if whole else {}, "scale": {"zero": False, "nice": False}},
+        "x": {
+            "field": x[0],
+            "type": "quantitative",
+            "title": x[1],
+            "axis": {"tickMinStep": 1, "format": "d"} if whole else {},
+            "scale": {"zero": False, "nice": False},
+        },
         "y": {"field": y[0], "type": "quantitative", "title": y[1], "scale": scale},
-        "tooltip": [*([{"field": by, "type": "nominal"}] if by else []),
-                    {"field": x[0], "title": x[1]}, {"field": y[0], "title": y[1], "format": ".4~g"}],
-    }  # fmt: skip
+        "tooltip": [
+            *([{"field": by, "type": "nominal"}] if by else []),
+            {"field": x[0], "title": x[1]},
+            {"field": y[0], "title": y[1], "format": ".4~g"},
+        ],
+    }
     if by is not None:
         names = list(order) or list(dict.fromkeys(row[by] for row in data))
         colours = [COLOURS[at % len(COLOURS)] for at in range(len(names))]
@@ -102,48 +113,88 @@ def bars(data: Rows, label: str, value: str, title: str) -> dict[str, Any]:
     """A spec of a bar for each row, which ends in its number; 1 is the teacher."""
     shared = {
         "y": {"field": label, "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
-        "x": {"field": value, "type": "quantitative", "title": title, "axis": {"format": "%"},
-              "scale": {"domainMin": 0, "domainMax": max(1.15, *(1.15 * row[value] for row in data))}},
-    }  # fmt: skip
+        "x": {
+            "field": value,
+            "type": "quantitative",
+            "title": title,
+            "axis": {"format": "%"},
+            "scale": {"domainMin": 0, "domainMax": max(1.15, *(1.15 * row[value] for row in data))},
+        },
+    }
     tooltip = [{"field": label, "title": "of the teacher's"}, {"field": value, "title": "student", "format": ".1%"}]
     return {
         "data": {"values": list(data)},
-        "height": {"step": 30},
+        "height": 30 * len(data),
         "encoding": shared,
         "layer": [
-            {"mark": {"type": "bar", "color": COLOURS[0], "height": 16, "aria": False}, "encoding": {"tooltip": tooltip}},
-            {"mark": {"type": "text", "align": "left", "dx": 4, "aria": False},
-             "encoding": {"text": {"field": value, "format": ".0%"}}},
-            {"mark": {"type": "rule", "color": COLOURS[1], "strokeDash": [4, 3], "aria": False},
-             "encoding": {"x": {"datum": 1}, "y": None}},
+            {
+                "mark": {"type": "bar", "color": COLOURS[0], "height": 16, "aria": False},
+                "encoding": {"tooltip": tooltip},
+            },
+            {
+                "mark": {"type": "text", "align": "left", "dx": 4, "aria": False},
+                "encoding": {"text": {"field": value, "format": ".0%"}},
+            },
+            {
+                "mark": {"type": "rule", "color": COLOURS[1], "strokeDash": [4, 3], "aria": False},
+                "encoding": {"x": {"datum": 1}, "y": None},
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def spectrum(data: Rows, chosen: Rows, layers: int, upwards: str) -> dict[str, Any]:
     """A spec of the curves of one role, a line a layer, with the chosen ranks as points."""
     colour = {
-        "field": "layer", "type": "quantitative", "legend": None,
+        "field": "layer",
+        "type": "quantitative",
+        "legend": None,
         "scale": {"domain": [0, max(1, layers - 1)], "range": [FIRST, LAST], "interpolate": "lab"},
-    }  # fmt: skip
-    x = {"field": "rank", "type": "quantitative", "title": "rank", "scale": {"type": "log"},
-         "axis": {"format": "~s", "values": [1, 4, 16, 64, 256, 1024, 4096], "grid": False}}  # fmt: skip
-    y = {"field": "value", "type": "quantitative", "title": upwards, "scale": {"zero": True, "domain": [0, 1]},
-         "axis": {"format": "%"}}  # fmt: skip
-    tooltip = [{"field": "linear", "type": "nominal"}, {"field": "layer"}, {"field": "rank"},
-               {"field": "value", "title": upwards, "format": ".3~g"}]  # fmt: skip
+    }
+    x = {
+        "field": "rank",
+        "type": "quantitative",
+        "title": "rank",
+        "scale": {"type": "log"},
+        "axis": {"format": "~s", "values": [1, 4, 16, 64, 256, 1024, 4096], "grid": False},
+    }
+    y = {
+        "field": "value",
+        "type": "quantitative",
+        "title": upwards,
+        "scale": {"zero": True, "domain": [0, 1]},
+        "axis": {"format": "%"},
+    }
+    tooltip = [
+        {"field": "linear", "type": "nominal"},
+        {"field": "layer"},
+        {"field": "rank"},
+        {"field": "value", "title": upwards, "format": ".3~g"},
+    ]
     shared = {"x": x, "y": y, "color": colour}
     return {
         "height": 150,
         "layer": [
-            {"data": {"values": list(data)}, "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.85, "aria": False},
-             "encoding": {**shared, "detail": {"field": "linear"}}},
-            {"data": {"values": list(chosen)},
-             "mark": {"type": "point", "size": 55, "filled": True, "opacity": 1, "stroke": "currentColor",
-                      "strokeWidth": 0.8, "aria": False},
-             "encoding": {**shared, "tooltip": tooltip}},
+            {
+                "data": {"values": list(data)},
+                "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.85, "aria": False},
+                "encoding": {**shared, "detail": {"field": "linear"}},
+            },
+            {
+                "data": {"values": list(chosen)},
+                "mark": {
+                    "type": "point",
+                    "size": 55,
+                    "filled": True,
+                    "opacity": 1,
+                    "stroke": "currentColor",
+                    "strokeWidth": 0.8,
+                    "aria": False,
+                },
+                "encoding": {**shared, "tooltip": tooltip},
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def frontier(
@@ -158,20 +209,37 @@ def frontier(
     scale = {"domain": names, "range": [COLOURS[at % len(COLOURS)] for at in range(len(names))]}
     marks = {"domain": names, "range": [shapes[(at + at // len(COLOURS)) % len(shapes)] for at in range(len(names))]}
     colour = {"field": by, "type": "nominal", "scale": scale, "legend": legend}
-    tooltip = [{"field": by, "type": "nominal"}, {"field": across[0], "title": across[1], "format": ".4~g"},
-               {"field": upwards[0], "title": upwards[1], "format": ".4~g"}]  # fmt: skip
+    tooltip = [
+        {"field": by, "type": "nominal"},
+        {"field": across[0], "title": across[1], "format": ".4~g"},
+        {"field": upwards[0], "title": upwards[1], "format": ".4~g"},
+    ]
     points: dict[str, Any] = {
         "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1, "aria": False},
-        "encoding": {"x": x, "y": y, "color": colour,
-                     "shape": {"field": by, "type": "nominal", "scale": marks, "legend": legend}, "tooltip": tooltip},
-    }  # fmt: skip
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": colour,
+            "shape": {"field": by, "type": "nominal", "scale": marks, "legend": legend},
+            "tooltip": tooltip,
+        },
+    }
     layer = [points]
     if error is not None:
-        layer.insert(0, {
-            "transform": [{"calculate": f"datum['{upwards[0]}'] - datum['{error}']", "as": "low"},
-                          {"calculate": f"datum['{upwards[0]}'] + datum['{error}']", "as": "high"}],
-            "mark": {"type": "rule", "strokeWidth": 1.5, "aria": False},
-            "encoding": {"x": x, "y": {"field": "low", "type": "quantitative", "title": upwards[1], "scale": y["scale"]},
-                         "y2": {"field": "high"}, "color": colour},
-        })  # fmt: skip
+        layer.insert(
+            0,
+            {
+                "transform": [
+                    {"calculate": f"datum['{upwards[0]}'] - datum['{error}']", "as": "low"},
+                    {"calculate": f"datum['{upwards[0]}'] + datum['{error}']", "as": "high"},
+                ],
+                "mark": {"type": "rule", "strokeWidth": 1.5, "aria": False},
+                "encoding": {
+                    "x": x,
+                    "y": {"field": "low", "type": "quantitative", "title": upwards[1], "scale": y["scale"]},
+                    "y2": {"field": "high"},
+                    "color": colour,
+                },
+            },
+        )
     return {"data": {"values": list(data)}, "height": 300, "layer": layer}

@@ -12,10 +12,16 @@ from makd.html_report.words import number, share
 from makd.run_files import LAYERS, LINEARS, SPECTRA, TRAINING
 
 ASPECTS = {
-    "loss": "all aspects together, weighted", "matrix": "outputs of the linears", "hidden": "hidden states",
-    "attention": "attention distributions", "embedding": "text embeddings", "similarity": "similarities between texts",
-    "logits": "predictions", "task": "labels", "relation": "relations between tokens",
-}  # fmt: skip
+    "loss": "all aspects together, weighted",
+    "matrix": "outputs of the linears",
+    "hidden": "hidden states",
+    "attention": "attention distributions",
+    "embedding": "text embeddings",
+    "similarity": "similarities between texts",
+    "logits": "predictions",
+    "task": "labels",
+    "relation": "relations between tokens",
+}
 """Aspect, as it is logged -> what it compares."""
 LOGGED = 400
 """Steps of a curve, at most."""
@@ -35,9 +41,12 @@ def spectra(record: Record) -> Markup:
         by_role.setdefault(" + ".join(roles) + (" as one" if len(rows) > 1 else ""), []).append((curve, rows))
     layers = 1 + max((row["layer"] for row in linears.values()), default=0)
     figures = [_role_figure(role, curves, layers) for role, curves in by_role.items()]
-    told = ("What is predicted to be lost of each linear, by how many terms of its decomposition are kept, in the norm that "
-            "the solver works in. A curve that falls late needs many ranks. Points: the ranks that were chosen. Colour: "
-            "depth, from the first layer to the last.")  # fmt: skip
+    told = (
+        "What is predicted to be lost of each linear, by how many terms of its decomposition are kept, in the norm "
+        "that the solver works in. A curve that falls late needs many ranks. Points: the ranks that were chosen. "
+        "Colour: "
+        "depth, from the first layer to the last."
+    )
     scale = element(
         "p",
         element("span", "first layer"),
@@ -69,7 +78,7 @@ def _role_figure(role: str, curves: list[tuple[Mapping[str, Any], list[Any]]], l
                 layer,
                 rank if rank is not None else "dense",
                 curve["terms"],
-                half if half is not None else "–",
+                half if half is not None else "-",
                 number(lost),
             ]
         )
@@ -100,8 +109,12 @@ def layers(record: Record) -> Markup:
     times = [when for when in WHEN if when in found]
     figures = []
     for key, (title, unit) in measures.items():
-        data = [{"layer": layer["layer"], "value": layer[key], "when": WHEN[when]}
-                for when in times for layer in found[when]["layers"] if key in layer]  # fmt: skip
+        data = [
+            {"layer": layer["layer"], "value": layer[key], "when": WHEN[when]}
+            for when in times
+            for layer in found[when]["layers"]
+            if key in layer
+        ]
         if not data:
             continue
         last = [row for row in data if row["when"] == WHEN[times[-1]]]
@@ -113,11 +126,22 @@ def layers(record: Record) -> Markup:
         )
         if key == "hidden_cosine":
             spec["encoding"]["y"]["scale"] = {"zero": False}
-        numbers = [[index, *(next((row["value"] for row in data if row["layer"] == index and row["when"] == WHEN[when]), None) for when in times)]
-                   for index in dict.fromkeys(row["layer"] for row in data)]  # fmt: skip
+        numbers = [
+            [
+                index,
+                *(
+                    next((row["value"] for row in data if row["layer"] == index and row["when"] == WHEN[when]), None)
+                    for when in times
+                ),
+            ]
+            for index in dict.fromkeys(row["layer"] for row in data)
+        ]
         figures.append(charts.figure(title, told, spec, ["layer", *(WHEN[when] for when in times)], numbers))
     shown = found[times[-1]]
-    told = f"Measured on {shown['rows']} held-out rows ({shown['tokens']:,} tokens), each layer with what the student's layers before it gave."
+    told = (
+        f"Measured on {shown['rows']} held-out rows ({shown['tokens']:,} tokens), each layer with what the student's "
+        "layers before it gave."
+    )
     return section(
         record.key("layers"),
         "Layer by layer",
@@ -139,8 +163,11 @@ def _roles(record: Record) -> list[Markup]:
     for role in dict.fromkeys(" ".join(row["roles"]) for row in rows):
         means = {}
         for when in WHEN:
-            found = [row["measured_error"][when] for row in rows
-                     if " ".join(row["roles"]) == role and row["measured_error"].get(when) is not None]  # fmt: skip
+            found = [
+                row["measured_error"][when]
+                for row in rows
+                if " ".join(row["roles"]) == role and row["measured_error"].get(when) is not None
+            ]
             if found:
                 means[when] = sum(found) / len(found)
                 data.append({"role": role, "value": means[when], "when": WHEN[when]})
@@ -159,7 +186,7 @@ def _roles(record: Record) -> list[Markup]:
             "color": {"field": "when", "type": "nominal", "scale": colours, "legend": {"orient": "top", "title": None}},
             "tooltip": [{"field": "role"}, {"field": "when"}, {"field": "value", "format": ".3~g", "title": "error"}],
         },
-    }  # fmt: skip
+    }
     last = [row for row in data if row["when"] == times[-1]]
     worst = max(last, key=lambda row: row["value"])
     told = f"measured error of the linears, a mean over layers. Worst: {worst['role']}, {share(worst['value'])}"

@@ -68,10 +68,15 @@ def table(head: list[Any], rows: list[list[Any]], caption: str, left: int = 1, c
         for row in rows
     ]
     return scrolled(
-        element("table", element("caption", caption), element("thead", element("tr", columns)), element("tbody", lines),
-                class_=class_),
+        element(
+            "table",
+            element("caption", caption),
+            element("thead", element("tr", columns)),
+            element("tbody", lines),
+            class_=class_,
+        ),
         caption,
-    )  # fmt: skip
+    )
 
 
 def scrolled(inside: Markup, label: str) -> Markup:
@@ -81,8 +86,9 @@ def scrolled(inside: Markup, label: str) -> Markup:
 
 def section(name: str, title: str, *children: Any) -> Markup:
     """A part of the page that its contents can lead to."""
-    return element("section", element("h2", title, id=f"{name}-title"), *children, id=name,
-                   aria_labelledby=f"{name}-title")  # fmt: skip
+    return element(
+        "section", element("h2", title, id=f"{name}-title"), *children, id=name, aria_labelledby=f"{name}-title"
+    )
 
 
 def missing(why: str, how: str | None = None) -> Markup:

@@ -11,11 +11,20 @@ from makd.measures import LABELS, task_label
 from makd.run_files import LAYERS, LINEARS
 
 ROLES = {
-    "q": "queries", "k": "keys", "v": "values", "o": "attention output", "gate": "feed-forward gate",
-    "up": "feed-forward up", "down": "feed-forward down", "cross_q": "cross-attention queries",
-    "cross_k": "cross-attention keys", "cross_v": "cross-attention values", "cross_o": "cross-attention output",
-    "q_latent": "latent queries", "kv_latent": "latent keys and values",
-}  # fmt: skip
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "o": "attention output",
+    "gate": "feed-forward gate",
+    "up": "feed-forward up",
+    "down": "feed-forward down",
+    "cross_q": "cross-attention queries",
+    "cross_k": "cross-attention keys",
+    "cross_v": "cross-attention values",
+    "cross_o": "cross-attention output",
+    "q_latent": "latent queries",
+    "kv_latent": "latent keys and values",
+}
 """A role -> what it does, for a person."""
 
 
@@ -42,7 +51,8 @@ class Quality:
             told = f"{100 * abs(lost):.1f} points {'worse' if lost > 0 else 'better'}"
             return f"{told} than the teacher's {number(self.teacher)}"
         ratio = self.student / self.teacher - 1
-        return f"{share(abs(ratio))} {'higher (worse)' if ratio > 0 else 'lower (better)'} than the teacher's {number(self.teacher)}"
+        told = "higher (worse)" if ratio > 0 else "lower (better)"
+        return f"{share(abs(ratio))} {told} than the teacher's {number(self.teacher)}"
 
     @property
     def closed(self) -> float | None:
@@ -111,13 +121,17 @@ def glance(record: Record, advice: Markup) -> Markup:
     kept = total["student"] / total["teacher"]
     ratios, quality, worst = latency_ratios(metrics), quality_of(metrics), worst_linear(record)
     tiles = [
-        _tile("How much smaller", share(1 - kept), f"{count(total['student'])} of {count(total['teacher'])} parameters; "
-              f"{share(linears['student'] / linears['teacher'])} of the linears' are left")
-    ]  # fmt: skip
+        _tile(
+            "How much smaller",
+            share(1 - kept),
+            f"{count(total['student'])} of {count(total['teacher'])} parameters; "
+            f"{share(linears['student'] / linears['teacher'])} of the linears' are left",
+        )
+    ]
     if ratios:
         best = min(ratios, key=ratios.__getitem__)
         others = "; ".join(f"batch {name.removeprefix('batch')}: {times(value)}" for name, value in ratios.items())
-        shown = f"{1 / ratios[best]:.2f} ×" if ratios[best] < 0.97 else "no faster"
+        shown = f"{1 / ratios[best]:.2f} x" if ratios[best] < 0.97 else "no faster"
         tiles.append(_tile("How much faster", shown, others))
     else:
         tiles.append(_tile("How much faster", "not timed", "makd bench times it"))
@@ -141,9 +155,13 @@ def glance(record: Record, advice: Markup) -> Markup:
             "" if layer is None else f"; hidden states: after layer {layer['layer']}, {number(layer['hidden_error'])}"
         )
         tiles.append(
-            _tile("Where it is worst", f"layer {worst['layer']}, {', '.join(worst['roles'])}",
-                  f"{role_name(worst['roles'])}: {share(measured(worst) or 0.0)} of its output's variance is lost{besides}")
-        )  # fmt: skip
+            _tile(
+                "Where it is worst",
+                f"layer {worst['layer']}, {', '.join(worst['roles'])}",
+                f"{role_name(worst['roles'])}: {share(measured(worst) or 0.0)} of its output's variance is lost"
+                f"{besides}",
+            )
+        )
     return section(record.key("glance"), "At a glance", element("div", tiles, class_="tiles"), advice)
 
 

@@ -66,12 +66,21 @@ def whole_page(title: str, subtitle: Markup, parts: Sequence[tuple[str, str, Mar
         element("a", "Skip to the content", href="#content", class_="skip"),
         element("header", element("h1", title), element("p", subtitle)),
         element("nav", element("ul", links), aria_label="Contents"),
-        element("main", element("noscript", element("p", "Charts need JavaScript; every number is in the tables below each.", class_="missing")),
-                [part for _, _, part in parts], id="content"),
-        element("footer", "Written by ", element("code", command), f", makd {version}, {when}. This file needs no network."),
+        element(
+            "main",
+            element(
+                "noscript",
+                element("p", "Charts need JavaScript; every number is in the tables below each.", class_="missing"),
+            ),
+            [part for _, _, part in parts],
+            id="content",
+        ),
+        element(
+            "footer", "Written by ", element("code", command), f", makd {version}, {when}. This file needs no network."
+        ),
         element("script", _library()),
         element("script", _own("report.js")),
-    )  # fmt: skip
+    )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 

@@ -65,8 +65,8 @@ def read_run(folder: str | Path, prefix: str = "") -> Record:
     counts = metrics.get("params")
     if not isinstance(counts, dict) or not all(isinstance(one, dict) and "student" in one for one in counts.values()):
         raise OutputError(
-            f"{path / 'metrics.json'} compares no student with a teacher: it is that of a model `makd finetune` made, or "
-            "of something else. Give the output of `makd compress`, `factorize` or `distill`."
+            f"{path / 'metrics.json'} compares no student with a teacher: it is that of a model `makd finetune` made, "
+            "or of something else. Give the output of `makd compress`, `factorize` or `distill`."
         )
     recipe = read_yaml(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else {}
     environment = path / "environment.json"

@@ -33,17 +33,28 @@ def frontier(records: Sequence[Record]) -> Markup:
     if not labels:
         parts.append(missing("no quality was measured in these runs"))
     for label in labels:
-        known = [(name, record, quality) for name, record, quality in zip(names, records, qualities, strict=True)
-                 if quality is not None and quality.label == label]  # fmt: skip
+        known = [
+            (name, record, quality)
+            for name, record, quality in zip(names, records, qualities, strict=True)
+            if quality is not None and quality.label == label
+        ]
         data: list[dict[str, Any]] = []
         for name, record, quality in known:
             counts = record.metrics["params"]["total"]
             ratios = latency_ratios(record.metrics)
-            data.append({"run": name, "quality": quality.student, "size": counts["student"] / counts["teacher"],
-                         "time": ratios.get("batch16", ratios.get("batch1"))})  # fmt: skip
+            data.append(
+                {
+                    "run": name,
+                    "quality": quality.student,
+                    "size": counts["student"] / counts["teacher"],
+                    "time": ratios.get("batch16", ratios.get("batch1")),
+                }
+            )
         figures = []
-        for key, title, across in (("size", "Quality against size", "parameters, of the teacher's"),
-                                   ("time", "Quality against latency", "time of a forward, of the teacher's")):  # fmt: skip
+        for key, title, across in (
+            ("size", "Quality against size", "parameters, of the teacher's"),
+            ("time", "Quality against latency", "time of a forward, of the teacher's"),
+        ):
             points = [row for row in data if row[key] is not None]
             if not points:
                 continue
@@ -73,7 +84,7 @@ def side_by_side(records: Sequence[Record]) -> Markup:
         [{name.strip(): student for name, _, _, student in rows(record.metrics)} for record in records],
     )
     labels = list(dict.fromkeys(label for one in found for label in one))
-    lines = [[label, *(one.get(label, "–") for one in found)] for label in labels]
+    lines = [[label, *(one.get(label, "-") for one in found)] for label in labels]
     lines.insert(0, ["teacher", *(record.teacher for record in records)])
     lines.insert(
         1,
@@ -85,4 +96,4 @@ def side_by_side(records: Sequence[Record]) -> Markup:
             ),
         ],
     )
-    return table(["", *names], lines, "The students beside each other", 1)
+    return table(["measure", *names], lines, "The students beside each other", 1)

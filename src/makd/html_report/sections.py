@@ -21,8 +21,10 @@ def quality(record: Record) -> Markup:
     """Everything of `metrics.json`, and the student's costs beside the teacher's."""
     metrics = record.metrics
     found = [[name.strip(), *others] for name, *others in measured_rows(metrics)]
-    costs = [{"what": name, "share": metrics["params"][key]["student"] / metrics["params"][key]["teacher"]}
-             for key, name in (("total", "parameters"), ("linears", "of the linears"))]  # fmt: skip
+    costs = [
+        {"what": name, "share": metrics["params"][key]["student"] / metrics["params"][key]["teacher"]}
+        for key, name in (("total", "parameters"), ("linears", "of the linears"))
+    ]
     if "bytes" in metrics:
         costs.append({"what": "bytes on disk", "share": metrics["bytes"]["student"] / metrics["bytes"]["teacher"]})
     costs += [
@@ -30,11 +32,24 @@ def quality(record: Record) -> Markup:
         for name, value in latency_ratios(metrics).items()
     ]
     told = "What the student costs, of the teacher's: shorter is better, and the dashed line is the teacher."
-    chart = charts.figure("Costs", told, charts.bars(costs, "what", "share", "of the teacher's"), ["cost", "of the teacher's"],
-                          [[row["what"], share(row["share"])] for row in costs])  # fmt: skip
-    notes = [] if "fidelity" in metrics else [missing("the student was never compared with its teacher in this run",
-             "`makd evaluate` does that where both fit into memory.")]  # fmt: skip
-    head = ["", "teacher", "before training", "student"]
+    chart = charts.figure(
+        "Costs",
+        told,
+        charts.bars(costs, "what", "share", "of the teacher's"),
+        ["cost", "of the teacher's"],
+        [[row["what"], share(row["share"])] for row in costs],
+    )
+    notes = (
+        []
+        if "fidelity" in metrics
+        else [
+            missing(
+                "the student was never compared with its teacher in this run",
+                "`makd evaluate` does that where both fit into memory.",
+            )
+        ]
+    )
+    head = ["measure", "teacher", "before training", "student"]
     return section(
         record.key("quality"),
         "Quality and costs",
@@ -52,9 +67,11 @@ def linear_map(record: Record) -> Markup:
     rows = found["linears"]
     known = {row["layer"] for row in rows}
     roles = sorted({tuple(row["roles"]) for row in rows}, key=_role_order)
-    views = [("kept", "Rank", "rank; the colour is the share of the dense weights that is gone"),
-             ("predicted", "Predicted error", "share of the output that the solver predicted to be lost, by itself"),
-             ("measured", "Measured error", "share of the output's variance that is lost, in the student, on held-out text")]  # fmt: skip
+    views = [
+        ("kept", "Rank", "rank; the colour is the share of the dense weights that is gone"),
+        ("predicted", "Predicted error", "share of the output that the solver predicted to be lost, by itself"),
+        ("measured", "Measured error", "share of the output's variance that is lost, in the student, on held-out text"),
+    ]
     if all(row["predicted_error"] is None for row in rows):
         views = [view for view in views if view[0] != "predicted"]
     if all(measured(row) is None for row in rows):
@@ -62,9 +79,18 @@ def linear_map(record: Record) -> Markup:
     switches, tables = [], []
     for at, (key, title, told) in enumerate(views):
         name = record.key(f"map-{key}")
-        switches += [element("input", type="radio", name=record.key("map-view"), id=name, class_=f"pick-{key}",
-                             checked=at == len(views) - 1, value=key),
-                     element("label", title, for_=name)]  # fmt: skip
+        switches += [
+            element(
+                "input",
+                type="radio",
+                name=record.key("map-view"),
+                id=name,
+                class_=f"pick-{key}",
+                checked=at == len(views) - 1,
+                value=key,
+            ),
+            element("label", title, for_=name),
+        ]
         tables.append(
             element(
                 "div",
@@ -81,10 +107,12 @@ def linear_map(record: Record) -> Markup:
         *([missing(found["not_measured"])] if "not_measured" in found else []),
     ]
     return section(
-        record.key("map"), "Map of the linears", *notes,
+        record.key("map"),
+        "Map of the linears",
+        *notes,
         element("fieldset", element("legend", "Show"), *switches, *tables, class_="switch"),
         _all_linears(rows),
-    )  # fmt: skip
+    )
 
 
 def _role_order(roles: tuple[str, ...]) -> tuple[int, str]:
@@ -107,8 +135,16 @@ def _heat(rows: list[Any], layers: list[int], roles: list[tuple[str, ...]], key:
         element("th", "layer", scope="col"),
         *(element("th", " ".join(role), scope="col", title=role_name([*role])) for role in roles),
     ]
-    return scrolled(element("table", element("caption", f"{title} by layer and role", class_="hidden"),
-                            element("thead", element("tr", head)), element("tbody", lines), class_="heat"), f"{title} by layer and role")  # fmt: skip
+    return scrolled(
+        element(
+            "table",
+            element("caption", f"{title} by layer and role", class_="hidden"),
+            element("thead", element("tr", head)),
+            element("tbody", lines),
+            class_="heat",
+        ),
+        f"{title} by layer and role",
+    )
 
 
 def _cell(row: Mapping[str, Any], key: str) -> tuple[str, float | None]:
@@ -118,22 +154,30 @@ def _cell(row: Mapping[str, Any], key: str) -> tuple[str, float | None]:
             return "dense", None
         return f"{row['rank']}", 1 - row["weights"] / row["weights_dense"]
     value = row["predicted_error"] if key == "predicted" else measured(row)
-    return ("–", None) if value is None else (f"{100 * value:.3g} %", value**0.5)
+    return ("-", None) if value is None else (f"{100 * value:.3g} %", value**0.5)
 
 
 def _all_linears(rows: list[Any]) -> Markup:
     lines = [
-        [row["name"], row["layer"], " ".join(row["roles"]), f"{row['out_features']} × {row['in_features']}",
-         row["rank"] if row["rank"] is not None else f"dense: {row['why_dense']}", row["break_even"],
-         number(row["predicted_error"]), number(row["measured_error"].get("before")), number(row["measured_error"].get("after")),
-         row["fallback"] or ""]
+        [
+            row["name"],
+            row["layer"],
+            " ".join(row["roles"]),
+            f"{row['out_features']} x {row['in_features']}",
+            row["rank"] if row["rank"] is not None else f"dense: {row['why_dense']}",
+            row["break_even"],
+            number(row["predicted_error"]),
+            number(row["measured_error"].get("before")),
+            number(row["measured_error"].get("after")),
+            row["fallback"] or "",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     head = [
         "linear",
         "layer",
         "role",
-        "out × in",
+        "out x in",
         "rank",
         "break-even",
         "predicted",
@@ -163,7 +207,8 @@ def _dropped(found: Mapping[str, Any]) -> list[Markup]:
         lines.append(
             element(
                 "li",
-                f"{len(shared)} of {len(found['shared_inputs'])} groups of linears that read the same input share one factor.",
+                f"{len(shared)} of {len(found['shared_inputs'])} groups of linears that read the same input share one "
+                "factor.",
             )
         )
     return [element("ul", lines)] if lines else []
@@ -176,12 +221,14 @@ def samples(record: Record) -> Markup:
         how = "Set recipe.evaluation.samples to keep some." if "samples is 0" in found["missing"] else None
         return section(record.key("samples"), "Samples", missing(found["missing"], how))
     if found["kind"] == "continuations":
-        told = "Held-out prompts, and how each model goes on, always by its likeliest token. Marked: from where on they part."
+        told = "Held-out prompts, and how each model goes on, by its likeliest token. Marked: from where on they part."
         return section(
             record.key("samples"), "What they write", element("p", told), [_continued(row) for row in found["rows"]]
         )
-    told = (f"Of {found['texts']} held-out texts, the {found['nearest']} nearest to each by either model: "
-            f"{share(found['kept'])} are the same.")  # fmt: skip
+    told = (
+        f"Of {found['texts']} held-out texts, the {found['nearest']} nearest to each by either model: "
+        f"{share(found['kept'])} are the same."
+    )
     return section(
         record.key("samples"), "Nearest neighbours", element("p", told), [_near(row) for row in found["rows"]]
     )
@@ -194,10 +241,14 @@ def _continued(row: Mapping[str, Any]) -> Markup:
         min(len(theirs), len(ours)),
     )
     same = len(theirs) if theirs == ours else theirs.rfind(" ", 0, same) + 1
-    sides = [element("div", element("h4", name), element("p", text[:same], element("mark", text[same:]) if text[same:] else None))
-             for name, text in (("Teacher", theirs), ("Student", ours))]  # fmt: skip
+    sides = [
+        element(
+            "div", element("h3", name), element("p", text[:same], element("mark", text[same:]) if text[same:] else None)
+        )
+        for name, text in (("Teacher", theirs), ("Student", ours))
+    ]
     if "reference" in row:
-        sides.append(element("div", element("h4", "The data's own"), element("p", row["reference"])))
+        sides.append(element("div", element("h3", "The data's own"), element("p", row["reference"])))
     return element(
         "article",
         element("p", element("span", "Prompt", class_="label"), row["prompt"]),
@@ -211,11 +262,15 @@ def _near(row: Mapping[str, Any]) -> Markup:
     sides = []
     for at, side in enumerate(("teacher", "student")):
         lines = [
-            element("li", element("span", f"{one['cosine']:.2f}", class_="label"), element("span", one["text"]),
-                    None if one["text"] in both[1 - at] else element("em", " (not in the other's)"))
+            element(
+                "li",
+                element("span", f"{one['cosine']:.2f}", class_="label"),
+                element("span", one["text"]),
+                None if one["text"] in both[1 - at] else element("em", " (not in the other's)"),
+            )
             for one in row[side]
-        ]  # fmt: skip
-        sides.append(element("div", element("h4", side.capitalize()), element("ol", lines)))
+        ]
+        sides.append(element("div", element("h3", side.capitalize()), element("ol", lines)))
     return element(
         "article",
         element("p", element("span", "Text", class_="label"), row["text"]),
@@ -264,14 +319,21 @@ def recipe(record: Record) -> Markup:
     spent = [[stage, seconds(value)] for stage, value in record.metrics.get("seconds", {}).items()]
     tokens = [[f"tokens: {stage}", f"{value:,}"] for stage, value in record.metrics.get("tokens", {}).items()]
     return section(
-        record.key("recipe"), "Recipe, versions, machine",
-        element("details", element("summary", "Every setting of the run"),
-                element("pre", element("code", as_yaml(record.recipe)), tabindex="0", aria_label="recipe.yaml")),
-        element("div",
-                table(["machine", ""], machine, "Machine", 2) if machine else missing("environment.json is not there"),
-                table(["package", "version"], versions, "Versions", 2) if versions else None,
-                table(["stage", "took"], [*spent, *tokens], "Time and text"), class_="beside"),
-    )  # fmt: skip
+        record.key("recipe"),
+        "Recipe, versions, machine",
+        element(
+            "details",
+            element("summary", "Every setting of the run"),
+            element("pre", element("code", as_yaml(record.recipe)), tabindex="0", aria_label="recipe.yaml"),
+        ),
+        element(
+            "div",
+            table(["machine", "is"], machine, "Machine", 2) if machine else missing("environment.json is not there"),
+            table(["package", "version"], versions, "Versions", 2) if versions else None,
+            table(["stage", "took"], [*spent, *tokens], "Time and text"),
+            class_="beside",
+        ),
+    )
 
 
 def as_yaml(content: Any) -> str:

@@ -19,7 +19,7 @@ def share(number: float) -> str:
 def number(value: float | None) -> str:
     """Three digits that tell something; a dash for None."""
     if value is None:
-        return "–"
+        return "-"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if 1e-3 <= abs(value) < 1e5:
