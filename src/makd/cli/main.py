@@ -166,6 +166,7 @@ def _load_cache() -> Callable[..., None]:
 
 def _load_demo() -> Callable[..., None]:
     from makd.cli.demo import DEMOS, reload_in_new_process
+    from makd.html_report import check_extra, write_report
 
     def demo(name: str, output: str | None = None) -> None:
         """Compress a real model that a Python package carries, and load the student in a new process.
@@ -175,10 +176,12 @@ def _load_demo() -> Callable[..., None]:
             output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
         """
         check_alone("A demo", "Start it without torchrun or accelerate launch.")
+        check_extra()
         chosen = DEMOS[name]
         folder = output or chosen.output
         _run("compress", ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"])
         print(reload_in_new_process(folder, chosen.auto_class))
+        print(f"report: {write_report([folder])}")
 
     return demo
 

@@ -18,7 +18,7 @@ from makd.html_report.sections import linear_map, name_of_run, quality, recipe, 
 from makd.html_report.target import check_target, write_target
 from makd.run_files import PAGE
 
-__all__ = ["check_target", "write_report"]
+__all__ = ["check_extra", "check_target", "write_report"]
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, overwrite: bool = False) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from makd.html_report.elements import Markup, element, section
 from makd.html_report.record import Record
-from makd.html_report.words import count, number, share, times
+from makd.html_report.words import Number, count, number, share, times
 from makd.measures import LABELS, task_label
 from makd.run_files import LAYERS, LINEARS
 
@@ -33,11 +33,11 @@ class Quality:
     """The one number that says best how good a student is."""
 
     label: str
-    student: float
-    teacher: float | None
+    student: Number
+    teacher: Number | None
     """None where the measure is of the student beside its teacher."""
-    before: float | None
-    best: float
+    before: Number | None
+    best: Number
     """What a perfect copy would have."""
     higher_is_better: bool = True
 
@@ -55,7 +55,7 @@ class Quality:
         return f"{share(abs(ratio))} {told} than the teacher's {number(self.teacher)}"
 
     @property
-    def closed(self) -> float | None:
+    def closed(self) -> Number | None:
         """How much of the gap to a copy the training has closed, 0 to 1; None where there was none, or no gap."""
         goal = self.best if self.teacher is None else self.teacher
         if self.before is None or abs(goal - self.before) < 1e-6:
@@ -86,10 +86,10 @@ def role_name(roles: list[str]) -> str:
     return " + ".join(ROLES.get(role, role) for role in roles)
 
 
-def measured(row: Mapping[str, Any]) -> float | None:
+def measured(row: Mapping[str, Any]) -> Number | None:
     """The newest measured error of a linear."""
     found = row["measured_error"]
-    value: float | None = found.get("after", found.get("before"))
+    value: Number | None = found.get("after", found.get("before"))
     return value
 
 

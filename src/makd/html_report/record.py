@@ -85,5 +85,5 @@ def _read(path: Path) -> Mapping[str, Any]:
         return {"missing": OLD}
     found: dict[str, Any] = read_json(path, dict, OutputError, ADVICE)
     if found.get("format") != FORMAT:
-        return {"missing": f"{path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"}
+        return {"missing": f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"}
     return found

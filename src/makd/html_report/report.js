@@ -21,7 +21,7 @@
     }
     box.dataset.drawn = "done";
   };
-  const seen = () => [...document.querySelectorAll("[data-chart]")].filter((box) => box.offsetParent !== null);
+  const seen = () => [...document.querySelectorAll("[data-chart]")].filter((box) => !box.closest("details:not([open])"));
   const all = async () => { for (const box of seen()) await draw(box); document.documentElement.dataset.ready = "true"; };
   document.addEventListener("toggle", (event) => { if (event.target.open) all(); }, true);
   all();

@@ -2,8 +2,11 @@
 
 import math
 
+Number = int | float
+"""As JSON has them."""
 
-def count(number: float) -> str:
+
+def count(number: Number) -> str:
     """17394048 -> 17.4 million."""
     for size, word in ((1e9, "billion"), (1e6, "million")):
         if abs(number) >= size:
@@ -11,12 +14,12 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def share(number: float) -> str:
+def share(number: Number) -> str:
     """0.766 -> 76.6 %."""
     return f"{100 * number:.1f} %"
 
 
-def number(value: float | None) -> str:
+def number(value: Number | None) -> str:
     """Three digits that tell something; a dash for None."""
     if value is None:
         return "-"
@@ -27,14 +30,14 @@ def number(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def times(ratio: float) -> str:
+def times(ratio: Number) -> str:
     """How many times as fast something is that takes `ratio` of the time."""
     if 0.97 <= ratio <= 1.03:
         return "about as fast"
     return f"{1 / ratio:.2f} times as fast" if ratio < 1 else f"{ratio:.2f} times slower"
 
 
-def seconds(value: float) -> str:
+def seconds(value: Number) -> str:
     """A duration."""
     if value < 100:
         return f"{value:.3g} s"
