@@ -65,14 +65,14 @@ def section(text, name):
 class TestWhatAPersonFinds:
     def test_how_much_smaller_faster_and_worse_and_where_it_is_worst(self, page):
         told = section(page(layers=3), "glance")
-        assert "15.8 %" in told  # 1 - 113,281,344 / 134,515,008
+        assert "15.8% smaller" in told  # 1 - 113,281,344 / 134,515,008
         assert "113 million of 135 million parameters" in told
-        assert "2.00 x" in told
-        assert "33.9 perplexity" in told
-        assert "8.7 % higher (worse) than the teacher's 31.2" in told
-        assert "training closed 36.6 % of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
+        assert "2.00x as fast" in told
+        assert "8.7% worse" in told
+        assert "perplexity 33.9, the teacher has 31.2" in told
+        assert "Training closed 36.6% of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
         assert "layer 2, down" in told
-        assert "35.0 % of its output's variance is lost" in told
+        assert "35.0% of its output's variance is lost" in told
 
     def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
         told = section(page(), "glance")
@@ -110,7 +110,7 @@ class TestWhatIsNotThere:
     def test_a_run_of_an_older_makd_says_what_is_missing_and_how_to_get_it(self, tmp_path):
         nothing = dict.fromkeys(("linears", "spectra", "training", "layers", "samples", "warnings"))
         text = write_report([make_run(tmp_path / "student", others=nothing)]).read_text(encoding="utf-8")
-        assert "33.9 perplexity" in section(text, "glance")
+        assert "perplexity 33.9" in section(text, "glance")
         for name in ("map", "spectra", "layers", "training", "warnings"):
             assert "This run was made by a makd that did not keep it. Run it again" in section(text, name)
 

@@ -70,7 +70,7 @@ def _parts(record: Record) -> list[tuple[str, str, Markup]]:
 
 
 def _one(record: Record) -> str:
-    title = f"{record.name}: a smaller {Path(record.teacher).name or record.teacher}"
+    title = f"{record.name}: a smaller {_short(record.teacher)}"
     return whole_page(title, name_of_run(record), _parts(record), command_line("makd", "report", record.folder))
 
 
@@ -83,3 +83,9 @@ def _several(records: Sequence[Record]) -> str:
     return whole_page(
         f"{len(records)} students", element("span", "made by makd"), parts, command_line("makd", "report", *folders)
     )
+
+
+def _short(teacher: str) -> str:
+    """What a person calls a teacher: the last part of its name, or the package that it comes with."""
+    package = teacher.removeprefix("package:")
+    return package.split("/")[0] if package != teacher else Path(teacher).name or teacher

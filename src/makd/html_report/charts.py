@@ -4,6 +4,7 @@ The browser draws them, as SVG. Colours are of middling lightness, so that they 
 paper; axes and texts take the colour of the text around them.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,13 +159,16 @@ def spectrum(data: Rows, chosen: Rows, layers: int, upwards: str) -> dict[str, A
         "scale": {"type": "log"},
         "axis": {"format": "~s", "values": [1, 4, 16, 64, 256, 1024, 4096], "grid": False},
     }
+    lowest = min([0.01, *(0.5 * row["value"] for row in chosen if row["value"] > 0)])
+    floor = 10 ** math.floor(math.log10(max(lowest, 1e-4)))
     y = {
         "field": "value",
         "type": "quantitative",
         "title": upwards,
-        "scale": {"zero": True, "domain": [0, 1]},
-        "axis": {"format": "%"},
+        "scale": {"type": "log", "domain": [floor, 1], "clamp": True},
+        "axis": {"format": "~%", "values": [1e-4, 1e-3, 1e-2, 1e-1, 1]},
     }
+    data = [row for row in data if row["value"] >= floor]
     tooltip = [
         {"field": "linear", "type": "nominal"},
         {"field": "layer"},

@@ -182,7 +182,7 @@ def _roles(record: Record) -> list[Markup]:
         "encoding": {
             "x": {"field": "role", "type": "nominal", "title": None, "sort": None, "axis": {"labelAngle": 0}},
             "xOffset": {"field": "when", "sort": times},
-            "y": {"field": "value", "type": "quantitative", "title": "relative error"},
+            "y": {"field": "value", "type": "quantitative", "title": "relative error", "axis": {"format": "%"}},
             "color": {"field": "when", "type": "nominal", "scale": colours, "legend": {"orient": "top", "title": None}},
             "tooltip": [{"field": "role"}, {"field": "when"}, {"field": "value", "format": ".3~g", "title": "error"}],
         },

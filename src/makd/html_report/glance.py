@@ -42,17 +42,23 @@ class Quality:
     higher_is_better: bool = True
 
     @property
-    def change(self) -> str:
-        """In words: how much worse."""
+    def answer(self) -> str:
+        """How much worse, in one glance."""
         if self.teacher is None:
-            return f"{number(self.student)} on a scale where a copy has {self.best:g}"
+            return f"{number(self.student)} of {self.best:g}" if self.best else f"{number(self.student)} off"
+        if not self.teacher:
+            return number(self.student)
+        ratio = self.student / self.teacher
         if self.higher_is_better:
-            lost = self.teacher - self.student
-            told = f"{100 * abs(lost):.1f} points {'worse' if lost > 0 else 'better'}"
-            return f"{told} than the teacher's {number(self.teacher)}"
-        ratio = self.student / self.teacher - 1
-        told = "higher (worse)" if ratio > 0 else "lower (better)"
-        return f"{share(abs(ratio))} {told} than the teacher's {number(self.teacher)}"
+            return f"{share(ratio)} of the teacher's"
+        return f"{share(abs(ratio - 1))} {'worse' if ratio > 1 else 'better'}"
+
+    @property
+    def told(self) -> str:
+        """What that is."""
+        if self.teacher is None:
+            return f"{self.label}; a perfect copy has {self.best:g}"
+        return f"{self.label} {number(self.student)}, the teacher has {number(self.teacher)}"
 
     @property
     def closed(self) -> Number | None:
@@ -78,6 +84,9 @@ def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
         if name in fidelity.get("after", {}):
             before = fidelity.get("before", {}).get(name)
             return Quality(LABELS[name][0], fidelity["after"][name], None, before, 1.0)
+    if "squared_difference" in fidelity.get("after", {}):
+        label, before = LABELS["squared_difference"][0], fidelity.get("before", {}).get("squared_difference")
+        return Quality(label, fidelity["after"]["squared_difference"], None, before, 0.0, False)
     return None
 
 
@@ -116,53 +125,45 @@ def latency_ratios(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def glance(record: Record, advice: Markup) -> Markup:
     """The section that a person reads first."""
-    metrics = record.metrics
-    total, linears = metrics["params"]["total"], metrics["params"]["linears"]
-    kept = total["student"] / total["teacher"]
-    ratios, quality, worst = latency_ratios(metrics), quality_of(metrics), worst_linear(record)
-    tiles = [
-        _tile(
-            "How much smaller",
-            share(1 - kept),
-            f"{count(total['student'])} of {count(total['teacher'])} parameters; "
-            f"{share(linears['student'] / linears['teacher'])} of the linears' are left",
-        )
-    ]
-    if ratios:
-        best = min(ratios, key=ratios.__getitem__)
-        others = "; ".join(f"batch {name.removeprefix('batch')}: {times(value)}" for name, value in ratios.items())
-        shown = f"{1 / ratios[best]:.2f} x" if ratios[best] < 0.97 else "no faster"
-        tiles.append(_tile("How much faster", shown, others))
-    else:
-        tiles.append(_tile("How much faster", "not timed", "makd bench times it"))
-    if quality is None:
-        tiles.append(_tile("How much worse", "not measured", "makd evaluate measures it"))
-    else:
-        closed = quality.closed
-        trained = (
-            ""
-            if closed is None
-            else f"; training closed {share(closed)} of the gap"
-            if closed > 0
-            else "; training did not help"
-        )
-        tiles.append(_tile("How much worse", f"{number(quality.student)} {quality.label}", quality.change + trained))
-    if worst is None:
-        tiles.append(_tile("Where it is worst", "not measured", "the teacher was not at hand, or the run is older"))
-    else:
-        layer = worst_layer(record)
-        besides = (
-            "" if layer is None else f"; hidden states: after layer {layer['layer']}, {number(layer['hidden_error'])}"
-        )
-        tiles.append(
-            _tile(
-                "Where it is worst",
-                f"layer {worst['layer']}, {', '.join(worst['roles'])}",
-                f"{role_name(worst['roles'])}: {share(measured(worst) or 0.0)} of its output's variance is lost"
-                f"{besides}",
-            )
-        )
+    tiles = [_smaller(record), _faster(record), _worse(record), _where(record)]
     return section(record.key("glance"), "At a glance", element("div", tiles, class_="tiles"), advice)
+
+
+def _smaller(record: Record) -> Markup:
+    total, linears = record.metrics["params"]["total"], record.metrics["params"]["linears"]
+    told = f"{count(total['student'])} of {count(total['teacher'])} parameters; of the linears' " + (
+        f"{share(linears['student'] / linears['teacher'])} are left"
+    )
+    return _tile("How much smaller", f"{share(1 - total['student'] / total['teacher'])} smaller", told)
+
+
+def _faster(record: Record) -> Markup:
+    ratios = latency_ratios(record.metrics)
+    if not ratios:
+        return _tile("How much faster", "not timed", "`makd bench` times it beside its teacher")
+    best = min(ratios, key=ratios.__getitem__)
+    told = "; ".join(f"batch {name.removeprefix('batch')}: {times(value)}" for name, value in ratios.items())
+    return _tile("How much faster", f"{1 / ratios[best]:.2f}x as fast" if ratios[best] < 0.97 else "no faster", told)
+
+
+def _worse(record: Record) -> Markup:
+    quality = quality_of(record.metrics)
+    if quality is None:
+        return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
+    closed, trained = quality.closed, ""
+    if closed is not None:
+        trained = f". Training closed {share(closed)} of the gap" if closed > 0 else ". Training did not help"
+    return _tile("How much worse", quality.answer, quality.told + trained)
+
+
+def _where(record: Record) -> Markup:
+    worst, layer = worst_linear(record), worst_layer(record)
+    if worst is None:
+        return _tile("Where it is worst", "not measured", "the teacher was not at hand, or the run is older")
+    told = f"{role_name(worst['roles'])}: {share(measured(worst) or 0.0)} of its output's variance is lost"
+    if layer is not None:
+        told += f". Of the hidden states {share(layer['hidden_error'])} after layer {layer['layer']}, the worst"
+    return _tile("Where it is worst", f"layer {worst['layer']}, {', '.join(worst['roles'])}", told)
 
 
 def _tile(question: str, answer: str, told: str) -> Markup:

@@ -53,9 +53,12 @@ def quality(record: Record) -> Markup:
     return section(
         record.key("quality"),
         "Quality and costs",
-        table(head, found, "Measurements, on held-out text", 1),
-        *notes,
-        chart,
+        element(
+            "div",
+            element("div", table(head, found, "Measurements, on held-out text", 1), *notes),
+            chart,
+            class_="beside",
+        ),
     )
 
 
@@ -69,8 +72,16 @@ def linear_map(record: Record) -> Markup:
     roles = sorted({tuple(row["roles"]) for row in rows}, key=_role_order)
     views = [
         ("kept", "Rank", "rank; the colour is the share of the dense weights that is gone"),
-        ("predicted", "Predicted error", "share of the output that the solver predicted to be lost, by itself"),
-        ("measured", "Measured error", "share of the output's variance that is lost, in the student, on held-out text"),
+        (
+            "predicted",
+            "Predicted error",
+            "per cent of the output that the solver predicted to be lost, of each linear by itself",
+        ),
+        (
+            "measured",
+            "Measured error",
+            "per cent of the output's variance that is lost in the student, with what the layers before it lost",
+        ),
     ]
     if all(row["predicted_error"] is None for row in rows):
         views = [view for view in views if view[0] != "predicted"]
@@ -154,7 +165,7 @@ def _cell(row: Mapping[str, Any], key: str) -> tuple[str, float | None]:
             return "dense", None
         return f"{row['rank']}", 1 - row["weights"] / row["weights_dense"]
     value = row["predicted_error"] if key == "predicted" else measured(row)
-    return ("-", None) if value is None else (f"{100 * value:.3g} %", value**0.5)
+    return ("-", None) if value is None else (f"{100 * value:.2g}", value**0.5)
 
 
 def _all_linears(rows: list[Any]) -> Markup:

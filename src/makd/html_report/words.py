@@ -15,8 +15,8 @@ def count(number: Number) -> str:
 
 
 def share(number: Number) -> str:
-    """0.766 -> 76.6 %."""
-    return f"{100 * number:.1f} %"
+    """0.766 -> 76.6%."""
+    return f"{100 * number:.1f}%"
 
 
 def number(value: Number | None) -> str:
