@@ -166,7 +166,11 @@ def spectrum(data: Rows, chosen: Rows, layers: int, upwards: str) -> dict[str, A
         "type": "quantitative",
         "title": upwards,
         "scale": {"type": "log", "domain": [floor, 1], "clamp": True},
-        "axis": {"format": "~%", "values": [1e-4, 1e-3, 1e-2, 1e-1, 1]},
+        "axis": {
+            "format": "~%",
+            "values": [at for at in (1e-4, 1e-3, 1e-2, 1e-1, 1) if at >= floor],
+            "labelOverlap": False,
+        },
     }
     data = [row for row in data if row["value"] >= floor]
     tooltip = [
