@@ -10,7 +10,7 @@ from makd.comparison.statistics import average, mean, pairs, scores
 from makd.comparison.tables import mean_of, scores_by_method, settings_table, share_of_teacher
 from makd.html_report import charts
 from makd.html_report.elements import Markup, element, section, table
-from makd.html_report.page import check_extra, command_line, whole_page
+from makd.html_report.page import check_extra, command_line, short_name_of, whole_page
 from makd.html_report.target import check_target, write_target
 from makd.report.text_table import TextTable
 
@@ -41,10 +41,20 @@ def write_comparison_report(experiment: Experiment, path: str | Path, name: str 
         ("differences", "Differences", _differences(experiment, known)),
     ]
     for at, (budget, tables) in enumerate(budget_tables(experiment, known), start=1):
-        parts.append((f"budget-{at}", budget, section(f"budget-{at}", budget, [_table(one, budget) for one in tables])))
+        parts.append(
+            (
+                f"budget-{at}",
+                budget,
+                section(
+                    f"budget-{at}",
+                    budget,
+                    [_table(one, f"Table {number} at {budget}") for number, one in enumerate(tables, start=1)],
+                ),
+            )
+        )
     settings = _table(settings_table(experiment, known.lines), "Settings")
     parts.append(("settings", "Settings", section("settings", "Settings of the methods", settings)))
-    title = f"{Path(name).stem}: students of {Path(experiment.teacher).name}"
+    title = f"{Path(name).stem}: students of {short_name_of(experiment.teacher)}"
     text = whole_page(
         title, element("code", experiment.teacher), parts, command_line("makd", "compare", name, "--report", path)
     )
@@ -127,6 +137,7 @@ def _differences(experiment: Experiment, known: Known) -> Markup:
                              "high": found.value + error, "pairs": found.count})  # fmt: skip
         if not rows:
             continue
+        rows.sort(key=lambda row: -float(row["gain"]))
         clear = sum(row["low"] > 0 for row in rows)
         told = (
             f"{first} minus each other method, in points of 100 times the score, at {budget_name(budget)}: mean and "
@@ -142,7 +153,13 @@ def _differences(experiment: Experiment, known: Known) -> Markup:
 
 
 def _gains(rows: list[Point]) -> dict[str, Any]:
-    y = {"field": "method", "type": "nominal", "title": None, "sort": "-x", "axis": {"labelLimit": 180}}
+    y = {
+        "field": "method",
+        "type": "nominal",
+        "title": None,
+        "sort": [row["method"] for row in rows],
+        "axis": {"labelLimit": 180},
+    }
     x = {"field": "gain", "type": "quantitative", "title": "points", "scale": {"zero": True}}
     tooltip = [{"field": "method"}, {"field": "gain", "format": "+.2f"}, {"field": "low", "format": "+.2f"},
                {"field": "high", "format": "+.2f"}]  # fmt: skip

@@ -11,7 +11,7 @@ from makd.html_report.advice import advice
 from makd.html_report.curves import layers, spectra, training
 from makd.html_report.elements import Markup, element
 from makd.html_report.glance import glance
-from makd.html_report.page import check_extra, command_line, listed, whole_page
+from makd.html_report.page import check_extra, command_line, listed, short_name_of, whole_page
 from makd.html_report.record import ADVICE, Record, read_run
 from makd.html_report.runs import frontier, names_of
 from makd.html_report.sections import linear_map, name_of_run, quality, recipe, samples, warnings
@@ -70,7 +70,7 @@ def _parts(record: Record) -> list[tuple[str, str, Markup]]:
 
 
 def _one(record: Record) -> str:
-    title = f"{record.name}: a smaller {_short(record.teacher)}"
+    title = f"{record.name}: a smaller {short_name_of(record.teacher)}"
     return whole_page(title, name_of_run(record), _parts(record), command_line("makd", "report", record.folder))
 
 
@@ -83,9 +83,3 @@ def _several(records: Sequence[Record]) -> str:
     return whole_page(
         f"{len(records)} students", element("span", "made by makd"), parts, command_line("makd", "report", *folders)
     )
-
-
-def _short(teacher: str) -> str:
-    """What a person calls a teacher: the last part of its name, or the package that it comes with."""
-    package = teacher.removeprefix("package:")
-    return package.split("/")[0] if package != teacher else Path(teacher).name or teacher

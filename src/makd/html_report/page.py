@@ -92,3 +92,9 @@ def command_line(*words: str | Path) -> str:
 def listed(parts: Sequence[tuple[str, str, Markup]]) -> Markup:
     """The parts below each other."""
     return join([part for _, _, part in parts])
+
+
+def short_name_of(teacher: str) -> str:
+    """What a person calls a teacher: the last part of its name, or the package that it comes with."""
+    package = teacher.removeprefix("package:")
+    return package.split("/")[0] if package != teacher else Path(teacher).name or teacher
