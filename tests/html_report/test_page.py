@@ -87,7 +87,7 @@ class TestWhatAPersonFinds:
 
     def test_every_linear_with_its_rank_and_errors(self, page):
         told = section(page(), "map")
-        assert "14 of 14 linears have factors." in told
+        assert "14 of 14 linears have factors. Layers count from 0." in told
         assert "model.layers.1.mlp.down_proj 1 down 576 x 1536 192 418" in told
 
     def test_where_the_two_texts_part_is_marked(self, page):
@@ -221,6 +221,20 @@ class TestTheFile:
             write_report([make_run(tmp_path / "student")])
 
 
+class TestTheCommand:
+    def test_writes_the_report_and_says_where(self, run, tmp_path):
+        student = make_run(tmp_path / "student")
+        code, out, _ = run("report", student)
+        assert (code, out) == (0, f"report: {student / 'report.html'}\n")
+
+    def test_takes_several_runs(self, run, tmp_path):
+        runs = [make_run(tmp_path / name) for name in ("one", "two")]
+        assert run("report", *runs, "--output", tmp_path / "both.html")[0] == 0
+        code, _, err = run("report", *runs, "--output", tmp_path / "both.html")
+        assert code == 2
+        assert "--overwrite" in err
+
+
 class TestAdvice:
     def test_a_student_that_was_not_trained_is_to_be(self, tmp_path):
         metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
@@ -237,6 +251,13 @@ class TestAdvice:
         latency = {side: {"batch1": 100.0, "batch16": 1000.0} for side in ("teacher", "student")}
         found = advise(read_run(make_run(tmp_path / "student", metrics={**METRICS, "latency_ms": latency})))
         assert any("hardly faster" in one.why and one.command.startswith("makd bench ") for one in found)
+
+    def test_little_text_for_wide_linears_wants_more(self, tmp_path):
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "calibration": 10_000}}  # 1536 inputs, 10 tokens each
+        found = advise(read_run(make_run(tmp_path / "few", metrics=metrics)))
+        assert any(one.command.endswith("--recipe.calibration.rows 1600") for one in found)
+        found = advise(read_run(make_run(tmp_path / "many")))
+        assert not any("calibration" in one.command for one in found)
 
     def test_names_with_spaces_are_quoted(self, tmp_path):
         found = advise(read_run(make_run(tmp_path / "my student")))

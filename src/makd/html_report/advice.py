@@ -15,6 +15,8 @@ MOST = 4
 """Of suggestions: more are not read."""
 STILL_FALLING = 0.02
 """By how much of itself the loss fell from one quarter of the training to the last, for more steps to be worth it."""
+FEW_TOKENS = 10
+"""Of the calibration text, for each input of the widest linear, below which more of it is advised."""
 ANOTHER = "ANOTHER"
 """What a new output is called in a command."""
 
@@ -68,9 +70,6 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
     teacher, again = shlex.quote(record.teacher), command_of(record)
     settings = record.recipe.get("recipe") or {}
     yield from _training(record, settings, teacher, again)
-    fallbacks = [
-        row for row in record.of(LINEARS).get("linears", []) if "fewer tokens" in str(row.get("fallback") or "")
-    ]
     rows = (settings.get("calibration") or {}).get("rows")
     worst = worst_linear(record)
     budget = record.recipe.get("budget") or {}
@@ -91,11 +90,13 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
             "are better dense again, and what other formats give.",
             f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
         )
-    if rows and fallbacks:
+    widest = max((row["in_features"] for row in record.of(LINEARS).get("linears", [])), default=0)
+    tokens = record.metrics["tokens"]["calibration"]
+    if rows and 0 < tokens < FEW_TOKENS * widest:
         yield Suggestion(
-            f"{len(fallbacks)} linears read more directions than the calibration text shows. More of it makes their "
-            "factors surer.",
-            f"{again} --recipe.calibration.rows {2 * int(rows)}",
+            f"The factors were fitted to {tokens:,} tokens of text, and the widest linear reads {widest:,} numbers of each. "
+            "More text makes them surer.",
+            f"{again} --recipe.calibration.rows {4 * int(rows)}",
         )
     if ratios and min(ratios.values()) <= 0.8:
         yield Suggestion(

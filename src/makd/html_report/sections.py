@@ -112,6 +112,7 @@ def linear_map(record: Record) -> Markup:
         )
     dense = sum(row["rank"] is None for row in rows)
     told = f"{len(rows) - dense} of {len(rows)} linears have factors" + (f"; {dense} stayed dense." if dense else ".")
+    told += " Layers count from 0."
     notes = [
         element("p", told),
         *_dropped(found),
