@@ -600,10 +600,13 @@ class TestPage:
         assert first["quality"] == pytest.approx(100 * scores.mean() / theirs)
         assert first["error"] == pytest.approx(100 * scores.std(ddof=1) / 2**0.5 / theirs)
         differences = next(one for one in specs if one["description"].startswith("Paired differences"))
-        gains = np.array([own["score"] - other["score"]
-                          for own in lines if own["cell"]["method"] == first["method"]
-                          for other in lines if other["cell"] == {**own["cell"], "method": others[0]["method"]}])  # fmt: skip
-        row = next(one for one in differences["data"]["values"] if one["method"] == others[0]["method"])
+        other = others[0]["method"]
+        by_cell = {tuple(line["cell"].values()): line["score"] for line in lines}
+        gains = np.array([
+            score - by_cell[task, other, seed, budget]
+            for (task, method, seed, budget), score in by_cell.items() if method == first["method"]
+        ])  # fmt: skip
+        row = next(one for one in differences["data"]["values"] if one["method"] == other)
         assert row["gain"] == pytest.approx(100 * gains.mean())
         assert row["high"] - row["gain"] == pytest.approx(100 * gains.std(ddof=1) / len(gains) ** 0.5)
 

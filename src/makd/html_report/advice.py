@@ -94,8 +94,8 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
     tokens = record.metrics["tokens"]["calibration"]
     if rows and 0 < tokens < FEW_TOKENS * widest:
         yield Suggestion(
-            f"The factors were fitted to {tokens:,} tokens of text, and the widest linear reads {widest:,} numbers of each. "
-            "More text makes them surer.",
+            f"The factors were fitted to {tokens:,} tokens of text, and the widest linear reads {widest:,} numbers of "
+            "each. More text makes them surer.",
             f"{again} --recipe.calibration.rows {4 * int(rows)}",
         )
     if ratios and min(ratios.values()) <= 0.8:
