@@ -15,7 +15,8 @@ from makd.anatomy import resolve
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
-from makd.anatomy.tokens import encoder_tokens
+from makd.anatomy.limits import token_limit
+from makd.anatomy.tokens import NO_LABEL, encoder_tokens
 from makd.data import collator, reads_blocks
 from makd.data.prompts import has_completions, prompt_of, reference_of
 from makd.generation import Sampling, generate, stop_tokens
@@ -24,7 +25,9 @@ from makd.sentence_encoder import AUTO, encoder_of, origin_of
 WRITTEN = Sampling(temperature=0.0, max_new_tokens=32)
 """Greedy and short: what both write is compared word by word, and seconds are enough."""
 PROMPT_TOKENS = 24
-"""Of plain text, as a prompt; of conversations the last 96."""
+"""Of plain text, as a prompt."""
+ASKED_TOKENS = 96
+"""Of a conversation, the last ones before its answer."""
 TEXTS = 64
 """Among which neighbours are looked for."""
 NEAREST = 3
@@ -63,9 +66,12 @@ def take_samples(
 def _continuations(
     student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, count: int
 ) -> list[dict[str, str]]:
-    asked = has_completions(rows)
+    asked, limit = has_completions(rows), token_limit(student)
+    longest = ASKED_TOKENS if limit is None else min(ASKED_TOKENS, limit // 2)
     chosen = [rows[place] for place in _spread(len(rows), count)]
-    prompts = [prompt_of(row)[-96:] if asked else _beginning(row["input_ids"]) for row in chosen]
+    if asked:  # a row that was cut may have lost its answer
+        chosen = [row for row in chosen if any(label != NO_LABEL for label in row["labels"])]
+    prompts = [(prompt_of(row) if asked else _beginning(row["input_ids"]))[-longest:] for row in chosen]
     known = [(row, prompt) for row, prompt in zip(chosen, prompts, strict=True) if prompt]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     written = [
