@@ -208,10 +208,16 @@ def spectrum(data: Rows, chosen: Rows, layers: int, upwards: str) -> dict[str, A
 def frontier(
     data: Rows, across: tuple[str, str], upwards: tuple[str, str], by: str, error: str | None = None
 ) -> dict[str, Any]:
-    """A spec of points, each with its name, and with a bar of its standard error where it has one."""
+    """A spec of points, each with its name, and with a bar of its standard error where it has one; x are shares."""
     names = list(dict.fromkeys(row[by] for row in data))
     shapes = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
-    x = {"field": across[0], "type": "quantitative", "title": across[1], "scale": {"zero": False, "padding": 24}}
+    x = {
+        "field": across[0],
+        "type": "quantitative",
+        "title": across[1],
+        "scale": {"zero": False, "padding": 24},
+        "axis": {"format": "~%", "tickCount": 6},
+    }
     y = {"field": upwards[0], "type": "quantitative", "title": upwards[1], "scale": {"zero": False, "padding": 20}}
     legend = {"orient": "bottom", "title": None, "columns": 2, "labelLimit": 260}
     scale = {"domain": names, "range": [COLOURS[at % len(COLOURS)] for at in range(len(names))]}
@@ -219,7 +225,7 @@ def frontier(
     colour = {"field": by, "type": "nominal", "scale": scale, "legend": legend}
     tooltip = [
         {"field": by, "type": "nominal"},
-        {"field": across[0], "title": across[1], "format": ".4~g"},
+        {"field": across[0], "title": across[1], "format": ".1%"},
         {"field": upwards[0], "title": upwards[1], "format": ".4~g"},
     ]
     points: dict[str, Any] = {

@@ -83,7 +83,8 @@ def _role_figure(role: str, curves: list[tuple[Mapping[str, Any], list[Any]]], l
             ]
         )
     ranks = [one["rank"] for one in chosen]
-    told = f"ranks {min(ranks)} to {max(ranks)}" if ranks else "all stayed dense"
+    span = f"ranks {min(ranks)} to {max(ranks)}" if len({*ranks}) > 1 else f"rank {ranks[0]}" if ranks else ""
+    told = span or "all stayed dense"
     if chosen:
         most = max(chosen, key=lambda one: one["value"])
         told += f"; most is lost in layer {most['layer']}, {share(most['value'])}"
