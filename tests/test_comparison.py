@@ -585,6 +585,38 @@ class TestPage:
         assert f"| {lines[0]['params']['student']['linears']:,} |" in page
         assert "learning_rate 0.0001" in page
 
+    def test_the_report_has_the_pages_tables_the_frontier_and_paired_differences(self, done, tmp_path):
+        experiment, lines = done
+        text = comparison.write_comparison_report(experiment, tmp_path / "grid.html").read_text()
+        own = [line["score"] for line in lines if line["cell"]["method"] == "low_rank_svd"]
+        assert f"{100 * (own[0] + own[2]) / 2:.2f} ± " in text  # mrpc of both seeds
+        specs = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+        frontier = next(one for one in specs if one["description"].startswith("Quality against size"))
+        first, *others = frontier["data"]["values"]
+        scores = np.array([[line["score"] for line in lines if line["cell"]["method"] == first["method"]
+                            and line["cell"]["seed"] == seed] for seed in (1, 2)]).mean(1)  # fmt: skip
+        theirs = np.array([[line["teacher"]["score"] for line in lines if line["cell"]["method"] == first["method"]
+                            and line["cell"]["seed"] == seed] for seed in (1, 2)]).mean()  # fmt: skip
+        assert first["quality"] == pytest.approx(100 * scores.mean() / theirs)
+        assert first["error"] == pytest.approx(100 * scores.std(ddof=1) / 2**0.5 / theirs)
+        differences = next(one for one in specs if one["description"].startswith("Paired differences"))
+        other = others[0]["method"]
+        by_cell = {tuple(line["cell"].values()): line["score"] for line in lines}
+        gains = np.array([
+            score - by_cell[task, other, seed, budget]
+            for (task, method, seed, budget), score in by_cell.items() if method == first["method"]
+        ])  # fmt: skip
+        row = next(one for one in differences["data"]["values"] if one["method"] == other)
+        assert row["gain"] == pytest.approx(100 * gains.mean())
+        assert row["high"] - row["gain"] == pytest.approx(100 * gains.std(ddof=1) / len(gains) ** 0.5)
+
+    def test_the_report_replaces_a_report_and_nothing_else(self, done, tmp_path):
+        for _ in range(2):
+            comparison.write_comparison_report(done[0], tmp_path / "grid.html")
+        (tmp_path / "grid.html").write_text("precious")
+        with pytest.raises(OutputError, match="no report that makd wrote"):
+            comparison.write_comparison_report(done[0], tmp_path / "grid.html")
+
     def test_what_was_not_timed_or_set_takes_no_room(self, done, tmp_path):
         experiment, lines = done
         told = {**lines[0]["settings"], "layers": None}

@@ -22,9 +22,9 @@ from makd.aspects import ASPECTS, PRESETS
 from makd.baselines import BASELINES
 from makd.cli.main import COMMANDS, main
 from makd.data import Source
+from makd.measures import LABELS, TASK_LABELS
 from makd.ranks.allocation import RANK_RULES
 from makd.report import plain
-from makd.report.tables import LABELS, TASK_LABELS
 from makd.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +66,7 @@ def parse(monkeypatch):
     """Read `makd WORDS...` as the command line does, dataclasses and their checks too, and do nothing."""
     from makd import comparison, exporting, finetuning, loading, pipeline, speed, streaming
     from makd.cli import cache as cache_command
+    from makd.cli import report as report_command
 
     for name in makd.__all__:  # it keeps what a name meant when it was first used
         getattr(makd, name)
@@ -79,9 +80,10 @@ def parse(monkeypatch):
     monkeypatch.setattr(streaming, "factorize_streamed", stop)
     monkeypatch.setattr(speed, "bench", stop)
     monkeypatch.setattr(exporting, "export", stop)
-    for name in ("compare", "write_page", "done_lines"):
+    for name in ("compare", "write_page", "write_comparison_report", "done_lines"):
         monkeypatch.setattr(comparison, name, stop)
     monkeypatch.setattr(cache_command, "build_cache", stop)
+    monkeypatch.setattr(report_command, "write_report", stop)
     monkeypatch.setattr(loading, "load_model", stop)
     monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig(path="pydoc"))
     monkeypatch.setattr("makd.cli.main.set_up_logging", lambda quiet: None)

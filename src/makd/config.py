@@ -49,6 +49,9 @@ class EvaluationConfig:
     """Whether forwards are timed, at batch 1 and 16."""
     latency_tokens: int = 128
     """Tokens of a row in the timed forwards."""
+    samples: int = 4
+    """Held-out texts that are kept in `report/samples.json`, with what teacher and student make of them. 0 keeps no
+    text of the data."""
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling, "evaluation.pooling")
@@ -57,6 +60,8 @@ class EvaluationConfig:
         if self.stride is not None:
             _at_least_one("evaluation.stride", self.stride)
         _at_least_one("evaluation.latency_tokens", self.latency_tokens)
+        if self.samples < 0:
+            raise SettingError(f"evaluation.samples is a number of texts, 0 for none; got {self.samples}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.anatomy import resolve
 from makd.capture import examine
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, no_text, read_settings, row_lengths
@@ -103,6 +104,7 @@ def compress(
         _check_layers(run)
         student = _factorize(run, budget)
         run.scores["before"] = run.score(student)
+        run.look_inside("before", student)
         with run.folder.work() as result:
             _distill(run, student)
             return _finish(run, student, result, "compress", {"budget": budget})
@@ -151,6 +153,7 @@ def distill(
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
         run.scores["before"] = run.score(model)
+        run.look_inside("before", model)
         with run.folder.work() as result:
             if run.recipe.layer_teacher is not None:
                 model = _teach_layers(run, model, run.recipe.layer_teacher)
@@ -237,6 +240,7 @@ def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
         on_progress=run.progress,
     )
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
+    run.findings.made = report
     run.seconds.update(report.seconds)
     run.lessons = dict(report.lessons)
     run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
@@ -298,6 +302,8 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) 
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
         with run.clock("distill"):
             run.training_tokens += train(trainer, checkpoints, run.resume)
+        weights = {active.name: active.term.weight for active in trainer.plan.terms}
+        run.findings.note_training(weights, trainer.plan.off, trainer.state.log_history)
     student.eval()
 
 
@@ -307,6 +313,8 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     round_weights_(student, run.save_dtype)
     check_finite(student, "The student")
     run.scores["after"] = run.score(student)
+    run.look_inside("after", student)
+    run.take_samples(student)
     run.progress(Progress("save", 0, 1))
     mark_student(student)
     with stored_in(student, run.save_dtype):
@@ -321,6 +329,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_recipe(result, {**names, **data, **settings, "output": run.folder.path})
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", environment)
+    run.findings.write(result, student, resolve(run.teacher))
     again = None if run.data.config is None else f"makd {command}"
     card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens, again)
     write_card(result, run.folder.path.name, *card, run.data.config)

@@ -25,6 +25,8 @@ from makd.distill import (
     write_identity,
 )
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
+from makd.evaluation.inside import look_inside
+from makd.evaluation.samples import take_samples
 from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
@@ -32,7 +34,7 @@ from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, Progress, nobody, told
 from makd.ranks.budget import Budget
-from makd.report import OutputFolder, plain, tell_changed_weights
+from makd.report import Findings, OutputFolder, noting_warnings, plain, tell_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.storage import find_save_dtype, stored_folder
 from makd.tasks import TaskConfig
@@ -58,6 +60,8 @@ class Run:
     data: RunData
     resume: bool
     started: float
+    findings: Findings
+    """For the run's report."""
     student_tokenizer: PreTrainedTokenizerBase | None = None
     """Its own, of a saved student that has one: saved with it again."""
     cache: TeacherCache | None = None
@@ -161,6 +165,20 @@ class Run:
         """The held-out batches, with word of each."""
         return told(self.data.held_out_batches, "evaluate", self.progress)
 
+    @in_first
+    def look_inside(self, when: str, student: PreTrainedModel) -> None:
+        """Note where inside `student` its error is, for the report: `before` or `after` the training."""
+        with self.clock("report"):
+            self.findings.inside[when] = look_inside(student, self.teacher, self.data.held_out_batches)
+
+    def take_samples(self, student: PreTrainedModel) -> None:
+        """Note what both models make of a few held-out texts, for the report."""
+        few = self.recipe.evaluation.samples
+        with self.clock("report"):
+            self.findings.samples = take_samples(
+                student, self.teacher, self.tokenizer, self.data.held_out, few, self.recipe.evaluation.pooling
+            )
+
     def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
         tokens: Literal["all", "completion"] = "completion" if self.data.has_completions else "all"
         pooling = self.recipe.evaluation.pooling
@@ -244,9 +262,10 @@ def start_run(
     models = [model for model in (teacher, student) if model is not None]
     named = [recipe.cache, *names_of(data), tokenizer_name(tokenizer), *map(name_of, models)]
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named)
-    with nullcontext() if output is None else folder:
+    with nullcontext() if output is None else folder, noting_warnings() as warnings:
         progress = on_progress if is_first() else None
-        run = in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, student))
+        findings = Findings(warnings, origin=Path(student) if isinstance(student, str) else None)
+        run = in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, findings, student))
         if is_shared():
             check_same_everywhere(identify_run(plain(recipe), run.data.train, run.tokenizer, run.teacher))
         yield run
@@ -260,6 +279,7 @@ def _load(
     tokenizer: str | PreTrainedTokenizerBase | None,
     on_progress: OnProgress | None,
     started: float,
+    findings: Findings,
     student: str | PreTrainedModel | None,
 ) -> Run:
     device, tell = recipe.find_device(), on_progress or nobody
@@ -294,6 +314,7 @@ def _load(
         data=text,
         resume=folder.resume,
         started=started,
+        findings=findings,
         student_tokenizer=student_tokenizer,
     )
 

@@ -31,8 +31,10 @@ from makd.progress import OnProgress, telling
 from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import (
+    Findings,
     OutputFolder,
     describe_environment,
+    noting_warnings,
     plain,
     write_card,
     write_json,
@@ -84,8 +86,10 @@ def factorize_streamed(
     recipe = recipe or Recipe()
     check_streamable(recipe.factorize)
     named = [teacher, *names_of(data), tokenizer_name(tokenizer)]
-    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream") as folder:
-        return _stream(teacher, data, budget, recipe, folder, tokenizer, on_progress)
+    outputs = OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream")
+    with outputs as folder, noting_warnings() as warnings:
+        findings = Findings(warnings, unmeasured="the teacher was streamed, and the student never compared with it")
+        return _stream(teacher, data, budget, recipe, folder, tokenizer, on_progress, findings)
 
 
 def _stream(
@@ -96,6 +100,7 @@ def _stream(
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
     on_progress: OnProgress | None,
+    findings: Findings,
 ) -> Report:
     started = time.perf_counter()
     device = recipe.find_device()
@@ -136,6 +141,8 @@ def _stream(
         write_recipe(result, settings)
         write_json(result / "metrics.json", metrics)
         write_json(result / "environment.json", environment)
+        findings.made = made
+        findings.write(result, student, anatomy)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment,
             recipe.evaluation.latency_tokens, None if _named(data) is None else "makd factorize", _named(data),

@@ -23,6 +23,7 @@ def compare(
     limit: int | None = None,
     workers: int = 1,
     table: str | None = None,
+    report: str | None = None,
     data: str | None = None,
     output: str | None = None,
     dry_run: bool = False,
@@ -36,6 +37,7 @@ def compare(
         limit: at most so many cells are run now.
         workers: processes that run cells beside each other, on the same device.
         table: markdown file to write the results to, instead of running cells.
+        report: HTML file to write them to, for looking at; instead of running cells.
         data: folder that the tasks' relative paths are in, instead of the experiment's or of MAKD_DATA.
         output: folder of the results, instead of the experiment's.
         dry_run: print the cells, which are done, and about how long the others will take; run nothing.
@@ -43,13 +45,17 @@ def compare(
     if limit is not None and limit < 1:
         raise SettingError(f"--limit is at least 1 cell; got {limit}.")
     loaded = load_experiment(experiment, data=data, output=output)
-    if table is not None:
+    if table is not None or report is not None:
         if dry_run or only is not None or limit is not None:
             raise SettingError(
-                "--table writes what is known and runs nothing: leave out --only, --limit and --dry_run."
+                "--table and --report write what is known and run nothing: leave out --only, --limit and --dry_run."
             )
-        page = comparison.write_page(loaded, table, experiment)
-        return Outcome({"page": page}, [f"written: {page}"])
+        pages = []
+        if table is not None:
+            pages.append(comparison.write_page(loaded, table, experiment))
+        if report is not None:
+            pages.append(comparison.write_comparison_report(loaded, report, experiment))
+        return Outcome({"pages": pages}, [f"written: {page}" for page in pages])
     chosen = comparison.select(comparison.all_cells(loaded), only)
     done = comparison.done_lines(loaded, chosen)
     if dry_run:

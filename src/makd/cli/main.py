@@ -117,8 +117,9 @@ def make_parser(name: str, command: Command, function: Callable[..., Outcome]) -
     for flag, meaning in _EVERYWHERE.items():
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     switches = [flag for flag in _SWITCHES if flag in function.__annotations__]
+    kinds = get_type_hints(function)
     for parameter in command.positional:
-        parser.add_argument(parameter, type=str)
+        parser.add_argument(parameter, type=str, nargs="+" if kinds[parameter] == list[str] else None)
     parser.add_function_arguments(function, as_positional=False, skip={"on_progress", *switches, *command.positional})
     for flag in switches:
         parser.add_argument(f"--{flag}", action="store_true", help=_SWITCHES[flag])
@@ -205,6 +206,7 @@ def _load_cache() -> Callable[..., Outcome]:
 
 def _load_demo() -> Callable[..., Outcome]:
     from makd.cli.demo import DEMOS, reload_in_new_process
+    from makd.html_report import check_extra, write_report
 
     def demo(on_progress: OnProgress, name: str, output: str | None = None) -> Outcome:
         """Compress a real model that a Python package carries, and load the student in a new process.
@@ -215,6 +217,7 @@ def _load_demo() -> Callable[..., Outcome]:
             output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
         """
         check_alone("A demo", "Start it without torchrun or accelerate launch.")
+        check_extra()
         chosen = DEMOS[name]
         folder = output or chosen.output
         compress, function = COMMANDS["compress"], _load_compress()
@@ -223,7 +226,9 @@ def _load_demo() -> Callable[..., Outcome]:
         made = function(on_progress, **given)
         with telling("reload", on_progress):
             line = reload_in_new_process(folder, chosen.auto_class)
-        return replace(made, shown=[*made.shown, line])
+        with telling("report", on_progress):
+            page = write_report([folder])
+        return replace(made, shown=[*made.shown, line, f"report: {page}"])
 
     return demo
 
@@ -238,6 +243,12 @@ def _load_export() -> Callable[..., Outcome]:
     from makd.cli.export import export
 
     return export
+
+
+def _load_report() -> Callable[..., Outcome]:
+    from makd.cli.report import report
+
+    return report
 
 
 def _load_compare() -> Callable[..., Outcome]:
@@ -285,6 +296,12 @@ COMMANDS = {
         "Measure a student against its teacher.",
         "makd evaluate runs/student --teacher MODEL",
         ("student",),
+    ),
+    "report": Command(
+        _load_report,
+        "Show runs as one HTML page: how much smaller, faster, worse, where, and what to try next.",
+        "makd report runs/student",
+        ("runs",),
     ),
     "bench": Command(
         _load_bench,

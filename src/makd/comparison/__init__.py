@@ -4,6 +4,7 @@ from makd.comparison.cells import Cell, all_cells, select
 from makd.comparison.done import done_lines
 from makd.comparison.language import LanguageConfig
 from makd.comparison.page import write_page
+from makd.comparison.report import write_comparison_report
 from makd.comparison.run import compare
 from makd.comparison.settings import Experiment, MethodConfig, SearchConfig
 
@@ -17,5 +18,6 @@ __all__ = [
     "compare",
     "done_lines",
     "select",
+    "write_comparison_report",
     "write_page",
 ]

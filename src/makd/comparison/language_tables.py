@@ -7,7 +7,7 @@ from typing import Any
 from makd.comparison.settings import Experiment
 from makd.comparison.statistics import mean
 from makd.comparison.tables import Lines
-from makd.report.text_table import markdown_table
+from makd.report.text_table import TextTable
 
 LANGUAGE_SCORE = "what is left of the teacher's probability of a token"
 """The score, for a person."""
@@ -16,17 +16,17 @@ KINDS = {"perplexity": "perplexity", "gap": "gap, nats", "agreement": "agreement
 """How a metric's name begins -> its name for a person. The rest says on what."""
 
 
-def language_table(experiment: Experiment, lines: Lines) -> str | None:
-    """Metrics of one budget, a table for each of the experiment's `language`; None without any lines of those."""
+def language_tables(experiment: Experiment, lines: Lines) -> list[TextTable]:
+    """Metrics of one budget, a table for each of the experiment's `language` that has lines."""
     tables = []
     for language in experiment.language:
         own = [line for line in lines if line["cell"]["task"] == language.name]
         if own:
             tables.append(_table(language.name, own, [method.name for method in experiment.methods]))
-    return "\n\n".join(tables) or None
+    return tables
 
 
-def _table(name: str, lines: Lines, methods: Sequence[str]) -> str:
+def _table(name: str, lines: Lines, methods: Sequence[str]) -> TextTable:
     found = [_with_gaps(line["teacher"], line["teacher"]) for line in lines]
     metrics = [metric for metric in found[0] if metric != "score"]
     rows = [["*teacher*", *(_cell(found, metric) for metric in metrics)]]
@@ -38,7 +38,7 @@ def _table(name: str, lines: Lines, methods: Sequence[str]) -> str:
         f"{name}: mean ± standard error over seeds. A gap is the student's log-perplexity minus the teacher's; "
         "agreement the share of greedy next tokens that are the teacher's; ROUGE-L is 0 to 100."
     )
-    return f"{markdown_table(['', *map(_label, metrics)], rows)}\n\n{note}"
+    return TextTable(["", *map(_label, metrics)], rows, note)
 
 
 def _with_gaps(metrics: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,29 +2,20 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from makd.comparison.cells import all_cells, latency_hash
-from makd.comparison.done import done_lines
-from makd.comparison.language_tables import LANGUAGE_SCORE, language_table
-from makd.comparison.latencies import known_latencies
+from makd.comparison.known import budget_tables, introduction, read_known
 from makd.comparison.plot import can_draw, draw
 from makd.comparison.settings import Experiment, budget_name, short_name
 from makd.comparison.statistics import scores
 from makd.comparison.tables import (
     Lines,
-    cost_table,
-    lead_table,
     mean_of,
-    quality_table,
     scores_by_method,
     settings_table,
     share_of_teacher,
 )
 from makd.errors import OutputError
-from makd.report.tables import TASK_LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +40,11 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
         OutputError: no cell was run with these settings; or the page cannot be written, or would replace what is none.
     """
     check_page(Path(path))
-    path, cells = Path(path), all_cells(experiment)
-    lines = list(done_lines(experiment, cells).values())
-    timed = known_latencies(experiment, cells)
-    if not lines:
-        raise OutputError(
-            f"{experiment.output} has no cell with these settings yet. Run `makd compare {shlex.quote(name)}` first."
-        )
+    path, known = Path(path), read_known(experiment, name)
+    lines = known.lines
     parts = [
         f"# {Path(name).stem}: {experiment.teacher}",
-        _introduction(experiment, lines, list(timed.values()), len(cells), name),
+        f"{introduction(experiment, known)}\n{_COMMAND}{shlex.quote(name)}\n```",
     ]
     curves = _curves(experiment, lines)
     try:
@@ -69,21 +55,9 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
             plot = path.with_suffix(".svg")
             draw(curves, "parameters, of the teacher's", "average score, of the teacher's", plot)
             parts.append(f"![Quality against budget]({plot.name})")
-        for budget in experiment.budgets:
-            own = [line for line in lines if line["cell"]["budget"] == budget_name(budget)]
-            if own:
-                identities = {
-                    cell.method.name: latency_hash(experiment, cell) for cell in cells if cell.budget == budget
-                }
-                theirs = {name: timed[identity] for name, identity in identities.items() if identity in timed}
-                tables = (
-                    quality_table(experiment, own),
-                    language_table(experiment, own),
-                    lead_table(experiment, own),
-                    cost_table(experiment, own, theirs),
-                )
-                parts += [f"## {budget_name(budget)}", *(table for table in tables if table is not None)]
-        parts += ["## Settings of the methods", settings_table(experiment, lines)]
+        for budget, tables in budget_tables(experiment, known):
+            parts += [f"## {budget}", *(table.markdown for table in tables)]
+        parts += ["## Settings of the methods", settings_table(experiment, lines).markdown]
         part = path.with_name(f".makd-{path.name}")
         part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         part.replace(path)
@@ -107,30 +81,6 @@ def check_page(path: Path) -> None:
         raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}. Name another file.") from error
-
-
-def _introduction(experiment: Experiment, lines: Lines, timed: Lines, total: int, name: str) -> str:
-    labels = {
-        short_name(task): " and ".join(TASK_LABELS.get(metric, metric) for metric in task.measured)
-        for task in experiment.tasks
-    }
-    labels |= {language.name: LANGUAGE_SCORE for language in experiment.language}
-    told = "; ".join(f"{task}: {metrics}" for task, metrics in labels.items())
-    machines = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in lines))
-    latencies = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in timed))
-    return (
-        f"{len(lines)} of {total} cells. Score of a task is the mean of its metrics ({told}).\n"
-        f"Seeds {', '.join(map(str, experiment.seeds))}; all methods have the same teacher, rows, batches and steps.\n"
-        f"\nTaught on: {machines}.\n"
-        + (f"\nLatencies are of: {latencies}.\n" if latencies else "")
-        + f"\n{_COMMAND}{shlex.quote(name)}\n```"
-    )
-
-
-def _machine(environment: Mapping[str, Any]) -> str:
-    versions = environment["versions"]
-    told = ", ".join(f"{package} {versions[package]}" for package in ("torch", "transformers", "makd"))
-    return f"{environment['device_name']}, threads: {environment['threads']}, {told}"
 
 
 def _curves(experiment: Experiment, lines: Lines) -> dict[str, list[tuple[float, float]]]:

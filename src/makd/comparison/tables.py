@@ -6,7 +6,7 @@ from typing import Any
 
 from makd.comparison.settings import OURS, Experiment, short_name
 from makd.comparison.statistics import Mean, Scores, average, difference, mean, pairs, scores
-from makd.report.text_table import markdown_table
+from makd.report.text_table import TextTable
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -14,7 +14,7 @@ PARTS = ("total", "linears")
 SPENT = (("steps",), ("tokens",), ("seconds", "total"))
 
 
-def quality_table(experiment: Experiment, lines: Lines) -> str:
+def quality_table(experiment: Experiment, lines: Lines) -> TextTable:
     """Scores of one budget: a row for each method, for the teacher and for the majority class."""
     tasks = [short_name(task) for task in experiment.subjects]
     by_method = scores_by_method(experiment, lines)
@@ -34,10 +34,10 @@ def quality_table(experiment: Experiment, lines: Lines) -> str:
         "two-sided t-test: over all pairs, which asks about tasks like these, and within tasks, over seeds alone, "
         "which asks about these very tasks."
     )
-    return f"{markdown_table(head, rows)}\n\n{note}"
+    return TextTable(head, rows, note)
 
 
-def lead_table(experiment: Experiment, lines: Lines) -> str | None:
+def lead_table(experiment: Experiment, lines: Lines) -> TextTable | None:
     """What the first row has more than each other one at one budget, over the cells that both have.
 
     None where no two rows share a cell, or all are ours: the table of scores compares with the first row then.
@@ -52,10 +52,10 @@ def lead_table(experiment: Experiment, lines: Lines) -> str | None:
         gains = pairs(by_method.get(first, {}), theirs)
         if name != first and gains:
             rows.append([f"`{name}`", *_by_task(gains, tasks), _difference(gains)])
-    return markdown_table([f"`{first}` minus", *tasks, "all"], rows) if rows else None
+    return TextTable([f"`{first}` minus", *tasks, "all"], rows) if rows else None
 
 
-def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping[str, Any]]) -> str:
+def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping[str, Any]]) -> TextTable:
     """What each method cost at one budget: means over its cells.
 
     Args:
@@ -76,10 +76,10 @@ def cost_table(experiment: Experiment, lines: Lines, timed: Mapping[str, Mapping
     beside = zip(*([found["teacher"] for found in line["latency_ms"].values()] for line in timed.values()), strict=True)
     rows.insert(0, ["*teacher*", *teacher, *("" for _ in SPENT), *(f"{median(taken):.1f}" for taken in beside)])
     head = ["", "parameters", "of the linears", "steps", "tokens", "seconds"]
-    return markdown_table([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
+    return TextTable([*head, *(f"ms, batch {batch}" for batch in batches)], rows)
 
 
-def settings_table(experiment: Experiment, lines: Lines) -> str:
+def settings_table(experiment: Experiment, lines: Lines) -> TextTable:
     """Hyper-parameters as they were used; those of tasks and budgets that differ stand beside each other."""
     rows = []
     for method in experiment.methods:
@@ -88,7 +88,7 @@ def settings_table(experiment: Experiment, lines: Lines) -> str:
             used = {key: dict.fromkeys(str(line["settings"][key]) for line in own) for key in own[0]["settings"]}
             told = [f"{key} {', '.join(values)}" for key, values in used.items() if [*values] != [str(None)]]
             rows.append([f"`{method.name}`", "; ".join([*_told_steps(method.times_steps), *told])])
-    return markdown_table(["", "settings"], rows, left=2)
+    return TextTable(["", "settings"], rows, left=2)
 
 
 def _told_steps(times: float) -> list[str]:

@@ -60,7 +60,7 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
             if isinstance(ours, AttentionCall):
                 calls = self.teacher.attention
                 call = calls.pop(comparison.teacher) if is_last else calls[comparison.teacher]
-                self[comparison] = _attention(call, ours, counted)
+                self[comparison] = compare_calls(call, ours, counted)
                 continue
             tensors = self.teacher.tensors
             theirs = tensors.pop(comparison.teacher) if is_last else tensors[comparison.teacher]
@@ -84,9 +84,10 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
         return normalised_mse(student, teacher, counted, self._units.get(comparison))
 
 
-def _attention(
+def compare_calls(
     theirs: AttentionCall, ours: AttentionCall, real: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, ""]:
+    """KL(teacher ‖ student) of what attention looks at, in nats: a mean over heads and the queries that are `real`."""
     theirs = theirs.to(ours.query.device)
     biased = theirs.position_bias is not None
     # both read the same batch, so that masks are equal but for a learned bias

@@ -26,6 +26,7 @@ def train(trainer: Trainer, checkpoints: Path, resume: bool) -> int:
         state = TrainerState.load_from_json(str(last / "trainer_state.json"))
         if state.global_step >= state.max_steps:
             trainer._load_from_checkpoint(str(last))
+            trainer.state = state  # with the log of the whole training
             return int(state.num_input_tokens_seen)
     trainer.add_callback(ListFiles())
     with _own_forward_after(trainer):

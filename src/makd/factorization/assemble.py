@@ -4,6 +4,7 @@ Students that differ in their ranks alone are assembled from the same calibratio
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -20,8 +21,9 @@ from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
 from makd.progress import Progress
 from makd.ranks.allocation import LinearSize
+from makd.ranks.curves import ErrorCurve, thin
 from makd.ranks.planning import Planned, plan_ranks
-from makd.ranks.sharing import SharedStack
+from makd.ranks.sharing import SharedStack, all_sizes
 from makd.student.experts import replace_stack_
 from makd.student.shared_linear import replace_linears_
 
@@ -46,7 +48,7 @@ def assemble(job: Job, calibrated: Calibrated) -> PreTrainedModel:
         calibrated.store.remove(entry)
     made = make_(job, calibrated, planned, ModelSource(student), student if factors else None)
     made = replace(made, fitted={**of_tables, **made.fitted})
-    student.factorization = report(job, student, planned, made)  # type: ignore[assignment]
+    student.factorization = report(job, calibrated, student, planned, made)  # type: ignore[assignment]
     return student
 
 
@@ -124,12 +126,26 @@ def cut_stacks_(
     return fitted
 
 
-def report(job: Job, student: PreTrainedModel, planned: Planned, made: Made) -> FactorizeReport:
+def report(job: Job, calibrated: Calibrated, student: PreTrainedModel, planned: Planned, made: Made) -> FactorizeReport:
     """What was done."""
     fallbacks = {name: one.fallback for name, one in made.fitted.items() if one.fallback is not None}
     errors = {name: one.error for name, one in made.fitted.items()}
     found = make_report(student, planned.plan, errors, fallbacks, job.outline, job.plot.left, planned.found)
-    return replace(found, lessons=made.lessons)
+    return replace(found, lessons=made.lessons, spectra=tuple(_curves(job, calibrated, planned)))
+
+
+def _curves(job: Job, calibrated: Calibrated, planned: Planned) -> Iterator[ErrorCurve]:
+    """Of everything that has a rank and a spectrum, with that rank and its break-even among the points."""
+    sizes = all_sizes(job.sizes, planned.groups)
+    for name, rank in planned.items.ranks.items():
+        table = calibrated.tables.get(name)
+        if table is not None:
+            spectrum = table.spectrum
+        elif calibrated.terms.is_decomposed(name):
+            spectrum = calibrated.terms.spectrum(name)
+        else:
+            continue
+        yield thin(name, spectrum, (sizes[name].break_even, *([] if rank is None else [rank])))
 
 
 def linear_sizes(teacher: nn.Module, anatomy: Anatomy) -> list[LinearSize]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from makd.factorization.outline import Outline
 from makd.ranks.allocation import RankPlan
+from makd.ranks.curves import ErrorCurve
 from makd.ranks.sharing import SharedInput
 from makd.solvers.whitened import ALL_ZERO
 from makd.student.counting import count_parameters
@@ -44,6 +45,8 @@ class FactorizeReport:
     text, in nats a prediction or as squared distance of unit embeddings. The nearest was taken."""
     shared_inputs: tuple[SharedInput, ...] = ()
     """Every group of linears that read the same input: whether they got one A, and what that was decided by."""
+    spectra: tuple[ErrorCurve, ...] = ()
+    """What the ranks were chosen from; empty where no spectra were looked at."""
     lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what teaching it did, where layers were taught: see `makd.distill.LayerLesson`."""
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -151,7 +151,7 @@ def stream_student(
     )  # fmt: skip
     total = time.perf_counter() - started
     seconds = {"calibrate": calibrated.seconds, "factorize": total - calibrated.seconds}
-    student.factorization = replace(report(job, student, planned, made), seconds=seconds)  # type: ignore[assignment]
+    student.factorization = replace(report(job, calibrated, student, planned, made), seconds=seconds)  # type: ignore[assignment]
     return student
 
 

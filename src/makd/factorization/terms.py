@@ -188,8 +188,12 @@ class Terms:
         """Second moments of a linear's output gradients, float64 (out, out)."""
         return _unpacked(self.store.read(f"gram/{linear}", self.device)["lower"])
 
+    def is_decomposed(self, name: str) -> bool:
+        """Whether there is a spectrum of this linear or group."""
+        return f"spectra/{name}" in self.store
+
     def _is_kept(self, name: str) -> bool:
-        return self._most(name) == 0 or f"spectra/{name}" in self.store
+        return self._most(name) == 0 or self.is_decomposed(name)
 
     def _most(self, name: str) -> int | None:
         return None if self.wanted.most is None else self.wanted.most.get(name, 0)

@@ -1,16 +1,20 @@
 """Station 9: what a person looks at, and what a run leaves on disk."""
 
 from makd.report.card import write_card
+from makd.report.findings import Findings
 from makd.report.folder import OutputFolder
 from makd.report.manifest import MANIFEST, tell_changed_weights
+from makd.report.noted import noting_warnings
 from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.report.tables import metrics_table, scores_table
 
 __all__ = [
     "MANIFEST",
+    "Findings",
     "OutputFolder",
     "describe_environment",
     "metrics_table",
+    "noting_warnings",
     "plain",
     "scores_table",
     "tell_changed_weights",

@@ -12,19 +12,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 from makd.distill.checkpoints import digest
+from makd.run_files import ABOUT, FOLDER, PAGE
 from makd.weights.shards import weight_files
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "makd.json"
-_LATER = ("README.md", "bench.json")
-"""What `makd bench` adds to a student's folder."""
+_LATER = ("README.md", "bench.json", PAGE)
+"""What `makd bench` and `makd report` add to a student's folder."""
 _RUN = {"recipe.yaml", "metrics.json", "environment.json"}
 """What every run leaves, but that of a cache."""
 _OF_A_RUN = re.compile(
     r"(model|pytorch_model)[-.\w]*\.(safetensors|json)|(generation_)?config\.json|tokenizer[\w.]*|[\w.]*vocab[\w.]*"
     r"|merges\.txt|(special_tokens_map|added_tokens)\.json|[\w.]+\.model|chat_template\.\w+"
     r"|recipe\.yaml|(metrics|environment|bench)\.json|README\.md"
+    rf"|{re.escape(PAGE)}|{FOLDER}/({'|'.join(map(re.escape, ABOUT))})"
     r"|modules\.json|config_sentence_transformers\.json|sentence_bert_config\.json|\d_\w+/(config\.json|[\w.]+\.(safetensors|bin))"
 )
 _OF_A_CACHE = re.compile(r"cache\.json|\d{8}-\d{8}\.safetensors")

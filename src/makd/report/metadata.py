@@ -21,7 +21,7 @@ from makd.data import DataConfig
 from makd.data.settings import BUILT_IN
 from makd.errors import ModelLoadError
 from makd.loading import PACKAGE_SCHEME, locate
-from makd.report.tables import known_metric, task_label
+from makd.measures import known_metric, task_label
 from makd.tasks import TaskConfig
 
 Data = DataConfig | TaskConfig | None

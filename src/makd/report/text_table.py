@@ -1,9 +1,27 @@
 """Station 8: one table of texts, for the terminal and for a card."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts, and what a reader has to know of it."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    left: int = 1
+    """Columns that are texts; the others are numbers."""
+
+    @property
+    def markdown(self) -> str:
+        """For a page."""
+        table = markdown_table(self.columns, self.rows, self.left)
+        return f"{table}\n\n{self.note}" if self.note else table
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], left: int) -> Table:

@@ -1,0 +1,189 @@
+"""Station 10: a comparison as an HTML page: the frontier with standard errors, paired differences, all tables."""
+
+from pathlib import Path
+from statistics import mean as plain_mean
+from typing import Any
+
+from makd.comparison.known import Known, budget_tables, introduction, read_known
+from makd.comparison.settings import Experiment, budget_name, short_name
+from makd.comparison.statistics import average, mean, pairs, scores
+from makd.comparison.tables import mean_of, scores_by_method, settings_table, share_of_teacher
+from makd.html_report import charts
+from makd.html_report.elements import Markup, element, section, table
+from makd.html_report.page import check_extra, command_line, short_name_of, whole_page
+from makd.html_report.target import check_target, write_target
+from makd.report.text_table import TextTable
+
+Point = dict[str, Any]
+"""A method at a budget: its names, costs and scores."""
+
+
+def write_comparison_report(experiment: Experiment, path: str | Path, name: str = "experiment.yaml") -> Path:
+    """Write what is known of `experiment` to `path`, as one HTML file.
+
+    Args:
+        experiment: its output folder has the results; cells that were not run are left open.
+        path: of the page; an older report is replaced, another file is not.
+        name: of the experiment's file.
+
+    Raises:
+        OutputError: no cell was run with these settings; or the page cannot be written, or would replace what is none.
+        SettingError: the charts' library is not installed.
+    """
+    path = Path(path).expanduser()
+    check_extra()
+    check_target(path, overwrite=True)
+    known = read_known(experiment, name)
+    points = _points(experiment, known)
+    parts = [
+        ("glance", "At a glance", _glance(experiment, known, points)),
+        ("frontier", "Frontier", _frontier(points)),
+        ("differences", "Differences", _differences(experiment, known)),
+    ]
+    for at, (budget, tables) in enumerate(budget_tables(experiment, known), start=1):
+        parts.append(
+            (
+                f"budget-{at}",
+                budget,
+                section(
+                    f"budget-{at}",
+                    budget,
+                    [_table(one, f"Table {number} at {budget}") for number, one in enumerate(tables, start=1)],
+                ),
+            )
+        )
+    settings = _table(settings_table(experiment, known.lines), "Settings")
+    parts.append(("settings", "Settings", section("settings", "Settings of the methods", settings)))
+    title = f"{Path(name).stem}: students of {short_name_of(experiment.teacher)}"
+    text = whole_page(
+        title, element("code", experiment.teacher), parts, command_line("makd", "compare", name, "--report", path)
+    )
+    write_target(path, text)
+    return path
+
+
+def _points(experiment: Experiment, known: Known) -> list[Point]:
+    """Every method at every budget that has all tasks."""
+    tasks, found = [short_name(task) for task in experiment.subjects], []
+    for budget in experiment.budgets:
+        lines = known.lines_of(budget)
+        timed = known.timed_of(experiment, budget)
+        teacher = scores(lines, lambda line: float(line["teacher"]["score"]))
+        for method, values in scores_by_method(experiment, lines).items():
+            share, score = share_of_teacher(values, teacher, tasks), average(values, tasks)
+            theirs = average({key: teacher[key] for key in values}, tasks)
+            if share is None or score is None or theirs is None:
+                continue
+            own = [line for line in lines if line["cell"]["method"] == method]
+            size = mean_of(own, "params", "student", "total") / mean_of(own, "params", "teacher", "total")
+            latency = None if method not in timed else timed[method]["latency_ms"]
+            ratios = [] if latency is None else [one["student"] / one["teacher"] for one in latency.values()]
+            found.append({
+                "method": method, "budget": budget_name(budget), "size": size, "quality": 100 * share,
+                "error": 100 * (score.error or 0.0) / theirs.value, "seeds": score.count,
+                "time": plain_mean(ratios) if ratios else None,
+            })  # fmt: skip
+    return found
+
+
+def _glance(experiment: Experiment, known: Known, points: list[Point]) -> Markup:
+    told = [element("p", text) for text in introduction(experiment, known).split("\n\n")]
+    tiles = []
+    for budget in dict.fromkeys(point["budget"] for point in points):
+        own = sorted((point for point in points if point["budget"] == budget), key=lambda point: -point["quality"])
+        best, second = own[0], own[1] if len(own) > 1 else None
+        besides = "" if second is None else f"; then {second['method']} with {second['quality']:.1f}%"
+        tiles.append(element(
+            "div", element("h3", f"Best at {budget}"), element("p", best["method"], class_="answer"),
+            element("p", f"{best['quality']:.1f}% of the teacher's average, SE {best['error']:.1f}{besides}"),
+            class_="tile",
+        ))  # fmt: skip
+    return section("glance", "At a glance", element("div", tiles, class_="tiles"), told)
+
+
+def _frontier(points: list[Point]) -> Markup:
+    figures = []
+    for key, title, across in (("size", "Quality against size", "parameters, of the teacher's"),
+                               ("time", "Quality against latency", "time of a forward, of the teacher's")):  # fmt: skip
+        known = [point for point in points if point[key] is not None]
+        if not known:
+            continue
+        best = max(known, key=lambda point: float(point["quality"]))
+        told = (
+            f"Average score, in per cent of the teacher's; bars are standard errors over seeds. Best: {best['method']}"
+        )
+        spec = charts.frontier(known, (key, across), ("quality", "average, % of the teacher's"), "method", "error")
+        rows = [
+            [point["method"], point["budget"], point[key], point["quality"], point["error"], point["seeds"]]
+            for point in known
+        ]
+        head = ["method", "budget", across, "% of the teacher's", "standard error", "seeds"]
+        figures.append(charts.figure(title, told, spec, head, rows, 2))
+    return section("frontier", "Quality, size and latency", element("div", figures, class_="beside"))
+
+
+def _differences(experiment: Experiment, known: Known) -> Markup:
+    """What the first method has more than each other one, paired over tasks and seeds."""
+    first, figures = experiment.methods[0].name, []
+    for budget in experiment.budgets:
+        by_method = scores_by_method(experiment, known.lines_of(budget))
+        rows: list[Point] = []
+        for method, theirs in by_method.items():
+            gains = pairs(by_method.get(first, {}), theirs)
+            found = mean(100 * gain for gain in gains.values())
+            if method != first and found is not None:
+                error = found.error or 0.0
+                rows.append({"method": method, "gain": found.value, "low": found.value - error,
+                             "high": found.value + error, "pairs": found.count})  # fmt: skip
+        if not rows:
+            continue
+        rows.sort(key=lambda row: -float(row["gain"]))
+        clear = sum(row["low"] > 0 for row in rows)
+        told = (
+            f"{first} minus each other method, in points of 100 times the score, at {budget_name(budget)}: mean and "
+            "standard error over all pairs of task and seed. More than one standard error above zero: "
+            f"{clear} of {len(rows)}"
+        )
+        cells = [[row["method"], row["gain"], row["gain"] - row["low"], row["pairs"]] for row in rows]
+        head = ["method", f"{first} minus it", "standard error", "pairs"]
+        figures.append(charts.figure(f"Paired differences at {budget_name(budget)}", told, _gains(rows), head, cells))
+    if not figures:
+        return section("differences", "Paired differences", element("p", "No two methods share a cell yet."))
+    return section("differences", "Paired differences", element("div", figures, class_="beside"))
+
+
+def _gains(rows: list[Point]) -> dict[str, Any]:
+    y = {
+        "field": "method",
+        "type": "nominal",
+        "title": None,
+        "sort": [row["method"] for row in rows],
+        "axis": {"labelLimit": 180},
+    }
+    x = {"field": "gain", "type": "quantitative", "title": "points", "scale": {"zero": True}}
+    tooltip = [{"field": "method"}, {"field": "gain", "format": "+.2f"}, {"field": "low", "format": "+.2f"},
+               {"field": "high", "format": "+.2f"}]  # fmt: skip
+    colour = charts.COLOURS
+    return {
+        "data": {"values": rows},
+        "height": 26 * len(rows),
+        "layer": [
+            {"mark": {"type": "rule", "color": colour[1], "strokeDash": [4, 3], "aria": False},
+             "encoding": {"x": {"datum": 0}}},
+            {"mark": {"type": "rule", "strokeWidth": 2, "color": colour[0], "aria": False},
+             "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}}},
+            {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": colour[0], "aria": False},
+             "encoding": {"y": y, "x": x, "tooltip": tooltip}},
+        ],
+    }  # fmt: skip
+
+
+def _table(one: TextTable, caption: str) -> Markup:
+    head = [_plain(cell) or "method" for cell in one.columns]
+    rows = [[_plain(cell) for cell in row] for row in one.rows]
+    return element("div", table(head, rows, caption, one.left), element("p", one.note) if one.note else None)
+
+
+def _plain(cell: str) -> str:
+    """A cell without the marks of markdown."""
+    return cell.replace("`", "").strip("*")

@@ -1,0 +1,148 @@
+"""What to try next: commands that follow from what a run measured, the likeliest to help first."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from makd.html_report.elements import Markup, element
+from makd.html_report.glance import latency_ratios, measured, quality_of, worst_linear
+from makd.html_report.record import Record
+from makd.html_report.words import share
+from makd.run_files import LINEARS, TRAINING
+
+MOST = 4
+"""Of suggestions: more are not read."""
+STILL_FALLING = 0.02
+"""By how much of itself the loss fell from one quarter of the training to the last, for more steps to be worth it."""
+FEW_TOKENS = 10
+"""Of the calibration text, for each input of the widest linear, below which more of it is advised."""
+ANOTHER = "ANOTHER"
+"""What a new output is called in a command."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One thing to try."""
+
+    why: str
+    command: str
+
+
+def advise(record: Record) -> list[Suggestion]:
+    """What is worth trying, from the run's own numbers."""
+    return [*_suggest(record)][:MOST]
+
+
+def advice(record: Record) -> Markup:
+    """The same as a list."""
+    found = advise(record)
+    if not found:
+        return element("p", "Nothing in the numbers of this run asks for another one.")
+    lines = [
+        element(
+            "li",
+            element("p", one.why),
+            element("pre", element("code", one.command), tabindex="0", aria_label="command"),
+        )
+        for one in found
+    ]
+    return element("div", element("h3", "What to try next"), element("ol", lines), class_="advice")
+
+
+def command_of(record: Record) -> str:
+    """What made the run, from its recipe, into another folder."""
+    recipe = record.recipe
+    if "student" in recipe:
+        command = "distill"
+    else:
+        command = (
+            "compress" if record.of(TRAINING).get("trainings") or record.metrics["tokens"]["training"] else "factorize"
+        )
+    return f"makd {command} --config {_quoted(record, 'recipe.yaml')} --output {ANOTHER}"
+
+
+def _quoted(record: Record, *names: str) -> str:
+    return shlex.quote(str(record.folder.joinpath(*names)))
+
+
+def _suggest(record: Record) -> Iterator[Suggestion]:
+    teacher, again = shlex.quote(record.teacher), command_of(record)
+    settings = record.recipe.get("recipe") or {}
+    yield from _training(record, settings, teacher, again)
+    rows = (settings.get("calibration") or {}).get("rows")
+    worst = worst_linear(record)
+    budget = record.recipe.get("budget") or {}
+    key = next((name for name in ("keep_linears", "keep") if budget.get(name)), None)
+    if key is not None and worst is not None and (measured(worst) or 0.0) > 0.1:
+        more = min(1.0, round(float(budget[key]) + 0.1, 3))
+        if more < 1:
+            yield Suggestion(
+                f"The worst linear loses {share(measured(worst) or 0.0)} of its output's variance (layer "
+                f"{worst['layer']}, {', '.join(worst['roles'])}, rank {worst['rank'] or 'full'}). A budget of "
+                f"{share(more)} in the place of {share(float(budget[key]))} gives it, and its neighbours, more ranks.",
+                f"{again} --budget.{key} {more:g}",
+            )
+    ratios = latency_ratios(record.metrics)
+    if ratios and min(ratios.values()) > 0.8:
+        yield Suggestion(
+            "It is smaller, but hardly faster: small factors cost a processor as much as one matrix. See which linears "
+            "are better dense again, and what other formats give.",
+            f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
+        )
+    widest = max((row["in_features"] for row in record.of(LINEARS).get("linears", [])), default=0)
+    tokens = record.metrics["tokens"]["calibration"]
+    if rows and 0 < tokens < FEW_TOKENS * widest:
+        yield Suggestion(
+            f"The factors were fitted to {tokens:,} tokens of text, and the widest linear reads {widest:,} numbers of "
+            "each. More text makes them surer.",
+            f"{again} --recipe.calibration.rows {4 * int(rows)}",
+        )
+    if ratios and min(ratios.values()) <= 0.8:
+        yield Suggestion(
+            "To serve it, see what it gains in narrower formats.",
+            f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
+        )
+
+
+def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: str) -> Iterator[Suggestion]:
+    """What the log of the training says."""
+    trainings, quality = record.of(TRAINING).get("trainings"), quality_of(record.metrics)
+    if not record.metrics["tokens"]["training"] and not trainings:
+        yield Suggestion(
+            "It was not trained yet: what is here is the closed-form start alone.",
+            f"makd distill {_quoted(record)} --teacher {teacher} --output {ANOTHER}",
+        )
+        return
+    flag = "recipe.training" if not settings.get("stages") else None
+    training = settings.get("training") or {}
+    if quality is not None and (quality.closed or 0.0) < -0.02 and flag is not None:
+        rate = float(training.get("learning_rate") or 1e-4)
+        yield Suggestion(
+            "Training made it worse than its start. A smaller learning rate keeps what the start has.",
+            f"{again} --{flag}.learning_rate {rate / 3:.1e}",
+        )
+        return
+    fell = falling(trainings[-1]["log"]) if trainings else None
+    if fell is not None and fell > STILL_FALLING and flag is not None:
+        steps = training.get("steps")
+        more = (
+            f"--{flag}.steps {2 * int(steps)}"
+            if steps
+            else f"--{flag}.epochs {2 * float(training.get('epochs') or 1):g}"
+        )
+        yield Suggestion(
+            f"The loss was still falling at the end ({share(fell)} from the third quarter to the last): train longer.",
+            f"{again} {more}",
+        )
+
+
+def falling(log: list[dict[str, Any]]) -> float | None:
+    """By how much of itself the mean loss fell from the third quarter of a log to the last; None of a short one."""
+    losses = [float(entry["loss"]) for entry in log if "loss" in entry]
+    if len(losses) < 8:
+        return None
+    quarter = len(losses) // 4
+    last, before = losses[-quarter:], losses[-2 * quarter : -quarter]
+    mean = sum(before) / quarter
+    return 1 - (sum(last) / quarter) / mean if mean > 0 else None

@@ -1,0 +1,172 @@
+"""A run at a glance: how much smaller, how much faster, how much worse, and where it is worst."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from makd.html_report.elements import Markup, element, section
+from makd.html_report.record import Record
+from makd.html_report.words import Number, count, number, share, times
+from makd.measures import LABELS, task_label
+from makd.run_files import LAYERS, LINEARS
+
+ROLES = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "o": "attention output",
+    "gate": "feed-forward gate",
+    "up": "feed-forward up",
+    "down": "feed-forward down",
+    "cross_q": "cross-attention queries",
+    "cross_k": "cross-attention keys",
+    "cross_v": "cross-attention values",
+    "cross_o": "cross-attention output",
+    "q_latent": "latent queries",
+    "kv_latent": "latent keys and values",
+}
+"""A role -> what it does, for a person."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The one number that says best how good a student is."""
+
+    label: str
+    student: Number
+    teacher: Number | None
+    """None where the measure is of the student beside its teacher."""
+    before: Number | None
+    best: Number
+    """What a perfect copy would have."""
+    higher_is_better: bool = True
+
+    @property
+    def answer(self) -> str:
+        """How much worse, in one glance."""
+        if self.teacher is None:
+            return f"{number(self.student)} of {self.best:g}" if self.best else f"{number(self.student)} off"
+        if not self.teacher:
+            return number(self.student)
+        ratio = self.student / self.teacher
+        if self.higher_is_better:
+            return f"{share(ratio)} of the teacher's"
+        return f"{share(abs(ratio - 1))} {'worse' if ratio > 1 else 'better'}"
+
+    @property
+    def told(self) -> str:
+        """What that is."""
+        if self.teacher is None:
+            return f"{self.label}; a perfect copy has {self.best:g}"
+        return f"{self.label} {number(self.student)}, the teacher has {number(self.teacher)}"
+
+    @property
+    def closed(self) -> Number | None:
+        """How much of the gap to a copy the training has closed, 0 to 1; None where there was none, or no gap."""
+        goal = self.best if self.teacher is None else self.teacher
+        if self.before is None or abs(goal - self.before) < 1e-6:
+            return None
+        return 1 - (goal - self.student) / (goal - self.before)
+
+
+def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
+    """The first that there is of: the task's score, perplexity, and how close predictions or embeddings are."""
+    task = metrics.get("task", {})
+    if "teacher" in task:
+        name = "score" if "score" in task["after"] else next(iter(task["after"]))
+        before = task.get("before", {}).get(name)
+        return Quality(f"{task['name']} {task_label(name)}", task["after"][name], task["teacher"][name], before, 1.0)
+    found = metrics.get("perplexity")
+    if found:
+        return Quality("perplexity", found["after"], found["teacher"], found.get("before"), 1.0, False)
+    fidelity = metrics.get("fidelity", {})
+    for name in ("rank_correlation", "cosine", "top1_agreement", "label_agreement"):
+        if name in fidelity.get("after", {}):
+            before = fidelity.get("before", {}).get(name)
+            return Quality(LABELS[name][0], fidelity["after"][name], None, before, 1.0)
+    if "squared_difference" in fidelity.get("after", {}):
+        label, before = LABELS["squared_difference"][0], fidelity.get("before", {}).get("squared_difference")
+        return Quality(label, fidelity["after"]["squared_difference"], None, before, 0.0, False)
+    return None
+
+
+def role_name(roles: list[str]) -> str:
+    """Roles of a linear, for a person."""
+    return " + ".join(ROLES.get(role, role) for role in roles)
+
+
+def measured(row: Mapping[str, Any]) -> Number | None:
+    """The newest measured error of a linear."""
+    found = row["measured_error"]
+    value: Number | None = found.get("after", found.get("before"))
+    return value
+
+
+def worst_linear(record: Record) -> Mapping[str, Any] | None:
+    """The linear whose output is farthest from the teacher's; None where nothing was measured."""
+    rows = [row for row in record.of(LINEARS).get("linears", []) if measured(row) is not None]
+    return max(rows, key=lambda row: measured(row) or 0.0) if rows else None
+
+
+def worst_layer(record: Record) -> Mapping[str, Any] | None:
+    """The layer whose hidden states are farthest from the teacher's."""
+    layers = record.of(LAYERS).get("after", {}).get("layers", [])
+    known = [layer for layer in layers if "hidden_error" in layer]
+    return max(known, key=lambda layer: float(layer["hidden_error"])) if known else None
+
+
+def latency_ratios(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Batch -> the student's time for a forward, in the teacher's."""
+    found = metrics.get("latency_ms")
+    if not found:
+        return {}
+    return {batch: found["student"][batch] / found["teacher"][batch] for batch in found["student"]}
+
+
+def glance(record: Record, advice: Markup) -> Markup:
+    """The section that a person reads first."""
+    tiles = [_smaller(record), _faster(record), _worse(record), _where(record)]
+    return section(record.key("glance"), "At a glance", element("div", tiles, class_="tiles"), advice)
+
+
+def _smaller(record: Record) -> Markup:
+    total, linears = record.metrics["params"]["total"], record.metrics["params"]["linears"]
+    told = f"{count(total['student'])} of {count(total['teacher'])} parameters; of the linears' " + (
+        f"{share(linears['student'] / linears['teacher'])} are left"
+    )
+    return _tile("How much smaller", f"{share(1 - total['student'] / total['teacher'])} smaller", told)
+
+
+def _faster(record: Record) -> Markup:
+    ratios = latency_ratios(record.metrics)
+    if not ratios:
+        return _tile("How much faster", "not timed", "`makd bench` times it beside its teacher")
+    best = min(ratios, key=ratios.__getitem__)
+    told = "; ".join(f"batch {name.removeprefix('batch')}: {times(value)}" for name, value in ratios.items())
+    return _tile("How much faster", f"{1 / ratios[best]:.2f}x as fast" if ratios[best] < 0.97 else "no faster", told)
+
+
+def _worse(record: Record) -> Markup:
+    quality = quality_of(record.metrics)
+    if quality is None:
+        return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
+    closed, trained = quality.closed, ""
+    if closed is not None:
+        trained = f". Training closed {share(closed)} of the gap" if closed > 0 else ". Training did not help"
+    return _tile("How much worse", quality.answer, quality.told + trained)
+
+
+def _where(record: Record) -> Markup:
+    worst, layer = worst_linear(record), worst_layer(record)
+    if worst is None:
+        return _tile("Where it is worst", "not measured", "the teacher was not at hand, or the run is older")
+    told = f"{role_name(worst['roles'])}: {share(measured(worst) or 0.0)} of its output's variance is lost"
+    if layer is not None:
+        told += f". Of the hidden states {share(layer['hidden_error'])} after layer {layer['layer']}, the worst"
+    return _tile("Where it is worst", f"layer {worst['layer']}, {', '.join(worst['roles'])}", told)
+
+
+def _tile(question: str, answer: str, told: str) -> Markup:
+    return element(
+        "div", element("h3", question), element("p", answer, class_="answer"), element("p", told), class_="tile"
+    )

@@ -1,0 +1,89 @@
+"""What a run left in its folder, read for its report. Nothing is computed, and no torch is imported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from makd.errors import OutputError
+from makd.plain_json import read_json
+from makd.plain_yaml import read_yaml
+from makd.run_files import ABOUT, FOLDER, FORMAT
+
+OLD = "this run was made by a makd that did not keep it"
+AGAIN = "Run it again with this makd to have it."
+ADVICE = "Restore it, or run the command again that made the folder."
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    found: Mapping[str, Mapping[str, Any]]
+    """File of `run_files` -> its content; `missing` says why there is none."""
+    prefix: str = ""
+    """Of the ids of its sections, where a page has several runs."""
+
+    def key(self, name: str) -> str:
+        """Id of a section."""
+        return f"{self.prefix}{name}"
+
+    @property
+    def name(self) -> str:
+        """What a person calls the run."""
+        return self.folder.resolve().name
+
+    @property
+    def teacher(self) -> str:
+        """As the recipe names it."""
+        return str(self.recipe.get("teacher", "its teacher"))
+
+    def of(self, file: str) -> Mapping[str, Any]:
+        """The content of one of the run's files for its report."""
+        return self.found[file]
+
+
+def read_run(folder: str | Path, prefix: str = "") -> Record:
+    """Read what a run left; its sections' ids begin with `prefix`.
+
+    Raises:
+        OutputError: the folder is no student that makd made, or a file in it is damaged.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise OutputError(f"{folder} is no folder. Give the output of `makd compress`, `factorize` or `distill`.")
+    if not (path / "metrics.json").is_file():
+        raise OutputError(
+            f"{folder} has no metrics.json, so it is no student that makd made and measured. Give the output of "
+            "`makd compress`, `factorize` or `distill`."
+        )
+    metrics = read_json(path / "metrics.json", dict, OutputError, ADVICE)
+    counts = metrics.get("params")
+    if not isinstance(counts, dict) or not all(isinstance(one, dict) and "student" in one for one in counts.values()):
+        raise OutputError(
+            f"{path / 'metrics.json'} compares no student with a teacher: it is that of a model `makd finetune` made, "
+            "or of something else. Give the output of `makd compress`, `factorize` or `distill`."
+        )
+    recipe = read_yaml(path / "recipe.yaml") if (path / "recipe.yaml").is_file() else {}
+    environment = path / "environment.json"
+    return Record(
+        path,
+        metrics,
+        recipe if isinstance(recipe, dict) else {},
+        read_json(environment, dict, OutputError, ADVICE) if environment.is_file() else {},
+        {name: _read(path / FOLDER / name) for name in ABOUT},
+        prefix,
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {"missing": OLD}
+    found: dict[str, Any] = read_json(path, dict, OutputError, ADVICE)
+    if found.get("format") != FORMAT:
+        return {"missing": f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"}
+    return found

@@ -1,0 +1,112 @@
+"""What measurements are called for a person, and a run's `metrics.json` as rows of texts. Needs no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LABELS = {
+    "rank_correlation": ("rank correlation", "{:.4f}"),
+    "cosine": ("cosine to teacher", "{:.4f}"),
+    "prediction_kl": ("prediction KL (nats)", "{:.4f}"),
+    "top1_agreement": ("top-1 agreement", "{:.1%}"),
+    "label_agreement": ("labels alike", "{:.1%}"),
+    "label_set_agreement": ("sets of labels alike", "{:.1%}"),
+    "squared_difference": ("squared difference", "{:.4g}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+}
+"""Measurement -> its name for a person, and its format."""
+
+ROLLING_LABELS = {
+    "token": "rolling perplexity",
+    "word": "rolling perplexity, word",
+    "bits_per_byte": "rolling bits a byte",
+}
+"""The same for the perplexity of one long text."""
+
+TASK_LABELS = {
+    "score": "score",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "subset_accuracy": "subset accuracy",
+    "r2": "R²",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "entity_f1": "entity F1",
+    "entity_precision": "entity precision",
+    "entity_recall": "entity recall",
+    "token_accuracy": "token accuracy",
+    "exact_match": "exact match",
+    "answerable_f1": "F1, answerable",
+    "unanswerable_f1": "F1, unanswerable",
+}
+"""Metric of a task -> its name for a person. A suffix names the split, as in `accuracy_matched`."""
+
+
+def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(what, teacher, before training, student) of a run's `metrics.json`, as texts; empty where none applies."""
+    table = []
+    for key, label in (("total", "parameters"), ("linears", "  of the linears")):
+        counts = metrics["params"][key]
+        share = counts["student"] / counts["teacher"]
+        table.append((label, f"{counts['teacher']:,}", "", f"{counts['student']:,} ({share:.1%})"))
+    if "bytes" in metrics:
+        stored = metrics["bytes"]
+        table.append(("bytes on disk", f"{stored['teacher']:,}", "", f"{stored['student']:,}"))
+    for batch in ("batch1", "batch16"):
+        if "latency_ms" in metrics:
+            theirs, ours = (metrics["latency_ms"][side][batch] for side in ("teacher", "student"))
+            label = f"ms a forward, {batch.replace('batch', 'batch ')}"
+            table.append((label, f"{theirs:.1f}", "", f"{ours:.1f} ({ours / theirs:.2f}x)"))
+    table += _language_rows(metrics)
+    task = metrics.get("task", {})
+    for name, value in task.get("after", {}).items():
+        before = f"{task['before'][name]:.4f}" if "before" in task else ""
+        table.append((f"{task['name']} {task_label(name)}", f"{task['teacher'][name]:.4f}", before, f"{value:.4f}"))
+    fidelity = metrics.get("fidelity", {})  # a student that was never in memory was not compared
+    before, after = fidelity.get("before", {}), fidelity.get("after", {})
+    for name, value in after.items():
+        label, form = LABELS[name]
+        table.append((label, "", form.format(before[name]) if name in before else "", form.format(value)))
+    return table
+
+
+def _language_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The same of causal language models alone: perplexities, and answers to instructions."""
+    table = []
+    rolling = metrics.get("rolling_perplexity", {})
+    labelled = [("perplexity", metrics.get("perplexity", {}))]
+    labelled += [(label, {when: rolling[when][name] for when in rolling}) for name, label in ROLLING_LABELS.items()]
+    for label, values in labelled:
+        if values:
+            before = f"{values['before']:.2f}" if "before" in values else ""
+            table.append((label, f"{values['teacher']:.2f}", before, f"{values['after']:.2f}"))
+    answers = metrics.get("instructions")
+    if answers is not None:
+        theirs, ours = (_spread(answers["rouge_l"][side]) for side in ("teacher", "student"))
+        table.append(
+            (f"ROUGE-L, {len(answers['seeds'])} {'seed' if len(answers['seeds']) == 1 else 'seeds'}", theirs, "", ours)
+        )
+        theirs, ours = (f"{answers['answer_tokens'][side]:.0f}" for side in ("teacher", "student"))
+        table.append(("tokens of an answer", theirs, "", ours))
+    return table
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = found["deviation"]
+    return f"{found['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def known_metric(name: str) -> str:
+    """The metric of `TASK_LABELS` that `name` is, perhaps of one of several splits; empty if it is none."""
+    known = sorted(TASK_LABELS, key=len, reverse=True)
+    return next((key for key in known if f"{name}_".startswith(f"{key}_")), "")
+
+
+def task_label(name: str) -> str:
+    """A task's metric for a person, perhaps of one of several splits."""
+    known = known_metric(name)
+    rest = name.removeprefix(known).strip("_")
+    return TASK_LABELS.get(known, "") + (f" ({rest})" if rest and known else rest)

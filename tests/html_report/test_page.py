@@ -1,0 +1,269 @@
+"""The HTML file of one run or several: what a person finds in it, and that no text in it is taken for markup."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from makd.errors import OutputError, SettingError
+from makd.html_report import write_report
+from makd.html_report.advice import advise, falling
+from makd.html_report.record import read_run
+from makd.html_report.target import MARK
+from makd.run_files import SAMPLES
+from tests.html_report.made_up import METRICS, RECIPE, make_run
+
+GONE = {"format": 1, "missing": "the teacher was streamed"}
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 '\"> & {{x}} ]]> <!--"
+
+
+class Found(HTMLParser):
+    """Elements, texts outside of scripts and styles, and the content of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.scripts, self.ids, self._inside = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in ("meta", "input", "br", "link"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag
+
+    def handle_data(self, data):
+        if self._inside and self._inside[-1] in ("script", "style"):
+            self.scripts.append(data)
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(**settings):
+        path = write_report([make_run(tmp_path / "student", **settings)])
+        return path.read_text(encoding="utf-8")
+
+    return write
+
+
+def section(text, name):
+    return Found(re.search(rf'<section id="{name}".*?</section>', text, re.DOTALL).group()).text
+
+
+class TestWhatAPersonFinds:
+    def test_how_much_smaller_faster_and_worse_and_where_it_is_worst(self, page):
+        told = section(page(layers=3), "glance")
+        assert "15.8% smaller" in told  # 1 - 113,281,344 / 134,515,008
+        assert "113 million of 135 million parameters" in told
+        assert "2.00x as fast" in told
+        assert "8.7% worse" in told
+        assert "perplexity 33.9, the teacher has 31.2" in told
+        assert "Training closed 36.6% of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
+        assert "layer 2, down" in told
+        assert "35.0% of its output's variance is lost" in told
+
+    def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
+        told = section(page(), "glance")
+        assert "train longer" in told
+        assert "--recipe.training.steps 400" in told
+        assert "--budget.keep_linears 0.9" in told
+
+    def test_sections_in_the_order_in_which_a_person_asks(self, page):
+        ids = [one for one in Found(page()).ids if not one.endswith("-title")]
+        order = ["glance", "quality", "map", "spectra", "layers", "training", "samples", "warnings", "recipe"]
+        assert [one for one in ids if one in order] == order
+
+    def test_every_linear_with_its_rank_and_errors(self, page):
+        told = section(page(), "map")
+        assert "14 of 14 linears have factors. Layers count from 0." in told
+        assert "model.layers.1.mlp.down_proj 1 down 576 x 1536 192 418" in told
+
+    def test_where_the_two_texts_part_is_marked(self, page):
+        text = page()
+        assert "<p>a text one <mark>two</mark></p>" in text
+        assert "<p>a text one <mark>three</mark></p>" in text
+
+    def test_every_chart_has_a_sentence_and_its_numbers_as_a_table(self, page):
+        text = page()
+        figures = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+        assert len(figures) == len(re.findall("data-chart", text)) - 1  # the script's own mention
+        assert len(figures) > 10
+        for figure in figures:
+            assert re.search(r"<figcaption><strong>.+?</strong><span>.+?</span></figcaption>", figure)
+            assert re.search(r"<details>.*<table>.*<td", figure, re.DOTALL)
+            assert json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure, re.DOTALL).group(1))
+
+
+class TestWhatIsNotThere:
+    def test_a_run_of_an_older_makd_says_what_is_missing_and_how_to_get_it(self, tmp_path):
+        nothing = dict.fromkeys(("linears", "spectra", "training", "layers", "samples", "warnings"))
+        text = write_report([make_run(tmp_path / "student", others=nothing)]).read_text(encoding="utf-8")
+        assert "perplexity 33.9" in section(text, "glance")
+        for name in ("map", "spectra", "layers", "training", "warnings"):
+            assert "This run was made by a makd that did not keep it. Run it again" in section(text, name)
+
+    def test_the_reason_that_a_run_gave_stands_in_the_place(self, page):
+        assert "The teacher was streamed." in section(page(others={"layers": GONE}), "layers")
+
+    def test_a_file_of_a_later_format_is_not_guessed_at(self, page):
+        assert "Its samples.json has format 2, and this makd reads 1" in page(others={"samples": {"format": 2}})
+
+
+class TestSafety:
+    def test_hostile_text_stays_text(self, tmp_path):
+        recipe = {**RECIPE, "teacher": HOSTILE}
+        path = write_report([make_run(tmp_path / "student", text=HOSTILE, recipe=recipe)])
+        found = Found(path.read_text(encoding="utf-8"))
+        assert html.unescape(HOSTILE).split()[0] in found.text
+        assert not [tag for tag, _ in found.tags if tag == "img"]
+        assert not any("alert(1)" in script and "\\u003c/script" not in script for script in found.scripts)
+        assert not [attributes for _, attributes in found.tags if any(name.startswith("on") for name in attributes)]
+
+    def test_nothing_is_loaded_from_anywhere(self, page):
+        found = Found(page())
+        assert not [attributes for tag, attributes in found.tags if "src" in attributes or tag == "link"]
+        assert {attributes["href"][0] for tag, attributes in found.tags if "href" in attributes} == {"#"}
+        policy = next(attributes for _, attributes in found.tags if attributes.get("http-equiv"))
+        assert policy["content"].startswith("default-src 'none'")
+
+    def test_ids_are_used_once_also_with_several_runs(self, tmp_path):
+        runs = [make_run(tmp_path / name / "student") for name in ("a", "b")]
+        ids = Found(write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")).ids
+        assert len(ids) == len({*ids})
+
+    def test_no_torch_is_imported(self, tmp_path):
+        run = make_run(tmp_path / "student")
+        code = (
+            "import sys; sys.argv = ['makd']\nfrom makd.html_report import write_report\n"
+            f"write_report([{str(run)!r}]); assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+class TestSeveralRuns:
+    def test_they_stand_beside_each_other_and_their_own_sections_are_folded(self, tmp_path):
+        smaller = {**METRICS, "params": {**METRICS["params"], "total": {"teacher": 134_515_008, "student": 67_257_504}}}
+        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=smaller)]
+        text = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+        told = section(text, "frontier")
+        assert "Quality against size" in told
+        assert "Quality against latency" in told
+        assert "67,257,504 (50.0%)" in told
+        assert len(re.findall(r'<details class="run"', text)) == 2
+
+    def test_runs_of_the_same_name_are_told_apart_by_what_is_above_them(self, tmp_path):
+        runs = [make_run(tmp_path / name / "student") for name in ("a", "b")]
+        text = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+        assert "<summary>a/student</summary>" in text
+
+    def test_different_teachers_are_said(self, tmp_path):
+        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", recipe={**RECIPE, "teacher": "another"})]
+        assert "These runs have 2 teachers" in write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+
+    def test_they_need_a_place(self, tmp_path):
+        with pytest.raises(SettingError, match="--output"):
+            write_report([make_run(tmp_path / "one"), make_run(tmp_path / "two")])
+
+
+class TestTheFile:
+    def test_stands_in_the_run_unless_told_otherwise(self, tmp_path):
+        run = make_run(tmp_path / "student")
+        assert write_report([run]) == run / "report.html"
+        assert write_report([run], tmp_path / "new" / "page.html").is_file()
+
+    def test_replaces_a_report_only_when_asked(self, tmp_path):
+        run = make_run(tmp_path / "student")
+        (run / "report.html").write_text(f"<html>{MARK}")
+        with pytest.raises(OutputError, match="--overwrite"):
+            write_report([run])
+        assert write_report([run], overwrite=True).stat().st_size > 100_000
+
+    def test_never_replaces_anything_else(self, tmp_path):
+        (tmp_path / "page.html").write_text("mine")
+        with pytest.raises(OutputError, match="no report that makd wrote"):
+            write_report([make_run(tmp_path / "student")], tmp_path / "page.html", overwrite=True)
+        assert (tmp_path / "page.html").read_text() == "mine"
+
+    def test_a_folder_that_is_no_student_is_told(self, tmp_path):
+        with pytest.raises(OutputError, match=r"no metrics\.json"):
+            write_report([tmp_path])
+        with pytest.raises(OutputError, match="no folder"):
+            write_report([tmp_path / "nowhere"])
+        (tmp_path / "metrics.json").write_text('{"task": {"after": {}}, "params": {"total": 5}}')
+        with pytest.raises(OutputError, match="compares no student"):
+            write_report([tmp_path])
+
+    def test_a_damaged_file_is_named(self, tmp_path):
+        run = make_run(tmp_path / "student")
+        (run / "report" / SAMPLES).write_text("{")
+        with pytest.raises(OutputError, match=r"samples\.json is damaged"):
+            write_report([run])
+        (run / "report" / SAMPLES).write_text('{"format": 1, "kind": "continuations", "rows": [{"prompt": 1}]}')
+        with pytest.raises(OutputError, match="is not as makd writes it"):
+            write_report([run])
+
+    def test_without_its_library_the_extra_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(SettingError, match=r"pip install makd\[report\]"):
+            write_report([make_run(tmp_path / "student")])
+
+
+class TestTheCommand:
+    def test_writes_the_report_and_says_where(self, run, tmp_path):
+        student = make_run(tmp_path / "student")
+        code, out, _ = run("report", student)
+        assert (code, out) == (0, f"report: {student / 'report.html'}\n")
+
+    def test_takes_several_runs(self, run, tmp_path):
+        runs = [make_run(tmp_path / name) for name in ("one", "two")]
+        assert run("report", *runs, "--output", tmp_path / "both.html")[0] == 0
+        code, _, err = run("report", *runs, "--output", tmp_path / "both.html")
+        assert code == 2
+        assert "--overwrite" in err
+
+
+class TestAdvice:
+    def test_a_student_that_was_not_trained_is_to_be(self, tmp_path):
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"format": 1, "missing": "not trained"}
+        first = advise(read_run(make_run(tmp_path / "student", metrics=metrics, others={"training": gone})))[0]
+        assert first.command == f"makd distill {tmp_path / 'student'} --teacher org/teacher --output ANOTHER"
+
+    def test_a_training_that_made_it_worse_wants_a_smaller_learning_rate(self, tmp_path):
+        metrics = {**METRICS, "perplexity": {"teacher": 31.0, "before": 33.0, "after": 36.0}}
+        first = advise(read_run(make_run(tmp_path / "student", metrics=metrics)))[0]
+        assert first.command.endswith("--recipe.training.learning_rate 3.3e-05")
+
+    def test_one_that_is_hardly_faster_is_to_be_timed_in_other_formats(self, tmp_path):
+        latency = {side: {"batch1": 100.0, "batch16": 1000.0} for side in ("teacher", "student")}
+        found = advise(read_run(make_run(tmp_path / "student", metrics={**METRICS, "latency_ms": latency})))
+        assert any("hardly faster" in one.why and one.command.startswith("makd bench ") for one in found)
+
+    def test_little_text_for_wide_linears_wants_more(self, tmp_path):
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "calibration": 10_000}}  # 1536 inputs, 10 tokens each
+        found = advise(read_run(make_run(tmp_path / "few", metrics=metrics)))
+        assert any(one.command.endswith("--recipe.calibration.rows 1600") for one in found)
+        found = advise(read_run(make_run(tmp_path / "many")))
+        assert not any("calibration" in one.command for one in found)
+
+    def test_names_with_spaces_are_quoted(self, tmp_path):
+        found = advise(read_run(make_run(tmp_path / "my student")))
+        assert f"'{tmp_path / 'my student' / 'recipe.yaml'}'" in found[0].command
+
+    def test_falling_compares_the_last_two_quarters(self):
+        losses = [4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0]
+        assert falling([{"loss": one} for one in losses]) == pytest.approx(0.5)
+        assert falling([{"loss": 1.0}] * 7) is None
