@@ -166,8 +166,8 @@ def table() -> None:
         "# A sentence encoder, from unlabelled text",
         "",
         "Students of all-MiniLM-L6-v2, made from 40,000 texts of ten kinds without their labels: encyclopedia,",
-        "paragraphs and questions, premises and hypotheses, forum questions, instructions and answers, grammar examples,",
-        "film reviews. STS-B and MRPC are of kinds that were not learned from. In brackets: of the teacher's. "
+        "paragraphs and questions, premises and hypotheses, forum questions, instructions and answers, examples of",
+        "grammar, film reviews. STS-B and MRPC are of kinds that were not learned from. In brackets: of the teacher's. "
         f"{environment['device_name']}, {environment['threads']} thread(s).",
         "Measured by `python benchmarks/sentence.py run --keep SHARE --steps STEPS`, written by `… table`;",
         "what is measured stands in that file.",
