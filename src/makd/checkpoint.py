@@ -140,7 +140,7 @@ def check_numbers(folder: Path, model: PreTrainedModel, name: str) -> None:
             if {key, known} & parameters.keys():
                 raise ModelLoadError(
                     f"{name}: {key} is stored as {str(tensor.dtype).removeprefix('torch.')}. Weights are numbers with "
-                    "a fraction: these are codes of a quantized model whose config.json does not say so, or damaged. "
+                    "a fraction: these are codes of a quantized model, or damaged. "
                     "Load the unquantized version of the model, or copy its folder again, whole."
                 )
 

@@ -8,9 +8,10 @@ import torch
 from accelerate import dispatch_model
 
 import makd
-from makd.distill.engines import check_shared, set_engine_
+from makd.distill import DistillTrainer, SupervisedTrainer
+from makd.distill.engines import check_shared
 from makd.errors import SettingError
-from tests.distill.test_trainer import make_arguments
+from tests.distill.test_trainer import make_arguments, make_pair
 from tests.models import batch, tiny
 
 PLACES = {
@@ -79,10 +80,20 @@ def test_embeddings_that_a_head_shares_are(name):
     check_shared(model)
 
 
-def test_one_process_takes_one_of_several_gpus(tmp_path, caplog):
+def taught(arguments):
+    student, teacher = make_pair()
+    DistillTrainer(student, teacher, args=arguments)
+
+
+def fine_tuned(arguments):
+    SupervisedTrainer(tiny("bert", head="sequence_classification"), args=arguments)
+
+
+@pytest.mark.parametrize("begin", [taught, fine_tuned])
+def test_one_process_takes_one_of_several_gpus(begin, tmp_path, caplog):
     arguments = make_arguments(tmp_path)
     arguments.__dict__["_n_gpu"] = 4
     assert arguments.n_gpu == 4
-    set_engine_(arguments)
+    begin(arguments)
     assert arguments.n_gpu == 1
     assert "torchrun --nproc-per-node 4" in caplog.text

@@ -11,6 +11,7 @@ from makd.anatomy import predictions_of
 from makd.anatomy.key_cache import cache_setting_kept, without_cache
 from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
+from makd.distill.engines import set_engine_
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
 from makd.distill.shares import SHARE, share_out
@@ -34,6 +35,7 @@ class SupervisedTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
         check_precision(model)
+        set_engine_(kwargs.get("args"))
         self.dropout = dropout
         self.predictions = predictions_of(model)
         with cache_setting_kept(model):

@@ -1,0 +1,91 @@
+"""An ablation of a real run on a tiny model: its cells, its resume and its table."""
+
+import json
+import shutil
+from statistics import mean, stdev
+
+import pytest
+
+import makd
+from makd.ablation import Ablation, ablate, ablation_markdown
+from makd.ablation.variations import WHOLE
+from makd.errors import SettingError
+from makd.pipeline import distill, factorize_only
+
+BUDGET = makd.Budget(keep_linears=0.5)
+TEXTS = [f"The {kind} number {index} is a sequence of names." for kind in ("list", "class") for index in range(200)]
+RECIPE = makd.Recipe(
+    plan=makd.Plan(terms=(makd.Term(aspect="hidden"), makd.Term(aspect="embedding"))),
+    training=makd.TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2),
+    calibration=makd.CalibrationConfig(rows=16),
+    evaluation=makd.EvaluationConfig(rows=40, latency=False),
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def found(encoder_folder, tmp_path_factory) -> Ablation:
+    return ablate(str(encoder_folder), TEXTS, BUDGET, RECIPE, tmp_path_factory.mktemp("ablation"), seeds=(1, 2))
+
+
+def test_each_seed_has_a_cell_of_each_variation(found):
+    assert [(line["seed"], line["variation"]) for line in found.lines] == [
+        (1, WHOLE), (1, "without hidden"), (1, "without embedding"),
+        (2, WHOLE), (2, "without hidden"), (2, "without embedding"),
+    ]  # fmt: skip
+
+
+def test_the_cells_of_a_seed_begin_from_one_start_and_end_apart(found):
+    of_first = [line["metrics"]["fidelity"] for line in found.lines if line["seed"] == 1]
+    assert len({json.dumps(fidelity["before"]) for fidelity in of_first}) == 1
+    assert len({fidelity["after"]["cosine"] for fidelity in of_first}) == 3
+
+
+def test_a_cell_is_what_factorize_and_distill_give_with_its_seed_and_plan(found, encoder_folder, tmp_path):
+    recipe = makd.Recipe(**{**vars(RECIPE), "seed": 2})
+    factorize_only(str(encoder_folder), TEXTS, BUDGET, recipe, tmp_path / "start")
+    only = makd.Recipe(**{**vars(recipe), "plan": makd.Plan(terms=(makd.Term(aspect="embedding"),))})
+    report = distill(str(tmp_path / "start"), str(encoder_folder), TEXTS, only, tmp_path / "taught")
+    assert found.lines[4]["variation"] == "without hidden"
+    assert found.lines[4]["metrics"]["fingerprint"] == report.metrics["fingerprint"]
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are(found, encoder_folder, monkeypatch, tmp_path):
+    def refuse(*_arguments, **_settings):
+        raise AssertionError("a cell was run")
+
+    monkeypatch.setattr("makd.ablation.run.distill", refuse)
+    again = ablate(str(encoder_folder), TEXTS, BUDGET, RECIPE, found.folder, seeds=(1, 2))
+    assert again.lines == found.lines
+    shutil.copy(found.folder / "results.jsonl", tmp_path)
+    with pytest.raises(AssertionError, match="a cell was run"):
+        ablate(str(encoder_folder), TEXTS, makd.Budget(keep_linears=0.4), RECIPE, tmp_path, seeds=(1,))
+
+
+def test_nothing_but_the_lines_stays(found):
+    assert {path.name for path in found.folder.iterdir() if path.suffix != ".lock"} == {"results.jsonl"}
+
+
+def test_the_table_has_means_and_paired_differences(found):
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ablation_markdown(found.lines).splitlines()]
+    assert [row[0] for row in table[2:]] == [
+        "teacher", "start, untaught", WHOLE, "without hidden", "without embedding",
+    ]  # fmt: skip
+    column = table[0].index("rank correlation")
+    values = {
+        name: [line["metrics"]["fidelity"]["after"]["rank_correlation"] for line in found.lines
+               if line["variation"] == name]
+        for name in (WHOLE, "without hidden")
+    }  # fmt: skip
+    own = values["without hidden"]
+    assert table[0][1] == "rank correlation"
+    assert table[5][column] == f"{mean(own):.4f} ± {stdev(own) / 2**0.5:.4f}"
+    gains = [ours - theirs for ours, theirs in zip(own, values[WHOLE], strict=True)]
+    assert table[5][-1].startswith(f"{mean(gains):+.4f} = {mean(gains) / (stdev(gains) / 2**0.5):+.1f} SE (p ")
+    assert table[4][-1] == ""
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_are_different_and_at_least_one(seeds, encoder_folder, tmp_path):
+    with pytest.raises(SettingError, match="seeds are one or more different numbers"):
+        ablate(str(encoder_folder), TEXTS, BUDGET, RECIPE, tmp_path, seeds=seeds)
