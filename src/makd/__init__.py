@@ -15,6 +15,7 @@ import makd_autoload
 
 if TYPE_CHECKING:
     from makd import aspects
+    from makd.ablation import Ablation, ablate
     from makd.anatomy import Anatomy, Role, resolve
     from makd.aspects import Completions, Plan, Term
     from makd.cache import CacheConfig, TeacherCache
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from makd.tasks import TaskConfig, load_task
 
 _HOME = {
+    "Ablation": "makd.ablation",
     "Anatomy": "makd.anatomy",
     "Answers": "makd.evaluation",
     "BenchConfig": "makd.evaluation.speed",
@@ -85,6 +87,7 @@ _HOME = {
     "Term": "makd.aspects",
     "TrainingConfig": "makd.distill",
     "RollingPerplexity": "makd.evaluation",
+    "ablate": "makd.ablation",
     "adapter_targets": "makd.student.adapters",
     "answer": "makd.evaluation",
     "aspects": "makd",
@@ -111,6 +114,7 @@ _HOME = {
 """Public name -> the module that it lives in."""
 
 __all__ = [
+    "Ablation",
     "Anatomy",
     "Answers",
     "BenchConfig",
@@ -147,6 +151,7 @@ __all__ = [
     "TeacherCache",
     "Term",
     "TrainingConfig",
+    "ablate",
     "adapter_targets",
     "answer",
     "aspects",

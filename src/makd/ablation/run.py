@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from makd.ablation.table import ablation_markdown
 from makd.ablation.variations import variations
 from makd.capture import examine
 from makd.comparison.results import append_line, read_lines
@@ -22,9 +23,12 @@ from makd.loading import check_dtype, take_model
 from makd.pipeline import distill, factorize_only
 from makd.preparation import Data
 from makd.processes.started import check_alone
+from makd.progress import OnProgress
 from makd.ranks.budget import Budget
 from makd.report import describe_environment, plain
-from makd.run import Progress
+
+TABLE = "table.md"
+"""File that the table is written to."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def ablate(
     *,
     seeds: Sequence[int] = (1, 2, 3),
     tokenizer: str | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Ablation:
     """What each aspect of a run is good for: the run for each seed, with one aspect of its plan off at a time.
 
@@ -58,7 +62,7 @@ def ablate(
         data: as `compress` takes it.
         budget: of the students.
         recipe: whose plan is taken apart; its own seed is not used.
-        output: folder of `results.jsonl` and of the starts. What is done there is not done again.
+        output: folder of `results.jsonl`, of the starts, and of the table. What is done there is not done again.
         seeds: each gives a start and a cell of each variation.
         tokenizer: where the tokenizer is, if not with the teacher.
         on_progress: as of `compress`.
@@ -82,6 +86,7 @@ def ablate(
         begun = dataclasses.replace(recipe, seed=seed)
         own = {name: dataclasses.replace(variation, seed=seed) for name, variation in found.items()}
         lines += _run_seed(run, begun, own)
+    (folder / TABLE).write_text(f"{ablation_markdown(lines)}\n", encoding="utf-8")
     return Ablation(folder, tuple(lines))
 
 
@@ -94,7 +99,7 @@ class _Asked:
     budget: Budget
     tokenizer: str | None
     folder: Path
-    on_progress: Progress | None
+    on_progress: OnProgress | None
 
     def hash(self, *recipes: Recipe) -> str:
         """Says whether work is of these settings."""

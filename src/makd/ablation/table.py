@@ -7,7 +7,7 @@ from rich.table import Table
 
 from makd.ablation.variations import WHOLE
 from makd.comparison.statistics import Mean, difference, mean, pairs
-from makd.report.tables import LABELS, task_label
+from makd.measures import LABELS, task_label
 from makd.report.text_table import markdown_table, plain_table
 
 Line = Mapping[str, Any]

@@ -44,7 +44,7 @@ def variations(recipe: Recipe, anatomy: Anatomy) -> dict[str, Recipe]:
     alone = [[term for term in own if term.aspect in OF_PREDICTIONS] for own in terms]
     if alone != terms and alone not in kept.values():
         kept[PREDICTIONS] = alone
-    measured = dataclasses.replace(recipe.evaluation, latency=False)  # of one shape, all of them
+    measured = dataclasses.replace(recipe.evaluation, latency=False, samples=0)  # all are of one shape
     taught = dataclasses.replace(recipe, layerwise=LayerwiseConfig(steps=0), evaluation=measured)
     found = {WHOLE: taught}
     found |= {name: _with_terms(taught, own) for name, own in kept.items() if all(own)}

@@ -89,9 +89,8 @@ def _run(name: str, words: list[str]) -> int:
     hush_imports()
     if not quiet and not {"-h", "--help"} & set(words):
         print(f"makd: {name}: loading libraries", file=sys.stderr, flush=True)
-    command = COMMANDS[name]
-    function = command.load()
-    given = read_words(name, command, function, words)
+    function = COMMANDS[name].load()
+    given = read_command(name, words)
     set_up_logging(quiet)
     with unwinding_at_sigterm(), showing(quiet) as on_progress:
         outcome = function(on_progress, **given)
@@ -126,8 +125,8 @@ def make_parser(name: str, command: Command, function: Callable[..., Outcome]) -
     return parser
 
 
-def read_words(name: str, command: Command, function: Callable[..., Outcome], words: list[str]) -> dict[str, Any]:
-    """What a command's function is called with, by words without the switches of every command.
+def read_command(name: str, words: list[str]) -> dict[str, Any]:
+    """What the function of a command is called with, by words without the switches of every command.
 
     Raises:
         MakdError: with what is wrong with the words, or with a file that they name.
@@ -136,6 +135,8 @@ def read_words(name: str, command: Command, function: Callable[..., Outcome], wo
     from makd.cli.parsing import PARSING_ERRORS, check_files, explain
     from makd.kinds import fit
 
+    command = COMMANDS[name]
+    function = command.load()
     kinds = {key: kind for key, kind in get_type_hints(function).items() if key not in ("return", "on_progress")}
     parser = make_parser(name, command, function)
     words = expand(name, words, command.positional)
@@ -220,10 +221,8 @@ def _load_demo() -> Callable[..., Outcome]:
         check_extra()
         chosen = DEMOS[name]
         folder = output or chosen.output
-        compress, function = COMMANDS["compress"], _load_compress()
         words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
-        given = read_words("compress", compress, function, words)
-        made = function(on_progress, **given)
+        made = _load_compress()(on_progress, **read_command("compress", words))
         with telling("reload", on_progress):
             line = reload_in_new_process(folder, chosen.auto_class)
         with telling("report", on_progress):
@@ -249,6 +248,12 @@ def _load_report() -> Callable[..., Outcome]:
     from makd.cli.report import report
 
     return report
+
+
+def _load_ablate() -> Callable[..., Outcome]:
+    from makd.cli.ablate import ablate
+
+    return ablate
 
 
 def _load_compare() -> Callable[..., Outcome]:
@@ -320,6 +325,12 @@ COMMANDS = {
         "Methods side by side at an equal budget, over tasks and seeds.",
         "makd compare examples/encoder/experiment.yaml --only task=mrpc,seed=1",
         ("experiment",),
+    ),
+    "ablate": Command(
+        _load_ablate,
+        "A run without each aspect of its plan, over seeds: what each brings.",
+        "makd ablate examples/task.yaml --output runs/ablation",
+        ("run",),
     ),
     "demo": Command(
         _load_demo,
