@@ -1,8 +1,10 @@
 """What a person reads of the work while it goes on: clocks of stages, and lines in a pipe."""
 
 import io
+import sys
 
 import pytest
+from rich.console import Console
 
 from makd.cli.progress import EVERY, SILENCE, Lines, showing
 from makd.cli.stages import Stages, in_words
@@ -110,6 +112,18 @@ class TestLinesInAPipe:
         clock.now += SILENCE
         lines.remind()
         assert written(lines) == ["makd: still at work"]
+
+
+def test_bars_on_a_terminal_show_what_is_done_and_the_losses(monkeypatch):
+    screen = io.StringIO()
+    shown = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr("makd.cli.progress.terminal", lambda: shown)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with showing() as hear:
+        hear(Progress("distil", 0, 2, "steps"))
+        hear(Progress("distil", 1, 2, "steps", tokens=10, losses={"loss": 0.5, "hidden": 0.25}))
+    for words in ("distil", "1/2 steps", "left", "tokens/s", "loss 0.5  hidden 0.25", "GB at its peak"):
+        assert words in screen.getvalue()
 
 
 def test_nobody_is_told_when_it_is_to_be_quiet(capsys):
