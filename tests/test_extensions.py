@@ -14,7 +14,7 @@ import makd
 from makd import extensions, pipeline
 from makd.anatomy import ANATOMIES, Family, resolve
 from makd.aspects import ASPECTS, Aspect, Plan, own_loss
-from makd.errors import ExtensionError, OutputError, UnknownNameError
+from makd.errors import ExtensionError, OutputError, SettingError, UnknownNameError
 from makd.provenance import extensions_of
 from makd.solvers import SOLVERS, Decomposition, Solver, decompose_svd
 from tests.models import batch, tiny
@@ -325,6 +325,12 @@ def test_a_loss_that_is_none_is_named(loss, said):
     student = torch.randn(2, 3, 4, requires_grad=True)
     with pytest.raises(ExtensionError, match=said):
         own_loss("mine", student, torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_a_distance_is_refused_for_an_aspect_that_has_a_loss_of_its_own():
+    ASPECTS.register("mine", Aspect("mine", at="hidden", loss=lambda *_: 0))
+    with pytest.raises(SettingError, match="has its own loss, and got 'cosine'"):
+        makd.Term(aspect="mine", distance="cosine")
 
 
 def test_where_no_token_counts_a_users_loss_is_0_and_not_asked():

@@ -164,6 +164,11 @@ class Term:
             )
         if self.aspect == "relation" and not set(self.roles) & set(RELATED_ROLES):
             raise SettingError(f"A relation term needs at least one role of q, k and v; got {', '.join(self.roles)}.")
+        if self.aspect not in ASPECTS.own and self.distance != "mse":
+            raise SettingError(
+                f"A term's distance is of matrix and hidden; the aspect {self.aspect!r} has its own loss, and got "
+                f"{self.distance!r}. Leave distance out."
+            )
         check_pooling(self.pooling, "A term's pooling")
         if self.relation_heads < 1:
             raise SettingError(f"A term's relation_heads is at least 1; got {self.relation_heads}.")
