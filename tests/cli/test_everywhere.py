@@ -27,6 +27,10 @@ def folder(tmp_path_factory, encoder_folder):
     made = tmp_path_factory.mktemp("everywhere")
     words = ["factorize", "--teacher", encoder_folder, "--budget.keep_linears", "0.5", "--output", made / "student"]
     assert main([str(word) for word in [*words, *FAST, "--quiet"]]) == 0
+    run = {"teacher": str(encoder_folder), "budget": {"keep_linears": 0.5}, "data": {"path": "pydoc", "max_length": 16},
+           "recipe": {"training": {"steps": 1}, "plan": {"preset": "feature"}, "calibration": {"rows": 16},
+                      "factorize": {"solver": "svd"}, "evaluation": {"rows": 8}, "device": "cpu"}}  # fmt: skip
+    (made / "run.yaml").write_text(yaml.safe_dump(run))
     (made / "rows.csv").write_text("text,label\n" + "a good list,1\na bad list,0\n" * 20)
     (made / "experiment.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "output": str(made / "results")}))
     return made
@@ -48,11 +52,13 @@ def words_of(name, folder, encoder_folder):
         "evaluate": [folder / "student", *teacher, *FAST],
         "bench": [folder / "student", *teacher, *TIMED],
         "export": [folder / "student", "--to", "dense", *output],
+        "report": [folder / "student", "--output", folder / "report.html", "--overwrite"],
+        "ablate": [folder / "run.yaml", "--output", folder / "ablation", "--seeds", "[1]"],
         "compare": [folder / "experiment.yaml", "--data", folder, "--dry_run"],
     }[name]]  # fmt: skip
 
 
-CALLED = [name for name in COMMANDS if name not in ("demo", "report")]
+CALLED = [name for name in COMMANDS if name != "demo"]
 
 
 @pytest.mark.parametrize("name", CALLED)
