@@ -75,7 +75,7 @@ class TestWhatAPersonFinds:
         assert "perplexity 33.9, the teacher has 31.2" in told
         assert "Training closed 36.6% of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
         assert "layer 2, down" in told
-        assert "35.0% of its output's variance is lost" in told
+        assert "the error is 35.0% of the output's variance" in told
 
     def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
         told = section(page(), "glance")
