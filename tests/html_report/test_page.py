@@ -8,12 +8,15 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
+from makd.cli.demo import Demo
 from makd.errors import OutputError, SettingError
 from makd.html_report import write_report
 from makd.html_report.advice import advise, falling
 from makd.html_report.record import read_run
 from makd.html_report.target import MARK
+from makd.registry import Registry
 from makd.run_files import SAMPLES
 from tests.html_report.made_up import METRICS, RECIPE, make_run
 
@@ -72,7 +75,7 @@ class TestWhatAPersonFinds:
         assert "perplexity 33.9, the teacher has 31.2" in told
         assert "Training closed 36.6% of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
         assert "layer 2, down" in told
-        assert "35.0% of its output's variance is lost" in told
+        assert "the error is 35.0% of the output's variance" in told
 
     def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
         told = section(page(), "glance")
@@ -233,6 +236,21 @@ class TestTheCommand:
         code, _, err = run("report", *runs, "--output", tmp_path / "both.html")
         assert code == 2
         assert "--overwrite" in err
+
+    def test_the_demo_ends_with_one(self, run, encoder_folder, tmp_path, monkeypatch):
+        recipe = {
+            "teacher": str(encoder_folder), "budget": {"keep_linears": 0.6},
+            "data": {"path": "pydoc", "max_length": 32},
+            "recipe": {"training": {"steps": 1, "batch_size": 2}, "evaluation": {"rows": 8, "latency": False}},
+        }  # fmt: skip
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+        tiny = Demo(str(tmp_path / "tiny.yaml"), str(tmp_path / "student"), "AutoModel")
+        monkeypatch.setattr("makd.cli.demo.DEMOS", Registry("demo", {"tiny": tiny}))
+        monkeypatch.setattr("makd.cli.demo.reload_in_new_process", lambda *_: "the same")
+        code, out, _ = run("demo", "tiny")
+        assert code == 0
+        assert out.splitlines()[-1] == f"report: {tmp_path / 'student' / 'report.html'}"
+        assert "How much smaller" in (tmp_path / "student" / "report.html").read_text(encoding="utf-8")
 
 
 class TestAdvice:

@@ -78,7 +78,7 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
         more = min(1.0, round(float(budget[key]) + 0.1, 3))
         if more < 1:
             yield Suggestion(
-                f"The worst linear loses {share(measured(worst) or 0.0)} of its output's variance (layer "
+                f"The worst linear errs by {share(measured(worst) or 0.0)} of its output's variance (layer "
                 f"{worst['layer']}, {', '.join(worst['roles'])}, rank {worst['rank'] or 'full'}). A budget of "
                 f"{share(more)} in the place of {share(float(budget[key]))} gives it, and its neighbours, more ranks.",
                 f"{again} --budget.{key} {more:g}",

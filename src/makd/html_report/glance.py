@@ -152,7 +152,8 @@ def _worse(record: Record) -> Markup:
         return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
     closed, trained = quality.closed, ""
     if closed is not None:
-        trained = f". Training closed {share(closed)} of the gap" if closed > 0 else ". Training did not help"
+        closing = f"closed {share(closed)} of the gap" if closed <= 1 else "more than closed the gap"
+        trained = f". Training {closing}" if closed > 0 else ". Training did not help"
     return _tile("How much worse", quality.answer, quality.told + trained)
 
 
@@ -160,9 +161,9 @@ def _where(record: Record) -> Markup:
     worst, layer = worst_linear(record), worst_layer(record)
     if worst is None:
         return _tile("Where it is worst", "not measured", "the teacher was not at hand, or the run is older")
-    told = f"{role_name(worst['roles'])}: {share(measured(worst) or 0.0)} of its output's variance is lost"
+    told = f"{role_name(worst['roles'])}: the error is {share(measured(worst) or 0.0)} of the output's variance"
     if layer is not None:
-        told += f". Of the hidden states {share(layer['hidden_error'])} after layer {layer['layer']}, the worst"
+        told += f"; of the hidden states at most {share(layer['hidden_error'])}, after layer {layer['layer']}"
     return _tile("Where it is worst", f"layer {worst['layer']}, {', '.join(worst['roles'])}", told)
 
 

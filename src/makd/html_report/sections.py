@@ -80,7 +80,7 @@ def linear_map(record: Record) -> Markup:
         (
             "measured",
             "Measured error",
-            "per cent of the output's variance that is lost in the student, with what the layers before it lost",
+            "error in the student, in per cent of the output's variance, with what the layers before it lost",
         ),
     ]
     if all(row["predicted_error"] is None for row in rows):
