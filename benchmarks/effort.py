@@ -70,7 +70,8 @@ def table() -> None:
         "Written by `python benchmarks/effort.py table` from `benchmarks/results/effort.jsonl`; its docstring says",
         "what a row is. all-MiniLM-L6-v2 at half of its linears' parameters, WikiText-2, 200 rows held out;",
         f"{where['threads']} thread, torch {where['torch']}, {where['date']}. The machine did other work besides,",
-        "by turns: seconds are of the clock, and up to three times those of a machine of one's own.", "",
+        "by turns: seconds are of the clock, and several times those of a machine of one's own. A row that is missing",
+        "has not been run.", "",
         f"| {' | '.join(head)} |", "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for name, line in lines.items():

@@ -5,6 +5,7 @@ Every stage of every command tells it in this form to whoever asked (`on_progres
 and no accelerator waited for, to tell it.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,3 +57,13 @@ def told(items: Iterable[One], what: str, on_progress: OnProgress, unit: str = "
     for done, item in enumerate(listed, start=1):
         yield item
         on_progress(Progress(what, done, of, unit))
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process ever had; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,7 +6,6 @@ student where it fits.
 
 import hashlib
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, peak_bytes, telling
 from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import (
@@ -202,16 +201,6 @@ def _metrics(
     return {
         "params": {key: {side: counts[side][key] for side in counts} for key in ("total", "linears")},
         "bytes": {"teacher": teacher_bytes, "student": bytes_on_disk(result)},
-        "memory": {"peak_bytes": _peak_bytes()},
+        "memory": {"peak_bytes": peak_bytes()},
         "tokens": {"calibration": count_tokens(batches), "training": 0, "evaluation": 0},
     }
-
-
-def _peak_bytes() -> int | None:
-    """The most memory that this process ever had; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

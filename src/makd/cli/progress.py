@@ -100,11 +100,11 @@ def _line(stage: Stage, begins: bool) -> str:
     if begins and not stage.is_over:
         words.append("begins")
     elif stage.is_over:
-        words += [f"done in {in_words(stage.seconds)}", *stage.figures, peak_memory()]
+        words += [f"done in {in_words(stage.seconds)}", *stage.figures, *peak_memory()]
     else:
         left = stage.seconds_left
         words += [in_words(stage.seconds), *([] if left is None else [f"{in_words(left)} left"]), *stage.figures]
-        words.append(peak_memory())
+        words += peak_memory()
     return f"{stage.last.what}: {', '.join(words)}"
 
 
@@ -140,6 +140,6 @@ def _bars() -> Iterator[OnProgress]:
                 left = None if stage.is_over else stage.seconds_left
                 words = "" if left is None else f"{in_words(left)} left"
                 bars.update(rows[stage.number], completed=told.done, total=told.of, counted=stage.counted, left=words)
-                bars.figures = Text("  ".join([*stage.figures, peak_memory()]), style="dim")
+                bars.figures = Text("  ".join([*stage.figures, *peak_memory()]), style="dim")
 
         yield hear

@@ -1,13 +1,12 @@
 """The clocks of a command's stages: from what is told of the work to what a person reads. Bars and lines share it."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from makd.progress import Progress
+from makd.progress import Progress, peak_bytes
 
 
 @dataclass
@@ -87,10 +86,10 @@ def in_words(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def peak_memory() -> str:
-    """The most memory that the process has had; on an accelerator, what its tensors took, for which nobody waits."""
+def peak_memory() -> list[str]:
+    """The most memory that the process has had, in words; on a GPU, what its tensors took, for which nobody waits."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB at its peak, on the GPU"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB at its peak"
+        return [f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB at its peak, on the GPU"]
+    peak = peak_bytes()
+    return [] if peak is None else [f"{peak / 1e9:.1f} GB at its peak"]
