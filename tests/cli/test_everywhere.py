@@ -1,9 +1,11 @@
 """What all commands have in common: --json, --quiet, what to try next, and completion in a shell."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -178,3 +180,21 @@ class TestCompletion:
         assert "Did you mean 'bash'" in run("completion", "bas")[2]
         assert "bash, zsh or fish" in run("completion")[2]
         assert "compinit" in complete(["--help"])
+
+
+def test_a_quiet_run_notes_its_warnings_for_its_report(run, tmp_path, encoder_folder):
+    words = ["factorize", "--teacher", encoder_folder, "--budget.keep_linears", "0.5", "--output", tmp_path / "student"]
+    few = ["--recipe.factorize.solver", "whitened", "--recipe.calibration.rows", "1"]
+    code, _, err = run(*words, *QUICK, *few, "--quiet")
+    noted = json.loads((tmp_path / "student" / "report" / "warnings.json").read_text())["rows"]
+    assert (code, err) == (0, "")
+    assert any(row["level"] == "warning" and "calibration" in row["text"] for row in noted)
+
+
+def test_a_report_is_written_without_torch(folder):
+    code = (
+        "import sys; from makd.cli.main import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or len({'torch', 'transformers', 'datasets'} & {*sys.modules}))"
+    )
+    words = ["report", folder / "student", "--output", folder / "light.html"]
+    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True, env={**os.environ, "COLUMNS": "200"})

@@ -131,7 +131,6 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
     Raises:
         MakdError: with what is wrong with the words, or with a file that they name.
     """
-    from makd.cli.effort import parse_with_effort
     from makd.cli.parsing import PARSING_ERRORS, check_files, explain
     from makd.kinds import fit
 
@@ -142,7 +141,7 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
     words = expand(name, words, command.positional)
     check_files(words, kinds)
     try:
-        settings = parser.instantiate(parse_with_effort(parser, words))
+        settings = parser.instantiate(_parse(parser, words, with_effort="effort" in kinds))
     except MakdError:
         raise
     except PARSING_ERRORS as error:
@@ -153,6 +152,14 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
                 f"--{switch} is said on the command line, not in a file; got {switch}: {settings[switch]!r}."
             )
     return {key: fit(getattr(settings, key), kind, key) for key, kind in kinds.items()}
+
+
+def _parse(parser: Any, words: list[str], *, with_effort: bool) -> Any:
+    if not with_effort:
+        return parser.parse_args(words)
+    from makd.cli.effort import parse_with_effort  # needs torch, which not every command does
+
+    return parse_with_effort(parser, words)
 
 
 def _load_inspect() -> Callable[..., Outcome]:

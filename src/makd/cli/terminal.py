@@ -93,11 +93,9 @@ def hush_imports() -> None:
 def set_up_logging(quiet: bool = False) -> None:
     """Makd's own lines and the libraries' warnings go to stderr; the libraries' progress bars are silent.
 
-    On a terminal lines are wrapped and coloured; in a pipe or a file each is one line. With `quiet`, errors alone.
+    On a terminal lines are wrapped and coloured; in a pipe or a file each is one line. With `quiet`, errors alone are
+    shown; a run notes its warnings for its report all the same. Libraries that the command has not imported are not.
     """
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():
         from rich.logging import RichHandler
@@ -107,10 +105,18 @@ def set_up_logging(quiet: bool = False) -> None:
         handler.setFormatter(_Lines())
     logger = logging.getLogger("makd")
     logger.handlers = [handler]
-    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    handler.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.disable_progress_bars()
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        if quiet:
+            transformers_logging.set_verbosity_error()
     if quiet:
-        transformers_logging.set_verbosity_error()
         warnings.simplefilter("ignore")
