@@ -130,7 +130,7 @@ def test_the_command_line_makes_a_student_of_eight_percent(tmp_path, tokenizer):
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     places = ["--teacher", str(tmp_path / "teacher"), "--output", str(tmp_path / "out")]
-    small = ["--data.rows", "8", "--data.max_length", "16", "--recipe.evaluation.rows", "8"]
+    small = ["--data.path", "pydoc", "--data.rows", "8", "--data.max_length", "16", "--recipe.evaluation.rows", "8"]
     code = main(["factorize", *places, "--budget.keep", "0.08", "--recipe.evaluation.latency", "false", *small])
     assert code == 0
     from transformers import AutoModel

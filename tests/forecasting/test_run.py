@@ -12,7 +12,8 @@ from tests.models import tiny
 
 HALF = makd.Budget(keep_linears=0.5)
 QUICK = [
-    "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16", "--recipe.evaluation.rows", "8",
+    "--data.path", "pydoc", "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16",
+    "--recipe.evaluation.rows", "8",
     "--recipe.evaluation.latency", "false", "--recipe.training.steps", "3", "--recipe.training.batch_size", "4",
     "--recipe.device", "cpu",
 ]  # fmt: skip
