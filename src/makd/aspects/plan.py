@@ -153,7 +153,8 @@ class Term:
         if self.aspect != "relation" and ASPECTS[self.aspect].at == "linear" and not self.roles:
             raise SettingError(f"A {self.aspect} term needs at least one role of {', '.join(known)}.")
         self._check_comparison()
-        select_layers(self.layers, 10**6)  # its grammar does not depend on the number of layers
+        # its grammar does not depend on the number of layers, and words name as many as there are
+        select_layers(self.layers, 1 if isinstance(self.layers, str) else 10**6)
 
     def _check_comparison(self) -> None:
         """Of what is compared inside the layers."""
