@@ -10,9 +10,7 @@ import makd
 from makd.efforts import EFFORTS, settings_of
 from makd.report import plain
 
-
-class Chosen(Exception):
-    """What the command would have begun with."""
+TASK = makd.TaskConfig(name="glue/mrpc", path="rows")
 
 
 @pytest.fixture
@@ -28,8 +26,8 @@ def recipe_of(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(pipeline, "compress", stop)
 
-    def recipe(*words):
-        given = ["--teacher", "x", "--budget.keep", "0.5", "--data.path", "y.txt", "--output", tmp_path / "z"]
+    def recipe(*words, of=("--data.path", "y.txt")):
+        given = ["--teacher", "x", "--budget.keep", "0.5", *of, "--output", tmp_path / "z"]
         code, _, err = run("compress", *given, *words)
         assert code == 2
         assert found, err
@@ -42,30 +40,51 @@ def recipe_of(run, monkeypatch, tmp_path):
 def test_the_command_and_python_mean_the_same(name, recipe_of):
     recipe, err = recipe_of("--effort", name)
     assert recipe == makd.effort(name)
-    assert f"effort {name}: {recipe.calibration.rows:,} rows to calibrate, then {recipe.training.steps} steps" in err
+    assert f"effort {name}: {recipe.calibration.rows:,} rows to calibrate, then {recipe.training.steps:,} steps" in err
 
 
 @pytest.mark.parametrize("name", EFFORTS)
-def test_every_setting_of_an_effort_is_in_its_recipe(name):
-    recipe = plain(makd.effort(name))
-    for setting, value in settings_of(name).items():
+def test_a_task_is_learned_in_passes_over_its_rows(name, recipe_of):
+    recipe, err = recipe_of("--effort", name, of=("--task", "glue/mrpc", "--task_data", "rows"))
+    assert recipe == makd.effort(name, TASK)
+    assert recipe.training.steps is None
+    assert f"then {recipe.training.epochs:g} epochs of 32 rows" in err
+
+
+def test_the_rows_of_the_task_that_a_teacher_was_made_with_are_a_task(recipe_of, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text("{}")
+    (tmp_path / "teacher" / "recipe.yaml").write_text(yaml.safe_dump({"task": {"name": "glue/mrpc", "path": "rows"}}))
+    recipe, _ = recipe_of("--effort", "normal", of=("--teacher", tmp_path / "teacher"))
+    assert recipe == makd.effort("normal", TASK)
+
+
+@pytest.mark.parametrize("data", [None, TASK])
+@pytest.mark.parametrize("name", EFFORTS)
+def test_every_setting_of_an_effort_is_in_its_recipe(name, data):
+    recipe = plain(makd.effort(name, data))
+    for setting, value in settings_of(name, data).items():
         part, leaf = setting.split(".")
         assert recipe[part][leaf] == value
 
 
-def test_the_table_in_the_reference_is_that_of_the_code():
+def test_the_tables_in_the_reference_are_those_of_the_code():
     page = (Path(__file__).parents[1] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     for name in EFFORTS:
-        wanted = settings_of(name)
-        cells = [wanted["calibration.rows"], wanted["training.steps"], f"`{wanted['plan.preset']}`"]
-        rate = f"{wanted['training.learning_rate']:g}".replace("e-0", "e-")
-        assert f"| `{name}` | {' | '.join(map(str, [*cells, rate]))} |" in page
+        text, task = makd.effort(name), makd.effort(name, TASK)
+        of_text = f"{text.calibration.rows:,} rows, {text.training.steps:,} steps of {text.training.batch_size}"
+        of_task = f"{task.calibration.rows:,} rows, {task.training.epochs:g} epochs of {task.training.batch_size}"
+        rates = [f"{one.training.learning_rate * 1e4:g}e-4" for one in (text, task)]
+        assert f"| `{name}` | {of_text} | {of_task} |" in page
+        assert f"learning rate {' and '.join(rates)}" in page
 
 
 def test_more_effort_is_more_text_and_more_steps():
     quick, normal, best = map(makd.effort, EFFORTS)
     assert quick.calibration.rows < normal.calibration.rows < best.calibration.rows
     assert quick.training.steps < normal.training.steps < best.training.steps
+    quick, normal, best = (makd.effort(name, TASK) for name in EFFORTS)
+    assert quick.training.epochs < normal.training.epochs < best.training.epochs
 
 
 def test_without_it_nothing_changes(recipe_of):

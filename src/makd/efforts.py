@@ -1,66 +1,83 @@
 """How much work a student is worth, as three recipes: what `makd compress --effort` and `makd.effort` stand for.
 
-Each setting is what was measured to pay: `docs/results/effort.md`, by `python benchmarks/effort.py`. Whatever a user
-sets besides wins.
+Text is learned from in steps, a task's rows in passes over them: a task is not learned from a part of its labels. Each
+setting is what was measured to pay: `docs/results/effort.md`, by `python benchmarks/effort.py`. Whatever a user sets
+besides wins.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-from makd.aspects import Plan
-from makd.config import CalibrationConfig, Recipe
-from makd.distill import TrainingConfig
+from makd.config import Recipe
 from makd.kinds import takes
 from makd.registry import Registry
+from makd.tasks import TaskConfig
 
-EFFORTS: Registry[Mapping[str, Any]] = Registry(
+
+@dataclass(frozen=True)
+class Effort:
+    """Settings of a recipe that are not its defaults, by their dotted names."""
+
+    text: Mapping[str, Any]
+    """Of runs on text without labels."""
+    task: Mapping[str, Any]
+    """Of runs on the rows of a task."""
+
+
+_BALANCED = {"plan.preset": "balanced"}
+_TEXT = {**_BALANCED, "training.learning_rate": 1e-4}
+# batches, schedule and learning rate of the comparison on GLUE, where one search found the last
+_TASK = {**_BALANCED, "calibration.rows": 400, "training.batch_size": 32, "training.learning_rate": 1.9e-4}
+
+EFFORTS: Registry[Effort] = Registry(
     "effort",
     {
         # to see whether it works at all
-        "quick": {"calibration.rows": 100, "plan.preset": "balanced", "training.steps": 40},
+        "quick": Effort({**_TEXT, "calibration.rows": 200, "training.steps": 40}, {**_TASK, "training.epochs": 1.0}),
         # most of what there is to have
-        "normal": {"calibration.rows": 400, "plan.preset": "balanced", "training.steps": 100},
+        "normal": Effort({**_TEXT, "calibration.rows": 800, "training.steps": 300}, {**_TASK, "training.epochs": 2.0}),
         # a student to be used
-        "best": {"calibration.rows": 800, "plan.preset": "balanced", "training.steps": 200},
+        "best": Effort({**_TEXT, "calibration.rows": 1600, "training.steps": 1200}, {**_TASK, "training.epochs": 4.0}),
     },
 )
-"""Name -> settings of a recipe that are not its defaults, by their dotted names."""
 
-LEARNING_RATE = 6e-5
-"""Of all three: a start that is good already wants small steps."""
-
-INSTEAD = {"training.steps": "training.epochs"}
+INSTEAD = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
 """A setting -> another one that says the same otherwise: where a user gives that, the first is left to its default."""
 
 
-def settings_of(name: str) -> dict[str, Any]:
+def settings_of(name: str, data: object = None) -> dict[str, Any]:
     """What an effort sets, by dotted names inside a recipe.
+
+    Args:
+        name: of the effort.
+        data: what the run is on: a `TaskConfig`, or anything else for text.
 
     Raises:
         UnknownNameError: there is no such effort.
     """
-    return {**EFFORTS[name], "training.learning_rate": LEARNING_RATE}
+    chosen = EFFORTS[name]
+    return dict(chosen.task if isinstance(data, TaskConfig) else chosen.text)
 
 
 @takes
-def effort(name: str) -> Recipe:
+def effort(name: str, data: object = None) -> Recipe:
     """The recipe of an effort: `quick`, `normal` or `best`. Change a part with `dataclasses.replace`.
 
     Args:
         name: how much work the student is worth.
+        data: what the run is on, as `compress` takes it: rows of a task are learned from in passes, text in steps.
 
     Raises:
         UnknownNameError: there is no such effort.
     """
-    wanted = settings_of(name)
-    return Recipe(
-        calibration=CalibrationConfig(rows=wanted["calibration.rows"]),
-        plan=Plan(preset=wanted["plan.preset"]),
-        training=replace(
-            TrainingConfig(), steps=wanted["training.steps"], learning_rate=wanted["training.learning_rate"]
-        ),
-    )
+    parts: dict[str, dict[str, Any]] = {}
+    for setting, value in settings_of(name, data).items():
+        part, leaf = setting.split(".")
+        parts.setdefault(part, {})[leaf] = value
+    own = Recipe()
+    return Recipe(**{part: dataclasses.replace(getattr(own, part), **changed) for part, changed in parts.items()})
 
 
 def told(name: str, recipe: Recipe) -> str:

@@ -1,12 +1,12 @@
 """The command line's part about `--effort`: its settings stand in for defaults, so that whatever is given wins."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from makd.efforts import INSTEAD, settings_of
-
-logger = logging.getLogger(__name__)
+from makd.errors import MakdError
+from makd.pipeline import data_of
+from makd.tasks import TaskConfig
 
 
 def parse_with_effort(parser: Any, words: Sequence[str]) -> Any:
@@ -18,9 +18,22 @@ def parse_with_effort(parser: Any, words: Sequence[str]) -> Any:
     settings = parser.parse_args(words)
     if settings.get("effort") is None:
         return settings
-    defaults, wanted = parser.get_defaults(), settings_of(settings.effort)
+    defaults = parser.get_defaults()
+    wanted = settings_of(settings.effort, _data_of(settings, defaults))
     for one, other in INSTEAD.items():
         if settings[f"recipe.{other}"] != defaults[f"recipe.{other}"]:
-            del wanted[one]
+            wanted.pop(one, None)
     parser.set_defaults({f"recipe.{name}": value for name, value in wanted.items()})
     return parser.parse_args(words)
+
+
+def _data_of(settings: Any, defaults: Any) -> object:
+    """What the run will be on, as far as an effort asks: a task, or not."""
+    if settings.get("task") is not None:
+        return TaskConfig(name=settings["task.name"])
+    if settings.get("data") != defaults.get("data"):
+        return None
+    try:
+        return data_of(settings.teacher)
+    except MakdError:  # the command itself will say so
+        return None
