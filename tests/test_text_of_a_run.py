@@ -54,3 +54,12 @@ def test_a_run_says_which_text_it_reads(run, encoder_folder, tmp_path):
     code, _, err = run("factorize", *words, *QUICK, "--recipe.factorize.solver", "svd")
     assert code == 0, err
     assert "text: pydoc, Python's own documentation: 40 rows to learn from, 8 held out" in err
+
+
+def test_a_stream_whose_solver_looks_at_no_text_asks_for_none(run, encoder_folder, tmp_path):
+    words = ["--teacher", encoder_folder, "--budget.keep_linears", "0.5", "--output", tmp_path / "out", "--stream"]
+    code, _, err = run("factorize", *words, "--recipe.factorize.solver", "svd", "--recipe.device", "cpu")
+    assert code == 0, err
+    code, _, err = run("factorize", *words[:-3], "--output", tmp_path / "other", "--stream")
+    assert code == 2
+    assert "No text was given" in err

@@ -84,7 +84,8 @@ def factorize_streamed(
     """
     recipe = recipe or Recipe()
     check_streamable(recipe.factorize)
-    named = [teacher, *names_of(data), tokenizer_name(tokenizer)]
+    texts = names_of(data) if not isinstance(data, DataConfig) or data.is_named else []  # svd reads none
+    named = [teacher, *texts, tokenizer_name(tokenizer)]
     outputs = OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream")
     with outputs as folder, noting_warnings() as warnings:
         findings = Findings(warnings, unmeasured="the teacher was streamed, and the student never compared with it")

@@ -18,6 +18,7 @@ from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.progress import OnProgress
 from makd.ranks.budget import Budget
 from makd.report import metrics_table
+from makd.solvers import SOLVERS
 from makd.tasks import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ def factorize(
         stream: from files to files, for teachers larger than memory; the student is not compared with its teacher.
         dry_run: print what would be made, and the memory, disk and time that it takes; nothing is done.
     """
-    chosen = task_or_data(data, task, teacher)
+    without = stream and recipe.layer_teacher is None and not _looks_at_text(recipe.factorize.solver)
+    chosen = data if without and task is None else task_or_data(data, task, teacher)
     if dry_run:
         return _foreseen(
             forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer, command="factorize", stream=stream)
@@ -105,6 +107,10 @@ def factorize(
     taught = command("distill", report.folder, teacher=teacher, tokenizer=tokenizer, output=f"{report.folder}-taught")
     others = after_student(report.folder, teacher, tokenizer, report.metrics)
     return _made(report, teacher, [f"{taught}   # teach it", *others])
+
+
+def _looks_at_text(solver: str) -> bool:
+    return solver == "auto" or SOLVERS[solver].needs_text
 
 
 def _foreseen(found: RunForecast) -> Outcome:

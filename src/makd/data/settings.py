@@ -142,13 +142,18 @@ class DataConfig:
         return replace(self, mixture=(), rows=rows, **own)
 
     @property
+    def is_named(self) -> bool:
+        """Whether anybody has said where it is."""
+        return self.path is not None or bool(self.mixture)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """Where all of it is.
 
         Raises:
             DataError: nobody has said so.
         """
-        if self.path is None and not self.mixture:
+        if not self.is_named:
             raise no_text("No text was given")
         return tuple(source.path for source in self.mixture) or (str(self.path),)
 

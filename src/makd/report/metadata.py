@@ -172,7 +172,7 @@ def _data_ids(data: Data) -> Iterator[str]:
     if isinstance(data, TaskConfig):
         names = [data.path or data.known.path, data.extra_text]
     else:
-        names = [] if data is None else [path for path in data.paths if path != BUILT_IN]
+        names = [path for path in data.paths if path != BUILT_IN] if data is not None and data.is_named else []
     for name in names:
         if name is not None and _is_data_id(name):
             yield name
