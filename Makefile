@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs release demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
+.PHONY: help install docs release demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-tenth bench-sentence bench-effort bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -139,6 +139,22 @@ bench-teachers: $(READY) ## half of the linears, with teachers that learned for 
 
 bench-two-cores: $(READY) ## the same methods in bfloat16, sized to two cores: hours, with WORKERS=2; needs MAKD_DATA
 	$(call grid,two-cores)
+
+bench-tenth: $(READY) ## a tenth of the model without each aspect, on two cores: hours, with WORKERS=2; needs MAKD_DATA
+	mkdir -p runs/encoder-two-cores
+	test -f runs/encoder-two-cores/results.jsonl || cat benchmarks/results/encoder_two_cores.jsonl $(wildcard benchmarks/results/encoder_ablation_tenth.jsonl) > runs/encoder-two-cores/results.jsonl
+	$(BIN)/makd compare examples/encoder/ablation-tenth.yaml --workers $(or $(WORKERS),1)
+	$(BIN)/makd compare examples/encoder/ablation-tenth.yaml --table docs/results/encoder-ablation-tenth.md
+
+bench-sentence: $(READY) ## a sentence encoder from unlabelled text, by what its users measure: an hour; needs MAKD_DATA
+	$(BIN)/python benchmarks/sentence.py run --keep 0.5
+	$(BIN)/python benchmarks/sentence.py run --keep 0.3333
+	$(BIN)/python benchmarks/sentence.py table
+
+bench-effort: $(READY) ## what quick, normal and best cost and bring: an hour; needs MAKD_DATA
+	$(BIN)/python benchmarks/effort.py run quick normal best
+	$(BIN)/python benchmarks/effort.py run quick normal best --task mrpc
+	$(BIN)/python benchmarks/effort.py table
 
 bench-decoder: $(READY) ## a decoder recovered by makd and by other objectives: hours a seed on two cores; needs MAKD_DATA
 	mkdir -p runs/decoder
