@@ -51,7 +51,7 @@ SIMILAR = [{**row, "label": float(place % 5)} for place, row in enumerate(PAIRS)
 TRAINING = makd.TrainingConfig(steps=2, batch_size=4)
 
 
-def quiet(what, done, of):
+def quiet(_):
     """No bars."""
 
 

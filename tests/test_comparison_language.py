@@ -21,7 +21,7 @@ from makd.loading import load_model, load_tokenizer
 TRAINING = makd.TrainingConfig(steps=2, batch_size=4)
 
 
-def quiet(what, done, of):
+def quiet(_):
     """No bars."""
 
 

@@ -181,8 +181,8 @@ def test_a_stopped_run_is_not_gone_on_with_after_the_package_has_changed(encoder
     class Stopped(Exception):
         pass
 
-    def stop(what, done, of):
-        if what == "distil" and done >= 3:
+    def stop(told):
+        if told.what == "distil" and told.done >= 3:
             raise Stopped
 
     def arguments():
@@ -206,8 +206,8 @@ def test_a_stopped_run_goes_on_with_the_same_package_to_the_same_student(encoder
     class Stopped(Exception):
         pass
 
-    def stop(what, done, of):
-        if what == "distil" and done >= 3:
+    def stop(told):
+        if told.what == "distil" and told.done >= 3:
             raise Stopped
 
     arguments = str(encoder_folder), TEXTS, makd.Budget(keep_linears=0.5), recipe(save_every=1)

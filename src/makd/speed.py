@@ -33,6 +33,7 @@ from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.report.tables import metrics_markdown
 from makd.run import model_of, start_run
+from makd.run_files import FOLDER, PAGE
 from makd.student.folding import fold as folded_copy
 from makd.student.folding import fold_
 
@@ -203,6 +204,8 @@ def _copy_companions(source: Path, result: Path) -> None:
         MANIFEST,
         "*.partial",
         "checkpoints",
+        FOLDER,  # ranks and errors of other linears than these are now
+        PAGE,
     )
     ignored = shutil.ignore_patterns(*weights)
 

@@ -89,7 +89,7 @@ def test_a_source_of_which_nothing_would_be_taken_is_refused(folder):
         ({"mixture": (Source(path="a"),)}, r"two sources or more, .* got 1, and besides nothing"),
         ({"mixture": (Source(path="a"), Source(path="b")), "path": "c"}, r"got 2, and besides data\.path"),
         ({"stream": True, "path": "a.jsonl"}, r"data\.stream draws data\.rows rows .* got data\.rows None"),
-        ({"stream": True, "rows": 3}, r"data\.path 'pydoc'"),
+        ({"stream": True, "rows": 3}, r"data\.path None"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, hint):

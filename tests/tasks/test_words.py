@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from makd.progress import nobody
 from makd.tasks import TaskConfig, load_task, read_task
 from makd.tasks.words import IGNORED, NO_WORD, encode_words
 from tests.models import tiny
@@ -138,7 +139,7 @@ class TestLongRows:
     def test_all_entities_count(self, tmp_path, byte_level):
         learner = model()
         task = load_task(tagged(tmp_path, [self.LONG, (SENTENCE, TAGS)], max_length=16), byte_level, learner)
-        predicted, true = task._predict(learner, "validation", task.held_out, 4)
+        predicted, true = task._predict(learner, "validation", task.held_out, 4, nobody)
         assert [len(tags) for tags in true] == [len(tags) for tags in predicted] == [48, 8]
         assert true[0] == [NAMES[tag] for tag in self.LONG[1]]
 
@@ -166,6 +167,6 @@ def test_tags_that_are_missing_are_neither_learned_nor_measured(tmp_path, tokeni
     learner = model(vocab_size=300)
     loaded = load_task(task, tokenizer, learner)
     assert [tag for tag in loaded.train[0]["labels"] if tag != IGNORED] == [0, 1, 0]
-    predicted, true = loaded._predict(learner, "held_out", loaded.held_out, 4)
+    predicted, true = loaded._predict(learner, "held_out", loaded.held_out, 4, nobody)
     assert true == [["O", "B-PER", "O"]] * len(loaded.held_out)
     assert [len(tags) for tags in predicted] == [3] * len(loaded.held_out)

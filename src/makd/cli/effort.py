@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from makd import pipeline
 from makd.efforts import INSTEAD, settings_of
 from makd.errors import MakdError
-from makd.pipeline import data_of
 from makd.tasks import TaskConfig
 
 
@@ -34,6 +34,6 @@ def _data_of(settings: Any, defaults: Any) -> object:
     if settings.get("data") != defaults.get("data"):
         return None
     try:
-        return data_of(settings.teacher)
+        return pipeline.data_of(settings.teacher)
     except MakdError:  # the command itself will say so
         return None

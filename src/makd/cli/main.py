@@ -234,7 +234,8 @@ def _load_demo() -> Callable[..., Outcome]:
             line = reload_in_new_process(folder, chosen.auto_class)
         with telling("report", on_progress):
             page = write_report([folder])
-        return replace(made, shown=[*made.shown, line, f"report: {page}"])
+        others = [one for one in made.next if not one.startswith("makd report ")]
+        return replace(made, shown=[*made.shown, line, f"report: {page}"], next=others)
 
     return demo
 

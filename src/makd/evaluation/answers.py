@@ -61,7 +61,7 @@ def answer(
         model: that writes text.
         tokenizer: of the model.
         instructions: what is asked, and how it answers.
-        on_progress: called with (what, done, of) after each batch.
+        on_progress: told after each batch.
 
     Raises:
         SettingError: the model writes no text, there is no chat template, or rouge-score is not installed.

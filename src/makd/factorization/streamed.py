@@ -87,7 +87,7 @@ def stream_student(
         identity: what else makes this work another one than what stands in `work`, as JSON knows it.
         calibration: model inputs, for solvers that need text.
         device: where layers are run and matrices decomposed; None is the CPU.
-        on_progress: called with (what, done, of) as the work goes on.
+        on_progress: told as the work goes on.
         dtype: of the student's files; None is that of `model`.
         teach: teaches each layer when it has its factors.
 
