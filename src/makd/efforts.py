@@ -34,8 +34,8 @@ _TASK = {**_BALANCED, "calibration.rows": 400, "training.batch_size": 32, "train
 EFFORTS: Registry[Effort] = Registry(
     "effort",
     {
-        # to see whether it works at all
-        "quick": Effort({**_TEXT, "calibration.rows": 200, "training.steps": 40}, {**_TASK, "training.epochs": 1.0}),
+        # the start alone: as many seconds of training would take from it (docs/results/effort.md)
+        "quick": Effort({**_TEXT, "calibration.rows": 200, "training.steps": 0}, {**_TASK, "training.steps": 0}),
         # most of what there is to have
         "normal": Effort({**_TEXT, "calibration.rows": 800, "training.steps": 300}, {**_TASK, "training.epochs": 2.0}),
         # a student to be used
@@ -83,6 +83,8 @@ def effort(name: str, data: object = None) -> Recipe:
 def told(name: str, recipe: Recipe) -> str:
     """What was chosen, with what the user has set besides, in a line."""
     training, plan = recipe.training, recipe.plan
+    if training.steps == 0 and not recipe.stages:
+        return f"effort {name}: {recipe.calibration.rows:,} rows to calibrate, and no training"
     how_long = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps:,} steps"
     which = "a plan of your own" if plan.terms else f"plan {plan.preset}"
     if recipe.stages:
