@@ -77,6 +77,13 @@ class TestWhatAPersonFinds:
         assert "layer 2, down" in told
         assert "the error is 35.0% of the output's variance" in told
 
+    def test_nothing_is_said_of_a_training_that_was_not(self, page):
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"format": 1, "missing": "the student was not trained in this run"}
+        told = section(page(metrics=metrics, others={"training": gone}), "glance")
+        assert "8.7% worse" in told
+        assert "Training" not in told
+
     def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
         told = section(page(), "glance")
         assert "train longer" in told

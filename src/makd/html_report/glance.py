@@ -151,7 +151,7 @@ def _worse(record: Record) -> Markup:
     if quality is None:
         return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
     closed, trained = quality.closed, ""
-    if closed is not None:
+    if closed is not None and record.metrics["tokens"]["training"]:
         closing = f"closed {share(closed)} of the gap" if closed <= 1 else "more than closed the gap"
         trained = f". Training {closing}" if closed > 0 else ". Training did not help"
     return _tile("How much worse", quality.answer, quality.told + trained)
