@@ -24,6 +24,7 @@ def recipe_of(run, monkeypatch, tmp_path):
         found.append(recipe)
         raise makd.MakdError("begun")
 
+    assert makd.compress is pipeline.compress  # the package keeps what it was asked for first
     monkeypatch.setattr(pipeline, "compress", stop)
 
     def recipe(*words, of=("--data.path", "y.txt")):
