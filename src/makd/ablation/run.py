@@ -4,8 +4,6 @@ A cell that is done is a line of `results.jsonl`, so that a run that was stopped
 """
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 from makd.ablation.table import ablation_markdown
 from makd.ablation.variations import variations
 from makd.capture import examine
+from makd.comparison.cells import hash_settings
 from makd.comparison.results import append_line, read_lines
 from makd.config import Recipe, check_seed
 from makd.errors import SettingError
@@ -25,7 +24,7 @@ from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
 from makd.ranks.budget import Budget
-from makd.report import describe_environment, plain
+from makd.report import describe_environment
 
 TABLE = "table.md"
 """File that the table is written to."""
@@ -103,17 +102,16 @@ class _Asked:
 
     def hash(self, *recipes: Recipe) -> str:
         """Says whether work is of these settings."""
-        asked = [self.teacher, plain(self.data), plain(self.budget), self.tokenizer, *map(plain, recipes)]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_settings([self.teacher, self.data, self.budget, self.tokenizer, *recipes])
 
 
 def _run_seed(run: _Asked, begun: Recipe, own: Mapping[str, Recipe]) -> list[dict[str, Any]]:
     """The cells of one seed, in order; those that are done are read."""
     results, start = run.folder / "results.jsonl", run.folder / f"start_{run.hash(begun)}"
-    lines = []
+    lines, known = [], read_lines(results)
     for name, recipe in own.items():
         cell = {"variation": name, "seed": recipe.seed, "settings": run.hash(begun, recipe)}
-        done = next((line for line in read_lines(results) if cell.items() <= line.items()), None)
+        done = next((line for line in known if cell.items() <= line.items()), None)
         if done is None:
             if not start.exists():
                 factorize_only(

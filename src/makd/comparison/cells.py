@@ -87,13 +87,14 @@ def teacher_hash(experiment: Experiment, task: Subject, seed: int) -> str:
 
     Of language, where the teacher is taken as it is: of that, the text and what is measured.
     """
+    base = {"teacher": experiment.teacher, "tokenizer": experiment.tokenizer}
     if isinstance(task, LanguageConfig):
-        return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "seed": seed})
+        return hash_settings({**base, "task": task, "seed": seed})
     recipe = plain(replace(experiment.finetune, seed=seed, device="cpu"))
     recipe["training"] = _said(experiment.finetune.training)
     if recipe["save_dtype"] == "auto":
         del recipe["save_dtype"]  # lines from before there was a choice stay
-    return _hash({"teacher": experiment.teacher, "tokenizer": experiment.tokenizer, "task": task, "recipe": recipe})
+    return hash_settings({**base, "task": task, "recipe": recipe})
 
 
 def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> str:
@@ -104,7 +105,7 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
         cell: one of its cells.
         found: hyper-parameters of a search. A line says what they are, not how they were found.
     """
-    return _hash(
+    return hash_settings(
         {
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
             "method": [cell.method.kind, _built(cell.method, found)],
@@ -122,13 +123,13 @@ def trial_hash(experiment: Experiment, cell: Cell) -> str:
     """Says whether a trial is of these settings: the cell's, the space and how a trial is taught, not how many."""
     search = replace(experiment.search, trials=0, task=None)
     taught = replace(experiment, training=search.shorten(experiment.training))
-    return _hash({"cell": cell_hash(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)})
+    return hash_settings({"cell": cell_hash(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)})
 
 
 def latency_hash(experiment: Experiment, cell: Cell) -> str:
     """Says whether a latency is of a student of this shape, which nothing changes that a search could find."""
     built, searched = _built(cell.method, {}), cell.method.build().search
-    return _hash(
+    return hash_settings(
         {
             "teacher": experiment.teacher,
             "method": [cell.method.kind, {name: value for name, value in built.items() if name not in searched}],
@@ -157,5 +158,6 @@ def _said(training: TrainingConfig) -> dict[str, Any]:
     return settings
 
 
-def _hash(settings: object) -> str:
+def hash_settings(settings: object) -> str:
+    """Says whether what was found is of these settings: a few digits of them, as JSON has them."""
     return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()[:16]
