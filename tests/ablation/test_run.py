@@ -90,3 +90,16 @@ def test_the_table_has_means_and_paired_differences(found):
 def test_seeds_are_different_and_at_least_one(seeds, encoder_folder, tmp_path):
     with pytest.raises(SettingError, match="seeds are one or more different numbers"):
         ablate(str(encoder_folder), TEXTS, BUDGET, RECIPE, tmp_path, seeds=seeds)
+
+
+def test_a_line_is_not_of_a_package_that_has_changed(found, encoder_folder, tmp_path, monkeypatch):
+    shutil.copy(found.folder / "results.jsonl", tmp_path)
+    monkeypatch.setattr("makd.ablation.run.extensions_of", lambda _: {"aspect 'lengths'": "package 2 (another digest)"})
+    monkeypatch.setattr("makd.ablation.run.factorize_only", lambda *_, **__: None)
+
+    def refuse(*_arguments, **_settings):
+        raise AssertionError("a cell was run")
+
+    monkeypatch.setattr("makd.ablation.run.distill", refuse)
+    with pytest.raises(AssertionError, match="a cell was run"):
+        ablate(str(encoder_folder), TEXTS, BUDGET, RECIPE, tmp_path, seeds=(1,))

@@ -23,8 +23,9 @@ from makd.pipeline import distill, factorize_only
 from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
+from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
-from makd.report import describe_environment
+from makd.report import describe_environment, plain
 
 TABLE = "table.md"
 """File that the table is written to."""
@@ -101,8 +102,9 @@ class _Asked:
     on_progress: OnProgress | None
 
     def hash(self, *recipes: Recipe) -> str:
-        """Says whether work is of these settings."""
-        return hash_settings([self.teacher, self.data, self.budget, self.tokenizer, *recipes])
+        """Says whether work is of these settings, and of the users' packages that they name."""
+        own = extensions_of(plain(recipes))
+        return hash_settings([self.teacher, self.data, self.budget, self.tokenizer, *recipes, own])
 
 
 def _run_seed(run: _Asked, begun: Recipe, own: Mapping[str, Recipe]) -> list[dict[str, Any]]:
