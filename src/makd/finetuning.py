@@ -23,6 +23,7 @@ from makd.distill import (
     float32_weights,
     identify_run,
     learning,
+    tell_slow_bfloat16,
     train,
     with_start,
     write_identity,
@@ -124,6 +125,8 @@ def _load(
     progress: OnProgress,
 ) -> _Lesson:
     device = recipe.find_device()
+    if recipe.uses_bfloat16:
+        tell_slow_bfloat16(device)
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task, recipe.seed)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)

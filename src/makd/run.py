@@ -21,6 +21,7 @@ from makd.distill import (
     check_same_everywhere,
     check_same_run,
     identify_run,
+    tell_slow_bfloat16,
     with_start,
     write_identity,
 )
@@ -283,6 +284,8 @@ def _load(
     student: str | PreTrainedModel | None,
 ) -> Run:
     device, tell = recipe.find_device(), on_progress or nobody
+    if recipe.uses_bfloat16:
+        tell_slow_bfloat16(device)
     tell(Progress("load", 0, 2))
     if isinstance(student, str) and locate(student).gguf_file is None:
         load_config(student)  # one that is not there is told before teacher and text are read

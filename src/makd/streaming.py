@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
+from makd.distill import tell_slow_bfloat16
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.factorization.outcome import FactorizeReport
@@ -104,6 +105,8 @@ def _stream(
 ) -> Report:
     started = time.perf_counter()
     device = recipe.find_device()
+    if recipe.uses_bfloat16:
+        tell_slow_bfloat16(device)
     set_seed(recipe.seed)
     with telling("load", on_progress):
         model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))

@@ -1,15 +1,16 @@
 """An ablation of a real run on a tiny model: its cells, its resume and its table."""
 
 import json
+import re
 import shutil
 from statistics import mean, stdev
 
 import pytest
 
 import makd
-from makd.ablation import Ablation, ablate, ablation_markdown
+from makd.ablation import Ablation, ablate, ablation_table, write_ablation_report
 from makd.ablation.variations import WHOLE
-from makd.errors import SettingError
+from makd.errors import OutputError, SettingError
 from makd.pipeline import distill, factorize_only
 
 BUDGET = makd.Budget(keep_linears=0.5)
@@ -64,11 +65,13 @@ def test_what_is_done_is_not_done_again_and_other_settings_are(found, encoder_fo
 
 def test_nothing_but_the_lines_and_their_table_stays(found):
     assert {path.name for path in found.folder.iterdir() if path.suffix != ".lock"} == {"results.jsonl", "table.md"}
-    assert (found.folder / "table.md").read_text() == ablation_markdown(found.lines) + "\n"
+    assert (found.folder / "table.md").read_text() == ablation_table(found.lines).markdown + "\n"
 
 
 def test_the_table_has_means_and_paired_differences(found):
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ablation_markdown(found.lines).splitlines()]
+    table = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in ablation_table(found.lines).markdown.splitlines()
+    ]
     assert [row[0] for row in table[2:]] == [
         "teacher", "start, untaught", WHOLE, "without hidden", "without embedding",
     ]  # fmt: skip
@@ -84,6 +87,65 @@ def test_the_table_has_means_and_paired_differences(found):
     gains = [ours - theirs for ours, theirs in zip(own, values[WHOLE], strict=True)]
     assert table[5][-1].startswith(f"{mean(gains):+.4f} = {mean(gains) / (stdev(gains) / 2**0.5):+.1f} SE (p ")
     assert table[4][-1] == ""
+
+
+def test_the_report_has_the_differences_of_each_measure_and_the_share_of_time(found, tmp_path):
+    text = write_ablation_report(found, tmp_path / "ablation.html", "my.yaml").read_text()
+    specs = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    told = {spec["description"].split(".")[0]: spec["data"]["values"] for spec in specs}
+    assert [*told] == ["rank correlation", "cosine to teacher", "What it costs"]
+    values = {
+        name: [line["metrics"]["fidelity"]["after"]["cosine"] for line in found.lines if line["variation"] == name]
+        for name in (WHOLE, "without embedding")
+    }
+    gains = [ours - theirs for ours, theirs in zip(values["without embedding"], values[WHOLE], strict=True)]
+    (row,) = [row for row in told["cosine to teacher"] if row["name"] == "without embedding"]
+    assert row["gain"] == pytest.approx(mean(gains))
+    assert row["high"] - row["gain"] == pytest.approx(stdev(gains) / 2**0.5)
+    seconds = {
+        name: mean(line["metrics"]["seconds"]["distill"] for line in found.lines if line["variation"] == name)
+        for name in (WHOLE, "without hidden")
+    }
+    (row,) = [row for row in told["What it costs"] if row["name"] == "without hidden"]
+    assert row["share"] == pytest.approx(seconds["without hidden"] / seconds[WHOLE])
+
+
+def _lines(whole, without):
+    """Lines of a task, of as many seeds as there are scores."""
+    return [
+        {"variation": name, "seed": seed, "metrics": {"task": {"after": {"score": score}}, "seconds": {"distill": 1.0}}}
+        for name, scores in ((WHOLE, whole), ("without hidden", without))
+        for seed, score in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("whole", "without", "title"),
+    [
+        ([0.80, 0.81, 0.82], [0.70, 0.70, 0.72], "Missed when it is off"),
+        ([0.70, 0.70, 0.72], [0.80, 0.81, 0.82], "Better when it is off"),
+        ([0.80, 0.70, 0.90], [0.81, 0.68, 0.91], None),
+    ],
+)
+def test_the_report_names_an_aspect_where_the_difference_is_clear(whole, without, title, tmp_path):
+    found = Ablation(tmp_path, tuple(_lines(whole, without)))
+    text = write_ablation_report(found, tmp_path / "ablation.html").read_text()
+    answers = dict(re.findall(r'<h3>([^<]*)</h3><p class="answer">([^<]*)</p>', text))
+    named = {"Missed when it is off": "none", "Better when it is off": "none"}
+    assert answers == named | ({} if title is None else {title: "hidden"})
+
+
+def test_the_report_of_one_seed_says_that_nothing_can_be_told(tmp_path):
+    found = Ablation(tmp_path, tuple(_lines([0.8], [0.7])))
+    text = write_ablation_report(found, tmp_path / "ablation.html").read_text()
+    assert "One seed has no standard error" in text
+    assert "Missed when it is off" not in text
+
+
+def test_the_report_replaces_no_other_file(found, tmp_path):
+    (tmp_path / "ablation.html").write_text("precious")
+    with pytest.raises(OutputError, match="no report that makd wrote"):
+        write_ablation_report(found, tmp_path / "ablation.html")
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])

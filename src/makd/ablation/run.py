@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from makd.ablation.table import ablation_markdown
+from makd.ablation.table import ablation_table
 from makd.ablation.variations import variations
 from makd.capture import examine
 from makd.comparison.cells import hash_settings
@@ -86,7 +86,7 @@ def ablate(
         begun = dataclasses.replace(recipe, seed=seed)
         own = {name: dataclasses.replace(variation, seed=seed) for name, variation in found.items()}
         lines += _run_seed(run, begun, own)
-    (folder / TABLE).write_text(f"{ablation_markdown(lines)}\n", encoding="utf-8")
+    (folder / TABLE).write_text(f"{ablation_table(lines).markdown}\n", encoding="utf-8")
     return Ablation(folder, tuple(lines))
 
 

@@ -133,7 +133,7 @@ def _differences(experiment: Experiment, known: Known) -> Markup:
             found = mean(100 * gain for gain in gains.values())
             if method != first and found is not None:
                 error = found.error or 0.0
-                rows.append({"method": method, "gain": found.value, "low": found.value - error,
+                rows.append({"name": method, "gain": found.value, "low": found.value - error,
                              "high": found.value + error, "pairs": found.count})  # fmt: skip
         if not rows:
             continue
@@ -144,38 +144,13 @@ def _differences(experiment: Experiment, known: Known) -> Markup:
             "standard error over all pairs of task and seed. More than one standard error above zero: "
             f"{clear} of {len(rows)}"
         )
-        cells = [[row["method"], row["gain"], row["gain"] - row["low"], row["pairs"]] for row in rows]
+        cells = [[row["name"], row["gain"], row["gain"] - row["low"], row["pairs"]] for row in rows]
         head = ["method", f"{first} minus it", "standard error", "pairs"]
-        figures.append(charts.figure(f"Paired differences at {budget_name(budget)}", told, _gains(rows), head, cells))
+        spec = charts.differences(rows, "points", "+.2f")
+        figures.append(charts.figure(f"Paired differences at {budget_name(budget)}", told, spec, head, cells))
     if not figures:
         return section("differences", "Paired differences", element("p", "No two methods share a cell yet."))
     return section("differences", "Paired differences", element("div", figures, class_="beside"))
-
-
-def _gains(rows: list[Point]) -> dict[str, Any]:
-    y = {
-        "field": "method",
-        "type": "nominal",
-        "title": None,
-        "sort": [row["method"] for row in rows],
-        "axis": {"labelLimit": 180},
-    }
-    x = {"field": "gain", "type": "quantitative", "title": "points", "scale": {"zero": True}}
-    tooltip = [{"field": "method"}, {"field": "gain", "format": "+.2f"}, {"field": "low", "format": "+.2f"},
-               {"field": "high", "format": "+.2f"}]  # fmt: skip
-    colour = charts.COLOURS
-    return {
-        "data": {"values": rows},
-        "height": 26 * len(rows),
-        "layer": [
-            {"mark": {"type": "rule", "color": colour[1], "strokeDash": [4, 3], "aria": False},
-             "encoding": {"x": {"datum": 0}}},
-            {"mark": {"type": "rule", "strokeWidth": 2, "color": colour[0], "aria": False},
-             "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}}},
-            {"mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "color": colour[0], "aria": False},
-             "encoding": {"y": y, "x": x, "tooltip": tooltip}},
-        ],
-    }  # fmt: skip
 
 
 def _table(one: TextTable, caption: str) -> Markup:

@@ -10,6 +10,8 @@ from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
 from makd.comparison.settings import Experiment, short_name
 from makd.comparison.workers import run_here, run_in_processes
+from makd.config import find_device
+from makd.distill import tell_slow_bfloat16
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.processes.started import check_alone
@@ -53,6 +55,8 @@ def compare(
     waiting = [cell for cell in chosen if str(cell) not in lines][:limit]
     if waiting and experiment.search.trials:
         check_optuna()
+    if waiting and "bfloat16" in (experiment.training.precision, experiment.finetune.training.precision):
+        tell_slow_bfloat16(find_device(experiment.device))
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
         check_data(experiment, task)
     schedule = Schedule(experiment, waiting)

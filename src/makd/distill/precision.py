@@ -6,8 +6,10 @@ float32; products may be in bfloat16, by autocast.
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -17,6 +19,9 @@ from makd.errors import SettingError
 logger = logging.getLogger(__name__)
 
 NARROW = (torch.float16, torch.bfloat16)
+
+SLOW = 1.5
+"""How many times as long as in float32 a product in bfloat16 has to take for a user to be told."""
 
 
 @contextmanager
@@ -55,3 +60,40 @@ def check_precision(model: nn.Module) -> None:
             type(model).__name__,
             advice,
         )
+
+
+def tell_slow_bfloat16(device: torch.device) -> None:
+    """Say so, once a process, if products in bfloat16 cost time on this machine instead of saving it."""
+    if device.type != "cpu":
+        return
+    ratio = bfloat16_ratio()
+    if ratio > SLOW:
+        _tell(ratio)
+
+
+@cache
+def bfloat16_ratio() -> float:
+    """Seconds of a product in bfloat16 over those in float32 on this machine's CPU.
+
+    One without instructions for bfloat16 (AVX-512 BF16, AMX, those of Arm) takes up to ten times as long.
+    """
+    return _seconds(torch.bfloat16) / _seconds(torch.float32)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The quickest of a few products: other work on the machine can only make one slower."""
+    values, taken = torch.ones(256, 256, dtype=dtype), []
+    for _ in range(5):
+        start = time.perf_counter()
+        nn.functional.linear(values, values)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+@cache
+def _tell(ratio: float) -> None:
+    logger.warning(
+        "On this processor a product in bfloat16 takes %.1f times as long as in float32. Unless memory is short, take "
+        "float32 (training.precision, layerwise.precision, dtype).",
+        ratio,
+    )

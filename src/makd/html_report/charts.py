@@ -111,7 +111,7 @@ def lines(
 
 
 def bars(data: Rows, label: str, value: str, title: str) -> dict[str, Any]:
-    """A spec of a bar for each row, which ends in its number; 1 is the teacher."""
+    """A spec of a bar for each row, which ends in its number, a share; 1 is what the shares are of."""
     shared = {
         "y": {"field": label, "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
         "x": {
@@ -122,7 +122,7 @@ def bars(data: Rows, label: str, value: str, title: str) -> dict[str, Any]:
             "scale": {"domainMin": 0, "domainMax": max(1.15, *(1.15 * row[value] for row in data))},
         },
     }
-    tooltip = [{"field": label, "title": "of the teacher's"}, {"field": value, "title": "student", "format": ".1%"}]
+    tooltip = [{"field": label}, {"field": value, "title": title, "format": ".1%"}]
     return {
         "data": {"values": list(data)},
         "height": 30 * len(data),
@@ -139,6 +139,50 @@ def bars(data: Rows, label: str, value: str, title: str) -> dict[str, Any]:
             {
                 "mark": {"type": "rule", "color": COLOURS[1], "strokeDash": [4, 3], "aria": False},
                 "encoding": {"x": {"datum": 1}, "y": None},
+            },
+        ],
+    }
+
+
+def differences(data: Rows, title: str, form: str) -> dict[str, Any]:
+    """A spec of points with bars of their standard errors, one below the other, beside a line at zero.
+
+    Args:
+        data: rows with `name`, `gain`, and the ends of its bar: `low`, `high`.
+        title: of the x axis.
+        form: of the numbers that are shown at a point.
+    """
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "title": None,
+        "sort": [row["name"] for row in data],
+        "axis": {"labelLimit": 180},
+    }
+    x = {"field": "gain", "type": "quantitative", "title": title, "scale": {"zero": True}}
+    tooltip = [{"field": "name"}, *({"field": field, "format": form} for field in ("gain", "low", "high"))]
+    return {
+        "data": {"values": list(data)},
+        "height": 26 * len(data),
+        "layer": [
+            {
+                "mark": {"type": "rule", "color": COLOURS[1], "strokeDash": [4, 3], "aria": False},
+                "encoding": {"x": {"datum": 0}},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2, "color": COLOURS[0], "aria": False},
+                "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}},
+            },
+            {
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "size": 70,
+                    "opacity": 1,
+                    "color": COLOURS[0],
+                    "aria": False,
+                },
+                "encoding": {"y": y, "x": x, "tooltip": tooltip},
             },
         ],
     }
