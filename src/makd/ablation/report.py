@@ -7,14 +7,14 @@ from typing import Any
 from makd.ablation.measured import Line, Measure, by_variation, measures_of, seconds_of
 from makd.ablation.run import Ablation
 from makd.ablation.table import ablation_table
-from makd.ablation.variations import WHOLE
+from makd.ablation.variations import OFF, WHOLE
 from makd.html_report import charts
 from makd.html_report.elements import Markup, element, section, table
 from makd.html_report.page import check_extra, command_line, whole_page
 from makd.html_report.target import check_target, write_target
 
-CLEAR = 2.0
-"""Standard errors from which on a difference is called one."""
+CLEAR = 0.05
+"""p of the paired t-test below which a difference is called one."""
 
 
 def write_ablation_report(found: Ablation, path: str | Path, name: str = "run.yaml") -> Path:
@@ -65,24 +65,22 @@ def _glance(lines: Sequence[Line], seeds: int) -> Markup:
     clear = _clear(decides, variations)
     for title, wanted in (("Missed when it is off", True), ("Better when it is off", False)):
         names = [name for name, is_missed in clear.items() if is_missed is wanted]
-        told = f"by {CLEAR:.0f} standard errors or more"
-        tiles.append(_tile(title, ", ".join(names) or "none", told))
+        tiles.append(_tile(title, ", ".join(names) or "none", f"p below {CLEAR}"))
     told = (
         f"Each aspect is off once, in a training of equal steps from the same start; {decides.towards} "
-        f"{decides.label} is better. What differs by less than {CLEAR:.0f} standard errors over {seeds} seeds was not "
-        "seen: more seeds see more."
+        f"{decides.label} is better. Differences are paired over {seeds} seeds; what a t-test cannot tell from chance "
+        f"(p of {CLEAR} or more) was not seen: more seeds see more."
     )
     return section("glance", "At a glance", element("div", tiles, class_="tiles"), element("p", told))
 
 
 def _clear(decides: Measure, variations: dict[str, list[Line]]) -> dict[str, bool]:
-    """Whether the whole plan is better, of those variations of which it can be told."""
+    """Whether the whole plan is better than one without it, of those aspects of which it can be told."""
     found: dict[str, bool] = {}
     for name, own in variations.items():
-        gain = None if name == WHOLE else decides.gain(variations[WHOLE], own)
-        if gain is None or gain.overall is None or abs(gain.overall.count) < CLEAR:
-            continue
-        found[name.removeprefix("without ")] = (gain.mean > 0) is (decides.towards == "more")
+        gain = decides.gain(variations[WHOLE], own) if name.startswith(OFF) else None
+        if gain is not None and gain.overall is not None and gain.overall.probability < CLEAR:
+            found[name.removeprefix(OFF)] = (gain.mean > 0) is (decides.towards == "more")
     return found
 
 
@@ -109,7 +107,7 @@ def _differences(lines: Sequence[Line]) -> Markup:
             f"{measure.towards} is better"
         )
         cells = [[row["name"], row["gain"], row["high"] - row["gain"]] for row in rows]
-        spec = charts.differences(rows, measure.label, ".4~f")
+        spec = charts.differences(rows, "difference", ".4~f")
         figures.append(charts.figure(measure.label, told, spec, ["variation", "difference", "standard error"], cells))
     figures.append(_times(variations))
     return section("differences", f"Each variation beside the {WHOLE}", element("div", figures, class_="beside"))
@@ -124,7 +122,7 @@ def _times(variations: dict[str, list[Line]]) -> Markup:
         for name, mean in taken.items()
         if mean is not None and whole is not None and whole.value > 0
     ]
-    spec = charts.bars(times, "name", "share", f"time of training, of that of the {WHOLE}")
+    spec = charts.bars(times, "name", "share", f"of the {WHOLE}'s")
     cells = [[row["name"], row["seconds"], row["share"]] for row in times]
     told = f"Time of training, mean over seeds, as a share of that of the {WHOLE}"
     return charts.figure("What it costs", told, spec, ["variation", "seconds", f"of the {WHOLE}"], cells)

@@ -18,6 +18,7 @@ def ablation_table(lines: Sequence[Line]) -> TextTable:
     rows = [
         (name, *(measure.text(measure.mean(lines, when)) for measure in measures), "", "")
         for name, when in (("teacher", "teacher"), (START, "before"))
+        if any(measure.mean(lines, when) for measure in measures)
     ]
     for name, own in variations.items():
         less = "" if name == WHOLE else first.gain_text(first.gain(own, variations[WHOLE]))

@@ -11,6 +11,8 @@ from makd.errors import SettingError
 
 WHOLE = "whole plan"
 """Name of the row that the others are compared with."""
+OFF = "without "
+"""Begins the name of a row that goes without an aspect."""
 PREDICTIONS = "predictions only"
 """Name of the row that learns what comes out of the model alone."""
 OF_PREDICTIONS = ("logits", "embedding", "task")
@@ -40,7 +42,7 @@ def variations(recipe: Recipe, anatomy: Anatomy) -> dict[str, Recipe]:
         )
     terms = [_applying(stage.plan, anatomy) for stage in stages]
     names = list(dict.fromkeys(term.aspect for own in terms for term in own))
-    kept = {f"without {name}": [_others(own, name) for own in terms] for name in names}
+    kept = {f"{OFF}{name}": [_others(own, name) for own in terms] for name in names}
     alone = [[term for term in own if term.aspect in OF_PREDICTIONS] for own in terms]
     if alone != terms and alone not in kept.values():
         kept[PREDICTIONS] = alone
