@@ -1,5 +1,6 @@
 """What measurements are called for a person, and a run's `metrics.json` as rows of texts. Needs no torch."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,20 @@ LABELS = {
     "perplexity": ("perplexity", "{:.2f}"),
 }
 """Measurement -> its name for a person, and its format."""
+
+PERFECT = {
+    "rank_correlation": 1.0,
+    "cosine": 1.0,
+    "prediction_kl": 0.0,
+    "top1_agreement": 1.0,
+    "label_agreement": 1.0,
+    "label_set_agreement": 1.0,
+    "squared_difference": 0.0,
+}
+"""Measurement of a student beside its teacher -> what a copy would have."""
+
+WORSE = 0.05
+"""Share by which a training has to widen a gap to the teacher before it is called worse."""
 
 ROLLING_LABELS = {
     "token": "rolling perplexity",
@@ -97,6 +112,31 @@ def _spread(found: Mapping[str, Any]) -> str:
     """Mean and standard deviation over seeds."""
     deviation = found["deviation"]
     return f"{found['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def worsened(metrics: Mapping[str, Any]) -> list[str]:
+    """What a training left worse than its start had it, in words; nothing unless all that was measured is.
+
+    Of a task that is its score; of a language model the perplexity, of all the distance to the teacher, where the
+    training has widened it by more than `WORSE`, and so that it shows.
+    """
+    found: list[tuple[bool, str]] = []
+    task, perplexity, fidelity = (metrics.get(name, {}) for name in ("task", "perplexity", "fidelity"))
+    if "before" in task:
+        name = "score" if "score" in task["after"] else next(iter(task["after"]))
+        before, after = task["before"][name], task["after"][name]
+        found.append((after < before, f"{task_label(name)} {before:.4f} before, {after:.4f} after"))
+    if "before" in perplexity:
+        theirs, before, after = (math.log(perplexity[side]) for side in ("teacher", "before", "after"))
+        worse = after - theirs > (1 + WORSE) * max(before - theirs, 0.0)
+        found.append((worse, f"perplexity {perplexity['before']:.2f} before, {perplexity['after']:.2f} after"))
+    for name, after in fidelity.get("after", {}).items():
+        if name in PERFECT and name in fidelity.get("before", {}):
+            before, (label, form) = fidelity["before"][name], LABELS[name]
+            worse = abs(after - PERFECT[name]) > (1 + WORSE) * abs(before - PERFECT[name])
+            seen = form.format(before) != form.format(after)  # a start may be as good as a copy
+            found.append((worse and seen, f"{label} {form.format(before)} before, {form.format(after)} after"))
+    return [told for _, told in found] if all(worse for worse, _ in found) else []
 
 
 def known_metric(name: str) -> str:

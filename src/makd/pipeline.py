@@ -42,6 +42,7 @@ from makd.ranks.budget import Budget
 from makd.registry import make_settings
 from makd.report import (
     describe_environment,
+    tell_worsened,
     write_card,
     write_json,
     write_recipe,
@@ -323,6 +324,8 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     copy_companions(origin_of(run.teacher), result)
     run.progress(Progress("save", 1, 1))
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
+    if metrics["tokens"]["training"]:
+        tell_worsened(metrics)
     environment = describe_environment(student.device, run.recipe.seed)
     names = {"teacher": run.teacher_name, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
     data = {"data" if run.data.task is None else "task": run.data.config}

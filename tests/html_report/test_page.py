@@ -268,7 +268,9 @@ class TestAdvice:
         assert first.command == f"makd distill {tmp_path / 'student'} --teacher org/teacher --output ANOTHER"
 
     def test_a_training_that_made_it_worse_wants_a_smaller_learning_rate(self, tmp_path):
-        metrics = {**METRICS, "perplexity": {"teacher": 31.0, "before": 33.0, "after": 36.0}}
+        fidelity = {"before": METRICS["fidelity"]["after"], "after": {"prediction_kl": 0.3, "top1_agreement": 0.7}}
+        worse = {"teacher": 31.0, "before": 33.0, "after": 36.0}
+        metrics = {**METRICS, "perplexity": worse, "fidelity": fidelity}
         first = advise(read_run(make_run(tmp_path / "student", metrics=metrics)))[0]
         assert first.command.endswith("--recipe.training.learning_rate 3.3e-05")
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from makd.html_report.elements import Markup, element
-from makd.html_report.glance import latency_ratios, measured, quality_of, worst_linear
+from makd.html_report.glance import latency_ratios, measured, worst_linear
 from makd.html_report.record import Record
 from makd.html_report.words import share
+from makd.measures import worsened
 from makd.run_files import LINEARS, TRAINING
 
 MOST = 4
@@ -107,7 +108,7 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
 
 def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: str) -> Iterator[Suggestion]:
     """What the log of the training says."""
-    trainings, quality = record.of(TRAINING).get("trainings"), quality_of(record.metrics)
+    trainings = record.of(TRAINING).get("trainings")
     if not record.metrics["tokens"]["training"] and not trainings:
         yield Suggestion(
             "It was not trained yet: what is here is the closed-form start alone.",
@@ -116,7 +117,7 @@ def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: 
         return
     flag = "recipe.training" if not settings.get("stages") else None
     training = settings.get("training") or {}
-    if quality is not None and (quality.closed or 0.0) < -0.02 and flag is not None:
+    if worsened(record.metrics) and flag is not None:
         rate = float(training.get("learning_rate") or 1e-4)
         yield Suggestion(
             "Training made it worse than its start. A smaller learning rate keeps what the start has.",

@@ -7,6 +7,7 @@ from makd.report.manifest import MANIFEST, tell_changed_weights
 from makd.report.noted import noting_warnings
 from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.report.tables import metrics_table, scores_table
+from makd.report.worsened import tell_worsened
 
 __all__ = [
     "MANIFEST",
@@ -18,6 +19,7 @@ __all__ = [
     "plain",
     "scores_table",
     "tell_changed_weights",
+    "tell_worsened",
     "to_json",
     "write_card",
     "write_json",

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from makd.measures import rows, task_label
+from makd.report.text_table import markdown_table
 
 
 def scores_table(task: Mapping[str, Any], title: str) -> Table:
@@ -30,5 +31,4 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
 
 def metrics_markdown(metrics: Mapping[str, Any]) -> str:
     """The same for a model card."""
-    lines = ["| | teacher | student before training | student |", "| --- | ---: | ---: | ---: |"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows(metrics))]) + "\n"
+    return markdown_table(["", "teacher", "student before training", "student"], rows(metrics)) + "\n"
