@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import makd
+from makd.anatomy import resolve
 from makd.baselines import fewer_layers, narrower
+from makd.baselines.influence import by_influence
 from makd.baselines.sizes import Sizes
 from tests.models import batch, tiny
 
@@ -44,6 +46,44 @@ def test_a_student_may_begin_with_the_first_layers():
     student = fewer_layers(teacher, makd.Budget(keep_linears=0.5), start="first")
     weights = [model.bert.encoder.layer[1].output.dense.weight for model in (teacher, student)]
     assert torch.equal(*weights)
+
+
+def test_a_student_may_begin_with_the_layers_of_an_order():
+    teacher = make_teacher()
+    student = fewer_layers(teacher, makd.Budget(keep_linears=0.5), start=[2, 0, 3, 1])
+    for ours, theirs in ((0, 0), (1, 2)):
+        weights = [
+            model.bert.encoder.layer[at].output.dense.weight for model, at in ((student, ours), (teacher, theirs))
+        ]
+        assert torch.equal(*weights)
+
+
+def keep_in(found):
+    """A hook that keeps what a layer is given, and gives."""
+
+    def keep(_module, given, output):
+        found.append((given[0], output[0] if isinstance(output, tuple) else output))
+
+    return keep
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_kept_by_what_they_change(name):
+    """By equation 1 of ShortGPT on every token by itself, in float64."""
+    teacher = make_teacher(name).double()
+    batches = [batch(teacher), {key: tensor[:1] for key, tensor in batch(teacher).items()}]
+    changes = torch.zeros(4, dtype=torch.float64)
+    for inputs in batches:
+        layers, found = resolve(teacher).layers, []
+        hooks = [teacher.get_submodule(layer.module).register_forward_hook(keep_in(found)) for layer in layers]
+        teacher(**inputs)
+        for hook in hooks:
+            hook.remove()
+        for row, token in inputs["attention_mask"].nonzero().tolist():
+            for at, (before, after) in enumerate(found):
+                before, after = before[row, token], after[row, token]
+                changes[at] += 1 - before @ after / (before.norm() * after.norm())
+    assert by_influence(teacher, batches) == [0, *(1 + changes[1:].argsort(descending=True)).tolist()]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,6 +6,7 @@ train_dataset=...).train()
 """
 
 from makd.baselines.distilbert import DistilBert
+from makd.baselines.dropped_layers import DroppedLayers
 from makd.baselines.low_rank import LowRankFineTuning
 from makd.baselines.low_rank_feature import LowRankFeature
 from makd.baselines.low_rank_logits import LowRankLogits
@@ -32,6 +33,7 @@ BASELINES: Registry[Baseline] = Registry(
         "low_rank_feature": LowRankFeature(),
         "low_rank_objective": LowRankObjective(),
         "low_rank_lora": LowRankObjective(trainable="adapters", learning_rate=2e-4),
+        "dropped_layers": DroppedLayers(),
         "distilbert": DistilBert(),
         "pkd": PatientDistillation(),
         "tinybert": TinyBert(),
@@ -49,6 +51,7 @@ __all__ = [
     "BestMakd",
     "Choice",
     "DistilBert",
+    "DroppedLayers",
     "LowRankFeature",
     "LowRankFineTuning",
     "LowRankLogits",
