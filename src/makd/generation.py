@@ -1,9 +1,9 @@
-"""What a causal language model writes after prompts, the same for the same seed.
+"""What a language model writes after prompts, the same for the same seed.
 
 The one way of it, for training on a model's own text and for scoring it. Stands above `data`, whose rows are prompts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -24,8 +24,11 @@ from transformers import (
 
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.limits import token_limit
-from makd.data.prompts import pad_left
+from makd.data.prompts import pad_prompts
 from makd.errors import DataError
+
+_BEGIN = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
+"""Settings of a generation config, or of a config, that say how a decoder begins: with which language, for one."""
 
 _WIDE = {"mps": torch.float32}
 """Kind of device -> what probabilities are added up in, where it has no float64."""
@@ -43,10 +46,15 @@ class Sampling:
     """Only so many of the likeliest tokens; 0 is all of them."""
     max_new_tokens: int = 256
 
-    def settings(self, stops: Sequence[int], padding: int) -> GenerationConfig:
+    def settings(self, stops: Sequence[int], padding: int, begin: Mapping[str, int | None]) -> GenerationConfig:
         """For `generate`, with everything said that a model's own generation config could say otherwise.
 
         What is drawn, is drawn by a processor of the logits: `generate` has one random state for all rows.
+
+        Args:
+            stops: tokens that end a text.
+            padding: token of places that hold none.
+            begin: how a decoder begins: of `_BEGIN`.
         """
         return GenerationConfig(
             do_sample=False,
@@ -54,6 +62,7 @@ class Sampling:
             eos_token_id=list(stops) or None,
             pad_token_id=padding,
             use_cache=True,
+            **begin,
         )
 
 
@@ -72,11 +81,12 @@ def generate(
 ) -> list[list[int]]:
     """Tokens that `model` writes after each of `prompts`, in their order, up to the first of `stops`, which is kept.
 
-    Prompts of like length share a batch, padded on the left; dropout is off meanwhile. What is drawn for a prompt
+    Prompts of like length share a batch, padded on the left, where the model goes on from their ends; on the right for
+    an encoder-decoder, which writes apart from what it reads. Dropout is off meanwhile. What is drawn for a prompt
     depends on `seed` and its place alone, not on the batch that it is in; torch's random state is left as it is.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder-decoder with such a head.
         prompts: token ids, at least one each.
         sampling: how the next token is chosen, and how many there may be.
         stops: tokens that end a text.
@@ -94,16 +104,18 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     written: list[list[int]] = [[] for _ in prompts]
     numbers = range(len(prompts)) if places is None else places
+    apart = bool(model.config.is_encoder_decoder)
+    begin = _beginning(model) if apart else {}
     with _without_own_settings(model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = pad_left([prompts[place] for place in batch], padding)
-            width = inputs["input_ids"].shape[1]
+            inputs = pad_prompts([prompts[place] for place in batch], padding, "right" if apart else "left")
+            width = 1 if apart else inputs["input_ids"].shape[1]  # tokens before the first that is written
             chosen = replace(sampling, max_new_tokens=_room(model, width, sampling))
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
             tokens: Tensor = model.generate(  # type: ignore[operator]
                 **inputs,
-                generation_config=chosen.settings(stops, padding),
+                generation_config=chosen.settings(stops, padding, begin),
                 logits_processor=_drawing(chosen, seed, [numbers[place] for place in batch], width, model.device),
             )
             for place, row in zip(batch, tokens[:, width:].tolist(), strict=True):
@@ -120,6 +132,15 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         own = getattr(owner, "eos_token_id", None)
         found += [] if own is None else [own] if isinstance(own, int) else list(own)
     return sorted(set(found))
+
+
+def _beginning(model: PreTrainedModel) -> dict[str, int | None]:
+    """How the decoder of an encoder-decoder begins, as its own settings say."""
+    owners = (model.generation_config, model.config)
+    return {
+        name: next((value for owner in owners if (value := getattr(owner, name, None)) is not None), None)
+        for name in _BEGIN
+    }
 
 
 def _room(model: PreTrainedModel, longest: int, sampling: Sampling) -> int:

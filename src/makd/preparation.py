@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy import resolve
 from makd.anatomy.limits import token_limit
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, has_completions, hold_out, load_texts, make_batches, tokenize
+from makd.data import Batch, DataConfig, has_completions, hold_out, load_texts, make_batches, reads_blocks, tokenize
 from makd.data.settings import BUILT_IN
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
@@ -51,6 +51,10 @@ class RunData:
     def has_completions(self) -> bool:
         """Whether the rows are prompts with completions, and labels say where these are."""
         return self.task is None and has_completions(self.train)
+
+    def predicts_text(self, model: PreTrainedModel) -> bool:
+        """Whether the rows are text that `model` predicts: all of it, or responses to prompts."""
+        return reads_blocks(model) or self.has_completions
 
 
 def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, recipe: Recipe) -> RunData:

@@ -151,10 +151,10 @@ class Run:
 
     @in_first
     def score(self, student: PreTrainedModel) -> dict[str, Any]:
-        """Fidelity on the held-out rows, the perplexity of a causal language model, and the metrics of a task."""
+        """Fidelity on the held-out rows, the perplexity of a language model, and the metrics of a task."""
         with self.clock("evaluate"):
             scores: dict[str, Any] = {"fidelity": self._fidelity(student)}
-            if reads_blocks(student):
+            if self.data.predicts_text(student):
                 scores["perplexity"] = perplexity(student, self._held_out)
                 scores |= self._rolling(student)
             if self.data.task is not None:
@@ -181,7 +181,9 @@ class Run:
             )
 
     def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
-        tokens: Literal["all", "completion"] = "completion" if self.data.has_completions else "all"
+        # all that an encoder-decoder's decoder writes is a completion
+        only = self.data.has_completions and reads_blocks(student)
+        tokens: Literal["all", "completion"] = "completion" if only else "all"
         pooling = self.recipe.evaluation.pooling
         return fidelity(student, self.teacher, self._held_out, pooling, tokens)
 
@@ -207,7 +209,7 @@ class Run:
         if self.shared_inputs:
             metrics["shared_inputs"] = self.shared_inputs
         with self.clock("evaluate"):
-            if reads_blocks(student):
+            if self.data.predicts_text(student):
                 found = {when: scores["perplexity"] for when, scores in self.scores.items()}
                 metrics["perplexity"] = {"teacher": perplexity(self.teacher, self._held_out), **found}
                 for name, value in self._rolling(self.teacher).items():

@@ -156,11 +156,18 @@ def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
         return anatomy.predictions.why_not(teacher.predictions)
     if term.aspect == "task" and anatomy.head is None:
         return "the model has no head, so it has no task"
-    if term.tokens == "completion" and (anatomy.predictions is None or anatomy.predictions.ahead == 0):
+    if term.tokens == "completion" and not _tells_completions(term, anatomy):
         return "completions are what a causal language model continues, and the model is none"
     if term.aspect in ("embedding", "similarity") and (anatomy.head or anatomy.predictions) is not None:
         return "the model has a head, so its predictions are mimicked instead of an embedding"
     return None
+
+
+def _tells_completions(term: Term, anatomy: Anatomy) -> bool:
+    """Whether a batch says which tokens are completions: what an encoder-decoder predicts all is."""
+    if anatomy.is_encoder_decoder:
+        return term.aspect == "logits" and anatomy.predictions is not None
+    return anatomy.predictions is not None and anatomy.predictions.ahead > 0
 
 
 def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Comparison]:

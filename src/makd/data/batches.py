@@ -1,12 +1,13 @@
 """Station 2, continued: from texts to token batches, in the form that the model at hand takes.
 
 Encoders read one row at a time, cut at `max_length`; causal language models read blocks of exactly `max_length` tokens,
-cut from the joined texts, or a row of each text or conversation; encoder-decoders read a row on both sides.
+cut from the joined texts, or a row of each text or conversation; encoder-decoders read a prompt and write its response,
+or read a plain text on both sides.
 """
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data.blocks import join_texts, keep_apart
-from makd.data.completions import encode_conversations
+from makd.data.completions import OneText, encode_conversations
 from makd.data.conversations import MESSAGES
 from makd.data.marks import check_room, given_tokens
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_padding_token, check_vocabulary
+from makd.data.two_sides import TwoSides, check_writes
 from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def tokenize(
 ) -> Dataset:
     """Rows of `input_ids` (and `attention_mask`, `token_type_ids`, `label`) as `model` reads them, in shuffled order.
 
-    Conversations have `labels` besides, on completions alone.
+    Conversations have `labels` besides, on completions alone; those of an encoder-decoder are a side of their own.
 
     A text that is null, as csv files hold empty ones, is an empty text. How much `max_length` cuts off is logged, under
     the name of its `setting`, at `cut_level`: WARNING where nobody has chosen the length.
@@ -66,7 +68,8 @@ def tokenize(
     if MESSAGES in rows.column_names:
         _check_continues(model)
         check_room(tokenizer, model, max_length, setting)
-        found = encode_conversations(rows, tokenizer, rendering, max_length, vocabulary, setting, cut_level)
+        read = (OneText if reads_blocks(model) else TwoSides)(tokenizer, rendering, max_length)
+        found = encode_conversations(rows, read, max_length, vocabulary, setting, cut_level)
         return found.shuffle(seed=seed)
     if reads_blocks(model):
         _check_single(columns, model)
@@ -91,11 +94,14 @@ def tokenize(
 
 
 def _check_continues(model: PreTrainedModel) -> None:
-    if not reads_blocks(model):
+    if reads_blocks(model):
+        return
+    if not model.config.is_encoder_decoder:
         raise DataError(
-            "The data are prompts with responses, or conversations, which causal language models continue; "
+            "The data are prompts with responses, or conversations, which language models answer; "
             f"{type(model).__name__} is none. Name the columns that it is to read with data.text_columns."
         )
+    check_writes(model)
 
 
 def _check_single(columns: list[str], model: PreTrainedModel) -> None:
@@ -141,6 +147,8 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
                 return_tensors="pt",
             )
         )
+        if two_stacks and "labels" in rows[0]:
+            return batch | _other_side(rows, model)
         targets = _targets(rows, batch["input_ids"].shape[1], side)
         if targets:
             batch |= targets
@@ -153,6 +161,19 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
         return batch
 
     return collate
+
+
+def _other_side(rows: list[Mapping[str, Any]], model: PreTrainedModel) -> Batch:
+    """What a decoder reads and is to predict, in its own length."""
+    labels = torch.full((len(rows), max(len(row["labels"]) for row in rows)), -100)
+    for line, row in zip(labels, rows, strict=True):
+        line[: len(row["labels"])] = torch.tensor(row["labels"])
+    prepare = model.prepare_decoder_input_ids_from_labels
+    return {
+        "labels": labels,
+        "decoder_input_ids": prepare(labels=labels),  # type: ignore[operator]
+        "decoder_attention_mask": (labels != -100).long(),
+    }
 
 
 def _targets(rows: list[Mapping[str, Any]], width: int, padding_side: str) -> Batch:
@@ -192,6 +213,14 @@ def count_tokens(batches: list[Batch]) -> int:
 
 
 def row_lengths(rows: Any) -> list[int]:
-    """Tokens of each tokenized row, of a `Dataset` or any other sequence of rows."""
-    ids = rows["input_ids"] if isinstance(rows, Dataset) else (row["input_ids"] for row in rows)
-    return [len(row) for row in ids]
+    """Tokens of each tokenized row, of a `Dataset` or any other sequence of rows; of its longer side, if it has two."""
+    if not isinstance(rows, Dataset):
+        return [max(len(row["input_ids"]), _count_labels(row.get("labels"))) for row in rows]
+    if "labels" not in rows.column_names:
+        return [len(row) for row in rows["input_ids"]]
+    return [max(len(ids), _count_labels(labels)) for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
+
+
+def _count_labels(labels: Any) -> int:
+    """Of a row's tokens; a row may have one label as a whole."""
+    return len(labels) if isinstance(labels, Sequence) else 0

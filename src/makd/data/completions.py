@@ -5,7 +5,8 @@ What was cut, left out or empty is counted, and told in one line.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import NO_LABEL
 from makd.data.conversations import MESSAGES, Message
-from makd.data.rendering import Encoded, make_encoder
+from makd.data.rendering import Conversation, Encoded, make_encoder
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_vocabulary
 from makd.errors import DataError
@@ -25,6 +26,8 @@ _FATE = "makd fate"
 """Column of what became of a row; in the data, since `map` may find its result on disk and not run at all."""
 _LEARNED = "makd learned"
 """Column of how many tokens have a label."""
+_TOKENS = "makd tokens"
+"""Column of how many tokens a row has."""
 WHOLE, CUT, NO_RESPONSE, NO_PROMPT, LONG_PROMPT = "whole", "cut", "no response", "no prompt", "long prompt"
 _FEATURES = Features(
     {
@@ -33,29 +36,64 @@ _FEATURES = Features(
         "labels": List(Value("int64")),
         _FATE: Value("string"),
         _LEARNED: Value("int32"),
+        _TOKENS: Value("int32"),
     }
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversationRow:
+    """A conversation as a model reads it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """Of each of these tokens; or of those of another side, which an encoder-decoder writes."""
+    fate: str
+    """What became of it: `WHOLE`, `CUT`, or why it is left out."""
+    learned: int
+    """Tokens that have a label."""
+    tokens: int
+    """All of them."""
+
+
+Reader = Callable[[Sequence[Conversation]], list[ConversationRow]]
+
+
+class OneText:
+    """How a causal language model reads conversations: as one text, which ends with its last answer or is cut.
+
+    Labels are -100 on all that is no answer. A conversation whose answers begin after `max_length` tokens is left out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering, max_length: int) -> None:
+        """Args are the tokenizer, how conversations become text, and how many tokens a row has at most.
+
+        Raises:
+            DataError: as `make_encoder`.
+        """
+        self.encode, self.max_length = make_encoder(tokenizer, rendering), max_length
+
+    def __call__(self, conversations: Sequence[Conversation]) -> list[ConversationRow]:
+        """A row of each."""
+        return [_row(encoded, self.max_length) for encoded in self.encode(conversations)]
+
+
 def encode_conversations(
     rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    rendering: Rendering,
+    read: Reader,
     max_length: int,
     vocabulary: int,
     setting: str = "data.max_length",
     cut_level: int = logging.INFO,
 ) -> Dataset:
-    """Rows of `input_ids`, `attention_mask` and `labels`: -100 on all that is no answer.
+    """Rows of `input_ids`, `attention_mask` and `labels`, as `read` makes them.
 
-    A row ends with its last answer, or is cut at `max_length`. Rows are left out whose response or prompt is blank, and
-    those where `max_length` tokens end before the first answer begins.
+    Rows are left out whose response or prompt is blank, and those that `read` finds no room for.
 
     Args:
         rows: conversations.
-        tokenizer: that reads them.
-        rendering: how they become text.
-        max_length: tokens of a row, at most.
+        read: how the model reads them: `OneText`, or `TwoSides`.
+        max_length: tokens that a row, or a side, was cut at.
         vocabulary: how many tokens the model has embeddings for.
         setting: what the user calls `max_length`.
         cut_level: of the log line, where rows are cut.
@@ -64,22 +102,29 @@ def encode_conversations(
         DataError: every response is blank, or no row is left; more than half of the prompts are too long; the template
             refuses a conversation, or answers cannot be found in its text; the tokenizer is another model's.
     """
-    encoder = make_encoder(tokenizer, rendering)
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         conversations = list(zip(batch[MESSAGES], batch["given"], strict=True))
         fates = [_find_blank(*one) for one in conversations]
-        made = iter(encoder([one for one, fate in zip(conversations, fates, strict=True) if fate is None]))
-        found = [_left_out(fate) if fate is not None else _row(next(made), max_length) for fate in fates]
-        check_vocabulary(chain.from_iterable(row["input_ids"] for row in found), vocabulary)
-        return {name: [row[name] for row in found] for name in _FEATURES}
+        made = iter(read([one for one, fate in zip(conversations, fates, strict=True) if fate is None]))
+        found = [next(made) if fate is None else _left_out(fate) for fate in fates]
+        check_vocabulary(chain.from_iterable(row.input_ids for row in found), vocabulary)
+        check_vocabulary((token for row in found for token in row.labels if token != NO_LABEL), vocabulary)
+        return {
+            "input_ids": [row.input_ids for row in found],
+            "attention_mask": [[1] * len(row.input_ids) for row in found],
+            "labels": [row.labels for row in found],
+            _FATE: [row.fate for row in found],
+            _LEARNED: [row.learned for row in found],
+            _TOKENS: [row.tokens for row in found],
+        }
 
     encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, features=_FEATURES)
     fates = encoded[_FATE][:]
     _check_fates(Counter(fates), len(rows), max_length, setting)
     kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)])
     _tell(Counter(fates), kept, max_length, setting, cut_level)
-    return kept.remove_columns([_FATE, _LEARNED])
+    return kept.remove_columns([_FATE, _LEARNED, _TOKENS])
 
 
 def _find_blank(messages: Sequence[Message], given: int) -> str | None:
@@ -91,21 +136,21 @@ def _find_blank(messages: Sequence[Message], given: int) -> str | None:
     return None if asked else NO_PROMPT
 
 
-def _row(encoded: Encoded, max_length: int) -> dict[str, Any]:
+def _row(encoded: Encoded, max_length: int) -> ConversationRow:
     ids, learned = encoded.ids[:max_length], encoded.learned[:max_length]
     if not any(learned):
         return _left_out(LONG_PROMPT)
-    return {
-        "input_ids": ids,
-        "attention_mask": [1] * len(ids),
-        "labels": [token if one else NO_LABEL for token, one in zip(ids, learned, strict=True)],
-        _FATE: WHOLE if len(ids) == len(encoded.ids) else CUT,
-        _LEARNED: sum(learned),
-    }
+    return ConversationRow(
+        input_ids=ids,
+        labels=[token if one else NO_LABEL for token, one in zip(ids, learned, strict=True)],
+        fate=WHOLE if len(ids) == len(encoded.ids) else CUT,
+        learned=sum(learned),
+        tokens=len(ids),
+    )
 
 
-def _left_out(fate: str) -> dict[str, Any]:
-    return {"input_ids": [], "attention_mask": [], "labels": [], _FATE: fate, _LEARNED: 0}
+def _left_out(fate: str) -> ConversationRow:
+    return ConversationRow(input_ids=[], labels=[], fate=fate, learned=0, tokens=0)
 
 
 def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str) -> None:
@@ -126,7 +171,7 @@ def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str)
 def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str, cut_level: int) -> None:
     if len(kept) == 0:
         raise DataError("No conversation is left: all are blank, or their prompts are too long. Give others.")
-    tokens, learned = sum(map(len, kept["input_ids"])), sum(kept[_LEARNED])
+    tokens, learned = sum(kept[_TOKENS]), sum(kept[_LEARNED])
     parts = [
         f"{fates[NO_RESPONSE]:,} without a response left out" if fates[NO_RESPONSE] else "",
         f"{fates[NO_PROMPT]:,} without a prompt left out" if fates[NO_PROMPT] else "",

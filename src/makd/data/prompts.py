@@ -1,7 +1,7 @@
 """Station 2, continued: tokenized conversations taken apart again, for models that are to answer them themselves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -61,17 +61,18 @@ def prompt_batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Bat
     if not prompts or not all(prompts):
         raise DataError("A batch of prompts needs at least one row, and each row a token before its answer.")
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return pad_left(prompts, 0 if filler is None else int(filler))
+    return pad_prompts(prompts, 0 if filler is None else int(filler))
 
 
-def pad_left(prompts: Sequence[Sequence[int]], padding: int) -> Batch:
-    """A batch whose rows end together, as a model goes on from them: `input_ids` and `attention_mask`."""
+def pad_prompts(prompts: Sequence[Sequence[int]], padding: int, side: Literal["left", "right"] = "left") -> Batch:
+    """A batch: `input_ids` and `attention_mask`. Rows padded on the left end together, as a model goes on from them."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), padding)
     mask = torch.zeros_like(ids)
     for place, prompt in enumerate(prompts):
-        ids[place, width - len(prompt) :] = torch.tensor(prompt)
-        mask[place, width - len(prompt) :] = 1
+        real = slice(width - len(prompt), width) if side == "left" else slice(len(prompt))
+        ids[place, real] = torch.tensor(prompt)
+        mask[place, real] = 1
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -86,7 +86,7 @@ def count(plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> d
 def predicting(term: Term, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]:
     """The tokens whose predictions a term of logits compares."""
     real = layer_tokens(anatomy, anatomy.layers[-1], inputs)
-    if term.tokens == "completion" and anatomy.predictions is not None:
+    if term.tokens == "completion" and anatomy.predictions is not None and not anatomy.is_encoder_decoder:
         return real & predicting_tokens(inputs, anatomy.predictions.ahead)
     return real
 

@@ -157,18 +157,24 @@ def encode_prompts(instructions: Instructions, tokenizer: PreTrainedTokenizerBas
         DataError: a prompt is too long and is to be refused, or all of them were dropped.
     """
     config, limit = instructions.config, token_limit(model)
-    if not reads_blocks(model):
+    apart = bool(model.config.is_encoder_decoder)
+    if not (reads_blocks(model) or (apart and model.can_generate())):
         raise SettingError(
-            f"Instructions are answered by causal language models; {type(model).__name__} is none. Give the model with "
-            "its head (recipe.head causal_lm)."
+            f"Instructions are answered by language models; {type(model).__name__} is none. Give the model with its "
+            "head (recipe.head causal_lm, or seq2seq_lm)."
         )
-    together = config.max_prompt_tokens + config.max_answer_tokens
+    sides = (config.max_prompt_tokens, config.max_answer_tokens)
+    together = max(sides) if apart else sum(sides)
     if limit is not None and together > limit:
         raise SettingError(
-            f"instructions.max_prompt_tokens + max_answer_tokens are {together}, but {type(model).__name__} has "
-            f"positions for {limit}. Lower them."
+            f"instructions.max_prompt_tokens {'and' if apart else '+'} max_answer_tokens are "
+            f"{f'{sides[0]} and {sides[1]}' if apart else together}, but {type(model).__name__} has "
+            f"positions for {limit}{' on each side' if apart else ''}. Lower them."
         )
-    ids = prompt_ids(instructions.prompts, tokenizer, config.template)
+    if apart:
+        ids = _whole_texts(instructions.prompts, tokenizer, config)
+    else:
+        ids = prompt_ids(instructions.prompts, tokenizer, config.template)
     longer = [place for place, row in enumerate(ids) if len(row) > config.max_prompt_tokens]
     if longer and config.longer == "refuse":
         raise DataError(
@@ -177,7 +183,11 @@ def encode_prompts(instructions: Instructions, tokenizer: PreTrainedTokenizerBas
             "instructions.longer to 'drop' them or to 'cut' off their ends."
         )
     if config.longer == "cut":
-        return Prompts(instructions, [row[: config.max_prompt_tokens] for row in ids], cut=len(longer), dropped=0)
+        # what ends an encoder's text stays
+        end = len(find_marks(tokenizer).after) if apart else 0
+        most = config.max_prompt_tokens
+        cut = [row if len(row) <= most else row[: most - end] + row[len(row) - end :] for row in ids]
+        return Prompts(instructions, cut, cut=len(longer), dropped=0)
     kept = [place for place in range(len(ids)) if place not in set(longer)]
     if not kept:
         raise DataError(
@@ -212,6 +222,19 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templ
     texts = [prompt if template == NONE else template.replace(PROMPT, prompt) for prompt in prompts]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [row if before and row[: len(before)] == before else before + row for row in encoded]
+
+
+def _whole_texts(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: InstructionsConfig
+) -> list[list[int]]:
+    """Token ids of prompts as an encoder reads them: whole texts, with what the tokenizer puts around each."""
+    if config.template == AUTO:
+        raise SettingError(
+            "instructions.template is 'auto', a chat's, and an encoder-decoder reads a prompt as it is. Take 'none', "
+            "or what stands around a prompt."
+        )
+    texts = [prompt if config.template == NONE else config.template.replace(PROMPT, prompt) for prompt in prompts]
+    return [list(row) for row in tokenizer(texts, verbose=False)["input_ids"]]
 
 
 def _choose_split(splits: DatasetDict, config: InstructionsConfig) -> str:

@@ -3,7 +3,7 @@
 Decoders write on, greedily; sentence encoders find the texts that are nearest. What is kept holds text of the data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,8 @@ def take_samples(
     """
     if count == 0:
         return {"missing": "recipe.evaluation.samples is 0: no text was to be kept"}
-    if reads_blocks(student):
+    answers = bool(student.config.is_encoder_decoder) and has_completions(rows)
+    if reads_blocks(student) or answers:
         return {"kind": "continuations", "rows": _continuations(student, teacher, tokenizer, rows, count)}
     if resolve(student).head is None and not student.config.is_encoder_decoder:
         return {"kind": "neighbours", **_neighbours(student, teacher, tokenizer, rows, count, pooling)}
@@ -69,9 +70,15 @@ def _continuations(
     asked, limit = has_completions(rows), token_limit(student)
     longest = ASKED_TOKENS if limit is None else min(ASKED_TOKENS, limit // 2)
     chosen = [rows[place] for place in _spread(len(rows), count)]
+    apart = bool(student.config.is_encoder_decoder)  # prompt and response are two sides
     if asked:  # a row that was cut may have lost its answer
         chosen = [row for row in chosen if any(label != NO_LABEL for label in row["labels"])]
-    prompts = [(prompt_of(row) if asked else _beginning(row["input_ids"]))[-longest:] for row in chosen]
+    prompts = [
+        list(row["input_ids"])[:longest]
+        if apart
+        else (prompt_of(row) if asked else _beginning(row["input_ids"]))[-longest:]
+        for row in chosen
+    ]
     known = [(row, prompt) for row, prompt in zip(chosen, prompts, strict=True) if prompt]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     written = [
@@ -84,10 +91,14 @@ def _continuations(
             "prompt": _words(tokenizer, prompt),
             "teacher": _words(tokenizer, theirs),
             "student": _words(tokenizer, ours),
-            **({"reference": reference_of(row, tokenizer)[:SHOWN]} if asked else {}),
+            **({"reference": _answer(row, tokenizer, apart)[:SHOWN]} if asked else {}),
         }
         for (row, prompt), theirs, ours in zip(known, *written, strict=True)
     ]
+
+
+def _answer(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, apart: bool) -> str:
+    return _words(tokenizer, row["labels"]) if apart else reference_of(row, tokenizer)
 
 
 def _beginning(ids: Sequence[int]) -> list[int]:
