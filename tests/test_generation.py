@@ -92,3 +92,40 @@ def test_a_text_ends_where_the_models_positions_do(model):
 def test_an_empty_prompt_is_refused(model):
     with pytest.raises(DataError, match="prompt is empty"):
         complete(model, [[5], []], GREEDY)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+class TestEncoderDecoders:
+    @pytest.fixture
+    def writer(self, name):
+        model = tiny(name, head="seq2seq_lm")
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+        return model
+
+    def test_rows_of_a_padded_batch_are_what_each_row_would_be_alone(self, writer):
+        alone = [complete(writer, [prompt], GREEDY)[0] for prompt in PROMPTS]
+        assert complete(writer, PROMPTS, GREEDY) == alone
+        assert all(len(text) == 6 for text in alone)
+
+    def test_the_likeliest_token_after_the_decoders_beginning_comes_next(self, writer):
+        read = torch.tensor([PROMPTS[0]])
+        written = [writer.config.decoder_start_token_id]
+        for token in complete(writer, [PROMPTS[0]], GREEDY)[0]:
+            with torch.no_grad():
+                found = writer(input_ids=read, decoder_input_ids=torch.tensor([written])).logits[0, -1].argmax()
+            assert int(found) == token
+            written.append(token)
+
+    def test_a_language_that_the_model_is_told_to_begin_with_comes_first(self, writer):
+        writer.generation_config.forced_bos_token_id = 17
+        assert complete(writer, [PROMPTS[0]], GREEDY)[0][0] == 17
+
+    def test_the_same_seed_writes_the_same_text_whatever_the_batch(self, writer):
+        sampling = Sampling(max_new_tokens=8)
+        together = complete(writer, PROMPTS, sampling, (3, 1))
+        alone = [
+            generate(writer, [prompt], sampling, [], 0, seed=(3, 1), batch_size=1, places=[place])[0]
+            for place, prompt in enumerate(PROMPTS)
+        ]
+        assert together == alone
+        assert complete(writer, PROMPTS, sampling, (1, 3)) != together

@@ -109,7 +109,7 @@ def test_data_that_teach_nothing_are_refused(words, model, pairs, hint):
 
 
 def test_models_that_continue_nothing_are_refused(words):
-    with pytest.raises(makd.MakdError, match=r"causal language models continue; BertModel is none"):
+    with pytest.raises(makd.MakdError, match=r"language models answer; BertModel is none"):
         tokenize(everything(*GOOD), words, tiny("bert", vocab_size=300), 32)
 
 

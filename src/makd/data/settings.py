@@ -79,14 +79,15 @@ class DataConfig:
     """A column of conversations: lists of messages with a role and a content."""
     template: str = AUTO
     """How conversations become text: `auto`, by the tokenizer's chat template; `none`, response right after prompt; or
-    what stands before the response, with {prompt} in it once."""
+    what stands before the response, with {prompt} in it once. For an encoder-decoder `auto` is `none`: the prompt as it
+    is."""
     system: str | None = None
     """With template `auto`: the system message of conversations that have none."""
     documents: Literal["joined", "apart"] = "joined"
     """How causal language models read plain text: `joined`, and cut into blocks; or `apart`, a row each, so that none
     attends to another or is predicted from it."""
     max_length: int = 128
-    """Tokens of a row (encoders, conversations, documents apart) or block (decoders)."""
+    """Tokens of a row (encoders, conversations, documents apart), a side (prompts, responses) or block (decoders)."""
     held_out: float = 0.1
     """Share of rows held out for evaluation where the data has no split for it, in (0, 1)."""
     rows: int | None = None
