@@ -1,7 +1,7 @@
 """A sentence encoder from unlabelled general text: all-MiniLM-L6-v2's students, measured by what its users measure.
 
     python benchmarks/sentence.py run --keep 0.5 --steps 1500
-    python benchmarks/sentence.py run --keep 0.3333 --steps 1500
+    python benchmarks/sentence.py run --keep 0.3333 --steps 1500 --rate 2e-4
     python benchmarks/sentence.py table
 
 The text is a mixture of folders of MAKD_DATA, without their labels. Nothing that is measured on is learned from: of
@@ -152,13 +152,20 @@ def table() -> None:
     """Write the page."""
     lines = read(RESULTS)
     theirs = next(line["scores"] for line in lines if line["name"] == "teacher")
-    head = ["", "steps", *MEASURES.values(), "minutes"]
+    head = ["", "steps, learning rate", *MEASURES.values(), "minutes"]
     rows = [["teacher", "", *(f"{theirs[name]:.1f}" for name in MEASURES), ""]]
     for line in sorted(lines, key=lambda one: (-one.get("keep_linears", 2), one.get("steps", 0))):
         if line["name"] == "student":
             told = [f"{line['scores'][name]:.1f} ({line['scores'][name] / theirs[name]:.1%})" for name in MEASURES]
             minutes = f"{line['seconds']['total'] / 60:.0f}"
-            rows.append([f"{line['keep_linears']:.0%} of the linears", f"{line['steps']}", *told, minutes])
+            rows.append(
+                [
+                    f"{line['keep_linears']:.0%} of the linears",
+                    f"{line['steps']}, {line['learning_rate']:g}",
+                    *told,
+                    minutes,
+                ]
+            )
     environment = next(line["environment"] for line in lines if "environment" in line)
     page = [
         "# A sentence encoder, from unlabelled text",
@@ -166,7 +173,7 @@ def table() -> None:
         "Students of all-MiniLM-L6-v2, made from 40,000 texts of ten kinds without their labels: encyclopedia,",
         "paragraphs and questions, premises and hypotheses, forum questions, instructions and answers, examples of",
         "grammar, film reviews. STS-B and MRPC are of kinds that were not learned from. In brackets: of the teacher's. "
-        f"{environment['device_name']}, {environment['threads']} thread(s).",
+        f"{environment['device_name']}, {environment['threads']} thread(s), two of them and other work on two cores.",
         "Measured by `python benchmarks/sentence.py run --keep SHARE --steps STEPS`, written by `… table`;",
         "what is measured stands in that file.",
         "",
