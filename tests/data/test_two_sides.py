@@ -68,6 +68,18 @@ def test_the_models_own_loss_is_that_of_the_responses(model, tokenizer):
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "mbart", "m2m_100", "blenderbot", "marian", "pegasus", "prophetnet"])
+def test_a_decoder_reads_what_its_model_would_make_of_the_labels(name, tokenizer):
+    model = tiny(name, head="seq2seq_lm", vocab_size=300)
+    batch = collator(tokenizer, model)(list(tokenize(pairs(), tokenizer, model, 32)))
+    with torch.no_grad():
+        own = model(**{key: batch[key] for key in ("input_ids", "attention_mask", "labels")})
+        ours = model(**batch)
+    real = batch["labels"] != -100
+    torch.testing.assert_close(ours.logits[real], own.logits[real], rtol=1e-4, atol=1e-5)
+    assert float(ours.loss) == pytest.approx(float(own.loss), rel=1e-5)
+
+
 def test_each_side_is_cut_and_told_of(model, tokenizer, caplog):
     with caplog.at_level(logging.INFO):
         made = tokenize(pairs(), tokenizer, model, 5, setting="data.max_length")

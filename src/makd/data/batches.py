@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.tokens import NO_LABEL
 from makd.data.blocks import join_texts, keep_apart
 from makd.data.completions import OneText, encode_conversations
 from makd.data.conversations import MESSAGES
 from makd.data.marks import check_room, given_tokens
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_padding_token, check_vocabulary
-from makd.data.two_sides import TwoSides, check_writes
+from makd.data.two_sides import TwoSides, check_writes, decoder_reads
 from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -165,14 +166,13 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
 
 def _other_side(rows: list[Mapping[str, Any]], model: PreTrainedModel) -> Batch:
     """What a decoder reads and is to predict, in its own length."""
-    labels = torch.full((len(rows), max(len(row["labels"]) for row in rows)), -100)
+    labels = torch.full((len(rows), max(len(row["labels"]) for row in rows)), NO_LABEL)
     for line, row in zip(labels, rows, strict=True):
         line[: len(row["labels"])] = torch.tensor(row["labels"])
-    prepare = model.prepare_decoder_input_ids_from_labels
     return {
         "labels": labels,
-        "decoder_input_ids": prepare(labels=labels),  # type: ignore[operator]
-        "decoder_attention_mask": (labels != -100).long(),
+        "decoder_input_ids": decoder_reads(model, labels),
+        "decoder_attention_mask": (labels != NO_LABEL).long(),
     }
 
 

@@ -6,8 +6,12 @@ length of their own. The decoder reads them one place later, as the model's own 
 
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.tokens import NO_LABEL
 from makd.data.completions import CUT, WHOLE, ConversationRow
 from makd.data.conversations import Message
 from makd.data.rendering import Conversation
@@ -16,16 +20,40 @@ from makd.errors import DataError
 
 
 def check_writes(model: PreTrainedModel) -> None:
-    """Whether an encoder-decoder writes text, and knows how its decoder reads it.
+    """Whether an encoder-decoder writes text.
 
     Raises:
         DataError: it does not.
     """
-    if getattr(model, "prepare_decoder_input_ids_from_labels", None) is None:
+    if not model.can_generate():
         raise DataError(
-            f"The data are prompts with responses, and {type(model).__name__} does not say what its decoder reads of a "
-            "response. Load the model under its head (recipe.head seq2seq_lm)."
+            f"The data are prompts with responses, and {type(model).__name__} writes no text. Load the model under its "
+            "head (recipe.head seq2seq_lm)."
         )
+
+
+def decoder_reads(model: PreTrainedModel, labels: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+    """What a decoder reads when it is to predict `labels`: these, a place later.
+
+    As the model's own method says; without one, as the code of all of them does it: the token that a decoder starts
+    with, then the labels but for the last. Padding takes the place of -100.
+
+    Raises:
+        DataError: the model has no such method, and its config does not name these tokens.
+    """
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        made: Tensor = prepare(labels=labels)
+        return made
+    start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    if start is None or padding is None:
+        raise DataError(
+            f"The config of the {type(model).__name__} does not say what its decoder starts with, or what padding is. "
+            "Set decoder_start_token_id and pad_token_id."
+        )
+    shifted = torch.roll(labels, 1, dims=1)
+    shifted[:, 0] = start
+    return shifted.masked_fill(shifted == NO_LABEL, padding)
 
 
 class TwoSides:
