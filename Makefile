@@ -149,6 +149,7 @@ bench-tenth: $(READY) ## a tenth of the model without each aspect, on two cores:
 bench-sentence: $(READY) ## a sentence encoder from unlabelled text, by what its users measure: two hours; needs MAKD_DATA
 	$(BIN)/python benchmarks/sentence.py run --keep 0.5
 	$(BIN)/python benchmarks/sentence.py run --keep 0.3333 --rate 2e-4
+	$(BIN)/python benchmarks/sentence.py plans
 	$(BIN)/python benchmarks/sentence.py table
 
 bench-effort: $(READY) ## what quick, normal and best cost and bring: an hour; needs MAKD_DATA

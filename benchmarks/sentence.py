@@ -2,6 +2,7 @@
 
     python benchmarks/sentence.py run --keep 0.5 --steps 1500
     python benchmarks/sentence.py run --keep 0.3333 --steps 1500 --rate 2e-4
+    python benchmarks/sentence.py plans --seeds 1 2 3
     python benchmarks/sentence.py table
 
 The text is a mixture of folders of MAKD_DATA, without their labels. Nothing that is measured on is learned from: of
@@ -14,14 +15,17 @@ every folder the training split alone, never STS-B, and never MRPC, whose senten
 - clustering as mteb has it: instructions of Dolly's validation split by category, v-measure of k-means, mean of ten
   seeds.
 
-`run` appends a JSON line to benchmarks/results/sentence.jsonl, and the teacher's once; `table` writes
-docs/results/sentence.md.
+`run` appends a JSON line to benchmarks/results/sentence.jsonl, and the teacher's once. `plans` asks what aspects inside
+the layers bring where much is to mend: a tenth of the whole model, from one start, short texts; the whole plan, the
+embedding alone for as many steps, and for at least as long. `table` writes docs/results/sentence.md.
 """
 
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +38,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score, v_measure_score
 
 import makd
+from makd.comparison.statistics import difference, mean, pairs
 from makd.data import Source
 from makd.loading import locate
+from makd.pipeline import distill, factorize_only
 from makd.report import describe_environment
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +62,12 @@ MIXTURE = (
 )
 """Folder, column, weight."""
 ROWS = 40_000
+PLANS = {
+    "whole plan": (makd.Plan(preset="balanced"), 300),
+    "embedding": (makd.Plan(terms=(makd.Term(aspect="embedding"),)), 300),
+    "embedding, longer": (makd.Plan(terms=(makd.Term(aspect="embedding"),)), 400),
+}
+"""Name -> plan and steps."""
 MEASURES = {
     "stsb": "STS-B test, Spearman",
     "qqp": "QQP, average precision",
@@ -100,11 +112,11 @@ def measure(folder: str, data: Path) -> dict[str, float]:
     def cosines(rows: Dataset, one: str, other: str) -> np.ndarray[Any, Any]:
         return (embed(rows[one]) * embed(rows[other])).sum(1)
 
-    pairs, news = (load_dataset(str(data / name), split="test") for name in ("glue_stsb", "glue_mrpc"))
+    same, news = (load_dataset(str(data / name), split="test") for name in ("glue_stsb", "glue_mrpc"))
     questions = load_dataset(str(data / "qqp_subset"), split="validation")
     dolly = load_dataset(str(data / "dolly"), split="validation")
     found = {
-        "stsb": spearmanr(cosines(pairs, "sentence1", "sentence2"), pairs["label"]).statistic,
+        "stsb": spearmanr(cosines(same, "sentence1", "sentence2"), same["label"]).statistic,
         "qqp": average_precision_score(questions["label"], cosines(questions, "question1", "question2")),
         "mrpc": average_precision_score(news["label"], cosines(news, "sentence1", "sentence2")),
         "squad": retrieval(load_dataset(str(data / "squad"), split="validation"), embed),
@@ -148,6 +160,78 @@ def run(data: Path, keep: float, steps: int, rate: float, seed: int, work: Path)
     add(RESULTS, {**cell, "scores": measure(str(folder), data), **told, "environment": environment})
 
 
+def plans(data: Path, seeds: Sequence[int], work: Path) -> None:
+    """Students of each plan and seed from one start, by fidelity and STS-B."""
+    short = replace(text(data), max_length=32)
+    few = makd.CalibrationConfig(rows=400)
+    measured = makd.EvaluationConfig(latency=False, samples=0, rows=500)
+    start = work / "tenth"
+    if not start.exists():
+        begin = makd.Recipe(calibration=few, evaluation=measured)
+        factorize_only(TEACHER, short, makd.Budget(keep=0.1), begin, start)
+    for seed in seeds:
+        for name, (plan, steps) in PLANS.items():
+            cell = {"name": "plan", "plan": name, "seed": seed, "steps": steps}
+            if any(cell.items() <= line.items() for line in read(RESULTS)):
+                continue
+            taught = replace(
+                makd.Recipe(calibration=few, evaluation=measured, plan=plan, seed=seed),
+                training=makd.TrainingConfig(steps=steps, batch_size=32, learning_rate=1e-3, log_every=50),
+            )
+            folder = work / f"plan_{seed}_{name}"
+            metrics = distill(str(start), TEACHER, short, taught, folder, overwrite=True).metrics
+            told = {"fidelity": metrics["fidelity"], "seconds": metrics["seconds"]}
+            environment = describe_environment(taught.find_device(), seed)
+            add(RESULTS, {**cell, "stsb": similarity(folder, data), **told, "environment": environment})
+            shutil.rmtree(folder)
+
+
+def similarity(folder: Path, data: Path) -> float:
+    """STS-B test, Spearman, times 100."""
+    model, rows = SentenceTransformer(str(folder), device="cpu"), load_dataset(str(data / "glue_stsb"), split="test")
+    one, other = (
+        np.asarray(model.encode(list(rows[side]), normalize_embeddings=True, show_progress_bar=False))
+        for side in ("sentence1", "sentence2")
+    )
+    return 100 * float(spearmanr((one * other).sum(1), rows["label"]).statistic)
+
+
+def plans_table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Means over seeds, and the whole plan minus each other one, paired."""
+    found = {name: [line for line in lines if line.get("plan") == name] for name in PLANS}
+    if not all(found.values()):
+        return []
+    scores = {name: {("", int(line["seed"])): line["stsb"] for line in own} for name, own in found.items()}
+    rows = []
+    for name, own in found.items():
+        score, close = mean(scores[name].values()), mean(line["fidelity"]["after"]["cosine"] for line in own)
+        seconds = mean(line["seconds"]["distill"] for line in own)
+        assert score is not None
+        assert close is not None
+        assert seconds is not None
+        gain = difference(pairs(scores["whole plan"], scores[name])) if name != "whole plan" else None
+        told = "" if gain is None else f"{gain.mean:+.2f}"
+        if gain is not None and gain.overall is not None:
+            told += f" = {gain.overall.count:+.1f} SE (p {gain.overall.probability:.2g})"
+        error = "" if score.error is None else f" ± {score.error:.2f}"
+        cells = (name, f"{own[0]['steps']}", f"{seconds.value:.0f}", f"{score.value:.2f}{error}", f"{close.value:.4f}")
+        rows.append(f"| {' | '.join((*cells, told))} |")
+    start = found["whole plan"][0]["fidelity"]["before"]["cosine"]
+    return [
+        "",
+        "## What aspects inside the layers bring",
+        "",
+        f"A tenth of the whole model, from one start (cosine to teacher {start:.4f}), texts of at most 32 tokens,",
+        f"seeds {', '.join(str(line['seed']) for line in found['whole plan'])}; measured by `… plans`. The whole plan",
+        "is `balanced`; *longer* is for at least as long as that takes. The last column is the whole plan's minus the",
+        "row's, paired over seeds.",
+        "",
+        "| plan | steps | seconds | STS-B test, Spearman | cosine to teacher | whole plan minus it |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *rows,
+    ]
+
+
 def table() -> None:
     """Write the page."""
     lines = read(RESULTS)
@@ -180,6 +264,7 @@ def table() -> None:
         "| " + " | ".join(head) + " |",
         "| --- |" + " ---: |" * (len(head) - 1),
         *("| " + " | ".join(row) + " |" for row in rows),
+        *plans_table(lines),
     ]
     TABLE.write_text("\n".join(page) + "\n", encoding="utf-8")
 
@@ -189,18 +274,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run")
-    runs.add_argument("--data", default=os.environ.get("MAKD_DATA"), help="folder with the data sets; or MAKD_DATA")
     runs.add_argument("--keep", type=float, default=0.5)
     runs.add_argument("--steps", type=int, default=1500)
     runs.add_argument("--rate", type=float, default=1e-4)
     runs.add_argument("--seed", type=int, default=0)
-    runs.add_argument("--work", type=Path, default=ROOT / "runs" / "sentence")
+    some = commands.add_parser("plans")
+    some.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    for command in (runs, some):
+        command.add_argument(
+            "--data", default=os.environ.get("MAKD_DATA"), help="folder with the data sets; or MAKD_DATA"
+        )
+        command.add_argument("--work", type=Path, default=ROOT / "runs" / "sentence")
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "table":
         table()
     elif given.data is None:
         parser.error("give --data, or set MAKD_DATA")
+    elif given.command == "plans":
+        plans(Path(given.data), given.seeds, given.work)
     else:
         run(Path(given.data), given.keep, given.steps, given.rate, given.seed, given.work)
 

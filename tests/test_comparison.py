@@ -606,7 +606,7 @@ class TestPage:
             score - by_cell[task, other, seed, budget]
             for (task, method, seed, budget), score in by_cell.items() if method == first["method"]
         ])  # fmt: skip
-        row = next(one for one in differences["data"]["values"] if one["method"] == other)
+        row = next(one for one in differences["data"]["values"] if one["name"] == other)
         assert row["gain"] == pytest.approx(100 * gains.mean())
         assert row["high"] - row["gain"] == pytest.approx(100 * gains.std(ddof=1) / len(gains) ** 0.5)
 
