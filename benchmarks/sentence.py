@@ -202,20 +202,21 @@ def plans_table(lines: Sequence[dict[str, Any]]) -> list[str]:
     if not all(found.values()):
         return []
     scores = {name: {("", int(line["seed"])): line["stsb"] for line in own} for name, own in found.items()}
+    cosines = {
+        name: {("", int(line["seed"])): line["fidelity"]["after"]["cosine"] for line in own}
+        for name, own in found.items()
+    }
     rows = []
     for name, own in found.items():
-        score, close = mean(scores[name].values()), mean(line["fidelity"]["after"]["cosine"] for line in own)
+        score, close = mean(scores[name].values()), mean(cosines[name].values())
         seconds = mean(line["seconds"]["distill"] for line in own)
         assert score is not None
         assert close is not None
         assert seconds is not None
-        gain = difference(pairs(scores["whole plan"], scores[name])) if name != "whole plan" else None
-        told = "" if gain is None else f"{gain.mean:+.2f}"
-        if gain is not None and gain.overall is not None:
-            told += f" = {gain.overall.count:+.1f} SE (p {gain.overall.probability:.2g})"
+        told = ["", ""] if name == "whole plan" else [_gain(scores, name, 2), _gain(cosines, name, 4)]
         error = "" if score.error is None else f" ± {score.error:.2f}"
         cells = (name, f"{own[0]['steps']}", f"{seconds.value:.0f}", f"{score.value:.2f}{error}", f"{close.value:.4f}")
-        rows.append(f"| {' | '.join((*cells, told))} |")
+        rows.append(f"| {' | '.join((*cells, *told))} |")
     start = found["whole plan"][0]["fidelity"]["before"]["cosine"]
     return [
         "",
@@ -223,13 +224,23 @@ def plans_table(lines: Sequence[dict[str, Any]]) -> list[str]:
         "",
         f"A tenth of the whole model, from one start (cosine to teacher {start:.4f}), texts of at most 32 tokens,",
         f"seeds {', '.join(str(line['seed']) for line in found['whole plan'])}; measured by `… plans`. The whole plan",
-        "is `balanced`; *longer* is for at least as long as that takes. The last column is the whole plan's minus the",
+        "is `balanced`; *longer* is for at least as long as that takes. The last columns are its minus the",
         "row's, paired over seeds.",
         "",
-        "| plan | steps | seconds | STS-B test, Spearman | cosine to teacher | whole plan minus it |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| plan | steps | seconds | STS-B test, Spearman | cosine to teacher | minus it: STS-B | cosine |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *rows,
     ]
+
+
+def _gain(found: dict[str, dict[tuple[str, int], float]], name: str, digits: int) -> str:
+    gain = difference(pairs(found["whole plan"], found[name]))
+    if gain is None:
+        return ""
+    told = f"{gain.mean:+.{digits}f}"
+    if gain.overall is None:
+        return told
+    return f"{told} = {gain.overall.count:+.1f} SE (p {gain.overall.probability:.2g})"
 
 
 def table() -> None:
