@@ -238,9 +238,7 @@ def _gain(found: dict[str, dict[tuple[str, int], float]], name: str, digits: int
     if gain is None:
         return ""
     told = f"{gain.mean:+.{digits}f}"
-    if gain.overall is None:
-        return told
-    return f"{told} = {gain.overall.count:+.1f} SE (p {gain.overall.probability:.2g})"
+    return told if gain.overall is None else f"{told} = {gain.overall.text()}"
 
 
 def table() -> None:

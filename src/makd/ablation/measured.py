@@ -57,9 +57,7 @@ class Measure:
         if found is None:
             return ""
         told = f"{100 * found.mean:+.1f}%" if "%" in self.form else f"{found.mean:+.4f}"
-        if found.overall is None:
-            return told
-        return f"{told} = {found.overall.count:+.1f} SE (p {found.overall.probability:.2g})"
+        return told if found.overall is None else f"{told} = {found.overall.text()}"
 
 
 def mean_text(found: Mean | None, form: str) -> str:

@@ -33,6 +33,10 @@ class Errors:
     probability: float
     """Two-sided p of the t-test."""
 
+    def text(self, where: str = "") -> str:
+        """For a person; `where` says of which spread, where there are two."""
+        return f"{self.count:+.1f} SE{where} (p {self.probability:.2g})"
+
 
 @dataclass(frozen=True)
 class Difference:

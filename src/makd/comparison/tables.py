@@ -176,7 +176,7 @@ def _difference(gains: Scores) -> str:
     if found is None:
         return ""
     errors = [
-        f"{errors.count:+.1f} SE{where} (p {errors.probability:.2g})"
+        errors.text(where)
         for errors, where in ((found.overall, ""), (found.within, " within tasks"))
         if errors is not None
     ]
