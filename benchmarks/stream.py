@@ -135,7 +135,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "--recipe.factorize.solver", options.solver, "--recipe.factorize.ranks", options.ranks,
         "--recipe.calibration.rows", str(options.rows), "--recipe.calibration.batch_size", "1",
     ]  # fmt: skip
-    before = len(list((work / f".{student.name}.makd" / "stream" / "spectra").glob("*.safetensors")))
+    before = len(list((work / f".{student.name}.makd" / "factorization").glob("*/spectra/*.safetensors")))
     started = time.perf_counter()
     process = subprocess.Popen(
         command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)), stdout=subprocess.DEVNULL

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import makd
+from makd.calibration.store import DiskStore
 from makd.distill import DistillTrainer
 from makd.distill.checkpoints import LIST
 from makd.errors import OutputError
@@ -103,11 +104,11 @@ def test_the_student_is_that_of_an_unstopped_run_whatever_befell_the_last_checkp
     assert [path.name for path in run_left.iterdir()] == ["student"]
 
 
-def test_no_whole_checkpoint_is_an_error_that_names_the_faults(teacher, run_left):
+def test_without_a_whole_checkpoint_the_training_begins_anew_and_the_faults_are_named(teacher, whole, run_left, caplog):
     for step in (2, 3):
         cut_weights(run_left / ".student.makd" / "checkpoints" / f"checkpoint-{step}")
-    with pytest.raises(OutputError, match=r"checkpoint-3: model.safetensors is damaged; checkpoint-2"):
-        go(teacher, run_left / "student", resume=True)
+    assert go(teacher, run_left / "student", resume=True) == whole
+    assert "no checkpoint is whole (checkpoint-3: model.safetensors is damaged; checkpoint-2" in caplog.text
 
 
 def test_what_changes_no_weight_may_differ(teacher, whole, run_left):
@@ -165,7 +166,7 @@ def test_checkpoints_of_an_unknown_run_are_not_gone_on_with(teacher, run_left, d
 
 def test_another_command_is_not_gone_on_with(teacher, tmp_path, run_left):
     factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "start")
-    with pytest.raises(OutputError, match="command was compress, is distill"):
+    with pytest.raises(OutputError, match="unfinished work of another command: factorization"):
         distill(str(tmp_path / "start"), str(teacher), TEXTS, RECIPE, run_left / "student", resume=True)
 
 
@@ -222,3 +223,85 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_training(teacher, tm
     with pytest.raises(OutputError, match="keep no checkpoints"):
         go(teacher, tmp_path / "student")
     go(teacher, tmp_path / "student", recipe=learn(save_every=None))
+
+
+def stop_in_factorization(run, entry="learned/0001"):
+    """A run that is stopped when this entry of its factorization is written."""
+    write = DiskStore.write
+
+    def stop(self, name, *arguments, **named):
+        if name == entry:
+            raise KeyboardInterrupt
+        write(self, name, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiskStore, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """The layers whose factors are made."""
+    write, found = DiskStore.write, []
+
+    def noted(self, name, *arguments, **named):
+        found.extend([name] if name.startswith("learned/") else [])
+        write(self, name, *arguments, **named)
+
+    monkeypatch.setattr(DiskStore, "write", noted)
+    return found
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_stopped_in_its_factorization_goes_on_there(teacher, whole, tmp_path, fitted, caplog, resume):
+    stop_in_factorization(lambda: go(teacher, tmp_path / "student"))
+    work = tmp_path / ".student.makd" / "factorization"
+    assert f"What is done stays in {work}; the same command goes on." in caplog.text
+    fitted.clear()
+    assert go(teacher, tmp_path / "student", resume=resume) == whole
+    assert fitted == ["learned/0001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_run_that_was_stopped_in_its_training_has_its_start_already(teacher, whole, run_left, fitted):
+    assert go(teacher, run_left / "student", resume=True) == whole
+    assert fitted == []
+
+
+def test_a_factorization_of_other_settings_is_not_gone_on_with_unless_it_may_be_thrown_away(
+    teacher, whole, tmp_path, fitted
+):
+    other = makd.Budget(keep_linears=0.4)
+    stop_in_factorization(lambda: go(teacher, tmp_path / "student", budget=other))
+    with pytest.raises(
+        OutputError, match=r"its budget is .*'keep_linears': 0.4.* start anew with --over"
+    ):
+        go(teacher, tmp_path / "student")
+    fitted.clear()
+    assert go(teacher, tmp_path / "student", overwrite=True) == whole
+    assert fitted == ["learned/0000", "learned/0001"]
+
+
+def test_factorize_goes_on_where_its_states_are_on_disk_and_leaves_nothing_where_they_are_in_memory(
+    teacher, tmp_path, fitted
+):
+    def make(output, store):
+        recipe = replace(RECIPE, factorize=makd.FactorizeConfig(store=store))
+        return factorize_only(str(teacher), TEXTS, BUDGET, recipe, output).metrics["fingerprint"]
+
+    stop_in_factorization(lambda: make(tmp_path / "student", "disk"))
+    assert (tmp_path / ".student.makd" / "factorization").is_dir()
+    fitted.clear()
+    found = make(tmp_path / "student", "disk")
+    assert fitted == ["learned/0001"]
+    assert found == make(tmp_path / "other", "auto")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("makd.pipeline._finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "third", "auto")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "student"]

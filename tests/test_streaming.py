@@ -114,7 +114,14 @@ def test_a_killed_run_goes_on_where_it_was(stream, decoder_folder, tmp_path, mon
     done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "cut").exists()
-    assert len(list((tmp_path / ".cut.makd" / "stream" / "spectra").glob("*layers.0*down_proj.safetensors"))) == 1
+    assert (
+        len(
+            list(
+                (tmp_path / ".cut.makd" / "factorization" / "svd-2" / "spectra").glob("*layers.0*down_proj.safetensors")
+            )
+        )
+        == 1
+    )
     code, _, err = stream(decoder_folder, tmp_path / "cut", *WHITENED)
     assert code == 2
     assert "its factorize.solver is svd, this one's is whitened" in err

@@ -78,7 +78,7 @@ def build_cache(
     """
     started, recipe = time.perf_counter(), recipe or Recipe()
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
-    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="cache") as folder:
+    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kinds=("cache",)) as folder:
         with telling("load", on_progress if is_first() else None):
             loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
         if is_shared():

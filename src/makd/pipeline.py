@@ -4,7 +4,7 @@ Where a run has several processes (torchrun, accelerate launch), each goes throu
 first one does, and all go on with what it returns; what is done `in_turn` each does, after the first.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from makd.errors import DataError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.instructions import encode_prompts
-from makd.factorization.factorize import factorize
+from makd.factorization.factorize import make_student
 from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
@@ -90,6 +90,7 @@ def compress(
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.
         resume: go on from the last checkpoint of a run that was stopped (`training.save_every` keeps them).
+            A factorization whose states were kept on disk goes on unasked, at the layer where it was.
         on_progress: called as the work goes on, for progress bars.
 
     Returns:
@@ -98,12 +99,13 @@ def compress(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
-    with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress) as run:
+    kinds = ("checkpoints", "factorization")
+    with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=True)
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
         _check_layers(run)
-        student = _factorize(run, budget)
+        student = _factorize(run, budget, "disk" if run.keeps_checkpoints else "auto")
         run.scores["before"] = run.score(student)
         run.look_inside("before", student)
         with run.folder.work() as result:
@@ -125,10 +127,11 @@ def factorize_only(
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Make a student and measure it, without the training. Arguments and errors are those of `compress`."""
-    with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress) as run:
+    kinds = ("factorization",)
+    with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=False)
         _check_layers(run)
-        student = _factorize(run, budget)
+        student = _factorize(run, budget, "auto")
         with run.folder.work() as result:
             return _finish(run, student, result, "factorize", {"budget": budget})
 
@@ -223,23 +226,17 @@ def data_of(student: str) -> DataConfig | TaskConfig:
 
 
 @in_first
-def _factorize(run: Run, budget: Budget) -> PreTrainedModel:
+def _factorize(run: Run, budget: Budget, auto_store: str) -> PreTrainedModel:
+    """Make the student; where its states are kept is `auto_store` if the recipe leaves that to us.
+
+    Who keeps checkpoints wants the start gone on with too, be it small: that takes a store on disk.
+    """
     settings = run.recipe.factorize
-    student = factorize(
-        run.teacher,
-        budget,
-        solver=settings.solver,
-        ranks=settings.ranks,
-        calibration=run.data.calibration,
-        rank_multiple=settings.rank_multiple,
-        share_input=settings.share_input,
-        experts=settings.experts,
-        vocabulary=settings.vocabulary,
-        depth=settings.depth,
-        store=settings.store,
-        teach=run.recipe.layer_teacher,
-        on_progress=run.progress,
-    )
+    settings = replace(settings, store=auto_store) if settings.store == "auto" else settings
+    student = make_student(
+        run.teacher, budget, settings, run.data.calibration, run.recipe.layer_teacher, run.progress,
+        run.start_work(budget),
+    )  # fmt: skip
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.findings.made = report
     run.seconds.update(report.seconds)

@@ -1,7 +1,7 @@
 """What the stages of one run share: the loaded teacher and text, and what is measured of the student on the way."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.anatomy import check_predictions, resolve
 from makd.aspects import activate
-from makd.cache import TeacherCache
+from makd.cache import TeacherCache, hash_teacher
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import Batch, DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
@@ -28,6 +28,7 @@ from makd.distill import (
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
 from makd.evaluation.inside import look_inside
 from makd.evaluation.samples import take_samples
+from makd.factorization.work import Work
 from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
@@ -37,6 +38,7 @@ from makd.progress import OnProgress, Progress, nobody, told
 from makd.ranks.budget import Budget
 from makd.report import Findings, OutputFolder, noting_warnings, plain, tell_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
+from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder
 from makd.tasks import TaskConfig
 
@@ -98,7 +100,7 @@ class Run:
             OutputError: the run to resume is another one; it names each difference.
         """
         trainings = self.recipe.trainings
-        if not (self.resume or any(stage.training.save_every for stage in trainings)):
+        if not (self.resume or self.keeps_checkpoints):
             return
         few = {name: value for name, value in plain(self.recipe).items() if name not in _COMPARED_OTHERWISE}
         staged = {"stages": plain(trainings)} if len(trainings) > 1 else plain(trainings[0])
@@ -123,6 +125,21 @@ class Run:
         else:
             write_identity(self.folder.identity, whole)
 
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the training can be gone on with after a kill."""
+        return any(stage.training.save_every for stage in self.recipe.trainings)
+
+    def start_work(self, budget: Budget) -> Work:
+        """Where the factorization keeps what is done: beside the output, until the run is done."""
+
+        def identify() -> dict[str, Any]:
+            known = {"teacher's weights": hash_teacher(self.teacher), "device": self.teacher.device.type}
+            config = {"model_type": self.teacher.config.model_type}
+            return identify_start(known, config, budget, self.recipe, self.data.calibration)
+
+        return Work(self.folder.factorization, identify, anew=self.folder.overwrite)
+
     @in_first
     def check_fits(self, budget: Budget, *, trains: bool) -> None:
         """Refuse to make a student that this machine has no room for, and to train it, if it `trains`.
@@ -139,8 +156,8 @@ class Run:
         Raises:
             OutputError: there is less room.
         """
-        keeps = any(stage.training.save_every for stage in self.recipe.trainings)
-        self.folder.check_room(stored_bytes(student) * (1 + (CHECKPOINT_SIZES if keeps and not self.resume else 0)))
+        keeps = self.keeps_checkpoints and not self.resume
+        self.folder.check_room(stored_bytes(student) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -254,17 +271,18 @@ def start_run(
     resume: bool,
     on_progress: OnProgress | None,
     student: str | PreTrainedModel | None = None,
+    kinds: Collection[str] = ("checkpoints",),
 ) -> Iterator[Run]:
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here.
 
-    While the block runs, the output is this run's alone. `student` is a saved one that it reads besides. Of several
-    processes the first loads before the others.
+    While the block runs, the output is this run's alone. `student` is a saved one that it reads besides; `kinds` is the
+    unfinished work that it may go on with. Of several processes the first loads before the others.
     """
     started = time.perf_counter()
     recipe = recipe or Recipe()
     models = [model for model in (teacher, student) if model is not None]
     named = [recipe.cache, *names_of(data), tokenizer_name(tokenizer), *map(name_of, models)]
-    folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named)
+    folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named, kinds=kinds)
     with nullcontext() if output is None else folder, noting_warnings() as warnings:
         progress = on_progress if is_first() else None
         findings = Findings(warnings, origin=Path(student) if isinstance(student, str) else None)

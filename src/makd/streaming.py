@@ -4,7 +4,6 @@ What would need a whole model in memory (fidelity, perplexity, latency, training
 student where it fits.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
 from makd.factorization.outcome import FactorizeReport
 from makd.factorization.streamed import check_streamable, stream_student
+from makd.factorization.work import Work
 from makd.forecasting import check_stream
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
@@ -28,14 +28,12 @@ from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
 from makd.progress import OnProgress, peak_bytes, telling
-from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import (
     Findings,
     OutputFolder,
     describe_environment,
     noting_warnings,
-    plain,
     write_card,
     write_json,
     write_recipe,
@@ -43,6 +41,7 @@ from makd.report import (
 from makd.run import names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.solvers import SOLVERS
+from makd.start import identify_start
 from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
 from makd.weights.shards import read_object
@@ -87,7 +86,7 @@ def factorize_streamed(
     check_streamable(recipe.factorize)
     texts = names_of(data) if not isinstance(data, DataConfig) or data.is_named else []  # svd reads none
     named = [teacher, *texts, tokenizer_name(tokenizer)]
-    outputs = OutputFolder(Path(output), overwrite=overwrite, inputs=named, kind="stream")
+    outputs = OutputFolder(Path(output), overwrite=overwrite, inputs=named, kinds=("factorization",))
     with outputs as folder, noting_warnings() as warnings:
         findings = Findings(warnings, unmeasured="the teacher was streamed, and the student never compared with it")
         return _stream(teacher, data, budget, recipe, folder, tokenizer, on_progress, findings)
@@ -116,12 +115,18 @@ def _stream(
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     save_dtype = find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype))
     check_stream(model, batches, budget, recipe, folder.path, save_dtype)
-    identity = _identity(teacher, files, budget, recipe, batches)
     before, anatomy = parameter_counts(model, resolve(model)), resolve(model)
+    known = {"teacher": teacher, "teacher's files": _stamps(files)}
+    config = read_object(files / "config.json")
+    work = Work(
+        folder.factorization,
+        lambda: identify_start(known, config, budget, recipe, batches),
+        anew=folder.overwrite,
+    )
     with folder.work() as result:
         student = stream_student(
-            model, files, budget, factorize, folder.unfinished, result, identity, batches, device, on_progress,
-            save_dtype, recipe.layer_teacher,
+            model, files, budget, factorize, work, result, batches, device, on_progress, save_dtype,
+            recipe.layer_teacher,
         )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)
@@ -173,24 +178,10 @@ def _named(data: Data) -> DataConfig | TaskConfig | None:
     return None if isinstance(data, list) else DataConfig(path=data) if isinstance(data, str) else data
 
 
-def _identity(teacher: str, files: Path, budget: Budget, recipe: Recipe, batches: list[Batch]) -> dict[str, Any]:
-    """All that the student's weights depend on."""
-    text = hashlib.sha256()
-    for batch in batches:
-        for name in sorted(batch):
-            text.update(name.encode() + str(tuple(batch[name].shape)).encode() + batch[name].numpy().tobytes())
-    stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files.glob("*.safetensors"))}
-    return {
-        "teacher": teacher,
-        "teacher's files": stamps,
-        "budget": plain(budget),
-        "head": recipe.head,
-        "dtype": recipe.dtype,
-        **{f"factorize.{name}": value for name, value in plain(recipe.factorize).items()},
-        "layerwise": recipe.layer_teacher and plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
-        "calibration text": text.hexdigest(),
-        **extensions_of(plain(recipe), read_object(files / "config.json")),
-    }
+def _stamps(files: Path) -> dict[str, list[int]]:
+    """Size and time of every weight file: enough to see that it is another one, without reading it."""
+    found = ((path.name, path.stat()) for path in sorted(files.glob("*.safetensors")))
+    return {name: [stamp.st_size, stamp.st_mtime_ns] for name, stamp in found}
 
 
 def _metrics(

@@ -1,5 +1,8 @@
 """Memory and disk keep the same, and an entry is there when it is whole."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -76,10 +79,10 @@ def test_what_is_kept_asks_for_no_gradients(store):
 def test_an_entry_that_was_half_written_is_not_there(tmp_path, monkeypatch):
     store = DiskStore(tmp_path)
 
-    def stopped(_descriptor):
+    def stopped(_self, _target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("os.fsync", stopped)
+    monkeypatch.setattr(Path, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         store.write("a/0", {"one": torch.ones(2)})
     assert "a/0" not in store
@@ -90,13 +93,33 @@ def test_what_was_half_written_over_an_entry_leaves_that_as_it_was(tmp_path, mon
     store = DiskStore(tmp_path)
     store.write("a", {"one": torch.ones(2)})
 
-    def stopped(_descriptor):
+    def stopped(_self, _target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("os.fsync", stopped)
+    monkeypatch.setattr(Path, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         store.write("a", {"one": torch.zeros(2)})
     assert torch.equal(store.read("a")["one"], torch.ones(2))
+
+
+def test_a_mark_is_there_when_what_was_written_before_it_is_on_disk_also_after_a_power_cut(tmp_path, monkeypatch):
+    store, synced, sync = DiskStore(tmp_path), [], os.fsync
+
+    def noted(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path).as_posix())
+        assert synced[-1] == "done/a.safetensors" or not store.is_marked("a")
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", noted)
+    store.write("a/0", {"one": torch.ones(2)})
+    store.write("a/1", {"one": torch.ones(2)})
+    store.write("gone", {"one": torch.ones(2)})
+    store.remove("gone")
+    assert synced == [], "one by one they would take longer"
+    store.mark("a")
+    assert synced == ["a/0.safetensors", "a/1.safetensors", "done/a.safetensors"]
+    DiskStore(tmp_path / "temporary", lasting=False).mark("b")
+    assert len(synced) == 3
 
 
 def test_another_process_finds_what_is_on_disk(tmp_path):
@@ -129,10 +152,12 @@ def test_auto_goes_by_size(choice, needed, kind):
     assert type(choose_store(choice, needed)) is kind
 
 
-def test_a_folder_to_go_on_with_is_on_disk_whatever_the_size(tmp_path):
-    store = choose_store("auto", 0, tmp_path / "work")
+def test_what_is_on_disk_is_where_it_is_asked_for_and_in_memory_nothing_is_made(tmp_path):
+    store = choose_store("disk", 0, lambda: DiskStore(tmp_path / "work"))
     assert isinstance(store, DiskStore)
-    assert store.path == tmp_path / "work"
+    assert (store.path, store.lasting) == (tmp_path / "work", True)
+    assert not choose_store("auto", 0, lambda: DiskStore(tmp_path / "other")).lasting
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_choice_is_refused():

@@ -10,6 +10,7 @@ from makd.errors import SettingError
 from makd.evaluation import parameter_counts
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.streamed import check_streamable, stream_student
+from makd.factorization.work import Work
 from makd.loading import load_empty_model
 from makd.student.experts import FactoredStack
 from makd.student.linear import LowRankLinear
@@ -186,7 +187,7 @@ def test_a_streamed_student_is_the_one_whose_experts_are_dense(tmp_path):
     rows, budget = [batch(teacher, seed=seed) for seed in range(3)], makd.Budget(keep_linears=0.9)
     empty, files = load_empty_model(str(tmp_path / "teacher"), "auto", torch.float32)
     (tmp_path / "student").mkdir()
-    stream_student(empty, files, budget, FactorizeConfig(), tmp_path / "work", tmp_path / "student", {"its": 1}, rows)
+    stream_student(empty, files, budget, FactorizeConfig(), Work(tmp_path / "work"), tmp_path / "student", rows)
     makd.factorize(teacher, budget, calibration=rows, experts="dense").save_pretrained(tmp_path / "expected")
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("student", "expected"))
     assert found.keys() == expected.keys()

@@ -13,6 +13,7 @@ from makd.errors import DataError, ModelLoadError, NumericsError, OutputError, S
 from makd.factorization import student_files
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.streamed import check_streamable, stream_student
+from makd.factorization.work import Work
 from makd.loading import load_empty_model
 from makd.weights.checkpoint import Checkpoint
 from tests.models import batch, tiny
@@ -42,7 +43,8 @@ def stream(teacher, folder, solver="svd", ranks="uniform", dtype=torch.float32, 
     output.mkdir(parents=True)
     batches = batches_of(empty) if calibration is None else calibration
     identity = {"settings": [solver, ranks]} if identity is None else identity
-    return stream_student(empty, files, BUDGET, settings(solver, ranks), folder / "work", output, identity, batches)
+    work = Work(folder / "work", lambda: identity)
+    return stream_student(empty, files, BUDGET, settings(solver, ranks), work, output, batches)
 
 
 def tensors(folder):
@@ -106,7 +108,7 @@ def test_a_shared_a_is_streamed_too(llama, tmp_path, solver):
     )
     expected.save_pretrained(tmp_path / "expected")
     (tmp_path / "student").mkdir()
-    made = stream_student(empty, files, BUDGET, chosen, tmp_path / "work", tmp_path / "student", {}, calibration)
+    made = stream_student(empty, files, BUDGET, chosen, Work(tmp_path / "work"), tmp_path / "student", calibration)
     assert any(found.shared for found in made.factorization.shared_inputs)
     found, wanted = tensors(tmp_path / "student"), tensors(tmp_path / "expected")
     assert found.keys() == wanted.keys()
@@ -237,8 +239,8 @@ def test_work_of_other_settings_is_not_continued(llama, tmp_path):
 
 def test_a_damaged_note_is_no_traceback(llama, tmp_path):
     stream(llama, tmp_path)
-    (tmp_path / "work" / "stream.json").write_text('{"seed"')
-    with pytest.raises(OutputError, match=r"stream\.json is damaged"):
+    (tmp_path / "work" / "work.json").write_text('{"seed"')
+    with pytest.raises(OutputError, match=r"work\.json is damaged"):
         stream(llama, tmp_path)
 
 
@@ -288,7 +290,7 @@ def test_a_damaged_weight_is_named_before_any_work(llama, tmp_path):
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericsError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
         stream(tmp_path / "broken", tmp_path)
-    assert not (tmp_path / "work" / "spectra").exists()
+    assert not list((tmp_path / "work").rglob("spectra"))
 
 
 def test_a_base_models_file_is_read_under_a_head_of_the_same_names(tmp_path):
@@ -296,10 +298,10 @@ def test_a_base_models_file_is_read_under_a_head_of_the_same_names(tmp_path):
     empty, files = load_empty_model(str(tmp_path / "teacher"), "base")
     (tmp_path / "student").mkdir()
     with pytest.raises(ModelLoadError, match="no tensor for pooler"):  # which a masked language model does not have
-        stream_student(empty, files, BUDGET, settings(), tmp_path / "work", tmp_path / "student", {})
+        stream_student(empty, files, BUDGET, settings(), Work(tmp_path / "work"), tmp_path / "student")
     tiny("llama", "causal_lm").save_pretrained(tmp_path / "llama")
     empty, files = load_empty_model(str(tmp_path / "llama"), "base")
-    stream_student(empty, files, BUDGET, settings(), tmp_path / "work", tmp_path / "student", {})
+    stream_student(empty, files, BUDGET, settings(), Work(tmp_path / "work"), tmp_path / "student")
     assert makd.student.hub.is_student(type(empty).from_pretrained(tmp_path / "student"))
 
 

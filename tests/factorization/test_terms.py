@@ -45,22 +45,12 @@ def test_factors_of_smaller_ranks_are_cut_from_those_that_were_kept():
             assert found.squared_error == pytest.approx(expected.squared_error)
 
 
-def test_linears_that_stay_dense_are_not_decomposed_and_count_as_kept():
+def test_linears_that_stay_dense_are_not_decomposed():
     model = tiny("bert")
     dense, factored, *others = resolve(model).linears
     terms, _ = terms_of(model, {dense: 0, factored: 4, **dict.fromkeys(others, 0)})
     assert f"spectra/{dense}" not in terms.store
     assert terms.store.read(f"factors/{factored}")["reduce"].shape[0] == 4
-    assert terms.has((dense, factored))
-
-
-def test_nothing_is_kept_before_it_was_decomposed():
-    model = tiny("bert")
-    terms = Terms(MemoryStore(), model, Wanted(SOLVERS["svd"], (), None, True), torch.device("cpu"))
-    first, *_ = resolve(model).linears
-    assert not terms.has((first,))
-    terms.keep(LayerMoments((first,)))
-    assert terms.has((first,))
 
 
 def test_moments_of_gradients_are_kept_for_solvers_that_fit_later():

@@ -277,15 +277,16 @@ def test_checkpoints_that_are_all_damaged_are_named(tmp_path):
         make(tmp_path / "student", resume=True)
 
 
-@pytest.mark.parametrize("kind", ["cache", "stream"])
+@pytest.mark.parametrize("kind", ["cache", "factorization"])
 def test_unfinished_work_of_another_command_is_refused(tmp_path, kind):
-    folder = OutputFolder(tmp_path / "student", kind=kind)
+    folder = OutputFolder(tmp_path / "student", kinds=[kind])
+    part = tmp_path / ".student.makd" / kind / "part"
     with pytest.raises(RuntimeError, match="boom"):
-        fail_halfway(folder, folder.unfinished / "part")
+        fail_halfway(folder, part)
     with pytest.raises(OutputError, match=f"the unfinished work of another command: {kind}"):
         make(tmp_path / "student")
-    with OutputFolder(tmp_path / "student", kind=kind) as again, again.work():
-        assert (again.unfinished / "part").read_text() == "half"
+    with OutputFolder(tmp_path / "student", kinds=[kind]) as again, again.work():
+        assert part.read_text() == "half"
 
 
 # places that cannot be written to

@@ -22,7 +22,7 @@ from tests.soak.jobs import PRELOADED, run
 pytestmark = pytest.mark.soak
 
 KILLS = 11
-"""Of each command: with five commands, 55."""
+"""Of each command: with six commands, 66."""
 PATIENCE = 240
 """Seconds that a run may take, on a machine with other work."""
 FOREIGN = ("student.old/thesis.txt", "student.partial/a/b.txt", ".student/notes.txt", "student.makd", "student.txt")
@@ -89,6 +89,9 @@ JOBS = {
         resumes=True,
     ),
     "cache": Job("cache --recipe.device cpu --cache.batch_size 2 " + TEXT),
+    "factorize": Job(
+        "factorize --budget.keep_linears 0.5 --recipe.device cpu --recipe.factorize.store disk " + TEXT + QUICK
+    ),
     "stream": Job("factorize --stream --budget.keep_linears 0.5 --recipe.device cpu " + TEXT + QUICK),
     "compare": Job("compare {inputs}/experiment.yaml --output {output}"),
 }

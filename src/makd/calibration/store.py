@@ -3,11 +3,13 @@
 In memory while it is little, else on disk. Both give back the same numbers, and an entry is there when it is whole.
 """
 
+import os
 import shutil
 import tempfile
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,6 +26,9 @@ as long as nobody else wants that."""
 
 class Store(ABC):
     """Named tensors in entries. Names are paths: `hidden/0003/00000`."""
+
+    lasting = False
+    """Whether another process may go on with it, after a power cut too."""
 
     @abstractmethod
     def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
@@ -50,7 +55,7 @@ class Store(ABC):
         """Forget all entries below `folder`, and an entry of that name."""
 
     def mark(self, entry: str) -> None:
-        """Note that something is done."""
+        """Note that something is done; what was written before that is there when the mark is."""
         self.write(f"done/{entry}", {"done": torch.ones(1)})
 
     def is_marked(self, entry: str) -> bool:
@@ -91,16 +96,21 @@ class MemoryStore(Store):
 
 
 class DiskStore(Store):
-    """A safetensors file for each entry. What a process that was killed has left can be gone on with."""
+    """A safetensors file for each entry. What a process that was killed has left can be gone on with.
+
+    After a power cut only what was written before a mark is to be trusted: to sync each file by itself would take as
+    long as a walk through a small model, and together they are quick.
+    """
 
     def __init__(self, path: Path, *, lasting: bool = True) -> None:
         """The store in a folder, which is made if need be.
 
         Args:
             path: of the folder.
-            lasting: whether another process may go on with it, after a power cut too.
+            lasting: see `Store`.
         """
         self.path, self.lasting = path, lasting
+        self._unsynced: list[Path] = []
         path.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
@@ -114,8 +124,21 @@ class DiskStore(Store):
         """See `Store`."""
         path = self._file(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
-        sources = {name: Source.of(tensor) for name, tensor in tensors.items()}
-        write_tensors(path, sources, notes, durable=self.lasting)
+        write_tensors(path, {name: Source.of(tensor) for name, tensor in tensors.items()}, notes, durable=False)
+        if self.lasting:
+            self._unsynced.append(path)
+
+    def mark(self, entry: str) -> None:
+        """See `Store`."""
+        self._sync()
+        super().mark(entry)
+        self._sync()
+
+    def _sync(self) -> None:
+        for path in dict.fromkeys(self._unsynced):
+            with suppress(FileNotFoundError), path.open("rb") as file:  # some are gone again
+                os.fsync(file.fileno())
+        self._unsynced.clear()
 
     def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """See `Store`."""
@@ -158,18 +181,16 @@ def check_choice(choice: str) -> None:
         raise SettingError(f"factorize.store is one of {', '.join(STORE_CHOICES)}; got {choice!r}.")
 
 
-def choose_store(choice: str, needed: int, folder: Path | None = None) -> Store:
+def choose_store(choice: str, needed: int, on_disk: Callable[[], DiskStore] = DiskStore.temporary) -> Store:
     """The store for a walk that will keep about `needed` bytes.
 
     Args:
         choice: one of `STORE_CHOICES`.
         needed: bytes.
-        folder: where it is on disk, for a process that goes on after this one; None is a temporary one.
+        on_disk: makes one on disk.
 
     Raises:
         SettingError: there is no such choice.
     """
     check_choice(choice)
-    if choice == "memory" or (choice == "auto" and needed <= MEMORY_LIMIT and folder is None):
-        return MemoryStore()
-    return DiskStore.temporary() if folder is None else DiskStore(folder)
+    return MemoryStore() if choice == "memory" or (choice == "auto" and needed <= MEMORY_LIMIT) else on_disk()

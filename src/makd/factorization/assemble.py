@@ -15,6 +15,7 @@ from makd.anatomy import Anatomy, Layer, linear_shape
 from makd.calibration.source import LayerSource, ModelSource
 from makd.factorization.calibrate import Calibrated, Job
 from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
+from makd.factorization.kept_layers import KeptStudent, take_up_
 from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, enter, make_layers_
 from makd.factorization.outcome import FactorizeReport, make_report
 from makd.factorization.terms import Terms
@@ -44,12 +45,27 @@ def assemble(job: Job, calibrated: Calibrated) -> PreTrainedModel:
     ranks = planned.plan.ranks
     factors = replace_tables_(student, job.outline.tables, ranks, calibrated.tables)
     of_tables = {name: Fitted(one.error, one.fallback) for name, one in factors.items()}
-    for entry in ("student", "done/student", "made"):  # of another student of this calibration
-        calibrated.store.remove(entry)
-    made = make_(job, calibrated, planned, ModelSource(student), student if factors else None)
+    source = ModelSource(student)
+    if calibrated.store.lasting:
+        cut_stacks = partial(cut_stacks_, calibrated.terms, planned, student, job.anatomy)
+        take_up_(student, job.anatomy, calibrated.store, planned, cut_stacks)
+        source = KeptStudent(student, calibrated.store)
+    made = make_(job, calibrated, planned, source, student if factors else None)
     made = replace(made, fitted={**of_tables, **made.fitted})
     student.factorization = report(job, calibrated, student, planned, made)  # type: ignore[assignment]
     return student
+
+
+def forget(calibrated: Calibrated) -> None:
+    """Let another student be assembled from the same calibration."""
+    for entry in ("student", "done/student", "made", "learned"):
+        calibrated.store.remove(entry)
+
+
+def shed(calibrated: Calibrated) -> None:
+    """Free the room of what only unfinished students need; the finished one can still be put together again."""
+    for entry in ("teacher", "gradients", "gram", "student"):
+        calibrated.store.remove(entry)
 
 
 def make_(

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from makd.calibration.moments import InputMoments
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import LayerSource, ModelSource
 from makd.calibration.statistics import collect_input_moments
-from makd.calibration.store import Store, choose_store
+from makd.calibration.store import DiskStore, Store, choose_store
 from makd.calibration.walk import Batches, LayerMoments, Walk, state_bytes
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outcome import warn_of_little_text
@@ -27,6 +26,7 @@ from makd.factorization.outline import Outline, Plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import Terms, Wanted
 from makd.factorization.vocabulary import Table, decompose_tables, table_size
+from makd.factorization.work import Work
 from makd.progress import OnProgress, Progress, told
 from makd.ranks.allocation import RANK_RULES, LinearSize
 from makd.ranks.planning import Question, most_ranks
@@ -59,13 +59,19 @@ class Job:
     progress: OnProgress
     teach: TeachLayer | None = None
     """Teaches each layer when it has its factors."""
-    folder: Path | None = None
+    work: Work | None = None
     """Where to keep what is done, for a process that goes on after this one; None keeps it as long as this lives."""
 
     @property
     def kind(self) -> Solver:
         """What the solver looks at."""
         return SOLVERS[self.settings.solver]
+
+    def store_on_disk(self) -> DiskStore:
+        """A store on disk; students of fewer layers, and of another solver, have their own."""
+        if self.work is None:
+            return DiskStore.temporary()
+        return self.work.store(f"{self.settings.solver}-{len(self.anatomy.layers)}")
 
     @property
     def sizes(self) -> list[LinearSize]:
@@ -116,7 +122,7 @@ def calibrate(job: Job) -> Calibrated:
             model is not in memory.
     """
     started, kind, model = time.perf_counter(), job.kind, job.source.model
-    store = choose_store(job.settings.store, _bytes_kept(job), job.folder)
+    store = choose_store(job.settings.store, _bytes_kept(job), job.store_on_disk)
     own = job.settings.solver if job.settings.solver not in SOLVERS.own else ""
     terms = Terms(store, model, Wanted(kind, job.groups, _most(job), _wants_spectra(job), own), job.source.device)
     of, done = len(job.sizes) - len(job.outline.tables) + len(job.groups), 0
@@ -192,10 +198,11 @@ def _backward_tokens(job: Job) -> int | None:
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     for layer in job.anatomy.layers:
-        stacks = job.anatomy.stacks_of(layer)
-        if layer.call == 0 and not terms.has((*layer.linears, *(stack.name for stack in stacks))):
+        cut = f"cut/{layer.index:04}"
+        if layer.call == 0 and not terms.store.is_marked(cut):
             with job.source.layer(layer):
-                terms.keep(LayerMoments(layer.linears, stacks=stacks), on_matrix)
+                terms.keep(LayerMoments(layer.linears, stacks=job.anatomy.stacks_of(layer)), on_matrix)
+            terms.store.mark(cut)
     return {}, {}
 
 
@@ -205,8 +212,9 @@ def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -
     later = kind.gradients or kind.in_forward_order or job.teach is not None
     for moments in walk.up(job.progress, keep=later, watch=reads and not kind.gradients):
         terms.keep(moments, on_matrix)
-    if isinstance(job.source, ModelSource):
+    if isinstance(job.source, ModelSource) and not walk.store.is_marked("whole"):
         walk.check_whole_model()
+        walk.store.mark("whole")
     head = _head(job.outline.tables)
     inputs = {head: walk.head_inputs(head)} if kind.inputs and head is not None else {}
     if not kind.gradients:

@@ -24,14 +24,15 @@ from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import ModelSource
 from makd.capture import examine
 from makd.errors import BudgetError, DataError, SettingError
-from makd.factorization.assemble import assemble, linear_sizes
-from makd.factorization.calibrate import Job, calibrate, check_amount
+from makd.factorization.assemble import assemble, forget, linear_sizes, shed
+from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import EMPHASES, Plot, draw_plot
 from makd.factorization.settings import FactorizeConfig
+from makd.factorization.work import Work
 from makd.kinds import takes
 from makd.progress import OnProgress, nobody
 from makd.ranks.allocation import RANK_RULES
@@ -94,7 +95,6 @@ def factorize(
         UnsupportedModelError: the teacher's linears cannot be told apart, it does not read token ids, or the solver
             looks at what it does not show.
     """
-    started = time.perf_counter()
     settings = FactorizeConfig(
         solver=solver,
         ranks=ranks,
@@ -105,7 +105,35 @@ def factorize(
         depth=depth,
         store=store,
     )
-    progress = on_progress or nobody
+    return make_student(teacher, budget, settings, calibration, teach, on_progress)
+
+
+def make_student(
+    teacher: PreTrainedModel,
+    budget: Budget,
+    settings: FactorizeConfig,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
+    teach: TeachLayer | None = None,
+    on_progress: OnProgress | None = None,
+    work: Work | None = None,
+) -> PreTrainedModel:
+    """What `factorize` returns for these settings, and what it raises.
+
+    Args:
+        teacher: as for `factorize`.
+        budget: likewise.
+        settings: solver, ranks and the rest.
+        calibration: as for `factorize`.
+        teach: likewise.
+        on_progress: likewise.
+        work: where what is done is kept, if states are kept on disk; a process that was killed is gone on with there.
+            The caller removes it. None keeps nothing.
+
+    Raises:
+        OutputError: `work` holds the work of something else.
+    """
+    started = time.perf_counter()
+    progress, asked = on_progress or nobody, settings
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
     check_plain(teacher)
@@ -117,8 +145,9 @@ def factorize(
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     plot = draw_plot(
-        teacher, anatomy, linear_sizes(teacher, anatomy), budget, vocabulary, depth, rank_multiple, has_text
-    )
+        teacher, anatomy, linear_sizes(teacher, anatomy), budget, asked.vocabulary, asked.depth,
+        asked.rank_multiple, has_text,
+    )  # fmt: skip
     if teach is not None and not has_text:
         raise DataError("Teaching layers on the way needs calibration batches: give `calibration`.")
     if kind.needs_text and not has_text:
@@ -130,11 +159,11 @@ def factorize(
     batches = list(calibration or ())
     with in_eval(teacher):
         try:
-            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
+            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress, work)
         except NotLayerByLayer as error:
-            if solver != "auto":
+            if asked.solver != "auto":
                 raise SettingError(
-                    f"Solver {solver!r} fits layer after layer. {error} Take solver 'two_sided', or 'whitened'."
+                    f"Solver {asked.solver!r} fits layer after layer. {error} Take solver 'two_sided', or 'whitened'."
                 ) from error
             logger.warning(
                 "Solver 'two_sided' in the place of 'two_sided_regression': %s Nothing is to be done; it measures a "
@@ -142,7 +171,7 @@ def factorize(
                 error,
             )
             settings = replace(settings, solver="two_sided")
-            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress)
+            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress, work)
     mark_student(student)
     seconds = {"calibrate": calibrating, "factorize": time.perf_counter() - started - calibrating}
     student.factorization = replace(_report(student), seconds=seconds)  # type: ignore[assignment]
@@ -157,6 +186,7 @@ def _nearest(
     batches: Sequence[Mapping[str, Tensor]],
     teach: TeachLayer | None,
     progress: OnProgress,
+    work: Work | None,
 ) -> tuple[PreTrainedModel, float]:
     """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
 
@@ -176,15 +206,17 @@ def _nearest(
         with skipping(teacher, outline.dropped, outline.outputs):
             inside = resolve(teacher)
             inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
-            job = Job(ModelSource(teacher), inside, outline, plot, settings, batches, progress, teach)
+            job = Job(ModelSource(teacher), inside, outline, plot, settings, batches, progress, teach, work)
             if not trials:
                 check_amount(job)
             calibrated = calibrate(job)
-            students = [assemble(replace(job, outline=replace(outline, emphasis=one)), calibrated) for one in emphases]
+            students = _students(job, calibrated, emphases)
         calibrating += calibrated.seconds
         found: dict[float, tuple[float, PreTrainedModel]] = {}
         for emphasis, student in zip(emphases, students, strict=True):
             if not plot.is_search and len(emphases) == 1:
+                if not plot.tables:  # their decompositions are made from states
+                    shed(calibrated)
                 return student, calibrating
             found[emphasis] = drift(student, teacher, anatomy, probes), student
             logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, found[emphasis][0])
@@ -202,6 +234,16 @@ def _nearest(
         )
     best.factorization = replace(_report(best), trials=trials)  # type: ignore[assignment]
     return best, calibrating
+
+
+def _students(job: Job, calibrated: Calibrated, emphases: Sequence[float]) -> list[PreTrainedModel]:
+    """A student of each emphasis of the vocabulary."""
+    students = []
+    for emphasis in emphases:
+        if len(emphases) > 1:
+            forget(calibrated)
+        students.append(assemble(replace(job, outline=replace(job.outline, emphasis=emphasis)), calibrated))
+    return students
 
 
 def _report(student: PreTrainedModel) -> FactorizeReport:

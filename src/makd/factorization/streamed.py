@@ -7,14 +7,11 @@ killed goes on at the layer where it was.
 """
 
 import copy
-import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +21,14 @@ from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
 from makd.capture import examine
-from makd.errors import DataError, OutputError, SettingError
+from makd.errors import DataError, SettingError
 from makd.factorization.assemble import linear_sizes, make_, plan, report
 from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
 from makd.factorization.layers import Fitted, Made, TeachLayer
 from makd.factorization.outline import Outline, draw_plot
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
-from makd.plain_json import read_json
+from makd.factorization.work import Work
 from makd.progress import OnProgress, Progress, nobody
 from makd.ranks.budget import Budget
 from makd.ranks.planning import Planned
@@ -40,8 +37,6 @@ from makd.student.roundtrip import check_round_trip
 from makd.weights.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
-
-IDENTITY = "stream.json"
 
 
 def check_streamable(settings: FactorizeConfig) -> None:
@@ -66,9 +61,8 @@ def stream_student(
     folder: Path,
     budget: Budget,
     settings: FactorizeConfig,
-    work: Path,
+    work: Work,
     output: Path,
-    identity: Mapping[str, Any],
     calibration: Sequence[Mapping[str, Tensor]] = (),
     device: torch.device | None = None,
     on_progress: OnProgress | None = None,
@@ -82,9 +76,8 @@ def stream_student(
         folder: with the teacher's safetensors.
         budget: how many parameters the student may have.
         settings: solver and ranks.
-        work: folder that keeps what is done, until the caller removes it.
+        work: keeps what is done, until the caller removes it.
         output: where the student's weights and configs are written, when all else is done.
-        identity: what else makes this work another one than what stands in `work`, as JSON knows it.
         calibration: model inputs, for solvers that need text.
         device: where layers are run and matrices decomposed; None is the CPU.
         on_progress: told as the work goes on.
@@ -120,14 +113,13 @@ def stream_student(
     sizes = linear_sizes(model, anatomy)
     plot = draw_plot(model, anatomy, sizes, budget, "dense", "all", settings.rank_multiple, kind.needs_text)
     checkpoint, device = Checkpoint(folder, model), device or torch.device("cpu")
-    _claim(work, identity)
-    store = DiskStore(work)
-    if not store.is_marked("checked"):
+    checks = work.store()
+    if not checks.is_marked("checked"):
         checkpoint.check_finite()
-        store.mark("checked")
+        checks.mark("checked")
     progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
-    job = Job(source, anatomy, Outline(), plot, settings, calibration, progress, teach, work)
+    job = Job(source, anatomy, Outline(), plot, replace(settings, store="disk"), calibration, progress, teach, work)
     check_amount(job)
     try:
         calibrated = calibrate(job)
@@ -136,7 +128,8 @@ def stream_student(
             f"Solver {settings.solver!r} streams a model layer by layer. {error} Take solver 'svd', which looks at its "
             "weights alone, or a machine that it fits into."
         ) from error
-    planned = plan(job, calibrated)
+    planned, store = plan(job, calibrated), calibrated.store
+    assert isinstance(store, DiskStore)
     student = copy.deepcopy(model)
     learns = kind.in_forward_order or teach is not None
     if learns:
@@ -165,38 +158,3 @@ def _told(calibrated: Calibrated, planned: Planned) -> dict[str, Fitted]:
             told = Fitted(spectrum.relative_error(rank), spectrum.fallback)
             fitted |= dict.fromkeys(members.get(item, (item,)), told)
     return fitted
-
-
-def _claim(work: Path, identity: Mapping[str, Any]) -> None:
-    """Begin the work of `identity` in a folder, or go on with what a run of the same has left there.
-
-    Raises:
-        OutputError: the folder holds the work of another teacher, of other settings, or of something else.
-    """
-    found, wanted = work / IDENTITY, json.loads(json.dumps(dict(identity)))
-    if found.is_file():
-        _compare(work, read_json(found, dict, OutputError, f"Remove {work} to start anew."), wanted)
-        return
-    if work.is_dir() and any(work.iterdir()):
-        raise OutputError(
-            f"{work} holds the unfinished work of something else, not of a streamed factorization. Finish it, "
-            "remove the folder, or name another output."
-        )
-    work.mkdir(parents=True, exist_ok=True)
-    part = found.with_name(found.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(wanted, indent=2))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(found)
-
-
-def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    names = (name for name in (*wanted, *found) if found.get(name) != wanted.get(name))
-    different = next(names, None)
-    if different is not None:
-        raise OutputError(
-            f"{path} holds the unfinished work of another run: its {different} is {found.get(different)}, this one's "
-            f"is {wanted.get(different)}. Give the settings of that run to continue it, remove the folder to start "
-            "anew, or name another output."
-        )

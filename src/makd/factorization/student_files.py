@@ -17,6 +17,7 @@ from transformers.core_model_loading import dot_natural_key
 
 from makd.anatomy import Layer
 from makd.calibration.store import DiskStore
+from makd.factorization.kept_layers import entry_of, keep_layer
 from makd.ranks.planning import Planned
 from makd.student.hub import describe_student
 from makd.student.identity import file_names, identity_tensor, make_identity, saved_tensors
@@ -45,9 +46,7 @@ class StudentFiles:
         names = [f"{layer.module}.{name}" for name, _ in module.named_parameters()]
         with self.checkpoint.filled(names, self.device, self.model):
             yield
-            learned = {name: parameter for name, parameter in module.named_parameters() if not parameter.is_meta}
-            kept = {f"{layer.module}.{name}": parameter.detach() for name, parameter in learned.items()}
-            self.store.write(f"learned/{layer.index:04}", kept)
+            keep_layer(self.store, self.model, layer)
         for part in module.modules():
             for leaf, parameter in list(part.named_parameters(recurse=False)):
                 setattr(part, leaf, nn.Parameter(parameter.to("meta"), requires_grad=False))
@@ -62,9 +61,7 @@ class StudentFiles:
 def learned_sources(store: DiskStore, layers: int) -> dict[str, Source]:
     """Every tensor of layers that were worked on."""
     return {
-        name: Source.stored(stored)
-        for layer in range(layers)
-        for name, stored in store.stored(f"learned/{layer:04}").items()
+        name: Source.stored(stored) for layer in range(layers) for name, stored in store.stored(entry_of(layer)).items()
     }
 
 

@@ -151,12 +151,6 @@ class Terms:
         notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
         self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
 
-    def has(self, linears: Iterable[str]) -> bool:
-        """Whether everything that was to be kept of these is."""
-        inside = set(linears)
-        names = [*inside, *(group.name for group in self.wanted.groups if set(group.linears) <= inside)]
-        return all(self._is_kept(name) for name in names)
-
     def groups(self) -> tuple[Group, ...]:
         """Those that may share one factor, as far as it was seen."""
         seen = (group for group in self.wanted.groups if not self.wanted.spectra or self._is_kept(group.name))

@@ -4,14 +4,13 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from makd.distill.checkpoints import checkpoint_folders, find_fault, newest_step
-from makd.errors import OutputError, SettingError
+from makd.errors import MakdError, OutputError, SettingError
 from makd.processes.first import from_first
 from makd.processes.started import is_first
 from makd.report.manifest import foreign_files, write_manifest
@@ -38,7 +37,7 @@ class OutputFolder:
         overwrite: object = False,
         resume: object = False,
         inputs: Iterable[str | Path | None] = (),
-        kind: Literal["checkpoints", "stream", "cache"] = "checkpoints",
+        kinds: Collection[str] = ("checkpoints",),
     ) -> None:
         """Nothing is looked at before the block begins.
 
@@ -47,8 +46,8 @@ class OutputFolder:
             overwrite: whether a folder that makd made may be replaced, and checkpoints be thrown away.
             resume: whether to go on from the checkpoints of an earlier run.
             inputs: what the run reads; names that are no paths are passed over.
-            kind: which unfinished work of an earlier run this one may go on with: checkpoints if `resume` says so;
-                what streaming left, unasked; likewise a cache, which is the result itself while it grows.
+            kinds: which unfinished work of an earlier run (`KINDS`) this one may go on with: checkpoints if `resume`
+                says so; a factorization unasked; likewise a cache, which is the result itself while it grows.
 
         Raises:
             SettingError: a switch is neither true nor false.
@@ -61,7 +60,8 @@ class OutputFolder:
         self.resume = _switch("resume", resume)
         self._given = path
         self._inputs = [there for name in inputs if name is not None and (there := _existing(name)) is not None]
-        self._kind = kind
+        self._kinds = frozenset(kinds)
+        self._told_what_stays = False
         self._place = Workplace(self.path)
 
     @property
@@ -75,13 +75,13 @@ class OutputFolder:
         return self._place.path / "run.json"
 
     @property
-    def _result(self) -> Path:
-        return self.unfinished if self._kind == "cache" else self._place.path / RESULT
+    def factorization(self) -> Path:
+        """Folder for what is done of a factorization, which stays when the run is stopped."""
+        return self._place.path / "factorization"
 
     @property
-    def unfinished(self) -> Path:
-        """Folder for work of `kind`, which stays when the run is stopped."""
-        return self._place.path / self._kind
+    def _result(self) -> Path:
+        return self._place.path / ("cache" if "cache" in self._kinds else RESULT)
 
     def __enter__(self) -> "OutputFolder":
         """Try the whole way, before any work.
@@ -111,6 +111,8 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if is_first():
+            if error is not None and not isinstance(error, MakdError) and not self._told_what_stays:
+                self._tell_what_stays()
             self._place.leave()
 
     def check_room(self, size: int) -> None:
@@ -135,8 +137,7 @@ class OutputFolder:
 
         The first process writes; at the end of the block the others wait until all is in its place.
 
-        What an unfinished run left goes now, unless this one goes on with it. Checkpoints, and work of `kind`, stay
-        until a run finishes.
+        What an unfinished run left goes now, unless this one goes on with it: that stays until a run finishes.
 
         Raises:
             OutputError: the disk is full; or the result is finished and cannot be renamed, which leaves it where the
@@ -148,13 +149,14 @@ class OutputFolder:
 
     @contextmanager
     def _work(self) -> Iterator[Path]:
-        going_on = self.resume or self._kind != "checkpoints"
+        going_on = {kind for kind in self._kinds if kind != "checkpoints" or self.resume}
         old = None if self.resume else newest_step(self.checkpoints)
         if old is not None:
             _logger.warning("the checkpoints of an earlier run, up to %s, are removed, as --overwrite says", old)
-        for name in (*KINDS, RESULT, UNPLACED, self.identity.name):
-            if not (going_on and name in (self._kind, self.identity.name)):
-                remove(self._place.path / name)
+        for name in {*KINDS, RESULT, UNPLACED} - going_on:
+            remove(self._place.path / name)
+        if "checkpoints" not in going_on:
+            remove(self.identity)
         result = self._result
         try:
             result.mkdir(exist_ok=True)
@@ -164,9 +166,7 @@ class OutputFolder:
         except BaseException as error:
             with suppress(OSError):
                 remove(self._place.path / RESULT)
-            stays = self._what_stays()
-            if stays:
-                _logger.warning("%s", stays)
+            stays = self._tell_what_stays()
             if _is_of_the_disk(error):
                 raise OutputError(
                     f"{self._place.path} cannot be written to any more: {error}. Make room, and give the "
@@ -240,18 +240,22 @@ class OutputFolder:
                 f"{place / RESULT} is the finished result of an earlier run, which could not be put in its place. "
                 f"Move it to {self.path}; or start anew with --overwrite."
             )
-        others = [name for name in found if name in KINDS and name != self._kind]
+        others = [name for name in found if name in KINDS and name not in self._kinds]
         if others:
             raise OutputError(
-                f"{place} holds the unfinished work of another command: {', '.join(others)} that were being made. "
+                f"{place} holds the unfinished work of another command: {', '.join(others)}. "
                 "Finish it, start anew with --overwrite, or name another output."
             )
-        if self._kind == "checkpoints":
-            self._check_checkpoints(newest_step(self.checkpoints))
+        if "checkpoints" in self._kinds:
+            self._check_checkpoints(newest_step(self.checkpoints), "factorization" in found)
 
-    def _check_checkpoints(self, step: str | None) -> None:
-        if self.resume and step is None:
-            faults = [f"{path.name}: {find_fault(path)}" for path in checkpoint_folders(self.checkpoints)]
+    def _check_checkpoints(self, step: str | None, has_factors: bool) -> None:
+        faults = [f"{path.name}: {find_fault(path)}" for path in checkpoint_folders(self.checkpoints)]
+        if self.resume and step is None and has_factors:
+            self.resume = False  # there is a start, or part of it, to go on with
+            if faults:
+                _logger.warning("no checkpoint is whole (%s): the training begins anew", "; ".join(faults))
+        elif self.resume and step is None:
             told = f"no checkpoint there is whole ({'; '.join(faults)})" if faults else "it has no checkpoints"
             raise OutputError(
                 f"There is nothing to resume in {self._place.path}: {told}. Checkpoints are kept with "
@@ -278,15 +282,22 @@ class OutputFolder:
         else:
             remove(old)
 
+    def _tell_what_stays(self) -> str:
+        """Tell a person who stopped a run what of it stays; empty where nothing does."""
+        self._told_what_stays = True
+        stays = self._what_stays()
+        if stays:
+            _logger.warning("%s", stays)
+        return stays
+
     def _what_stays(self) -> str:
-        """What a person who stopped a run has to know; empty where nothing stays."""
         step = newest_step(self.checkpoints)
         if step is not None:
             return f"Checkpoints up to {step} stay in {self.checkpoints}; the same command with --resume goes on."
         with suppress(OSError):
             remove(self.checkpoints)
-        if self._kind in self._place.unfinished():
-            return f"What is done stays in {self.unfinished}; the same command goes on."
+        for kind in self._kinds & set(self._place.unfinished()):
+            return f"What is done stays in {self._place.path / kind}; the same command goes on."
         return ""
 
     def _put_in_place(self, result: Path) -> None:

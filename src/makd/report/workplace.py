@@ -22,7 +22,7 @@ RESULT, UNPLACED = "result", "unplaced"
 """The result; and a note that it is finished, but could not be renamed into place."""
 REPLACED = "replaced"
 """What was in the output's place, for the moment between two renames."""
-KINDS = ("checkpoints", "stream", "cache")
+KINDS = ("checkpoints", "factorization", "cache")
 """Unfinished work that a later run can go on with."""
 _ATTEMPTS = 5
 """How often to begin again where another process ended in between."""

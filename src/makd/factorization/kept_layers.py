@@ -1,0 +1,79 @@
+"""Station 3: layers of the student that are made already, for a process that goes on after one that was killed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy, Layer
+from makd.calibration.source import ModelSource
+from makd.calibration.store import Store
+from makd.ranks.planning import Planned
+from makd.solvers.factors import Factors
+from makd.student.shared_linear import replace_linears_
+
+
+def keep_layer(store: Store, student: nn.Module, layer: Layer) -> None:
+    """Write the parameters of a layer to the store; those without values are the teacher's, and left out."""
+    found = {f"{layer.module}.{name}": one for name, one in student.get_submodule(layer.module).named_parameters()}
+    store.write(entry_of(layer.index), {name: one.detach() for name, one in found.items() if not one.is_meta})
+
+
+def entry_of(layer: int) -> str:
+    """Where the parameters of the layer of this index are kept."""
+    return f"learned/{layer:04}"
+
+
+class KeptStudent(ModelSource):
+    """A student in memory, of which each layer is kept when it has been worked on."""
+
+    def __init__(self, model: PreTrainedModel, store: Store) -> None:
+        """`model` is a copy of the teacher, and becomes the student."""
+        super().__init__(model)
+        self.store = store
+
+    @contextmanager
+    def layer(self, layer: Layer) -> Iterator[None]:
+        """See `LayerSource`."""
+        yield
+        keep_layer(self.store, self.model, layer)
+
+
+@torch.no_grad()
+def take_up_(
+    student: PreTrainedModel,
+    anatomy: Anatomy,
+    store: Store,
+    planned: Planned,
+    cut_stacks: Callable[[Layer], Mapping[str, object]],
+) -> None:
+    """Put the layers that are made already into `student`, a copy of the teacher in memory.
+
+    Args:
+        student: changed in place.
+        anatomy: of the teacher.
+        store: has the layers.
+        planned: ranks, and which linears share one A.
+        cut_stacks: puts factors of a layer's experts into `student`.
+    """
+    for layer in anatomy.layers:
+        if not store.is_marked(f"student/{layer.index + 1:04}"):
+            return
+        cut_stacks(layer)
+        kept = store.read(entry_of(layer.index), student.device)
+        for unit in _units(layer, planned):
+            expand = torch.cat([kept[f"{name}.expand.weight"] for name in unit])
+            replace_linears_(student, unit, Factors(expand, kept[f"{unit[0]}.reduce.weight"], error=0.0))
+        for name, values in kept.items():  # biases, experts, and what was taught besides
+            student.get_parameter(name).copy_(values)
+
+
+def _units(layer: Layer, planned: Planned) -> list[tuple[str, ...]]:
+    """Linears of the layer that have factors; those with one A together."""
+    ranks = planned.plan.ranks
+    factored = [name for name in layer.linears if ranks.get(name) is not None]
+    together = [group.linears for group in planned.groups if set(group.linears) <= set(factored)]
+    inside = {name for unit in together for name in unit}
+    return [*together, *((name,) for name in factored if name not in inside)]

@@ -1,0 +1,77 @@
+"""Station 3: the folder that keeps what is done of a factorization, for a process that goes on after a kill.
+
+It knows what it is the work of: teacher, text, budget and settings. Work of something else is not gone on with.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from makd.calibration.store import DiskStore
+from makd.errors import OutputError
+from makd.plain_json import read_json
+
+IDENTITY = "work.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a factorization keeps what is done; the folder is made when something is kept."""
+
+    path: Path
+    identify: Callable[[], Mapping[str, Any]] = dict
+    """Gives all that the student depends on, as JSON knows it."""
+    anew: bool = False
+    """Whether the work of something else may be thrown away."""
+
+    def store(self, part: str = "") -> DiskStore:
+        """The store of one part of the work, in a folder of its own; without a name, the folder itself.
+
+        Raises:
+            OutputError: the folder holds the work of another teacher, of other settings, or of something else.
+        """
+        self._claim()
+        return DiskStore(self.path / part)
+
+    def _claim(self) -> None:
+        """Begin the work, or go on with what a run of the same has left here."""
+        found, wanted = self.path / IDENTITY, json.loads(json.dumps(dict(self.identify())))
+        if self.anew and self.path.is_dir() and not _is_same(found, wanted):
+            shutil.rmtree(self.path)
+        if found.is_file():
+            _compare(self.path, read_json(found, dict, OutputError, f"Remove {self.path} to start anew."), wanted)
+            return
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise OutputError(
+                f"{self.path} holds the unfinished work of something else, not of a factorization. Finish it, remove "
+                "the folder, or name another output."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = found.with_name(found.name + ".part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(wanted, indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(found)
+
+
+def _is_same(found: Path, wanted: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(found.read_text(encoding="utf-8")) == wanted)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    names = (name for name in (*wanted, *found) if found.get(name) != wanted.get(name))
+    different = next(names, None)
+    if different is not None:
+        raise OutputError(
+            f"{path} holds the unfinished work of another run: its {different} is {found.get(different)}, this one's "
+            f"is {wanted.get(different)}. Give the settings of that run to continue it, start anew with --overwrite, "
+            "or name another output."
+        )

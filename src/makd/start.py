@@ -1,0 +1,44 @@
+"""What a run's first student depends on: its factorization is gone on with after a kill, and no other one is."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from makd.config import Recipe
+from makd.provenance import extensions_of
+from makd.ranks.budget import Budget
+from makd.report import plain
+
+
+def identify_start(
+    teacher: Mapping[str, Any],
+    config: Mapping[str, Any],
+    budget: Budget,
+    recipe: Recipe,
+    batches: Iterable[Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    """All that the weights of a student before training depend on, as JSON knows it.
+
+    Args:
+        teacher: what tells its weights from others.
+        config: its config.json.
+        budget: of the student.
+        recipe: of the run.
+        batches: calibration text.
+    """
+    text = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(batch):
+            text.update(name.encode() + str(tuple(batch[name].shape)).encode() + batch[name].cpu().numpy().tobytes())
+    return {
+        **teacher,
+        "budget": plain(budget),
+        "head": recipe.head,
+        "dtype": recipe.dtype,
+        **{f"factorize.{name}": value for name, value in plain(recipe.factorize).items() if name != "store"},
+        "layerwise": recipe.layer_teacher and plain([recipe.layerwise, recipe.trainings[0].plan, recipe.seed]),
+        "calibration text": text.hexdigest(),
+        **extensions_of(plain(recipe), config),
+    }
