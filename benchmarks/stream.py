@@ -131,7 +131,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         sys.executable, "-m", "makd", "factorize", "--stream", "--teacher", str(teacher), "--output", str(student),
         "--overwrite", "--budget.keep_linears", str(options.keep), "--data.path", "pydoc",
         "--data.max_length", str(options.tokens),
-        "--data.rows", "20000", "--recipe.dtype", "bfloat16", "--recipe.device", "cpu",
+        "--data.rows", "20000", "--recipe.dtype", options.dtype, "--recipe.device", "cpu",
         "--recipe.factorize.solver", options.solver, "--recipe.factorize.ranks", options.ranks,
         "--recipe.calibration.rows", str(options.rows), "--recipe.calibration.batch_size", "1",
     ]  # fmt: skip
@@ -148,7 +148,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
     largest = max(m * n for m, n in linears(options.shape))
     row = {
         "what": "run", "shape": options.shape, "solver": options.solver, "ranks": options.ranks, "keep": options.keep,
-        "calibration": [options.rows, options.tokens], "parameters": metrics["params"]["total"],
+        "dtype": options.dtype, "calibration": [options.rows, options.tokens], "parameters": metrics["params"]["total"],
         "bytes": metrics["bytes"], "address_space_limit": limit, "peak_rss": usage.ru_maxrss * 1024,
         "largest_linear_bytes": {"bfloat16": 2 * largest, "float64": 8 * largest},
         "layers": layers, "of_layers": SHAPES[options.shape][2], "matrices_before": before,
@@ -246,6 +246,9 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--rows", type=int, default=64, help="blocks of calibration text")
     parser.add_argument("--tokens", type=int, default=256, help="of a block")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="that layers are run in; float32 where a processor multiplies no bfloat16"
+    )
     parser.add_argument("--limit", type=float, default=8.0, help="address space of the process, GiB")
     parser.add_argument("--cost", action="store_true", help="time single matrices instead")
     parser.add_argument("--largest", type=int, default=2048, help="with --cost: the largest side that is timed")
