@@ -274,9 +274,7 @@ def test_a_factorization_of_other_settings_is_not_gone_on_with_unless_it_may_be_
 ):
     other = makd.Budget(keep_linears=0.4)
     stop_in_factorization(lambda: go(teacher, tmp_path / "student", budget=other))
-    with pytest.raises(
-        OutputError, match=r"its budget is .*'keep_linears': 0.4.* start anew with --over"
-    ):
+    with pytest.raises(OutputError, match=r"its budget is .*'keep_linears': 0.4.* start anew with --over"):
         go(teacher, tmp_path / "student")
     fitted.clear()
     assert go(teacher, tmp_path / "student", overwrite=True) == whole

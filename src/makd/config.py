@@ -123,6 +123,11 @@ class Recipe:
         return self.stages or (Stage(plan=self.plan, training=self.training),)
 
     @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether a training that is killed can be gone on with."""
+        return any(stage.training.save_every for stage in self.trainings)
+
+    @property
     def uses_bfloat16(self) -> bool:
         """Whether some of the work is done in bfloat16."""
         lessons = (self.layerwise.precision, *(stage.training.precision for stage in self.trainings))

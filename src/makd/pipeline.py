@@ -4,7 +4,7 @@ Where a run has several processes (torchrun, accelerate launch), each goes throu
 first one does, and all go on with what it returns; what is done `in_turn` each does, after the first.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from makd.report import (
 )
 from makd.run import Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
+from makd.start import start_settings
 from makd.storage import find_save_dtype
 from makd.student.hub import mark_student
 from makd.tasks import TaskConfig
@@ -105,7 +106,7 @@ def compress(
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
         _check_layers(run)
-        student = _factorize(run, budget, "disk" if run.keeps_checkpoints else "auto")
+        student = _factorize(run, budget, trains=True)
         run.scores["before"] = run.score(student)
         run.look_inside("before", student)
         with run.folder.work() as result:
@@ -131,7 +132,7 @@ def factorize_only(
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, False, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=False)
         _check_layers(run)
-        student = _factorize(run, budget, "auto")
+        student = _factorize(run, budget, trains=False)
         with run.folder.work() as result:
             return _finish(run, student, result, "factorize", {"budget": budget})
 
@@ -226,16 +227,10 @@ def data_of(student: str) -> DataConfig | TaskConfig:
 
 
 @in_first
-def _factorize(run: Run, budget: Budget, auto_store: str) -> PreTrainedModel:
-    """Make the student; where its states are kept is `auto_store` if the recipe leaves that to us.
-
-    Who keeps checkpoints wants the start gone on with too, be it small: that takes a store on disk.
-    """
-    settings = run.recipe.factorize
-    settings = replace(settings, store=auto_store) if settings.store == "auto" else settings
+def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
     student = make_student(
-        run.teacher, budget, settings, run.data.calibration, run.recipe.layer_teacher, run.progress,
-        run.start_work(budget),
+        run.teacher, budget, start_settings(run.recipe, trains=trains), run.data.calibration,
+        run.recipe.layer_teacher, run.progress, run.start_work(budget),
     )  # fmt: skip
     report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.findings.made = report

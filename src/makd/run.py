@@ -100,7 +100,7 @@ class Run:
             OutputError: the run to resume is another one; it names each difference.
         """
         trainings = self.recipe.trainings
-        if not (self.resume or self.keeps_checkpoints):
+        if not (self.resume or self.recipe.keeps_checkpoints):
             return
         few = {name: value for name, value in plain(self.recipe).items() if name not in _COMPARED_OTHERWISE}
         staged = {"stages": plain(trainings)} if len(trainings) > 1 else plain(trainings[0])
@@ -125,11 +125,6 @@ class Run:
         else:
             write_identity(self.folder.identity, whole)
 
-    @property
-    def keeps_checkpoints(self) -> bool:
-        """Whether the training can be gone on with after a kill."""
-        return any(stage.training.save_every for stage in self.recipe.trainings)
-
     def start_work(self, budget: Budget) -> Work:
         """Where the factorization keeps what is done: beside the output, until the run is done."""
 
@@ -147,7 +142,10 @@ class Run:
         Raises:
             RoomError: more memory or disk is needed than there is.
         """
-        check_run(self.teacher, self.data, budget, self.recipe, self.folder.path, self.save_dtype, trains=trains)
+        check_run(
+            self.teacher, self.data, budget, self.recipe, self.folder.path, self.save_dtype,
+            self.folder.factorization_bytes, trains=trains,
+        )  # fmt: skip
 
     @in_first
     def check_room(self, student: PreTrainedModel) -> None:
@@ -156,7 +154,7 @@ class Run:
         Raises:
             OutputError: there is less room.
         """
-        keeps = self.keeps_checkpoints and not self.resume
+        keeps = self.recipe.keeps_checkpoints and not self.resume
         self.folder.check_room(stored_bytes(student) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
 
     @contextmanager

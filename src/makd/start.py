@@ -1,15 +1,28 @@
-"""What a run's first student depends on: its factorization is gone on with after a kill, and no other one is."""
+"""How a run's first student is made, and what it depends on: its own factorization is gone on with after a kill."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from makd.config import Recipe
+from makd.factorization.settings import FactorizeConfig
 from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import plain
+
+
+def start_settings(recipe: Recipe, *, trains: bool) -> FactorizeConfig:
+    """How the student is made that a run begins with, which `trains` it afterwards or not.
+
+    Who keeps checkpoints of the training wants the start gone on with too, be it small: states are kept on disk then,
+    unless the recipe says where.
+    """
+    settings = recipe.factorize
+    keeps = trains and recipe.keeps_checkpoints
+    return replace(settings, store="disk") if keeps and settings.store == "auto" else settings
 
 
 def identify_start(

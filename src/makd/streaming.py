@@ -114,7 +114,7 @@ def _stream(
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     save_dtype = find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype))
-    check_stream(model, batches, budget, recipe, folder.path, save_dtype)
+    check_stream(model, batches, budget, recipe, folder.path, save_dtype, folder.factorization_bytes)
     before, anatomy = parameter_counts(model, resolve(model)), resolve(model)
     known = {"teacher": teacher, "teacher's files": _stamps(files)}
     config = read_object(files / "config.json")

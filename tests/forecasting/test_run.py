@@ -1,13 +1,16 @@
 """`makd.forecast`, `--dry_run`, and runs that are refused before their work begins."""
 
+from dataclasses import replace
+
 import pytest
 
 import makd
 from makd import pipeline
 from makd.config import CalibrationConfig
-from makd.errors import BudgetError, RoomError, SettingError
+from makd.errors import BudgetError, OutputError, RoomError, SettingError
 from makd.factorization.room import Available, Room
 from makd.forecasting import run as forecasting
+from makd.report import OutputFolder
 from tests.models import tiny
 
 HALF = makd.Budget(keep_linears=0.5)
@@ -151,3 +154,31 @@ def test_what_is_counted_whole_is_not_said_to_be_more(encoder_folder, tmp_path):
     found = makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path)
     assert not found.student.is_least
     assert "over " not in str(found)
+
+
+def test_who_keeps_checkpoints_has_the_states_of_the_start_on_disk_too(encoder_folder):
+    def store(command, **training):
+        recipe = replace(RECIPE, training=makd.TrainingConfig(steps=2, batch_size=4, **training))
+        return makd.forecast(str(encoder_folder), DATA, HALF, recipe, command=command).student.store
+
+    assert store("compress") == "memory"
+    assert store("compress", save_every=1) == "disk"
+    assert store("factorize", save_every=1) == "memory"
+
+
+def test_what_a_run_that_was_stopped_has_on_disk_is_no_more_asked_for(encoder_folder, tmp_path, monkeypatch):
+    asked = []
+
+    def find(device, folder, held=0, kept=0):
+        asked.append(kept)
+        return Available(Room("this machine", 2**40), Room("the disk", 2**40))
+
+    monkeypatch.setattr(forecasting, "find_available", find)
+    work = tmp_path / ".student.makd" / "factorization"
+    with OutputFolder(tmp_path / "student", kinds=["factorization"]):
+        work.mkdir()
+        (work / "work.json").write_bytes(bytes(1000))
+    recipe = replace(RECIPE, factorize=makd.FactorizeConfig(store="disk"))
+    with pytest.raises(OutputError, match="is damaged"):
+        pipeline.factorize_only(str(encoder_folder), DATA, HALF, recipe, tmp_path / "student")
+    assert asked[-1] == 1000

@@ -34,16 +34,17 @@ class Available:
     """Of an accelerator with a memory of its own; None where the work is done in the machine's."""
 
 
-def find_available(device: torch.device, folder: Path, held: int = 0) -> Available:
+def find_available(device: torch.device, folder: Path, held: int = 0, kept: int = 0) -> Available:
     """What there is for a run on `device` that writes into `folder`.
 
     Args:
         device: of the run.
         folder: of the output; it need not be there yet.
         held: bytes of memory (of `device`) that this process holds already, and that are part of what the run needs.
+        kept: bytes on the disk that an earlier run left, likewise.
     """
     there = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), Path.cwd())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free + kept
     disk = Room(f"the disk of {folder}", free, free)
     if device.type != "cuda":
         return Available(_memory(held), disk)

@@ -36,6 +36,7 @@ from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first
 from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
+from makd.start import start_settings
 from makd.storage import find_save_dtype, stored_folder
 from makd.weights.files import read_header
 from makd.weights.shards import weight_files
@@ -81,7 +82,7 @@ def forecast(
         raise SettingError("stream is for command factorize: training needs the models in memory.")
     device, dtype = recipe.find_device(), check_dtype(recipe.dtype)
     model = _empty(teacher, recipe.head, dtype)
-    settings = _streamed(recipe.factorize, model) if stream else recipe.factorize
+    settings = _streamed(recipe.factorize, model) if stream else start_settings(recipe, trains=command == "compress")
     needs_text = not stream or SOLVERS[settings.solver].needs_text
     prepared = prepare(data, choose_tokenizer(tokenizer, teacher), model, recipe) if needs_text else None
     save = find_save_dtype(recipe.save_dtype, teacher, dtype)
@@ -102,8 +103,8 @@ def forecast(
 
 
 def check_run(
-    teacher: PreTrainedModel, data: RunData, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype, *,
-    trains: bool,
+    teacher: PreTrainedModel, data: RunData, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype,
+    kept: int = 0, *, trains: bool,
 ) -> None:  # fmt: skip
     """Refuse a run that this machine has no room for, before its work begins.
 
@@ -114,6 +115,7 @@ def check_run(
         recipe: of the run.
         output: where the student will be.
         save: dtype of the student on disk.
+        kept: bytes that are on disk already, of a run that was stopped.
         trains: whether it is taught.
 
     Raises:
@@ -121,19 +123,21 @@ def check_run(
         BudgetError, SettingError: what the factorization would say.
     """
     held = sum(parameter.nbytes for parameter in teacher.parameters())
-    there = find_available(teacher.device, output, held)
+    there = find_available(teacher.device, output, held, kept)
     anatomy = examine(teacher)
-    made = _forecast(teacher, anatomy, data.calibration, budget, recipe.factorize, save, teacher.device)
+    made = _forecast(
+        teacher, anatomy, data.calibration, budget, start_settings(recipe, trains=trains), save, teacher.device
+    )
     training = _training(teacher, anatomy, made, recipe, data) if trains else None
     check_fits(made, there, [] if training is None else [training.memory])
 
 
 def check_stream(
-    model: PreTrainedModel, batches: Batches, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype
+    model: PreTrainedModel, batches: Batches, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype, kept: int
 ) -> None:
     """The same for a teacher that stays on disk; `model` is its architecture, empty."""
     device = recipe.find_device()
-    there = find_available(device, output)
+    there = find_available(device, output, 0, kept)
     settings = _streamed(recipe.factorize, model)
     check_fits(_forecast(model, examine(model), batches, budget, settings, save, device, from_files=True), there)
 

@@ -80,6 +80,11 @@ class OutputFolder:
         return self._place.path / "factorization"
 
     @property
+    def factorization_bytes(self) -> int:
+        """What an earlier run left of a factorization, in bytes."""
+        return sum(path.stat().st_size for path in self.factorization.rglob("*") if path.is_file())
+
+    @property
     def _result(self) -> Path:
         return self._place.path / ("cache" if "cache" in self._kinds else RESULT)
 
