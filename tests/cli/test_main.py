@@ -320,6 +320,34 @@ def test_half_a_flag_is_no_flag_and_replaces_nothing(run, encoder_folder, tmp_pa
     assert (tmp_path / "old" / "notes.txt").read_text() == "mine"
 
 
+def more_than_any_machine_has():
+    torch.empty(2**50)
+
+
+def more_than_a_gpu_has():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB.")
+
+
+def more_than_python_gets():
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (more_than_any_machine_has, f"Memory ran out ({2**50 * 4} bytes more were asked for). Smaller batches"),
+        (more_than_a_gpu_has, "Memory ran out (2.00 GiB more were asked for). Smaller batches"),
+        (more_than_python_gets, "Memory ran out. Smaller batches"),
+    ],
+)
+def test_memory_that_runs_out_is_one_message(run, encoder_folder, tmp_path, monkeypatch, ask, told):
+    monkeypatch.setattr("makd.pipeline._finish", lambda *_: ask())
+    code, _, err = run("factorize", *compress(encoder_folder, tmp_path / "student")[1:], "--quiet")
+    assert code == 2
+    assert err.startswith(f"makd: {told}")
+    assert len(err.splitlines()) == 1
+
+
 def test_an_unknown_command_offers_the_nearest(run):
     code, _, err = run("compres")
     assert code == 2

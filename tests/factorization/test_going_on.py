@@ -123,6 +123,21 @@ def test_the_work_of_something_else_is_refused_and_thrown_away_where_that_is_ask
         make("bert", Work(tmp_path, lambda: {"budget": 0.5, "text": "a"}))
 
 
+def test_only_a_run_that_goes_on_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    make("whitened", Work(tmp_path))
+    assert "is gone on with" not in caplog.text
+    make("whitened", Work(tmp_path))
+    assert caplog.text.count("is gone on with") == 1
+
+
+def test_what_is_no_work_of_makds_is_left_alone_also_where_work_may_be_thrown_away(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="something else"):
+        make("bert", Work(tmp_path, anew=True))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
 def test_nothing_is_made_where_states_are_in_memory(tmp_path):
     model = tiny("bert")
     batches = [batch(model)]

@@ -23,6 +23,10 @@ from makd.calibration.moments import InputMoments
 from makd.calibration.probes import Probes
 from makd.errors import DataError, UnsupportedModelError
 
+ENOUGH_ROWS = 2048
+"""Rows that wait at most before they are added to moments: products of more take no less time for each, and thousands
+of rows of a wide layer more memory than its moments."""
+
 
 def collect_gradient_moments(
     model: PreTrainedModel,
@@ -167,9 +171,9 @@ class _Gathered:
         self.waiting: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
-        """Keep the rows, or hand all on when they fill as much memory as the moments do."""
+        """Keep the rows, or hand all on when there are enough."""
         self.waiting.append(rows.clone())  # a slice would keep the whole gradient
-        if sum(map(len, self.waiting)) >= self.moments.features:
+        if sum(map(len, self.waiting)) >= min(self.moments.features, ENOUGH_ROWS):
             self.flush()
 
     def flush(self) -> None:

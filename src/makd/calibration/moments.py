@@ -64,6 +64,16 @@ class InputMoments:
         return self._products / self.rows
 
     @property
+    def squares(self) -> Float[Tensor, " features"]:
+        """Mean of x², the diagonal of `gram`, float64.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        self._check()
+        return self._products.diagonal() / self.rows
+
+    @property
     def mean(self) -> Float[Tensor, " features"]:
         """Mean of x, float64.
 

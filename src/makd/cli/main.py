@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
+from makd.cli.memory import ran_out, tell_ran_out
 from makd.cli.others import is_of_lost_process, run_silently
 from makd.cli.outcome import Outcome, print_outcome
 from makd.cli.progress import showing
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
-    except (MakdError, RuntimeError) as error:
+    except (MakdError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, MakdError) and ran_out(error):
+            print(f"makd: {tell_ran_out(error)}", file=sys.stderr)
+            return USER_ERROR
         if is_of_lost_process(error):
             line = str(error).splitlines()[0]
             print(f"makd: another process of this run is gone, so it ends ({line})", file=sys.stderr)

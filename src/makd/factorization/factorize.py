@@ -24,6 +24,7 @@ from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import ModelSource
 from makd.capture import examine
 from makd.errors import BudgetError, DataError, SettingError
+from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import assemble, forget, linear_sizes, shed
 from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
 from makd.factorization.depth import skipping
@@ -157,7 +158,7 @@ def make_student(
         )
     calibration = None if calibration is None else check_batches(calibration, teacher)
     batches = list(calibration or ())
-    with in_eval(teacher):
+    with in_eval(teacher), giving_back():
         try:
             student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress, work)
         except NotLayerByLayer as error:

@@ -22,6 +22,7 @@ from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
 from makd.capture import examine
 from makd.errors import DataError, SettingError
+from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import linear_sizes, make_, plan, report
 from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
 from makd.factorization.layers import Fitted, Made, TeachLayer
@@ -56,6 +57,7 @@ def check_streamable(settings: FactorizeConfig) -> None:
         raise SettingError("A streamed factorization keeps its states on disk: leave factorize.store at auto.")
 
 
+@giving_back()
 def stream_student(
     model: PreTrainedModel,
     folder: Path,

@@ -4,14 +4,16 @@ Everything that may be factored (a linear, or a group of linears that read the s
 the moments of its layer are there. Afterwards ranks are chosen by what is in the store.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from makd.anatomy import ExpertStack
 from makd.anatomy.routed import dense_expert
+from makd.calibration.moments import InputMoments
 from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
 from makd.ranks.allocation import LinearSize
@@ -81,7 +83,7 @@ class Terms:
 
         def spectra(names: list[str]) -> dict[tuple[str, ...], Spectrum]:
             weights = {name: dense_weight(self.model.get_submodule(name)).to(self.device) for name in names}
-            grams = {name: moments.gradients[name].gram for name in names if name in moments.gradients}
+            grams = _Grams({name: moments.gradients[name] for name in names if name in moments.gradients})
             groups = [group.linears for group in self.wanted.groups if set(group.linears) <= set(names)]
             return spectra_two_sided(weights, moments.inputs[names[0]].gram, grams, groups)
 
@@ -213,15 +215,39 @@ def _one_input(linears: tuple[str, ...], moments: LayerMoments) -> bool:
     return not moments.inputs or len({id(moments.inputs[name]) for name in linears}) == 1
 
 
+class _Grams(Mapping[str, Tensor]):
+    """Linear -> second moments, each made when it is asked for: two may be more than there is room for."""
+
+    def __init__(self, moments: Mapping[str, InputMoments]) -> None:
+        self.moments = moments
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.moments[name].gram
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.moments)
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+
 def _packed(gram: Tensor) -> Tensor:
-    """The lower triangle in float32: a quarter of the bytes, known to seven digits of its entries."""
-    rows, columns = torch.tril_indices(len(gram), len(gram), device=gram.device)
-    return gram[rows, columns].to(torch.float32)
+    """The lower triangle in float32, row by row: a quarter of the bytes, known to seven digits of its entries."""
+    lower = gram.new_empty(len(gram) * (len(gram) + 1) // 2, dtype=torch.float32)
+    for row, start in enumerate(_starts(len(gram))):  # indices of all entries would take more room than these
+        lower[start : start + row + 1] = gram[row, : row + 1]
+    return lower
 
 
 def _unpacked(lower: Tensor) -> Tensor:
     size = int(((8 * lower.numel() + 1) ** 0.5 - 1) / 2)
-    rows, columns = torch.tril_indices(size, size, device=lower.device)
-    gram = torch.zeros(size, size, dtype=torch.float64, device=lower.device)
-    gram[rows, columns] = lower.to(torch.float64)
-    return gram + gram.tril(-1).T
+    gram = lower.new_empty(size, size, dtype=torch.float64)
+    for row, start in enumerate(_starts(size)):
+        gram[row, : row + 1] = lower[start : start + row + 1]
+        gram[:row, row] = gram[row, :row]
+    return gram
+
+
+def _starts(size: int) -> Iterator[int]:
+    """Where each row of a lower triangle begins."""
+    return accumulate(range(size))

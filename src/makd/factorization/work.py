@@ -4,16 +4,20 @@ It knows what it is the work of: teacher, text, budget and settings. Work of som
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from makd.calibration.store import DiskStore
 from makd.errors import OutputError
 from makd.plain_json import read_json
+
+logger = logging.getLogger(__name__)
 
 IDENTITY = "work.json"
 
@@ -34,29 +38,31 @@ class Work:
         Raises:
             OutputError: the folder holds the work of another teacher, of other settings, or of something else.
         """
-        self._claim()
-        return DiskStore(self.path / part)
+        return DiskStore(self._claimed / part)
 
-    def _claim(self) -> None:
-        """Begin the work, or go on with what a run of the same has left here."""
+    @cached_property
+    def _claimed(self) -> Path:
+        """The folder, begun, or with what a run of the same has left there."""
         found, wanted = self.path / IDENTITY, json.loads(json.dumps(dict(self.identify())))
-        if self.anew and self.path.is_dir() and not _is_same(found, wanted):
+        if self.anew and found.is_file() and not _is_same(found, wanted):
             shutil.rmtree(self.path)
         if found.is_file():
             _compare(self.path, read_json(found, dict, OutputError, f"Remove {self.path} to start anew."), wanted)
-            return
-        if self.path.is_dir() and any(self.path.iterdir()):
+            logger.info("what a run of the same left in %s is gone on with", self.path)
+            return self.path
+        part = found.with_name(found.name + ".part")
+        if self.path.is_dir() and set(self.path.iterdir()) - {part}:
             raise OutputError(
                 f"{self.path} holds the unfinished work of something else, not of a factorization. Finish it, remove "
                 "the folder, or name another output."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        part = found.with_name(found.name + ".part")
         with part.open("w", encoding="utf-8") as file:
             file.write(json.dumps(wanted, indent=2))
             file.flush()
             os.fsync(file.fileno())
         part.replace(found)
+        return self.path
 
 
 def _is_same(found: Path, wanted: Mapping[str, Any]) -> bool:

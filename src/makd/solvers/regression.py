@@ -140,7 +140,8 @@ def _solve(
     ridge: float,
 ) -> Float[Tensor, "out inp"]:
     """W' = (D + λ W)(C + λ I)⁻¹."""
-    shifted = second + penalty * torch.eye(len(second), dtype=torch.float64, device=second.device)
+    shifted = second.clone()  # it may be the largest thing there is: one copy, not three
+    shifted.diagonal().add_(penalty)
     factor, failed = torch.linalg.cholesky_ex(shifted)
     solved = torch.cholesky_solve((cross + penalty * matrix).T, factor)
     if not is_factor(factor, failed) or not bool(torch.isfinite(solved).all()):
@@ -153,7 +154,7 @@ def _solve(
 
 def _spread(moments: CrossMoments, second: Float[Tensor, "inp inp"]) -> float:
     """Mean variance of an input, or a thousandth of its mean square where it hardly varies: less is mostly rounding."""
-    power = float(moments.gram.diagonal().mean())
+    power = float(moments.squares.mean())
     return max(float(second.diagonal().mean()), 1e-3 * power) or 1.0
 
 

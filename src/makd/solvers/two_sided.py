@@ -70,7 +70,8 @@ def spectra_two_sided(
     Args:
         weights: name -> (out, in).
         gram: second moments of their inputs.
-        gradient_grams: name -> second moments of its output gradients; or none at all, which is `decompose_whitened`.
+        gradient_grams: name -> second moments of its output gradients, asked for one after the other; or none at all,
+            which is `decompose_whitened`.
         groups: names of linears that are to be taken as one.
         ridge: as for `decompose_two_sided`.
 
@@ -80,17 +81,25 @@ def spectra_two_sided(
     root, about_inputs = square_root(gram)
     outputs, told = {}, {}
     for name, weight in weights.items():
-        matrix = widened(weight)
-        grams = [gradient_grams[name]] if gradient_grams else []
-        sides = _Sides.of(matrix, grams, ridge) if grams else None
-        outputs[name] = (matrix if sides is None else sides.weighted) @ root
-        told[name] = (about_inputs,) if sides is None else (about_inputs, *sides.fallbacks)
+        weighted, fallbacks = _weighted(widened(weight), gradient_grams, name, ridge)
+        outputs[name] = weighted @ root
+        told[name] = (about_inputs, *fallbacks)
     found = {}
     for names in (*((name,) for name in weights), *groups):
         stacked = stack([outputs[name] for name in names])
         fallback = _told(text for name in names for text in told[name])
         found[names] = Spectrum(singular_values(stacked), fallback)
     return found
+
+
+def _weighted(
+    matrix: Float[Tensor, "out inp"], gradient_grams: Mapping[str, Tensor], name: str, ridge: float
+) -> tuple[Float[Tensor, "out inp"], tuple[str | None, ...]]:
+    """Lᵀ W, and what was done for L; the moments and L itself are gone when the next linear's are made."""
+    if not gradient_grams:
+        return matrix, ()
+    sides = _Sides.of(matrix, gradient_grams[name], ridge)
+    return sides.weighted, sides.fallbacks
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,4 @@ def _told(fallbacks: Iterable[str | None]) -> str | None:
 
 def output_root(gradient_gram: Float[Tensor, "out out"], ridge: float) -> tuple[Float[Tensor, "out out"], str | None]:
     """L with L Lᵀ = G_out, its ridge included, and what was done to make it positive definite."""
-    mean = float(gradient_gram.diagonal().mean())
-    identity = torch.eye(len(gradient_gram), dtype=torch.float64, device=gradient_gram.device)
-    # without any gradient there is nothing to add to, and `square_root` says so
-    return square_root(gradient_gram.to(torch.float64) + ridge * mean * identity, "the gradients of its outputs")
+    return square_root(gradient_gram, "the gradients of its outputs", ridge)

@@ -1,5 +1,7 @@
 """Solver `whitened`: the best factors for the inputs that calibration saw."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -51,15 +53,18 @@ def decompose_whitened(
 
 
 def square_root(
-    gram: Float[Tensor, "size size"], what: str = "its inputs"
+    gram: Float[Tensor, "size size"], what: str = "its inputs", added: float = 0.0
 ) -> tuple[Float[Tensor, "size size"], str | None]:
-    """R with R Rᵀ = `gram`, float64, and what was done to make that positive definite; None if nothing had to be.
+    """R with R Rᵀ = `gram` + `added` · its mean eigenvalue · 1, and what was done to make that positive definite.
+
+    R is float64; the other is None if nothing had to be done.
 
     R is Cholesky's, in one matrix of memory beside `gram`: the moments may be the largest thing there is.
 
     Args:
         gram: second moments; not changed.
         what: whose they are, for the text.
+        added: at least 0.
 
     Raises:
         NumericsError: `gram` holds NaN or infinity.
@@ -67,18 +72,19 @@ def square_root(
     if not is_finite(gram):
         raise NumericsError(f"The second moments of {what} hold NaN or infinity.")
     gram = gram.to(torch.float64)
-    mean = float(gram.diagonal().mean())
+    ridge_of_all = added * float(gram.diagonal().mean())
+    mean = float((gram.diagonal() + ridge_of_all).mean())
     if mean <= 0:
         return torch.eye(len(gram)).to(gram), f"{what} {ALL_ZERO}; all directions of them count alike"
     # in place where columns are contiguous, and the matrix is its own transpose
     root = torch.empty_like(gram).T
-    if _factorized(gram, -FLOOR * mean, root):
-        _factorized(gram, 0.0, root)
+    if _factorized(gram, (ridge_of_all, -FLOOR * mean), root):
+        _factorized(gram, (ridge_of_all,), root)
         return root, None
     ridge = RIDGE
-    while not _factorized(gram, ridge * mean, root):
+    while not _factorized(gram, (ridge_of_all, ridge * mean), root):
         if ridge >= 1:
-            root.copy_(gram).diagonal().add_(ridge * mean)
+            root.copy_(gram).diagonal().add_(ridge_of_all).add_(ridge * mean)
             energies, vectors = eigh(root)
             root = vectors * energies.clamp(min=0).sqrt()
             break
@@ -89,9 +95,11 @@ def square_root(
     )
 
 
-def _factorized(gram: Float[Tensor, "size size"], shift: float, root: Float[Tensor, "size size"]) -> bool:
-    """Whether `gram`, with `shift` on its diagonal, has a Cholesky factor, which is then in `root`."""
-    root.copy_(gram).diagonal().add_(shift)
+def _factorized(gram: Float[Tensor, "size size"], shifts: Sequence[float], root: Float[Tensor, "size size"]) -> bool:
+    """Whether `gram`, with the `shifts` on its diagonal, has a Cholesky factor, which is then in `root`."""
+    root.copy_(gram)
+    for shift in shifts:
+        root.diagonal().add_(shift)
     failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(root, out=(root, failed_at))
     return is_factor(root, failed_at)
