@@ -289,6 +289,19 @@ def test_unfinished_work_of_another_command_is_refused(tmp_path, kind):
         assert part.read_text() == "half"
 
 
+def test_a_factorization_without_a_checkpoint_is_gone_on_with_and_the_training_begins_in_every_process(
+    tmp_path, monkeypatch
+):
+    with OutputFolder(tmp_path / "student", kinds=["checkpoints", "factorization"]) as folder:
+        folder.factorization.mkdir()
+        (folder.factorization / "work.json").write_text("{}")
+    with OutputFolder(tmp_path / "student", resume=True, kinds=["checkpoints", "factorization"]) as first:
+        assert not first.resume
+    monkeypatch.setattr("makd.report.folder.from_first", lambda _: first.resume)  # what another process is told
+    with OutputFolder(tmp_path / "student", resume=True, kinds=["checkpoints", "factorization"]) as other:
+        assert not other.resume
+
+
 # places that cannot be written to
 
 

@@ -95,10 +95,11 @@ class OutputFolder:
             OutputError: the result could not be written, would replace what makd did not make, or another process is
                 at it; there are checkpoints and neither `resume` nor `overwrite`; or there is nothing to resume.
         """
-        from_first(self._enter)
+        self.resume = from_first(self._enter)
         return self
 
-    def _enter(self) -> None:
+    def _enter(self) -> bool:
+        """Whether there are checkpoints to go on with, which the first process alone has looked for."""
         with self._told_early():
             self._check_place()
             self._place.enter()
@@ -111,6 +112,7 @@ class OutputFolder:
         except BaseException:
             self._place.leave()
             raise
+        return self.resume
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
