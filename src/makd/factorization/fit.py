@@ -117,8 +117,20 @@ def _units(lot: Unit, settings: FitSettings) -> list[Unit]:
 def _gram(settings: FitSettings, unit: Unit) -> Gram:
     if settings.gram is None:
         return None
-    grams = [settings.gram(name) for name in unit]
-    return grams[0] if len(unit) == 1 else grams
+    return settings.gram(unit[0]) if len(unit) == 1 else _Grams(settings.gram, unit)
+
+
+class _Grams(Sequence[Tensor]):
+    """Moments of several linears, each read when it is asked for: together they may be more than there is room for."""
+
+    def __init__(self, read: Callable[[str], Tensor], linears: Unit) -> None:
+        self.read, self.linears = read, linears
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.read(self.linears[place])
+
+    def __len__(self) -> int:
+        return len(self.linears)
 
 
 def _dense(teacher: nn.Module, unit: Unit) -> nn.Module:

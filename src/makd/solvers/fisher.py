@@ -8,7 +8,7 @@ from torch import Tensor
 
 from makd.errors import NumericsError
 from makd.solvers.factors import Decomposition
-from makd.solvers.svd import as_blocks, principal_outputs, stack, widened
+from makd.solvers.svd import principal_outputs, stack, widened, with_blocks
 
 FLOOR = 1e-3
 """Least weight of a row's error, relative to the mean: rows without any gradient still have to be written."""
@@ -36,7 +36,7 @@ def decompose_fisher(
         NumericsError: an argument holds NaN or infinity.
     """
     matrix = widened(weight)
-    found_rows = [row_weights(block) for block in as_blocks(gradient_gram)]
+    found_rows = [row_weights(block) for block, _ in with_blocks(weight, gradient_gram)]
     scale = stack([rows[:, None] for rows, _ in found_rows]).to(matrix)
     fallback = next((told for _, told in found_rows if told), None)
     weighted = scale * matrix

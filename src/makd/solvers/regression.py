@@ -10,7 +10,7 @@ from torch import Tensor
 from makd.calibration.moments import CrossMoments
 from makd.errors import NumericsError
 from makd.solvers.factors import Centre, Decomposition, Factors
-from makd.solvers.svd import as_blocks, stack, widened
+from makd.solvers.svd import stack, widened, with_blocks
 from makd.solvers.two_sided import decompose_two_sided
 from makd.solvers.whitened import decompose_whitened
 from makd.weights.finite import is_factor
@@ -62,8 +62,7 @@ def decompose_regression(
     solved = _solve(widened(weight), second, cross, ridge * _spread(moments, second), ridge)
     centre = Centre(moments.mean.to(weight.device), moments.target_mean.to(weight.device)) if fit_bias else None
     if gradient_gram is not None:
-        grams = [gram.to(weight.device) for gram in as_blocks(gradient_gram)]
-        terms = decompose_two_sided(solved, second, grams, rank)
+        terms = decompose_two_sided(solved, second, gradient_gram, rank)
         return replace(terms, dtype=weight.dtype, centre=centre)
     terms = decompose_whitened(solved, second, rank)
     # E‖y - P W' x‖² = E‖y‖² - 2 tr(P W' Dᵀ) + tr(P W' C W'ᵀ), for each term's projection P = u uᵀ; D without the ridge
@@ -109,17 +108,16 @@ def choose_ridge(
         unseen_cross = (
             unseen_cross - torch.outer(new_target, mean) - torch.outer(target, new_mean) + torch.outer(target, mean)
         )
-    penalty = _spread(moments, second)
+    penalty, twice = _spread(moments, second), 2 * unseen_cross
+    del unseen_cross  # of wide layers these matrices are what takes most memory
     errors = []
     for ridge in ridges:
         solved = _solve(matrix, second, cross, ridge * penalty, ridge)
-        residual = solved @ unseen - 2 * unseen_cross  # E‖y‖² is the same for all
         weighted = solved
         if gradient_gram is not None:
-            grams = [gram.to(solved) for gram in as_blocks(gradient_gram)]
-            parts = solved.split([len(gram) for gram in grams])
-            weighted = stack([gram @ part for gram, part in zip(grams, parts, strict=True)])
-        errors.append(float((residual * weighted).sum()))
+            weighted = stack([gram.to(solved.dtype) @ part for gram, part in with_blocks(solved, gradient_gram)])
+        residual = (solved @ unseen).sub_(twice)  # E‖y‖² is the same for all
+        errors.append(float(residual.mul_(weighted).sum()))
     return ridges[errors.index(min(errors))]
 
 
@@ -143,7 +141,7 @@ def _solve(
     shifted = second.clone()  # it may be the largest thing there is: one copy, not three
     shifted.diagonal().add_(penalty)
     factor, failed = torch.linalg.cholesky_ex(shifted)
-    solved = torch.cholesky_solve((cross + penalty * matrix).T, factor)
+    solved = torch.cholesky_solve((penalty * matrix).add_(cross).T, factor)
     if not is_factor(factor, failed) or not bool(torch.isfinite(solved).all()):
         raise NumericsError(
             "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "

@@ -1,6 +1,6 @@
 """Solver `svd`: the best factors where nothing is known of the inputs. The paper's start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,9 +45,17 @@ def decompose_svd(weight: Float[Tensor, "out inp"], rank: int | None = None) -> 
     return found.terms(found.left, right, weight.dtype)
 
 
-def as_blocks(gradient_grams: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Moments of output gradients, one matrix for each of the linears whose weights are stacked; often that is one."""
-    return [gradient_grams] if isinstance(gradient_grams, Tensor) else list(gradient_grams)
+def with_blocks(
+    matrix: Float[Tensor, "out any"], gradient_grams: Tensor | Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Moments of output gradients with the rows of `matrix` that are of those outputs, one linear after the other.
+
+    `matrix` is of several linears, one below the other, or of one; moments are asked for when it is their turn.
+    """
+    first = 0
+    for gram in [gradient_grams] if isinstance(gradient_grams, Tensor) else gradient_grams:
+        yield gram.to(matrix.device), matrix[first : first + len(gram)]
+        first += len(gram)
 
 
 def stack(blocks: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.solvers.factors import Decomposition, Spectrum
-from makd.solvers.svd import as_blocks, principal_outputs, singular_values, stack, widened
+from makd.solvers.svd import principal_outputs, singular_values, stack, widened, with_blocks
 from makd.solvers.whitened import square_root
 
 OUTPUT_RIDGE = 1e-2
@@ -113,10 +113,13 @@ class _Sides:
 
     @staticmethod
     def of(matrix: Tensor, gradient_gram: Tensor | Sequence[Tensor], ridge: float) -> "_Sides":
-        found = [output_root(block, ridge) for block in as_blocks(gradient_gram)]
-        roots, fallbacks = zip(*found, strict=True)
-        parts = matrix.split([len(root) for root in roots])
-        return _Sides(stack([root.T @ part for root, part in zip(roots, parts, strict=True)]), roots, fallbacks)
+        weighted, roots, fallbacks = [], [], []
+        for gram, part in with_blocks(matrix, gradient_gram):
+            root, fallback = output_root(gram, ridge)
+            weighted.append(root.T @ part)
+            roots.append(root)
+            fallbacks.append(fallback)
+        return _Sides(stack(weighted), tuple(roots), tuple(fallbacks))
 
     def unweighted(self, left: Float[Tensor, "out terms"]) -> Float[Tensor, "out terms"]:
         """L⁻ᵀ times these columns."""
