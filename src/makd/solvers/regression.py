@@ -138,9 +138,11 @@ def _solve(
     ridge: float,
 ) -> Float[Tensor, "out inp"]:
     """W' = (D + λ W)(C + λ I)⁻¹."""
-    shifted = second.clone()  # it may be the largest thing there is: one copy, not three
-    shifted.diagonal().add_(penalty)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
+    # in place, where columns are contiguous: it may be the largest thing there is, and is its own transpose
+    factor = second.clone().T
+    factor.diagonal().add_(penalty)
+    failed = torch.empty((), dtype=torch.int32, device=second.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
     solved = torch.cholesky_solve((penalty * matrix).add_(cross).T, factor)
     if not is_factor(factor, failed) or not bool(torch.isfinite(solved).all()):
         raise NumericsError(
