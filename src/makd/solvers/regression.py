@@ -12,8 +12,7 @@ from makd.errors import NumericsError
 from makd.solvers.factors import Centre, Decomposition, Factors
 from makd.solvers.svd import stack, widened, with_blocks
 from makd.solvers.two_sided import decompose_two_sided
-from makd.solvers.whitened import decompose_whitened
-from makd.weights.finite import is_factor
+from makd.solvers.whitened import decompose_whitened, factorized
 
 RIDGE = 0.1
 """Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
@@ -138,13 +137,10 @@ def _solve(
     ridge: float,
 ) -> Float[Tensor, "out inp"]:
     """W' = (D + λ W)(C + λ I)⁻¹."""
-    # in place, where columns are contiguous: it may be the largest thing there is, and is its own transpose
-    factor = second.clone().T
-    factor.diagonal().add_(penalty)
-    failed = torch.empty((), dtype=torch.int32, device=second.device)
-    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    factor = torch.empty_like(second).T
+    is_definite = factorized(second, (penalty,), factor)
     solved = torch.cholesky_solve((penalty * matrix).add_(cross).T, factor)
-    if not is_factor(factor, failed) or not bool(torch.isfinite(solved).all()):
+    if not is_definite or not bool(torch.isfinite(solved).all()):
         raise NumericsError(
             "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "
             f"(with ridge {ridge:g}). Give more calibration text, or a ridge above 0."

@@ -76,13 +76,12 @@ def square_root(
     mean = float((gram.diagonal() + ridge_of_all).mean())
     if mean <= 0:
         return torch.eye(len(gram)).to(gram), f"{what} {ALL_ZERO}; all directions of them count alike"
-    # in place where columns are contiguous, and the matrix is its own transpose
     root = torch.empty_like(gram).T
-    if _factorized(gram, (ridge_of_all, -FLOOR * mean), root):
-        _factorized(gram, (ridge_of_all,), root)
+    if factorized(gram, (ridge_of_all, -FLOOR * mean), root):
+        factorized(gram, (ridge_of_all,), root)
         return root, None
     ridge = RIDGE
-    while not _factorized(gram, (ridge_of_all, ridge * mean), root):
+    while not factorized(gram, (ridge_of_all, ridge * mean), root):
         if ridge >= 1:
             root.copy_(gram).diagonal().add_(ridge_of_all).add_(ridge * mean)
             energies, vectors = eigh(root)
@@ -95,8 +94,11 @@ def square_root(
     )
 
 
-def _factorized(gram: Float[Tensor, "size size"], shifts: Sequence[float], root: Float[Tensor, "size size"]) -> bool:
-    """Whether `gram`, with the `shifts` on its diagonal, has a Cholesky factor, which is then in `root`."""
+def factorized(gram: Float[Tensor, "size size"], shifts: Sequence[float], root: Float[Tensor, "size size"]) -> bool:
+    """Whether `gram`, with the `shifts` on its diagonal, has a Cholesky factor, which is then in `root`.
+
+    In place where columns of `root` are contiguous: `torch.empty_like(gram).T`.
+    """
     root.copy_(gram)
     for shift in shifts:
         root.diagonal().add_(shift)
