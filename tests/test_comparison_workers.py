@@ -194,9 +194,11 @@ class TestProcesses:
             while len(list(temporary.glob("makd-cells-*/*/*"))) < count:
                 assert run.poll() is None, "it ended before"
                 time.sleep(0.05)
-        finally:
             run.terminate()
-        told = run.communicate(timeout=60)[1]
+            told = run.communicate(timeout=60)[1]
+        finally:
+            run.kill()
+            run.wait()
         assert run.returncode == 143
         assert "makd: stopped. Outputs that were finished before are as they were." in told
         assert "Traceback" not in told

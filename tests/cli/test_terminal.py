@@ -1,11 +1,16 @@
 """Tables as they are printed into a file or a pipe, where no terminal says how wide they may be."""
 
 import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from rich.console import Group
 from rich.table import Table
 
+from makd.cli import terminal
 from makd.cli.main import main
 from makd.cli.terminal import Terminated, print_table, unwinding_at_sigterm
 
@@ -45,3 +50,66 @@ def test_sigterm_does_after_a_command_what_it_did_before():
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def terminated_in(work: Callable[[], None]) -> bool:
+    """Whether SIGTERM ends `work`."""
+    try:
+        with unwinding_at_sigterm():
+            work()
+    except Terminated:
+        return True
+    return False
+
+
+def wait_for_sigterm() -> None:
+    """Until it comes, or for twenty seconds."""
+    for _ in range(2000):
+        time.sleep(0.01)
+
+
+class Deaf:
+    """Its destructor is met by a signal, and Python ignores what is raised there."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_comes_again_where_a_destructor_swallowed_it(capsys):
+    def work() -> None:
+        met = Deaf()
+        del met
+        wait_for_sigterm()
+
+    hook = sys.unraisablehook
+    assert terminated_in(work)
+    assert sys.unraisablehook is hook
+    assert not capsys.readouterr().err, "what comes again is no error to tell"
+
+
+def test_sigterm_comes_again_where_a_library_catches_everything():
+    def work() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        wait_for_sigterm()
+
+    assert terminated_in(work)
+
+
+def test_sigterm_does_not_come_again_while_what_is_temporary_is_removed(monkeypatch):
+    monkeypatch.setattr(terminal, "_AGAIN", 0.01)
+    removed = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            try:
+                raise FileNotFoundError  # as a removal meets it
+            except FileNotFoundError:
+                time.sleep(0.2)
+            time.sleep(0.2)
+            removed.append(True)
+
+    assert terminated_in(work)
+    assert removed == [True]

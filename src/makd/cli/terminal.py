@@ -42,24 +42,57 @@ class Terminated(SystemExit):
     """SIGTERM came."""
 
 
+_AGAIN = 1.0
+"""Seconds until a SIGTERM that nothing came of is given again."""
+
+
 @contextmanager
 def unwinding_at_sigterm() -> Iterator[None]:
     """A scheduler's SIGTERM ends the block as an error does: what is temporary is removed, gigabytes of caches say.
 
-    After the block SIGTERM does what it did before: whoever calls a command from Python has a handler of their own.
+    It is an exception, raised wherever the main thread is just then. In a destructor Python ignores exceptions, and a
+    library may catch all of them, so it comes again every second until the block is being left. After the block SIGTERM
+    does what it did before: whoever calls a command from Python has a handler of their own.
     """
-
-    def end(*_: object) -> None:
-        raise Terminated(TERMINATED)
-
     if threading.current_thread() is not threading.main_thread():  # no other may
         yield
         return
+    left, hook = threading.Event(), sys.unraisablehook
+
+    def end(*_: object) -> None:
+        if left.is_set() or _is_unwinding():
+            return
+        if not again.is_alive():
+            again.start()
+        raise Terminated(TERMINATED)
+
+    def insist() -> None:
+        while not left.wait(_AGAIN):
+            signal.raise_signal(signal.SIGTERM)
+
+    def ignored(what: Any) -> None:
+        if not issubclass(what.exc_type, Terminated):
+            hook(what)
+
+    again = threading.Thread(target=insist, daemon=True)
     before = signal.signal(signal.SIGTERM, end)
+    sys.unraisablehook = ignored
     try:
         yield
     finally:
+        left.set()
+        if again.is_alive():
+            again.join()  # or it would give one more to whoever is told next
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _is_unwinding() -> bool:
+    """Whether what runs now was called while `Terminated` is on its way out, by a `finally` say."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, Terminated):
+        error = error.__context__
+    return error is not None
 
 
 NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes", "kernels", "torch.utils.flop_counter")
