@@ -41,7 +41,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
 from makd.calibration.gradients import collect_gradient_moments
-from makd.calibration.moments import CrossMoments
+from makd.calibration.held_out import SplitMoments
 from makd.calibration.source import ModelSource
 from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import choose_store
@@ -204,12 +204,9 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
     student, anatomy = copy.deepcopy(subject.teacher).eval(), resolve(subject.teacher)
     names = {subject.teacher.get_submodule(name): name for name in anatomy.linears}
 
-    def update(
-        linear: nn.Module, moments: CrossMoments, held_out: CrossMoments, rank: int, _gradients: Tensor | None
-    ) -> Factors:
+    def update(linear: nn.Module, split: SplitMoments, rank: int, _gradients: Tensor | None) -> Factors:
         """SVD-LLM's: the first factor as it is, the second by least squares on the student's own inputs."""
-        if held_out.rows:
-            moments.merge(held_out)
+        moments = split.together()
         found, gram = terms[names[linear]].factors(rank), moments.gram
         reduce = found.reduce.double()
         seen = reduce @ gram @ reduce.T

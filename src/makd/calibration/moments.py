@@ -90,7 +90,9 @@ class InputMoments:
         Raises:
             ValueError: nothing was seen.
         """
-        return self.gram - torch.outer(self.mean, self.mean)
+        found = self.gram  # in place: it may be the largest thing there is
+        found -= torch.outer(self.mean, self.mean)
+        return found
 
     def merge(self, other: "InputMoments") -> None:
         """Add what `other` saw.
@@ -214,7 +216,27 @@ class CrossMoments(InputMoments):
     @property
     def cross_covariance(self) -> Float[Tensor, "targets features"]:
         """Mean of (y - mean)(x - mean)ᵀ, float64."""
-        return self.cross - torch.outer(self.target_mean, self.mean)
+        found = self.cross
+        found -= torch.outer(self.target_mean, self.mean)
+        return found
+
+    def columns_about(
+        self, other: "CrossMoments | None", columns: slice
+    ) -> tuple[Float[Tensor, "features columns"], Float[Tensor, "targets columns"]]:
+        """Columns of the mean of (x - m)(x - m)ᵀ and of (y - t)(x - m)ᵀ; m and t are the means of `other`, or 0.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        self._check()
+        own, cross = self._products[:, columns] / self.rows, self._cross[:, columns] / self.rows
+        if other is None:
+            return own, cross
+        mean, target = other.mean.to(own), other.target_mean.to(own)
+        some, seen = mean[columns], self.mean[columns]
+        own += torch.outer(mean - self.mean, some) - torch.outer(mean, seen)
+        cross += torch.outer(target - self.target_mean, some) - torch.outer(target, seen)
+        return own, cross
 
     @classmethod
     def _empty(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> "CrossMoments":

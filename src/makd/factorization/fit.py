@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
+from makd.calibration.held_out import SplitMoments
 from makd.calibration.moments import CrossMoments, PairMoments, update_group
 from makd.calibration.replay import NotLayerByLayer, run_layer, watch_layer
 from makd.calibration.residual import Sum, find_sum
@@ -46,8 +47,8 @@ HELD_OUT_EVERY = 4
 
 Gram = Tensor | Sequence[Tensor] | None
 """Moments of output gradients; one matrix for each linear, where several are fitted as one."""
-Fit = Callable[[nn.Module, CrossMoments, CrossMoments, int, Gram], Factors]
-"""The teacher's linear, moments to fit, held-out moments, rank, output-gradient moments -> factors."""
+Fit = Callable[[nn.Module, SplitMoments, int, Gram], Factors]
+"""The teacher's linear, moments of inputs and targets that it may use up, rank, output-gradient moments -> factors."""
 Unit = tuple[str, ...]
 """A linear, or several that share one A and are fitted as one."""
 
@@ -102,7 +103,7 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
             if rank is None:
                 continue
             dense, fit = _dense(walk.model, unit), settings.fit or fit_linear
-            factors = fit(dense, *moments[unit], rank, _gram(settings, unit))
+            factors = fit(dense, moments.pop(unit), rank, _gram(settings, unit))
             replace_linears_(student, unit, factors)
             fitted |= dict.fromkeys(unit, Fitted(factors.error, factors.fallback))
     walk.scratch.remove("targets")
@@ -139,24 +140,21 @@ def _dense(teacher: nn.Module, unit: Unit) -> nn.Module:
     return linears[0] if len(unit) == 1 else stacked_linear(linears)
 
 
-def fit_linear(
-    linear: nn.Module, moments: CrossMoments, held_out: CrossMoments, rank: int, gradient_gram: Gram
-) -> Factors:
+def fit_linear(linear: nn.Module, moments: SplitMoments, rank: int, gradient_gram: Gram) -> Factors:
     """Factors of one linear, with the ridge that did best on the tokens kept from it, fitted to all of them.
 
     Args:
         linear: the teacher's.
-        moments: of the student's inputs and what the outputs should be; `held_out` is added to them.
-        held_out: the same over other tokens; with none, the ridge is `RIDGE`.
+        moments: of the student's inputs and what the outputs should be, which are one afterwards; with no tokens held
+            out, the ridge is `RIDGE`.
         rank: of the factors.
         gradient_gram: second moments of the output gradients, to weigh errors by.
     """
     weight, has_bias = dense_weight(linear), getattr(linear, "bias", None) is not None
     ridge = RIDGE
-    if held_out.rows:
-        ridge = choose_ridge(weight, moments, held_out, fit_bias=has_bias, gradient_gram=gradient_gram)
-        moments.merge(held_out)
-    return fit_regression(weight, moments, rank, fit_bias=has_bias, gradient_gram=gradient_gram, ridge=ridge)
+    if moments.held_out is not None and moments.held_out.rows:
+        ridge = choose_ridge(weight, moments.to_fit, moments.held_out, fit_bias=has_bias, gradient_gram=gradient_gram)
+    return fit_regression(weight, moments.together(), rank, fit_bias=has_bias, gradient_gram=gradient_gram, ridge=ridge)
 
 
 @dataclass(frozen=True)
@@ -263,7 +261,7 @@ def _lot_moments(
     lot: Unit,
     units: Sequence[Unit],
     targets: _Targets,
-) -> dict[Unit, tuple[CrossMoments, CrossMoments]]:
+) -> dict[Unit, SplitMoments]:
     """Moments of what a lot reads in the student with what its outputs should be: most batches', and the held-out.
 
     Where an output joins a sum, what it should be is the teacher's sum less the rest of the student's. What linears
@@ -309,8 +307,8 @@ def _lot_moments(
                 "float16, and check the teacher's outputs."
             ) from error
     if by_input:
-        return {unit: (_of_outputs(walk, unit, pairs[0]), _of_outputs(walk, unit, pairs[1])) for unit in units}
-    return {unit: (cross[0][unit], cross[1][unit]) for unit in units}
+        return {unit: SplitMoments(*(_of_outputs(walk, unit, side) for side in pairs)) for unit in units}
+    return {unit: SplitMoments(cross[0][unit], cross[1][unit]) for unit in units}
 
 
 @contextmanager

@@ -20,6 +20,8 @@ MATRIX_COPIES = 3.0
 """Copies of a matrix while it is decomposed: itself, weighted, and a side of its terms."""
 SQUARE_COPIES = 3.0
 """Matrices of its smaller side: its square, the eigenvectors, and room to compute them in."""
+SOLVE_COPIES = 4
+"""Matrices of a linear's size while it is regressed: the teacher's, cross moments, and both halves of the solution."""
 TOO_LARGE = 1.5
 """How many times too large a forecast of what is not plain arithmetic may be (`python benchmarks/forecast.py`)."""
 HEAD_TOKENS = 1024
@@ -150,11 +152,9 @@ class Holdings:
     def _regression(self, stored: int) -> Memory:
         own = self.shape.own_layers
         groups = [group for layer in own for group in layer.inputs]
-        solving = (
-            _DOUBLE * (2 * size.in_features**2 + size.dense) + self._decomposition((size.out_features,), size)
-            for group in groups
-            for size in group
-        )
+        sizes = [size for group in groups for size in group]
+        solving = [_DOUBLE * (size.in_features**2 + SOLVE_COPIES * size.dense) for size in sizes]
+        solving += [self._decomposition((size.out_features,), size) for size in sizes]
         return Memory(
             "regression",
             self._teacher + self._student,

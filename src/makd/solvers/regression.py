@@ -11,8 +11,8 @@ from makd.calibration.moments import CrossMoments
 from makd.errors import NumericsError
 from makd.solvers.factors import Centre, Decomposition, Factors
 from makd.solvers.svd import stack, widened, with_blocks
-from makd.solvers.two_sided import decompose_two_sided
-from makd.solvers.whitened import decompose_whitened, factorized
+from makd.solvers.two_sided import decompose_by_roots
+from makd.solvers.whitened import decompose_whitened, factorize_, square_root
 
 RIDGE = 0.1
 """Pull towards the teacher's weight, relative to the mean variance of an input. Directions in which the calibration
@@ -20,6 +20,8 @@ text hardly varies keep the teacher's weight instead of fitting noise: what is l
 hold for others."""
 RIDGES = (0.01, 0.1, 1.0)
 """What `choose_ridge` chooses from."""
+COLUMNS = 1024
+"""Inputs whose held-out moments are looked at at a time."""
 
 
 def decompose_regression(
@@ -57,12 +59,13 @@ def decompose_regression(
     Raises:
         NumericsError: an argument holds NaN or infinity, or `ridge` is 0 and the moments are not positive definite.
     """
-    second, cross = _about(moments, fit_bias, weight.device)
-    solved = _solve(widened(weight), second, cross, ridge * _spread(moments, second), ridge)
+    solved = _solution(widened(weight), moments, fit_bias, ridge)
     centre = Centre(moments.mean.to(weight.device), moments.target_mean.to(weight.device)) if fit_bias else None
     if gradient_gram is not None:
-        terms = decompose_two_sided(solved, second, gradient_gram, rank)
+        root = square_root(_second(moments, fit_bias, weight.device))
+        terms = decompose_by_roots(solved, root, gradient_gram, rank)
         return replace(terms, dtype=weight.dtype, centre=centre)
+    second, cross = _second(moments, fit_bias, weight.device), _cross(moments, fit_bias, weight.device)
     terms = decompose_whitened(solved, second, rank)
     # E‖y - P W' x‖² = E‖y‖² - 2 tr(P W' Dᵀ) + tr(P W' C W'ᵀ), for each term's projection P = u uᵀ; D without the ridge
     agreement = ((terms.right @ cross.T) * terms.left.T).sum(1)
@@ -97,55 +100,61 @@ def choose_ridge(
     Raises:
         NumericsError: an argument holds NaN or infinity.
     """
-    matrix = widened(weight)
-    second, cross = _about(moments, fit_bias, weight.device)
-    unseen, unseen_cross = held_out.gram.to(second), held_out.cross.to(second)
-    if fit_bias:  # about the means of the tokens that were fitted: the bias is theirs
-        mean, target = moments.mean.to(second), moments.target_mean.to(second)
-        new_mean, new_target = held_out.mean.to(second), held_out.target_mean.to(second)
-        unseen = unseen - torch.outer(new_mean, mean) - torch.outer(mean, new_mean) + torch.outer(mean, mean)
-        unseen_cross = (
-            unseen_cross - torch.outer(new_target, mean) - torch.outer(target, new_mean) + torch.outer(target, mean)
-        )
-    penalty, twice = _spread(moments, second), 2 * unseen_cross
-    del unseen_cross  # of wide layers these matrices are what takes most memory
+    matrix, centre = widened(weight), moments if fit_bias else None  # the bias is that of the tokens that were fitted
     errors = []
     for ridge in ridges:
-        solved = _solve(matrix, second, cross, ridge * penalty, ridge)
-        weighted = solved
-        if gradient_gram is not None:
-            weighted = stack([gram.to(solved.dtype) @ part for gram, part in with_blocks(solved, gradient_gram)])
-        residual = (solved @ unseen).sub_(twice)  # E‖y‖² is the same for all
-        errors.append(float(residual.mul_(weighted).sum()))
+        solved = _solution(matrix, moments, fit_bias, ridge)
+        errors.append(_error(solved, held_out, centre, gradient_gram))
+        del solved  # of wide layers these matrices are what takes most memory
     return ridges[errors.index(min(errors))]
 
 
-def _about(
-    moments: CrossMoments, fit_bias: bool, device: torch.device
-) -> tuple[Float[Tensor, "inp inp"], Float[Tensor, "out inp"]]:
-    """Second and cross moments: about the means where a bias takes those up, about the origin where there is none."""
-    if fit_bias:
-        return moments.covariance.to(device), moments.cross_covariance.to(device)
-    return moments.gram.to(device), moments.cross.to(device)
+def _error(
+    solved: Float[Tensor, "out inp"],
+    held_out: CrossMoments,
+    centre: CrossMoments | None,
+    gradient_gram: Tensor | Sequence[Tensor] | None,
+) -> float:
+    """E‖y - W' x‖² about the means of `centre`, less E‖y‖², which is the same for all W'."""
+    weighted = solved
+    if gradient_gram is not None:
+        weighted = stack([gram.to(solved.dtype) @ part for gram, part in with_blocks(solved, gradient_gram)])
+    error = 0.0
+    for first in range(0, held_out.features, COLUMNS):
+        columns = slice(first, first + COLUMNS)
+        unseen, unseen_cross = (part.to(solved) for part in held_out.columns_about(centre, columns))
+        residual = (solved @ unseen).sub_(unseen_cross, alpha=2)
+        error += float(residual.mul_(weighted[:, columns]).sum())
+    return error
 
 
-def _solve(
-    matrix: Float[Tensor, "out inp"],
-    second: Float[Tensor, "inp inp"],
-    cross: Float[Tensor, "out inp"],
-    penalty: float,
-    ridge: float,
+def _solution(
+    matrix: Float[Tensor, "out inp"], moments: CrossMoments, fit_bias: bool, ridge: float
 ) -> Float[Tensor, "out inp"]:
-    """W' = (D + λ W)(C + λ I)⁻¹."""
-    factor = torch.empty_like(second).T
-    is_definite = factorized(second, (penalty,), factor)
-    solved = torch.cholesky_solve((penalty * matrix).add_(cross).T, factor)
+    """W' = (D + λ W)(C + λ I)⁻¹, in one matrix of the size of C."""
+    cross, second = _cross(moments, fit_bias, matrix.device), _second(moments, fit_bias, matrix.device)
+    penalty = ridge * _spread(moments, second)
+    factor = second.T  # whose columns are contiguous
+    is_definite = factorize_(factor, (penalty,))
+    # what `cholesky_solve` does, but for its copy of the factor
+    halfway = torch.linalg.solve_triangular(factor, (penalty * matrix).add_(cross).T, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(factor.T, halfway, upper=True)
     if not is_definite or not bool(torch.isfinite(solved).all()):
         raise NumericsError(
             "The second moments of the student's inputs cannot be inverted: they hold NaN or infinity, or are singular "
             f"(with ridge {ridge:g}). Give more calibration text, or a ridge above 0."
         )
     return solved.T
+
+
+def _second(moments: CrossMoments, fit_bias: bool, device: torch.device) -> Float[Tensor, "inp inp"]:
+    """C: about the means where a bias takes those up, about the origin where there is none."""
+    return (moments.covariance if fit_bias else moments.gram).to(device)
+
+
+def _cross(moments: CrossMoments, fit_bias: bool, device: torch.device) -> Float[Tensor, "out inp"]:
+    """D, about the same."""
+    return (moments.cross_covariance if fit_bias else moments.cross).to(device)
 
 
 def _spread(moments: CrossMoments, second: Float[Tensor, "inp inp"]) -> float:

@@ -47,12 +47,23 @@ def decompose_two_sided(
     Raises:
         NumericsError: an argument holds NaN or infinity.
     """
+    return decompose_by_roots(weight, square_root(gram), gradient_gram, rank, ridge=ridge)
+
+
+def decompose_by_roots(
+    weight: Float[Tensor, "out inp"],
+    root: tuple[Float[Tensor, "inp inp"], str | None],
+    gradient_gram: Float[Tensor, "out out"] | Sequence[Tensor],
+    rank: int | None = None,
+    *,
+    ridge: float = OUTPUT_RIDGE,
+) -> Decomposition:
+    """`decompose_two_sided` with the `square_root` of the inputs' moments: whoever takes it can let those go."""
     matrix = widened(weight)
-    root, about_inputs = square_root(gram)
     sides = _Sides.of(matrix, gradient_gram, ridge)
-    found = principal_outputs(matrix, sides.weighted @ root, rank)
+    found = principal_outputs(matrix, sides.weighted @ root[0], rank)
     return found.terms(sides.unweighted(found.left), found.left.T @ sides.weighted, weight.dtype,
-                       _told((about_inputs, *sides.fallbacks)))  # fmt: skip
+                       _told((root[1], *sides.fallbacks)))  # fmt: skip
 
 
 def spectra_two_sided(

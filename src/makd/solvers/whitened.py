@@ -99,9 +99,16 @@ def factorized(gram: Float[Tensor, "size size"], shifts: Sequence[float], root: 
 
     In place where columns of `root` are contiguous: `torch.empty_like(gram).T`.
     """
-    root.copy_(gram)
+    return factorize_(root.copy_(gram), shifts)
+
+
+def factorize_(matrix: Float[Tensor, "size size"], shifts: Sequence[float]) -> bool:
+    """Whether `matrix`, with the `shifts` on its diagonal, has a Cholesky factor, which then takes its place.
+
+    Without other memory where columns of `matrix` are contiguous.
+    """
     for shift in shifts:
-        root.diagonal().add_(shift)
-    failed_at = torch.empty((), dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(root, out=(root, failed_at))
-    return is_factor(root, failed_at)
+        matrix.diagonal().add_(shift)
+    failed_at = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, failed_at))
+    return is_factor(matrix, failed_at)
