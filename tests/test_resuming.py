@@ -1,5 +1,6 @@
 """A run that was stopped goes on as itself, bit for bit, from its newest whole checkpoint; or it says why not."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -115,6 +116,14 @@ def test_what_changes_no_weight_may_differ(teacher, whole, run_left):
     training = replace(TRAINING, log_every=1, save_every=None)
     recipe = replace(RECIPE, training=training, evaluation=makd.EvaluationConfig(rows=1, latency=False))
     assert go(teacher, run_left / "student", recipe=recipe, resume=True) == whole
+
+
+def test_a_training_that_other_versions_began_is_gone_on_with_and_they_are_named_once(teacher, whole, run_left, caplog):
+    note = next((run_left / ".student.makd").rglob("run.json"))
+    known = json.loads(note.read_text())
+    note.write_text(json.dumps({**known, "versions": {**known["versions"], "torch": "1.0"}}))
+    assert go(teacher, run_left / "student", resume=True) == whole
+    assert caplog.text.count("The training was begun with other versions (torch was 1.0, is ") == 1
 
 
 STAGES = (makd.Stage(training=TRAINING),) * 2

@@ -1,5 +1,7 @@
 """A factorization in memory that was stopped goes on where it was, and gives the same student, bit for bit."""
 
+import json
+
 import pytest
 import torch
 
@@ -129,6 +131,16 @@ def test_only_a_run_that_goes_on_says_so(tmp_path, caplog):
     assert "is gone on with" not in caplog.text
     make("whitened", Work(tmp_path))
     assert caplog.text.count("is gone on with") == 1
+
+
+def test_work_that_other_versions_began_is_gone_on_with_and_they_are_named(tmp_path, caplog):
+    make("whitened", Work(tmp_path))
+    note = tmp_path / "work.json"
+    known = json.loads(note.read_text())
+    note.write_text(json.dumps({**known, "versions": {**known["versions"], "torch": "1.0"}}))
+    caplog.clear()
+    make("whitened", Work(tmp_path, anew=True))
+    assert "The factorization was begun with other versions (torch was 1.0, is " in caplog.text
 
 
 def test_what_is_no_work_of_makds_is_left_alone_also_where_work_may_be_thrown_away(tmp_path):

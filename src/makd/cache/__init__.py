@@ -1,6 +1,6 @@
 """Station 6: what a teacher says about the training rows, on disk, so that later epochs need no teacher."""
 
-from makd.cache.identity import hash_teacher, hash_tokenizer, identify, shorten
+from makd.cache.identity import hash_teacher, hash_tokenizer, identify
 from makd.cache.parts import needs
 from makd.cache.read import Recalled, TeacherCache
 from makd.cache.rows import ROW, RowCollator, number_rows
@@ -18,7 +18,6 @@ __all__ = [
     "identify",
     "needs",
     "number_rows",
-    "shorten",
     "take_up",
     "write_cache",
 ]

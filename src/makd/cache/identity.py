@@ -82,20 +82,6 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Name and both values, shortened, of the first entry of `wanted` that is another one in `found`."""
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            return name, shorten(found.get(name)), shorten(value)
-    return None
-
-
-def shorten(value: Any) -> str:
-    """A hash as its first 12 digits, anything else as it is."""
-    text = str(value)
-    return text[:12] if len(text) == 64 else text
-
-
 def _each(rows: Sequence[Mapping[str, Any]] | Dataset) -> Iterable[Mapping[str, Any]]:
     return rows if isinstance(rows, Dataset) else (rows[index] for index in range(len(rows)))
 

@@ -20,11 +20,12 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan, KeptPredictions, PooledTexts
 from makd.cache.encoding import SCALE, decode_into
-from makd.cache.identity import first_difference, identify
+from makd.cache.identity import identify
 from makd.cache.parts import PREDICTIONS, missing, names, needs, real_tokens
 from makd.cache.write import FINISHED, FORMAT, UNFINISHED
 from makd.capture import AttentionCall, Recording, has_vocabulary_head
 from makd.errors import CacheError, DataError
+from makd.identities import differences
 from makd.plain_json import read_json
 
 
@@ -100,10 +101,11 @@ class TeacherCache:
             raise CacheError(f"{folder} {state if folder.is_dir() else 'does not exist'}. `makd cache` makes one.")
         content = read_json(folder / FINISHED, dict, CacheError, "Make it anew with `makd cache`.")
         wanted = {"format": FORMAT, **identify(teacher, rows, tokenizer, max_length)}
-        other = first_difference(content, wanted)
-        if other is not None:
+        unlike = differences({name: content.get(name) for name in wanted}, wanted)
+        if unlike:
+            name, one, other = unlike[0]
             raise CacheError(
-                f"The cache {folder} is stale: its {other[0]} is {other[1]}, here it is {other[2]}. Make it anew with "
+                f"The cache {folder} is stale: its {name} is {one}, here it is {other}. Make it anew with "
                 "`makd cache`, with the teacher, data, tokenizer and seed of this run; or train without a cache."
             )
         _check_note(folder, content)

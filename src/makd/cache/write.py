@@ -28,12 +28,12 @@ from transformers import PreTrainedModel
 from makd.anatomy import resolve
 from makd.anatomy.key_cache import without_cache
 from makd.aspects import ActivePlan
-from makd.cache.identity import first_difference
 from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
 from makd.cache.settings import CacheConfig
 from makd.cache.shares import Span, find_gaps, share_out
 from makd.capture import capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.errors import CacheError, SettingError
+from makd.identities import differences
 from makd.plain_json import read_json
 from makd.processes.first import in_first, meet
 from makd.processes.started import count, index, is_first
@@ -151,11 +151,13 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> list[Span]:
     note = folder / UNFINISHED
     wanted = json.loads(json.dumps(dict(content)))
     if note.is_file():
-        other = first_difference(read_json(note, dict, CacheError, f"Remove {folder} to start anew."), wanted)
-        if other is not None:
+        found = read_json(note, dict, CacheError, f"Remove {folder} to start anew.")
+        unlike = differences({name: found.get(name) for name in wanted}, wanted)
+        if unlike:
+            name, one, other = unlike[0]
             raise CacheError(
-                f"{folder} holds an unfinished cache of something else: its {other[0]} is {other[1]}, this one's is "
-                f"{other[2]}. Give the settings of that build to continue it, remove the folder to start anew, or name "
+                f"{folder} holds an unfinished cache of something else: its {name} is {one}, this one's is "
+                f"{other}. Give the settings of that build to continue it, remove the folder to start anew, or name "
                 "another output."
             )
     elif folder.is_dir() and any(folder.iterdir()):

@@ -7,30 +7,26 @@ What changes no weight may differ.
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.cache import hash_teacher, hash_tokenizer, shorten
+from makd.cache import hash_teacher, hash_tokenizer
 from makd.errors import OutputError, SettingError
+from makd.identities import VERSIONS, differences, tell_other_versions, versions
 from makd.processes.first import from_first
 from makd.processes.started import count
 from makd.provenance import extensions_of
 
-VERSIONS = "versions"
-"""An entry that is there to be read, not compared."""
 START = "student before training"
 """An entry that is known later than the others: the weights that training starts from."""
 _NO_WEIGHT = ("log_every", "report_to", "save_every", "shard_teacher")
 """Settings of a training that change no weight."""
 _PER_PROCESS = "accumulate"
 """A setting that is compared times the processes: half as many with twice the forwards take the same steps."""
-_SHOWN = 80
-"""Characters of a value in a message."""
 
 
 def identify_run(
@@ -57,7 +53,7 @@ def identify_run(
     known |= extensions_of(settings, {} if teacher is None else {"model_type": teacher.config.model_type})
     known["training rows"] = hash_all_columns(rows)
     known["tokenizer"] = hash_tokenizer(tokenizer)
-    known[VERSIONS] = {name: version(name) for name in ("makd", "torch", "transformers", "accelerate")}
+    known[VERSIONS] = versions()
     plain: dict[str, Any] = json.loads(json.dumps(known))
     return plain
 
@@ -88,7 +84,7 @@ def write_identity(file: Path, identity: Mapping[str, Any]) -> None:
 
 
 def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with the run that `write_identity` noted in `file` if it is another one.
+    """Refuse to go on with the run that `write_identity` noted in `file` if it is another one; tell other versions.
 
     Args:
         file: of the run that was stopped.
@@ -104,13 +100,15 @@ def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{file} does not say which run the checkpoints beside it are of ({error}). Start anew with --overwrite."
         ) from error
-    late = {VERSIONS} | {START} - identity.keys()
-    differences = _differences(items, identity, late, "{name} was {one}, is {other}")
-    if differences:
+    unlike = differences(items, identity, {VERSIONS} | {START} - identity.keys())
+    if unlike:
+        told = "; ".join(f"{name} was {one}, is {other}" for name, one, other in unlike)
         raise OutputError(
-            f"The run that was stopped is not this one: {'; '.join(differences)}. Give what that run was given to go "
+            f"The run that was stopped is not this one: {told}. Give what that run was given to go "
             "on with it, or start anew with --overwrite and without --resume; or name another output."
         )
+    if START not in identity:  # the first look: of two, one tells it
+        tell_other_versions(items, identity, "The training")
 
 
 def check_same_everywhere(identity: Mapping[str, Any]) -> None:
@@ -119,22 +117,13 @@ def check_same_everywhere(identity: Mapping[str, Any]) -> None:
     Raises:
         SettingError: names each difference.
     """
-    differences = _differences(from_first(lambda: identity), identity, (), "{name} is {one} there, {other} here")
-    if differences:
+    unlike = differences(from_first(lambda: identity), identity)
+    if unlike:
+        told = "; ".join(f"{name} is {one} there, {other} here" for name, one, other in unlike)
         raise SettingError(
-            f"The processes of this run differ from its first: {'; '.join(differences)}. Give all of them the same "
+            f"The processes of this run differ from its first: {told}. Give all of them the same "
             "command, files and packages."
         )
-
-
-def _differences(
-    items: Mapping[str, Any], others: Mapping[str, Any], left_out: Collection[str], told: str
-) -> list[str]:
-    return [
-        told.format(name=name, one=_show(items.get(name)), other=_show(others.get(name)))
-        for name in dict.fromkeys((*others, *items))
-        if name not in left_out and items.get(name) != others.get(name)
-    ]
 
 
 def flatten(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -149,8 +138,3 @@ def flatten(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
 
 def _is_list_of_settings(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
-
-
-def _show(value: Any) -> str:
-    text = shorten(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

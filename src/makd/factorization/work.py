@@ -15,6 +15,7 @@ from typing import Any
 
 from makd.calibration.store import DiskStore
 from makd.errors import OutputError
+from makd.identities import VERSIONS, differences, tell_other_versions, versions
 from makd.plain_json import read_json
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,15 @@ class Work:
     @cached_property
     def _claimed(self) -> Path:
         """The folder, begun, or with what a run of the same has left there."""
-        found, wanted = self.path / IDENTITY, json.loads(json.dumps(dict(self.identify())))
+        found = self.path / IDENTITY
+        wanted = json.loads(json.dumps({**self.identify(), VERSIONS: versions()}))
         if self.anew and found.is_file() and not _is_same(found, wanted):
             shutil.rmtree(self.path)
         if found.is_file():
-            _compare(self.path, read_json(found, dict, OutputError, f"Remove {self.path} to start anew."), wanted)
+            known = read_json(found, dict, OutputError, f"Remove {self.path} to start anew.")
+            _compare(self.path, known, wanted)
             logger.info("what a run of the same left in %s is gone on with", self.path)
+            tell_other_versions(known, wanted, "The factorization")
             return self.path
         part = found.with_name(found.name + ".part")
         if self.path.is_dir() and set(self.path.iterdir()) - {part}:
@@ -67,17 +71,16 @@ class Work:
 
 def _is_same(found: Path, wanted: Mapping[str, Any]) -> bool:
     try:
-        return bool(json.loads(found.read_text(encoding="utf-8")) == wanted)
-    except (OSError, ValueError, RecursionError):
+        return not differences(dict(json.loads(found.read_text(encoding="utf-8"))), wanted, (VERSIONS,))
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
 def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    names = (name for name in (*wanted, *found) if found.get(name) != wanted.get(name))
-    different = next(names, None)
-    if different is not None:
+    unlike = differences(found, wanted, (VERSIONS,))
+    if unlike:
+        name, one, other = unlike[0]
         raise OutputError(
-            f"{path} holds the unfinished work of another run: its {different} is {found.get(different)}, this one's "
-            f"is {wanted.get(different)}. Give the settings of that run to continue it, start anew with --overwrite, "
-            "or name another output."
+            f"{path} holds the unfinished work of another run: its {name} is {one}, this one's is {other}. Give the "
+            "settings of that run to continue it, start anew with --overwrite, or name another output."
         )
