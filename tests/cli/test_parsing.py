@@ -3,6 +3,7 @@
 import pytest
 
 from makd.cli.compare import load_experiment
+from makd.cli.main import read_command
 from makd.cli.parsing import explain
 from makd.errors import SettingError
 
@@ -132,3 +133,31 @@ def test_one_of_several_lists_of_reasons_is_not_picked_by_chance():
     message = 'Parser key "a":\n  Errors:\n    - Parser key "b":\n        Expected a <class \'int\'>. Got value: x\n'
     message += "    - Parser key \"c\":\n        Expected a <class 'str'>. Got value: 3"
     assert explain(ValueError(message)) == message
+
+
+COMMANDS = {
+    "data": ("compress", *COMPRESS[1:], "--budget.keep", "0.5"),
+    "task": ("compress", *COMPRESS[1:], "--budget.keep", "0.5", "--task.name", "glue/cola"),
+    "instructions": ("evaluate", "a-student", "--teacher", "a-model", "--instructions.path", "a-file"),
+}
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["two words", "one word"])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.template", "summarize: {prompt}"),
+        ("instructions.template", "summarize: {prompt}"),
+        ("instructions.template", "[{prompt}]"),
+        ("instructions.template", '"{prompt}"'),
+        ("instructions.template", "# {prompt}:\n"),
+        ("instructions.template", "- {prompt} "),
+        ("instructions.path", "a: b"),
+        ("task.path", "{c}"),
+    ],
+)
+def test_a_text_is_taken_as_it_is_typed(joined, setting, value):
+    holder, name = setting.split(".")
+    command, *needed = COMMANDS[holder]
+    words = [f"--{setting}={value}"] if joined else [f"--{setting}", value]
+    assert getattr(read_command(command, [*needed, *words])[holder], name) == value

@@ -135,7 +135,7 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
     Raises:
         MakdError: with what is wrong with the words, or with a file that they name.
     """
-    from makd.cli.parsing import PARSING_ERRORS, check_files, explain
+    from makd.cli.parsing import PARSING_ERRORS, check_files, explain, keep_texts
     from makd.kinds import fit
 
     command = COMMANDS[name]
@@ -144,6 +144,7 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
     parser = make_parser(name, command, function)
     words = expand(name, words, command.positional)
     check_files(words, kinds)
+    words = keep_texts(words, kinds)
     try:
         settings = parser.instantiate(_parse(parser, words, with_effort="effort" in kinds))
     except MakdError:

@@ -92,6 +92,43 @@ def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
         check_maps(content, inside, f"{value}: " if flag == "--config" else f"{name}.")
 
 
+class AsTyped(str):
+    """A word that is a text: the parser looks for YAML in words of type `str` only."""
+
+    __slots__ = ()
+
+
+def keep_texts(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """The words, with those that are values of texts as they were typed.
+
+    Of settings that may be null (`instructions`) the parser reads every value as YAML: `summarize: {prompt}` was a map.
+
+    Args:
+        words: of the command line.
+        kinds: the command's parameters and their types.
+    """
+    kept: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if kept and _is_text(kept[-1], word, kinds):
+            kept.append(AsTyped(word))
+        elif equals and (" " in value or not value.startswith("-")) and _is_text(flag, value, kinds):
+            kept += [flag, AsTyped(value)]
+        else:
+            kept.append(word)
+    return kept
+
+
+def _is_text(flag: str, value: str, kinds: Mapping[str, Any]) -> bool:
+    """Whether a flag's value can be nothing but a text."""
+    if isinstance(flag, AsTyped) or not flag.startswith("--"):
+        return False
+    *above, name = flag.removeprefix("--").split(".")
+    inside = _kinds_at(above, kinds) if above else kinds
+    kind = None if inside is None else inside.get(name)
+    return kind is str or (set(typing.get_args(kind)) == {str, type(None)} and value != "null")
+
+
 def check_maps(content: Mapping[str, Any], kinds: Mapping[str, Any], above: str = "") -> None:
     """Whether there is a map wherever a dataclass is asked for.
 
