@@ -122,6 +122,7 @@ def assert_near(live, cached, tolerance=1e-4, absolute=1e-6):
 
 
 TEXT = makd.Plan(terms=(makd.Term(aspect="embedding"), makd.Term(aspect="similarity"), makd.Term(aspect="hidden")))
+EXPERTS = makd.Plan(terms=(makd.Term(aspect="experts"),))
 CASES = {
     "encoder, every aspect": ("bert", "base", None, "full", Pad()),
     "encoder, padded on the left": ("bert", "base", None, "full", Pad("left")),
@@ -130,6 +131,7 @@ CASES = {
     "decoder, padded on the left": ("llama", "causal_lm", None, "full", Pad("left", own_labels=True)),
     "decoder with a sliding window": ("mistral", "causal_lm", None, "full", Pad(own_labels=True)),
     "joined rows in the feed-forward": ("opt", "causal_lm", None, "full", Pad(own_labels=True)),
+    "mixtures of experts": ("llama4", "causal_lm", None, EXPERTS, Pad(own_labels=True)),
     "masked tokens": ("bert", "masked_lm", None, "full", Pad(own_labels=True)),
     "classes": ("bert", "sequence_classification", [0, 1] * 4, "full", Pad()),
     "classes of tokens": ("bert", "token_classification", None, "full", Pad()),

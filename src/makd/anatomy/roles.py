@@ -178,6 +178,15 @@ class Anatomy:
         """The experts' matrices of a layer that may be factorized."""
         return tuple(stack for stack in self.stacks if stack.layer == layer.index)
 
+    def mixture_of(self, layer: Layer) -> str | None:
+        """Name of the module that adds up what a layer's experts give, shared ones too; None where there is none.
+
+        It holds the experts that may be factorized, and is not the layer itself.
+        """
+        stacks = self.stacks_of(layer)
+        name = stacks[0].module.rpartition(".")[0] if stacks else ""
+        return name if name.startswith(f"{layer.module}.") else None
+
     @property
     def input_groups(self) -> tuple[tuple[str, ...], ...]:
         """Linears that read the same input, in forward order: two or more, and each linear in one group at most.

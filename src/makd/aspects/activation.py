@@ -16,7 +16,7 @@ from makd.capture import Tap
 from makd.errors import SettingError
 from makd.sentence_encoder import SentenceEncoder, encoder_of
 
-Kind = Literal["linear", "hidden", "attention", "cross_attention"]
+Kind = Literal["linear", "experts", "hidden", "attention", "cross_attention"]
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,13 @@ def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Com
         layer = anatomy.layers[index]
         if layer.is_skipped:
             continue
-        for kind, role in _places(term, layer):
+        for kind, role in _places(term, layer, anatomy):
             there = teacher.layers[other]
+            if kind == "experts" and teacher.mixture_of(there) is None:
+                raise SettingError(
+                    f"The plan compares the experts of the student's layer {index} with the teacher's {other}, which "
+                    "has none. Choose other layers."
+                )
             if role is not None and role not in there.roles:
                 raise SettingError(
                     f"The plan compares {role.value!r} of the student's layer {index} with the teacher's {other}, "
@@ -214,11 +219,14 @@ def _pairs(term: Term, count: int, teacher_count: int) -> Iterable[tuple[int, in
     return [(ours, theirs % teacher_count) for ours, theirs in zip(chosen, term.teacher_layers, strict=True)]
 
 
-def _places(term: Term, layer: Layer) -> Iterable[tuple[Kind, Role | None]]:
+def _places(term: Term, layer: Layer, anatomy: Anatomy) -> Iterable[tuple[Kind, Role | None]]:
     """Where in a layer the term looks."""
     at = ASPECTS[term.aspect].at
     if at == "hidden":
         yield "hidden", None
+    elif at == "experts":
+        if anatomy.mixture_of(layer) is not None:
+            yield "experts", None
     elif at == "attention":
         if layer.attention is not None:
             yield "attention", None

@@ -19,7 +19,7 @@ from makd.kinds import checked
 from makd.registry import Registry, unknown_name
 from makd.sentence_encoder import AUTO, check_pooling
 
-Place = Literal["linear", "hidden", "attention"] | None
+Place = Literal["linear", "experts", "hidden", "attention"] | None
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(student (batch, tokens, channels), teacher likewise, mask (batch, tokens), True at tokens that count) -> a scalar:
 the mean over those tokens of how far the student is from the teacher, 0 where they are equal. What stands at other
@@ -33,8 +33,8 @@ class Aspect:
     summary: str
     """What is compared, how, and the unit of its loss."""
     at: Place = None
-    """What it compares, layer by layer: the outputs of linears, by role; a layer's output; attention distributions.
-    None: something that the whole model makes."""
+    """What it compares, layer by layer: the outputs of linears, by role; of a mixture of experts; a layer's output;
+    attention distributions. None: something that the whole model makes."""
     loss: Loss | None = None
     """Of a user's aspect."""
 
@@ -53,6 +53,7 @@ ASPECTS: Extensible[Aspect] = Extensible(
             "outputs of the linears inside a layer: mean squared difference, in units of the teacher's variance",
             "linear",
         ),
+        "experts": Aspect("the output of a layer's mixture of experts, shared ones included: the same", "experts"),
         "hidden": Aspect("a layer's output: the same", "hidden"),
         "attention": Aspect(
             "self- and cross-attention distributions: KL(teacher ‖ student) per head and query, in nats", "attention"
@@ -88,8 +89,8 @@ Tokens = Literal["all", "first", "completion"]
 """Which real tokens of a batch count."""
 
 _COUNTED: dict[Tokens, tuple[str, ...]] = {
-    "first": ("matrix", "hidden"),
-    "completion": ("matrix", "hidden", "attention", "relation", "logits"),
+    "first": ("matrix", "experts", "hidden"),
+    "completion": ("matrix", "experts", "hidden", "attention", "relation", "logits"),
 }
 """Which of makd's own aspects can count fewer tokens than all; users' can."""
 
@@ -114,10 +115,11 @@ class Term:
     ..., q_latent, kv_latent). A role of self-attention stands for the one of cross-attention too. With `relation`: of
     these, q, k and v."""
     distance: Literal["mse", "cosine"] = "mse"
-    """With `matrix` and `hidden`: squared difference in units of the teacher's variance, or 1 - cosine of tokens."""
+    """With `matrix`, `experts` and `hidden`: squared difference in units of the teacher's variance, or 1 - cosine of
+    tokens."""
     tokens: Tokens = "all"
-    """Which real tokens count. `first`, with `matrix`, `hidden` and users' aspects: the first of each text (its [CLS]).
-    `completion`, with `logits` and everything inside the layers: those of completions, whose predictions `logits`
+    """Which real tokens count. `first`, with `matrix`, `experts`, `hidden` and users' aspects: each text's first (its
+    [CLS]). `completion`, with `logits` and all inside the layers: those of completions, whose predictions `logits`
     compares, and which `attention` and `relation` compare as queries. `task` goes by the labels in any case."""
     relation_heads: int = 12
     """With `relation`: parts that q, k and v are cut into, on both sides; has to divide the width of either."""

@@ -86,8 +86,8 @@ def _parts_of(
 
 def names(tap: Tap) -> tuple[str, ...]:
     """The parts that a tap is kept as."""
-    if tap.kind == "hidden":
-        return (f"hidden.{tap.layer}",)
+    if tap.kind in ("hidden", "experts"):
+        return (f"{tap.kind}.{tap.layer}",)
     if tap.kind == "linear":
         assert tap.role is not None
         return (f"linear.{tap.layer}.{tap.role.value}",)

@@ -141,6 +141,8 @@ def _taps(anatomy: Anatomy) -> Iterator[Tap]:
         if layer.is_skipped:
             continue
         yield from (Tap(layer.index, "linear", role) for role in layer.roles)
+        if anatomy.mixture_of(layer) is not None:
+            yield Tap(layer.index, "experts")
         yield Tap(layer.index, "hidden")
         if layer.attention is not None and "attention" not in anatomy.off:
             yield Tap(layer.index, "attention")
@@ -154,7 +156,7 @@ def _layouts(anatomy: Anatomy, tap: Tap, inputs: Mapping[str, Tensor]) -> list[T
     if tap.role is not None:
         return [role_tokens(anatomy, layer, tap.role, inputs)]
     own = layer_tokens(anatomy, layer, inputs)
-    if tap.kind == "hidden":
+    if tap.kind in ("hidden", "experts"):
         return [own]
     return [own, own if tap.kind == "attention" else role_tokens(anatomy, layer, Role.CROSS_KEY, inputs)]
 

@@ -18,10 +18,10 @@ from makd.capture.attention import AttentionCall, record_attention
 
 @dataclass(frozen=True)
 class Tap:
-    """One tensor of one layer: the output of a role's linear, the layer's hidden states, or an attention call."""
+    """One tensor of one layer: the output of a role's linear or of its experts, its hidden states, or attention."""
 
     layer: int
-    kind: Literal["linear", "hidden", "attention", "cross_attention"]
+    kind: Literal["linear", "experts", "hidden", "attention", "cross_attention"]
     role: Role | None = None
     """Whose output, with kind "linear"."""
 
@@ -31,7 +31,7 @@ class Recording:
     """What one forward left behind."""
 
     tensors: dict[Tap, Tensor] = field(default_factory=dict)
-    """Outputs of linears (batch, tokens, features) and hidden states (batch, tokens, hidden)."""
+    """Outputs of linears (batch, tokens, features) and of experts and layers (batch, tokens, hidden)."""
     attention: dict[Tap, AttentionCall] = field(default_factory=dict)
 
     def keep(self, tap: Tap, found: Tensor | AttentionCall) -> None:
@@ -95,6 +95,10 @@ def _by_module(anatomy: Anatomy, taps: Sequence[Tap]) -> dict[str, list[tuple[Ta
         layer = anatomy.layers[tap.layer]
         if tap.kind == "hidden":
             modules.setdefault(layer.module, []).append((tap, layer))
+        elif tap.kind == "experts":
+            name = anatomy.mixture_of(layer)
+            assert name is not None
+            modules.setdefault(name, []).append((tap, layer))
         elif tap.kind == "linear":
             assert tap.role is not None
             modules.setdefault(layer.roles[tap.role].module, []).append((tap, layer))

@@ -191,6 +191,8 @@ def _without(anatomy: Anatomy, faults: Mapping[Tap, str]) -> Anatomy:
             reason = f"the hidden states of {layer.module} {fault}"
             off.setdefault("hidden", reason)
             solvers_off.setdefault("in_forward_order", reason)
+        elif tap.kind == "experts":
+            off.setdefault("experts", f"what the experts of {layer.module} give {fault}")
         elif tap.role is None:
             where = layer.cross_attention if tap.kind == "cross_attention" else layer.attention
             off.setdefault("attention", f"queries and keys of {where} {fault}")

@@ -14,6 +14,7 @@ from makd.run_files import LAYERS, LINEARS, SPECTRA, TRAINING
 ASPECTS = {
     "loss": "all aspects together, weighted",
     "matrix": "outputs of the linears",
+    "experts": "outputs of mixtures of experts",
     "hidden": "hidden states",
     "attention": "attention distributions",
     "embedding": "text embeddings",
