@@ -219,3 +219,18 @@ def test_symmetric_products_are_the_plain_ones_and_exactly_symmetric(features):
     gram = seen(inputs).gram
     torch.testing.assert_close(gram, inputs.T @ inputs / 50)
     assert torch.dist(gram, gram.T) < 1e-12 * gram.norm()
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_columns_are_those_of_the_moments_about_the_means_of_other_rows(centred):
+    generator = torch.Generator().manual_seed(3)
+    rows, others = ([torch.randn(count, width, generator=generator).double() + 2 for width in (7, 3)]
+                    for count in (40, 60))  # fmt: skip
+    moments, about = CrossMoments(7, 3), CrossMoments(7, 3)
+    moments.update_pairs(*rows)
+    about.update_pairs(*others)
+    x, y = (side - other.mean(0) * centred for side, other in zip(rows, others, strict=True))
+    for columns in (slice(0, 4), slice(4, 8)):
+        own, cross = moments.columns_about(about if centred else None, columns)
+        torch.testing.assert_close(own, (x.T @ x / 40)[:, columns], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(cross, (y.T @ x / 40)[:, columns], rtol=1e-12, atol=1e-12)

@@ -160,4 +160,6 @@ def test_a_text_is_taken_as_it_is_typed(joined, setting, value):
     holder, name = setting.split(".")
     command, *needed = COMMANDS[holder]
     words = [f"--{setting}={value}"] if joined else [f"--{setting}", value]
-    assert getattr(read_command(command, [*needed, *words])[holder], name) == value
+    found = getattr(read_command(command, [*needed, *words])[holder], name)
+    assert found == value
+    assert type(found) is str, "YAML writes no other"

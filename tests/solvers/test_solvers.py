@@ -16,6 +16,7 @@ from makd.solvers import (
     decompose_two_sided,
     decompose_whitened,
     fit_regression,
+    regression,
 )
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
@@ -207,7 +208,8 @@ class TestFisher:
 @pytest.mark.parametrize("fit_bias", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("noise", [0.01, 3.0])
-def test_the_ridge_is_the_one_whose_fit_errs_least_on_held_out_rows(fit_bias, weighted, noise):
+def test_the_ridge_is_the_one_whose_fit_errs_least_on_held_out_rows(fit_bias, weighted, noise, monkeypatch):
+    monkeypatch.setattr(regression, "COLUMNS", 5)
     weight, mix = normal(6, 12), normal(6, 6, seed=8)
     inputs = correlated(60, 12, seed=2)
     targets = inputs @ (weight + 0.3 * normal(6, 12, seed=4)).T + noise * normal(60, 6, seed=3) + 1

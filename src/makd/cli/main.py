@@ -135,7 +135,7 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
     Raises:
         MakdError: with what is wrong with the words, or with a file that they name.
     """
-    from makd.cli.parsing import PARSING_ERRORS, check_files, explain, keep_texts
+    from makd.cli.parsing import PARSING_ERRORS, check_files, explain, keep_texts, plain_texts_
     from makd.kinds import fit
 
     command = COMMANDS[name]
@@ -146,7 +146,7 @@ def read_command(name: str, words: list[str]) -> dict[str, Any]:
     check_files(words, kinds)
     words = keep_texts(words, kinds)
     try:
-        settings = parser.instantiate(_parse(parser, words, with_effort="effort" in kinds))
+        settings = parser.instantiate(plain_texts_(_parse(parser, words, with_effort="effort" in kinds)))
     except MakdError:
         raise
     except PARSING_ERRORS as error:

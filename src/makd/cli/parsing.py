@@ -119,6 +119,16 @@ def keep_texts(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
     return kept
 
 
+def plain_texts_(settings: Any) -> Any:
+    """What the parser made of `keep_texts`, with ordinary texts in it: YAML does not know how to write others."""
+    if isinstance(settings, AsTyped):
+        return str(settings)
+    if isinstance(settings, dict | jsonargparse.Namespace):
+        for name, value in vars(settings).items() if isinstance(settings, jsonargparse.Namespace) else settings.items():
+            settings[name] = plain_texts_(value)
+    return settings
+
+
 def _is_text(flag: str, value: str, kinds: Mapping[str, Any]) -> bool:
     """Whether a flag's value can be nothing but a text."""
     if isinstance(flag, AsTyped) or not flag.startswith("--"):
