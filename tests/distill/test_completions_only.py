@@ -151,9 +151,9 @@ def test_a_batch_without_labels_is_refused(pair, inputs):
     [
         (
             {"aspect": "embedding", "tokens": "completion"},
-            "compared: matrix, hidden, attention, relation, logits",
+            "compared: matrix, experts, hidden, attention, relation, logits",
         ),
-        ({"aspect": "attention", "tokens": "first"}, "can be compared: matrix, hidden; got 'attention'"),
+        ({"aspect": "attention", "tokens": "first"}, "can be compared: matrix, experts, hidden; got 'attention'"),
     ],
 )
 def test_aspects_that_cannot_count_fewer_tokens_are_refused(term, hint):
