@@ -12,11 +12,9 @@ from makd.anatomy import Anatomy, Layer, Role
 from makd.aspects.completions import Completions
 from makd.aspects.layers import select_layers, spread_layers
 from makd.aspects.plan import ASPECTS, RELATED_ROLES, Plan, Term, Tokens, is_per_layer
-from makd.capture import Tap
+from makd.capture import Kind, Tap
 from makd.errors import SettingError
 from makd.sentence_encoder import SentenceEncoder, encoder_of
-
-Kind = Literal["linear", "experts", "hidden", "attention", "cross_attention"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from makd.capture.attention import AttentionCall
 from makd.capture.questions import without_labels
-from makd.capture.recording import Receiver, Recording, Tap, capture
+from makd.capture.recording import Kind, Receiver, Recording, Tap, capture
 from makd.capture.trial import examine, inspect
 from makd.capture.vocabulary import (
     HeadCall,
@@ -16,6 +16,7 @@ from makd.capture.vocabulary import (
 __all__ = [
     "AttentionCall",
     "HeadCall",
+    "Kind",
     "Predictions",
     "Receiver",
     "Recording",

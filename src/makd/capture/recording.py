@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from makd.anatomy import Anatomy, Layer, Role
 from makd.capture.attention import AttentionCall, record_attention
 
+Kind = Literal["linear", "experts", "hidden", "attention", "cross_attention"]
+"""Of a tensor that a layer makes."""
+
 
 @dataclass(frozen=True)
 class Tap:
     """One tensor of one layer: the output of a role's linear or of its experts, its hidden states, or attention."""
 
     layer: int
-    kind: Literal["linear", "experts", "hidden", "attention", "cross_attention"]
+    kind: Kind
     role: Role | None = None
     """Whose output, with kind "linear"."""
 

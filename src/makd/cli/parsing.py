@@ -123,9 +123,9 @@ def plain_texts_(settings: Any) -> Any:
     """What the parser made of `keep_texts`, with ordinary texts in it: YAML does not know how to write others."""
     if isinstance(settings, AsTyped):
         return str(settings)
-    if isinstance(settings, dict | jsonargparse.Namespace):
-        for name, value in vars(settings).items() if isinstance(settings, jsonargparse.Namespace) else settings.items():
-            settings[name] = plain_texts_(value)
+    inside = vars(settings) if isinstance(settings, jsonargparse.Namespace) else settings
+    if isinstance(inside, dict):
+        inside.update({name: plain_texts_(value) for name, value in inside.items()})
     return settings
 
 

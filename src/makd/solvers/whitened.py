@@ -77,11 +77,11 @@ def square_root(
     if mean <= 0:
         return torch.eye(len(gram)).to(gram), f"{what} {ALL_ZERO}; all directions of them count alike"
     root = torch.empty_like(gram).T
-    if factorized(gram, (ridge_of_all, -FLOOR * mean), root):
-        factorized(gram, (ridge_of_all,), root)
+    if factorize_(root.copy_(gram), (ridge_of_all, -FLOOR * mean)):
+        factorize_(root.copy_(gram), (ridge_of_all,))
         return root, None
     ridge = RIDGE
-    while not factorized(gram, (ridge_of_all, ridge * mean), root):
+    while not factorize_(root.copy_(gram), (ridge_of_all, ridge * mean)):
         if ridge >= 1:
             root.copy_(gram).diagonal().add_(ridge_of_all).add_(ridge * mean)
             energies, vectors = eigh(root)
@@ -94,18 +94,10 @@ def square_root(
     )
 
 
-def factorized(gram: Float[Tensor, "size size"], shifts: Sequence[float], root: Float[Tensor, "size size"]) -> bool:
-    """Whether `gram`, with the `shifts` on its diagonal, has a Cholesky factor, which is then in `root`.
-
-    In place where columns of `root` are contiguous: `torch.empty_like(gram).T`.
-    """
-    return factorize_(root.copy_(gram), shifts)
-
-
 def factorize_(matrix: Float[Tensor, "size size"], shifts: Sequence[float]) -> bool:
     """Whether `matrix`, with the `shifts` on its diagonal, has a Cholesky factor, which then takes its place.
 
-    Without other memory where columns of `matrix` are contiguous.
+    Without other memory where columns of `matrix` are contiguous: `torch.empty_like(gram).T`.
     """
     for shift in shifts:
         matrix.diagonal().add_(shift)
