@@ -129,7 +129,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         )
     command = [
         sys.executable, "-m", "makd", "factorize", "--stream", "--teacher", str(teacher), "--output", str(student),
-        "--overwrite", "--budget.keep_linears", str(options.keep), "--data.path", "pydoc",
+        "--budget.keep_linears", str(options.keep), "--data.path", "pydoc",
         "--data.max_length", str(options.tokens),
         "--data.rows", "20000", "--recipe.dtype", options.dtype, "--recipe.device", "cpu",
         "--recipe.factorize.solver", options.solver, "--recipe.factorize.ranks", options.ranks,

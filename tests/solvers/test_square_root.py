@@ -47,6 +47,8 @@ def test_hopelessly_indefinite_moments_lose_what_is_negative():
     torch.testing.assert_close(
         root @ root.T, torch.diag(torch.tensor([33.6667, 4.6667, 0.0]).double()), rtol=0, atol=1e-4
     )
+    assert torch.equal(root, root.tril()), "whoever solves with it takes it to be triangular"
+    assert torch.isfinite(torch.linalg.inv(root)).all()
 
 
 def test_nothing_but_zeros_count_alike():

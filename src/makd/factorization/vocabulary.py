@@ -164,7 +164,7 @@ def decompose_table(
     energies, vectors = eigh(weighted.T @ (frequencies.to(wide.device)[:, None] * weighted))
     vectors = vectors.flip(1)[:, : min(table.shape)]
     singular_values = energies.flip(0).clamp(min=0).sqrt()[: min(table.shape)]
-    right = torch.linalg.solve(lower.T, vectors).T
+    right = torch.linalg.solve_triangular(lower.T, vectors, upper=True).T
     return Decomposition(weighted @ vectors, right, singular_values, table.dtype, fallback)
 
 

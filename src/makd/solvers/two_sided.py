@@ -120,6 +120,7 @@ class _Sides:
     weighted: Float[Tensor, "out inp"]
     """Lᵀ W."""
     roots: tuple[Tensor, ...]
+    """Lower triangular."""
     fallbacks: tuple[str | None, ...]
 
     @staticmethod
@@ -135,7 +136,8 @@ class _Sides:
     def unweighted(self, left: Float[Tensor, "out terms"]) -> Float[Tensor, "out terms"]:
         """L⁻ᵀ times these columns."""
         parts = left.split([len(root) for root in self.roots])
-        return stack([torch.linalg.solve(root.T, part) for root, part in zip(self.roots, parts, strict=True)])
+        pairs = zip(self.roots, parts, strict=True)
+        return stack([torch.linalg.solve_triangular(root.T, part, upper=True) for root, part in pairs])
 
 
 def _told(fallbacks: Iterable[str | None]) -> str | None:

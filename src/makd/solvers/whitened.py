@@ -57,7 +57,7 @@ def square_root(
 ) -> tuple[Float[Tensor, "size size"], str | None]:
     """R with R Rᵀ = `gram` + `added` · its mean eigenvalue · 1, and what was done to make that positive definite.
 
-    R is float64; the other is None if nothing had to be done.
+    R is float64 and lower triangular; the other is None if nothing had to be done.
 
     R is Cholesky's, in one matrix of memory beside `gram`: the moments may be the largest thing there is.
 
@@ -85,7 +85,7 @@ def square_root(
         if ridge >= 1:
             root.copy_(gram).diagonal().add_(ridge_of_all).add_(ridge * mean)
             energies, vectors = eigh(root)
-            root = vectors * energies.clamp(min=0).sqrt()
+            root = torch.linalg.qr((vectors * energies.clamp(min=FLOOR * mean).sqrt()).T, mode="r").R.T
             break
         ridge *= 10  # moments of low precision have negative eigenvalues, as large as what the largest were rounded by
     return root, (
