@@ -18,7 +18,7 @@ from factorization import Subject, calibrate, minilm, smollm2
 
 from makd.anatomy import resolve
 from makd.factorization.assemble import linear_sizes
-from makd.ranks.planning import Question, plan_error_of, plan_ranks
+from makd.ranks.planning import RankProblem, plan_error_of, plan_ranks
 from makd.ranks.sharing import find_groups
 from makd.solvers import decompose_two_sided
 from makd.solvers.factors import Decomposition
@@ -59,10 +59,10 @@ def main() -> None:
     for keep in (0.8, 0.6, 0.5, 0.3):
         row: dict[str, object] = {"model": words.model, "keep": keep}
         for choice in ("never", "always", "auto"):
-            question = Question(sizes, int(keep * dense), "global", RANK_MULTIPLE, {}, choice, True, {})
+            problem = RankProblem(sizes, int(keep * dense), "global", RANK_MULTIPLE, {}, choice, True, {})
             used = () if choice == "never" else groups
-            planned = plan_ranks(question, used, lambda wanted: {name: known[name] for name in wanted})
-            row[choice] = {"error": plan_error_of(question, planned), "groups sharing": len(planned.groups)}
+            planned = plan_ranks(problem, used, lambda wanted: {name: known[name] for name in wanted})
+            row[choice] = {"error": plan_error_of(problem, planned), "groups sharing": len(planned.groups)}
         print(json.dumps(row), flush=True)
 
 

@@ -27,20 +27,19 @@ from makd.baselines import Choice, Span
 from makd.cache import write_cache
 from makd.cli.compare import load_experiment
 from makd.cli.main import main
-from makd.comparison import caches
-from makd.comparison import ground as grounds
+from makd.comparison import caches, jobs
 from makd.comparison import page as pages
-from makd.comparison import perform as performing
 from makd.comparison import search as searching
+from makd.comparison import setup as setups
 from makd.comparison.cells import all_cells, cell_hash, select
 from makd.comparison.done import RESULTS_FILE
 from makd.comparison.forecast import forecast_seconds
-from makd.comparison.ground import majority_score, place_data, prepare_ground, teacher_folder
 from makd.comparison.plot import draw
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.schedule import Kind, Schedule
 from makd.comparison.search import known_settings, propose, run_trials, search_space, searched_at, spread_settings
 from makd.comparison.settings import short_name
+from makd.comparison.setup import majority_score, place_data, prepare_setup, teacher_folder
 from makd.comparison.statistics import average, difference, mean, pairs
 from makd.comparison.tables import best_baseline
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
@@ -63,10 +62,10 @@ def data(tmp_path_factory):
     return folder
 
 
-def search_all(experiment, cells, ground):
-    """Run all trials that the cells need, on one ground; what was found, by the cells' text."""
+def search_all(experiment, cells, setup):
+    """Run all trials that the cells need, on one setup; what was found, by the cells' text."""
     for cell in {str(cell): cell for cell in (searched_at(experiment, cell) for cell in cells)}.values():
-        run_trials(experiment, cell, ground, quiet)
+        run_trials(experiment, cell, setup, quiet)
     return known_settings(experiment, cells)
 
 
@@ -98,9 +97,9 @@ def done(data, encoder_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ground(done):
+def setup(done):
     """Of the first task and seed."""
-    return prepare_ground(done[0], done[0].tasks[0], 1, quiet)
+    return prepare_setup(done[0], done[0].tasks[0], 1, quiet)
 
 
 class TestRuns:
@@ -119,12 +118,12 @@ class TestRuns:
 
     def test_the_methods_see_the_same_tokens_and_teacher(self, done):
         _, lines = done
-        by_ground = {}
+        by_setup = {}
         for line in lines:
             key = line["cell"]["task"], line["cell"]["seed"]
-            by_ground.setdefault(key, set()).add((line["tokens"], line["teacher"]["score"]))
-        assert len(by_ground) == 4
-        assert all(len(found) == 1 for found in by_ground.values())
+            by_setup.setdefault(key, set()).add((line["tokens"], line["teacher"]["score"]))
+        assert len(by_setup) == 4
+        assert all(len(found) == 1 for found in by_setup.values())
 
     def test_one_cell_alone_gives_the_same_number_elsewhere(self, done, data, encoder_folder, tmp_path):
         _, lines = done
@@ -144,7 +143,7 @@ class TestRuns:
 
     def test_a_killed_run_goes_on_with_what_is_missing(self, done, data, encoder_folder, tmp_path, monkeypatch):
         _, lines = done
-        experiment, teach, calls = make(data, encoder_folder, tmp_path / "killed", seeds=(1,)), performing.teach, []
+        experiment, teach, calls = make(data, encoder_folder, tmp_path / "killed", seeds=(1,)), jobs.teach, []
 
         def stop_at_the_third(*arguments):
             calls.append(arguments)
@@ -152,7 +151,7 @@ class TestRuns:
                 raise KeyboardInterrupt
             return teach(*arguments)
 
-        monkeypatch.setattr(performing, "teach", stop_at_the_third)
+        monkeypatch.setattr(jobs, "teach", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             makd.compare(experiment)
         results = tmp_path / "killed" / RESULTS_FILE
@@ -166,7 +165,7 @@ class TestRuns:
 
     def test_nothing_is_run_twice_and_a_teacher_is_made_once(self, done, monkeypatch):
         experiment, lines = done
-        monkeypatch.setattr(grounds, "prepare_ground", None)
+        monkeypatch.setattr(setups, "prepare_setup", None)
         assert makd.compare(experiment) == lines
         assert len(list((Path(experiment.output) / "teachers").iterdir())) == 4
 
@@ -204,7 +203,7 @@ class TestRuns:
         experiment = make(data, encoder_folder, tmp_path / "failed", cache=makd.CacheConfig())
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         monkeypatch.setattr(tempfile, "tempdir", None)
-        monkeypatch.setattr(performing, "teach", lambda *_: 1 / 0)
+        monkeypatch.setattr(jobs, "teach", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             makd.compare(experiment, limit=1)
         assert not list(tmp_path.glob("makd-cells-*"))
@@ -369,8 +368,8 @@ class TestSearch:
         """The methods that a search teaches, with the rows; they are scored at once."""
         taught = []
 
-        def score(ground, method, budget, training, seed, progress):
-            taught.append((method, ground))
+        def score(setup, method, budget, training, seed, progress):
+            taught.append((method, setup))
             distance = math.log10(method.learning_rate / 5e-5)
             return SimpleNamespace(scores={"score": 1 - distance**2}, seconds={"train": 0.0})
 
@@ -378,7 +377,7 @@ class TestSearch:
         return taught
 
     @pytest.fixture
-    def search(self, done, ground, taught, tmp_path):
+    def search(self, done, setup, taught, tmp_path):
         """Search a method's settings; what was found, and the lines of its trials without what time they took."""
 
         def search(trials, folder="searched", names=None, **method):
@@ -387,7 +386,7 @@ class TestSearch:
             settings = {"output": str(tmp_path / folder), "search": searched}
             experiment = replace(done[0], methods=(row,), seeds=(1,), **settings)
             cell = all_cells(experiment)[0]
-            found = search_all(experiment, [cell], ground)[str(cell)]
+            found = search_all(experiment, [cell], setup)[str(cell)]
             lines = read_lines(tmp_path / folder / searching.SEARCH_FILE)
             return found, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
@@ -407,15 +406,15 @@ class TestSearch:
         assert lines[0]["settings"] == {}
         assert taught[0][0] == makd.MethodConfig(name="makd_paper", settings={"layer_weight": 2.0}).build()
 
-    def test_trials_are_scored_on_training_rows_that_neither_student_nor_teacher_learns_from(self, done, ground):
+    def test_trials_are_scored_on_training_rows_that_neither_student_nor_teacher_learns_from(self, done, setup):
         searched = replace(done[0], search=makd.SearchConfig(trials=1, held_out=0.25))
         cell = all_cells(searched)[0]
         first = searched_at(searched, cell)
-        split = prepare_ground(searched, first.task, 1, quiet)
+        split = prepare_setup(searched, first.task, 1, quiet)
         (scored,) = split.task.evaluation.values()
         assert (len(split.task.train), len(scored)) == (9, 3)
         rows = [*split.task.train["input_ids"], *scored["input_ids"]]
-        assert sorted(rows) == sorted(ground.task.train["input_ids"])
+        assert sorted(rows) == sorted(setup.task.train["input_ids"])
         folder = teacher_folder(searched, first.task, 1)
         assert folder != teacher_folder(searched, cell.task, 1)
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -452,10 +451,10 @@ class TestSearch:
     def test_a_trial_that_diverges_has_no_score_and_the_search_goes_on(self, search, taught, monkeypatch, caplog):
         score = searching.teach
 
-        def diverge(ground, method, *rest):
+        def diverge(setup, method, *rest):
             if method.learning_rate > 1.5e-4:
                 raise NumericsError("The loss of matrix is not finite.")
-            return score(ground, method, *rest)
+            return score(setup, method, *rest)
 
         monkeypatch.setattr(searching, "teach", diverge)
         found, lines = search(8)
@@ -464,7 +463,7 @@ class TestSearch:
         assert found.get("learning_rate", 1e-4) <= 1.5e-4
         assert "The loss of matrix is not finite" in caplog.text
         monkeypatch.setattr(
-            searching, "teach", lambda ground, method, *_: diverge(ground, replace(method, learning_rate=1.0))
+            searching, "teach", lambda setup, method, *_: diverge(setup, replace(method, learning_rate=1.0))
         )
         assert search(2, "diverged")[0] == {}
 
@@ -474,12 +473,12 @@ class TestSearch:
         assert more[:3] == few
         assert len(taught) == 5
 
-    def test_a_cell_whose_settings_a_search_finds_again_is_not_run_again(self, done, ground, taught, tmp_path):
+    def test_a_cell_whose_settings_a_search_finds_again_is_not_run_again(self, done, setup, taught, tmp_path):
         (row,) = (method for method in done[0].methods if method.name == "low_rank_svd")
         searched = replace(done[0], methods=(row,), search=makd.SearchConfig(trials=1))
         assert not comparison.done_lines(replace(searched, output=str(tmp_path)), all_cells(searched))
         assert not comparison.done_lines(searched, all_cells(searched))
-        search_all(searched, all_cells(searched), ground)
+        search_all(searched, all_cells(searched), setup)
         assert len(comparison.done_lines(searched, all_cells(searched))) == 4
 
     def test_methods_that_search_the_same_try_the_same_at_first(self, search):
@@ -720,11 +719,11 @@ class TestPage:
         assert page[start + 3].startswith("| `pkd` | 20.00 ± 0.00 | 15.00 ± 5.00 | +17.50 = +7.0 SE (p ")
         assert page[start + 4] == ""  # no cell of `minilm` was run
 
-    def test_the_majority_class_is_that_of_the_training_rows(self, done, ground):
+    def test_the_majority_class_is_that_of_the_training_rows(self, done, setup):
         _, lines = done
-        rows = ground.task.train
-        assert majority_score(ground.task) == lines[0]["majority"]
-        one = replace(ground.task, train=rows.select([i for i, label in enumerate(rows["label"]) if int(label) == 1]))
+        rows = setup.task.train
+        assert majority_score(setup.task) == lines[0]["majority"]
+        one = replace(setup.task, train=rows.select([i for i, label in enumerate(rows["label"]) if int(label) == 1]))
         assert majority_score(one) == pytest.approx((0.5 + 2 / 3) / 2)
 
 
@@ -878,11 +877,11 @@ def test_a_teacher_that_another_process_is_making_is_waited_for(data, encoder_fo
         assert may_end.wait(20)
         folder.mkdir(parents=True)
 
-    monkeypatch.setattr(grounds, "finetune", teach)
+    monkeypatch.setattr(setups, "finetune", teach)
     with ThreadPoolExecutor(2) as pool, caplog.at_level(logging.INFO, logger="makd"):
-        first = pool.submit(grounds.make_teacher, experiment, experiment.tasks[0], 1, quiet)
+        first = pool.submit(setups.make_teacher, experiment, experiment.tasks[0], 1, quiet)
         assert begun.wait(20)
-        second = pool.submit(grounds.make_teacher, experiment, experiment.tasks[0], 1, quiet)
+        second = pool.submit(setups.make_teacher, experiment, experiment.tasks[0], 1, quiet)
         while "waiting for it" not in caplog.text:
             assert not second.done()
             time.sleep(0.01)

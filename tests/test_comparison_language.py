@@ -11,9 +11,9 @@ import yaml
 import makd
 from makd.cli.compare import load_experiment
 from makd.comparison.cells import all_cells, cell_hash
-from makd.comparison.ground import place_language, prepare_ground
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import searched_at
+from makd.comparison.setup import place_language, prepare_setup
 from makd.data import Source
 from makd.errors import DataError, SettingError, UnknownNameError
 from makd.loading import load_model, load_tokenizer
@@ -100,10 +100,10 @@ def test_the_score_is_exp_of_the_mean_gap_of_log_perplexity(done):
 
 def test_the_teacher_is_taken_as_it_is(done, decoder_folder):
     experiment, _ = done
-    ground = prepare_ground(experiment, experiment.language[0], 1, quiet)
-    assert makd.fingerprint(ground.teacher) == makd.fingerprint(load_model(str(decoder_folder)))
+    setup = prepare_setup(experiment, experiment.language[0], 1, quiet)
+    assert makd.fingerprint(setup.teacher) == makd.fingerprint(load_model(str(decoder_folder)))
     assert not (Path(experiment.output) / "teachers").exists()
-    assert ground.task.evaluate(ground.teacher)["score"] == pytest.approx(1.0)
+    assert setup.task.evaluate(setup.teacher)["score"] == pytest.approx(1.0)
 
 
 def test_a_cell_that_is_done_is_not_run_again_and_another_text_is_another_cell(done, data, decoder_folder):
@@ -122,7 +122,7 @@ def test_workers_need_not_wait_for_a_teacher_that_nobody_makes(data, decoder_fol
     first, second = schedule.take(None), schedule.take(None)
     assert first is not None
     assert second is not None
-    assert first.ground == second.ground
+    assert first.setup == second.setup
 
 
 def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder, tmp_path):
@@ -130,8 +130,8 @@ def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder
     experiment = make(data, decoder_folder, tmp_path / "runs", search=search)
     task = searched_at(experiment, all_cells(experiment)[0]).task
     assert (task.other, task.instructions, task.held_out) == (None, (), 0.25)
-    whole = prepare_ground(experiment, language(other=None, instructions=()), 1, quiet)
-    held = prepare_ground(experiment, task, 1, quiet)
+    whole = prepare_setup(experiment, language(other=None, instructions=()), 1, quiet)
+    held = prepare_setup(experiment, task, 1, quiet)
     rows = whole.task.distillation["input_ids"]
     kept = held.task.distillation["input_ids"]
     measured = [row for batch in held.task.texts["text"] for row in batch["input_ids"].tolist()]
@@ -165,8 +165,8 @@ def test_a_row_of_no_steps_is_what_the_others_begin_from(data, decoder_folder, t
     assert (start["steps"], start["tokens"], start["seconds"]["train"]) == (0, 0, 0)
     assert taught["steps"] == 2
     assert start["fingerprint"] != taught["fingerprint"]
-    ground = prepare_ground(experiment, few, 1, quiet)
-    made = makd.factorize(ground.teacher, experiment.budgets[0], calibration=ground.calibration)
+    setup = prepare_setup(experiment, few, 1, quiet)
+    made = makd.factorize(setup.teacher, experiment.budgets[0], calibration=setup.calibration)
     assert start["fingerprint"] == makd.fingerprint(made)
     assert "| `start` | not taught; " in makd.comparison.write_page(experiment, tmp_path / "page.md").read_text()
 
@@ -244,8 +244,8 @@ def test_an_experiment_on_language_is_read_from_yaml(data, decoder_folder, tmp_p
 
 def test_the_tokenizer_is_the_teachers(done, decoder_folder):
     experiment, _ = done
-    ground = prepare_ground(experiment, experiment.language[0], 1, quiet)
-    assert ground.task.tokenizer.get_vocab() == load_tokenizer(str(decoder_folder)).get_vocab()
+    setup = prepare_setup(experiment, experiment.language[0], 1, quiet)
+    assert setup.task.tokenizer.get_vocab() == load_tokenizer(str(decoder_folder)).get_vocab()
 
 
 def test_every_path_of_a_text_is_looked_for_in_the_folder_of_the_data(data):

@@ -18,11 +18,11 @@ import makd
 from makd import comparison
 from makd.comparison import latencies, workers
 from makd.comparison.cells import all_cells
-from makd.comparison.ground import teacher_folder
 from makd.comparison.latencies import LATENCY_FILE, known_latencies
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.schedule import Kind, Schedule
 from makd.comparison.search import SEARCH_FILE, searched_at, trial_hash
+from makd.comparison.setup import teacher_folder
 from makd.errors import ModelLoadError, SettingError
 from makd.progress import Progress
 from makd.report import plain
@@ -52,7 +52,7 @@ class TestSchedule:
         schedule, taken, last = Schedule(experiment, all_cells(experiment)), [], None
         while (job := schedule.take(last)) is not None:
             taken.append(job.cell)
-            last = job.ground
+            last = job.setup
             schedule.finish(job)
         assert taken == all_cells(experiment)
         assert schedule.open_cells == 0
@@ -60,11 +60,11 @@ class TestSchedule:
     def test_a_teacher_that_is_about_to_be_made_is_not_made_twice(self, experiment):
         schedule = Schedule(experiment, all_cells(experiment))
         jobs = [schedule.take(None) for _ in range(4)]
-        assert len({job.ground for job in jobs}) == 4
+        assert len({job.setup for job in jobs}) == 4
         assert schedule.take(None) is None
         make_folder(experiment, jobs[1])
         joined = schedule.take(None)
-        assert joined.ground == jobs[1].ground
+        assert joined.setup == jobs[1].setup
         assert schedule.open_cells == 8
 
     def test_a_process_stays_on_its_ground_and_others_keep_off_it_while_there_is_another(self, experiment):
@@ -72,18 +72,18 @@ class TestSchedule:
         first = schedule.take(None)
         make_folder(experiment, first)
         other = schedule.take(None)
-        assert other.ground != first.ground
+        assert other.setup != first.setup
         schedule.finish(first)
-        assert schedule.take(first.ground).ground == first.ground
+        assert schedule.take(first.setup).setup == first.setup
 
     def test_the_first_budget_is_done_everywhere_and_then_all_others_of_a_ground_before_the_next_one(self, experiment):
         smaller = (makd.Budget(keep_linears=0.8), makd.Budget(keep_linears=0.7))
         three = replace(experiment, budgets=(*experiment.budgets, *smaller), seeds=(1,))
         first, middle, last = three.budgets
-        schedule, ground, taken = Schedule(three, all_cells(three)), None, []
-        while (job := schedule.take(ground)) is not None:
+        schedule, setup, taken = Schedule(three, all_cells(three)), None, []
+        while (job := schedule.take(setup)) is not None:
             taken.append((job.cell.budget, job.cell.task))
-            ground = job.ground
+            setup = job.setup
             schedule.finish(job)
         mrpc, stsb = three.tasks
         order = [(first, mrpc), (first, stsb), (middle, stsb), (last, stsb), (middle, mrpc), (last, mrpc)]

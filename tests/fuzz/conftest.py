@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items):
 
 
 @dataclass(frozen=True)
-class Ground:
+class Workspace:
     """Where a case happens."""
 
     teacher: Path
@@ -70,23 +70,23 @@ def made_student(encoder_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def ground(encoder_folder, made_student, tmp_path, monkeypatch):
+def workspace(encoder_folder, made_student, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "text.txt").write_text(LINES)
     (tmp_path / "case").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    yield Ground(encoder_folder, made_student, tmp_path / "text.txt", tmp_path / "case", tmp_path / "output")
+    yield Workspace(encoder_folder, made_student, tmp_path / "text.txt", tmp_path / "case", tmp_path / "output")
     assert not list((tmp_path / "here").iterdir()), "something was written where the command was called"
     assert {path.name for path in tmp_path.iterdir()} <= {"text.txt", "case", "here", "cache", "output"}
 
 
 @pytest.fixture
-def copied(ground):
+def copied(workspace):
     """Gives a fresh copy of a folder, for a case to damage."""
 
     def copy(folder):
-        target = ground.folder / "copy"
+        target = workspace.folder / "copy"
         shutil.rmtree(target, ignore_errors=True)
         return Path(shutil.copytree(folder, target))
 

@@ -42,17 +42,19 @@ def damage(folder, place, change):
     return name, same and bool(now.isfinite().all())
 
 
-def test_a_tensor_of_a_teacher(ground, cases, copied):
+def test_a_tensor_of_a_teacher(workspace, cases, copied):
     """The pooler's alone may be missing: no text needs it, and transformers' checkpoints often have none."""
 
     @generated(60)
     @given(place=st.integers(0, 100), change=st.sampled_from(sorted(CHANGES)), stream=st.booleans())
     def case(place, change, stream):
-        folder = copied(ground.teacher)
+        folder = copied(workspace.teacher)
         name, is_sound = damage(folder, place, change)
-        words = ["factorize", *ground.flags(teacher=folder), *(["--stream"] if stream else [])]
-        cases.command(f"{name} {change} {'streamed' if stream else ''}", words, [folder], ground.output)
-        shutil.rmtree(ground.output.with_name(".output.makd"), ignore_errors=True)  # kept, for a stream to go on with
+        words = ["factorize", *workspace.flags(teacher=folder), *(["--stream"] if stream else [])]
+        cases.command(f"{name} {change} {'streamed' if stream else ''}", words, [folder], workspace.output)
+        shutil.rmtree(
+            workspace.output.with_name(".output.makd"), ignore_errors=True
+        )  # kept, for a stream to go on with
         if cases.last == "fine" and not (is_sound or name.startswith("pooler")):
             cases.note(f"{name} {change}", "fine", "taken for a sound teacher")
 
@@ -60,14 +62,22 @@ def test_a_tensor_of_a_teacher(ground, cases, copied):
     cases.settle()
 
 
-def test_a_tensor_of_a_student(ground, cases, copied):
+def test_a_tensor_of_a_student(workspace, cases, copied):
     @generated(60)
     @given(place=st.integers(0, 100), change=st.sampled_from(sorted(CHANGES)))
     def case(place, change):
-        folder = copied(ground.student)
+        folder = copied(workspace.student)
         name, is_sound = damage(folder, place, change)
-        words = ["evaluate", folder, "--teacher", ground.teacher, "--data.path", ground.text, *without_solver(SHORT)]
-        cases.command(f"{name} {change}", words, [folder, ground.teacher])
+        words = [
+            "evaluate",
+            folder,
+            "--teacher",
+            workspace.teacher,
+            "--data.path",
+            workspace.text,
+            *without_solver(SHORT),
+        ]
+        cases.command(f"{name} {change}", words, [folder, workspace.teacher])
         if cases.last == "fine" and not is_sound:
             cases.note(f"{name} {change}", "fine", "taken for a sound student")
 
@@ -75,35 +85,35 @@ def test_a_tensor_of_a_student(ground, cases, copied):
     cases.settle()
 
 
-def test_bytes_of_a_file(ground, cases, copied):
+def test_bytes_of_a_file(workspace, cases, copied):
     """Flipped in the header, or cut anywhere; a flipped bit of a number is another number."""
-    header = int.from_bytes((ground.teacher / FILE).read_bytes()[:8], "little") + 8
+    header = int.from_bytes((workspace.teacher / FILE).read_bytes()[:8], "little") + 8
 
     @generated(40)
     @given(place=st.integers(0, header - 1), bit=st.integers(0, 7), cut=st.booleans(), share=st.floats(0, 0.999))
     def case(place, bit, cut, share):
-        folder = copied(ground.teacher)
+        folder = copied(workspace.teacher)
         content = bytearray((folder / FILE).read_bytes())
         content[place] ^= 1 << bit
         (folder / FILE).write_bytes(content[: int(share * len(content))] if cut else content)
-        words = ["factorize", *ground.flags(teacher=folder)]
-        cases.command(f"byte {place} bit {bit} cut {share if cut else None}", words, [folder], ground.output)
+        words = ["factorize", *workspace.flags(teacher=folder)]
+        cases.command(f"byte {place} bit {bit} cut {share if cut else None}", words, [folder], workspace.output)
 
     case()
     cases.settle()
 
 
-def test_an_index_of_shards(ground, cases, copied):
-    index = {"metadata": {}, "weight_map": {name: FILE for name in load_file(ground.teacher / FILE)}}
+def test_an_index_of_shards(workspace, cases, copied):
+    index = {"metadata": {}, "weight_map": {name: FILE for name in load_file(workspace.teacher / FILE)}}
     name = sorted(index["weight_map"])[0]
     for content in (
         None, [], 3, {}, {"weight_map": None}, {"weight_map": []}, {"weight_map": {}}, {"metadata": {}},
         {"weight_map": {name: "gone.safetensors"}}, {"weight_map": {name: "../../outside.safetensors"}},
         {"weight_map": {name: 3}}, {"weight_map": {**index["weight_map"], "nobody.knows": FILE}},
     ):  # fmt: skip
-        folder = copied(ground.teacher)
+        folder = copied(workspace.teacher)
         (folder / "part.safetensors").write_bytes((folder / FILE).read_bytes())
         (folder / FILE).unlink()
         (folder / f"{FILE}.index.json").write_text(json.dumps(content))
-        cases.command(f"{content!r:.80}", ["factorize", *ground.flags(teacher=folder)], [folder], ground.output)
+        cases.command(f"{content!r:.80}", ["factorize", *workspace.flags(teacher=folder)], [folder], workspace.output)
     cases.settle()

@@ -12,22 +12,22 @@ VALUES = [None, True, 0, -1, 7, 10**12, 1.5, "", "x", "../..", [], [1], {}, {"a"
 TEXTS = ["", "null", "[]", "3", '"x"', "{", "{}", "NaN", '{"model_type": 3}', "\0", "[" * 20000]
 
 
-def test_of_a_teacher(ground, cases, copied):
-    known = json.loads((ground.teacher / "config.json").read_text())
+def test_of_a_teacher(workspace, cases, copied):
+    known = json.loads((workspace.teacher / "config.json").read_text())
 
     @generated(60)
     @given(name=st.sampled_from(sorted(known)), value=st.sampled_from(VALUES))
     def case(name, value):
-        folder = copied(ground.teacher)
+        folder = copied(workspace.teacher)
         (folder / "config.json").write_text(json.dumps({**known, name: value}))
-        cases.command(f"{name}: {value}", ["factorize", *ground.flags(teacher=folder)], [folder], ground.output)
+        cases.command(f"{name}: {value}", ["factorize", *workspace.flags(teacher=folder)], [folder], workspace.output)
 
     case()
     cases.settle()
 
 
-def test_of_a_student(ground, cases, copied):
-    known = json.loads((ground.student / "config.json").read_text())
+def test_of_a_student(workspace, cases, copied):
+    known = json.loads((workspace.student / "config.json").read_text())
     places = [("quantization_config", name) for name in sorted(known["quantization_config"])] + [
         (name,) for name in sorted(known)
     ]
@@ -35,7 +35,7 @@ def test_of_a_student(ground, cases, copied):
     @generated(60)
     @given(place=st.sampled_from(places), value=st.sampled_from([*VALUES, "gone"]))
     def case(place, value):
-        folder = copied(ground.student)
+        folder = copied(workspace.student)
         tree = json.loads(json.dumps(known))
         inside = tree if len(place) == 1 else tree[place[0]]
         if value == "gone":
@@ -43,21 +43,31 @@ def test_of_a_student(ground, cases, copied):
         else:
             inside[place[-1]] = value
         (folder / "config.json").write_text(json.dumps(tree))
-        words = ["evaluate", folder, "--teacher", ground.teacher, "--data.path", ground.text, *without_solver(SHORT)]
-        cases.command(f"{place}: {value}", words, [folder, ground.teacher])
+        words = [
+            "evaluate",
+            folder,
+            "--teacher",
+            workspace.teacher,
+            "--data.path",
+            workspace.text,
+            *without_solver(SHORT),
+        ]
+        cases.command(f"{place}: {value}", words, [folder, workspace.teacher])
 
     case()
     cases.settle()
 
 
-def test_files_that_are_no_config(ground, cases, copied):
+def test_files_that_are_no_config(workspace, cases, copied):
     for text in TEXTS:
-        folder = copied(ground.teacher)
+        folder = copied(workspace.teacher)
         (folder / "config.json").write_text(text)
-        cases.command(f"teacher {text[:20]!r}", ["factorize", *ground.flags(teacher=folder)], [folder], ground.output)
-        folder = copied(ground.student)
+        cases.command(
+            f"teacher {text[:20]!r}", ["factorize", *workspace.flags(teacher=folder)], [folder], workspace.output
+        )
+        folder = copied(workspace.student)
         (folder / "recipe.yaml").write_text(text)
-        cases.command(f"recipe {text[:20]!r}", ["evaluate", folder, "--teacher", ground.teacher], [folder])
+        cases.command(f"recipe {text[:20]!r}", ["evaluate", folder, "--teacher", workspace.teacher], [folder])
     cases.settle()
 
 

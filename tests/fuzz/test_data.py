@@ -35,28 +35,30 @@ def write(path, column, rows, encoding):
 
 
 @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl", "parquet"])
-def test_rows(ground, cases, ending):
+def test_rows(workspace, cases, ending):
     @generated(25)
     @given(rows=ROWS, column=COLUMNS, encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-8-sig"]))
     def case(rows, column, encoding):
-        file = ground.folder / f"rows.{ending}"
+        file = workspace.folder / f"rows.{ending}"
         write(file, column, rows, encoding)
-        words = ["factorize", *ground.flags(text=file)]
-        cases.command(f"{ending} {column!r} {encoding} {rows!r:.120}", words, [file, ground.teacher], ground.output)
+        words = ["factorize", *workspace.flags(text=file)]
+        cases.command(
+            f"{ending} {column!r} {encoding} {rows!r:.120}", words, [file, workspace.teacher], workspace.output
+        )
 
     case()
     cases.settle()
 
 
 @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl", "parquet", "json"])
-def test_bytes(ground, cases, ending):
+def test_bytes(workspace, cases, ending):
     @generated(8)
     @given(content=st.binary(max_size=300))
     def case(content):
-        file = ground.folder / f"rows.{ending}"
+        file = workspace.folder / f"rows.{ending}"
         file.write_bytes(content)
-        words = ["factorize", *ground.flags(text=file)]
-        cases.command(f"{ending} {content[:40]!r}", words, [file, ground.teacher], ground.output)
+        words = ["factorize", *workspace.flags(text=file)]
+        cases.command(f"{ending} {content[:40]!r}", words, [file, workspace.teacher], workspace.output)
 
     case()
     cases.settle()

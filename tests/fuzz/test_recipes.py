@@ -17,14 +17,14 @@ TOKENS = [
 ]  # fmt: skip
 
 
-def recipe(ground):
+def recipe(workspace):
     """A short one that is right, with most kinds of settings in it."""
     return {
-        "teacher": str(ground.teacher),
-        "output": str(ground.output),
+        "teacher": str(workspace.teacher),
+        "output": str(workspace.output),
         "overwrite": False,
         "budget": {"keep_linears": 0.5},
-        "data": {"path": str(ground.text), "max_length": 16, "held_out": 0.2, "rows": 20},
+        "data": {"path": str(workspace.text), "max_length": 16, "held_out": 0.2, "rows": 20},
         "recipe": {
             "factorize": {"solver": "svd", "ranks": "auto", "rank_multiple": 8, "depth": "auto"},
             "plan": {"preset": "logits", "terms": [{"aspect": "hidden", "layers": "last", "weight": 1.0}]},
@@ -49,65 +49,66 @@ MARK = "MARK"
 
 
 @pytest.mark.parametrize("command", ["factorize", "compress"])
-def test_a_setting_is_something_else(ground, cases, command):
+def test_a_setting_is_something_else(workspace, cases, command):
     """Not where the output is: a folder outside of the case is nobody's."""
-    places = [place for place in paths(recipe(ground)) if place not in (("output",), ("overwrite",))]
+    places = [place for place in paths(recipe(workspace)) if place not in (("output",), ("overwrite",))]
 
     @generated(60)
     @given(place=st.sampled_from(places), token=st.sampled_from(TOKENS))
     def case(place, token):
-        tree = recipe(ground)
+        tree = recipe(workspace)
         inside = tree
         for key in place[:-1]:
             inside = inside[key]
         inside[place[-1]] = MARK
-        file = ground.folder / "recipe.yaml"
+        file = workspace.folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(tree).replace(MARK, token), encoding="utf-8")
-        inputs = [ground.teacher, ground.text]
-        cases.command(f"{place} {token[:30]!r}", [command, "--config", file], inputs, ground.output)
+        inputs = [workspace.teacher, workspace.text]
+        cases.command(f"{place} {token[:30]!r}", [command, "--config", file], inputs, workspace.output)
 
     case()
     cases.settle()
 
 
-def test_a_text_is_damaged(ground, cases):
+def test_a_text_is_damaged(workspace, cases):
     @generated(60)
     @given(
         place=st.integers(0, 10**6), length=st.integers(0, 40), token=st.sampled_from(TOKENS),
         encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-8-sig", "cp037"]),
     )  # fmt: skip
     def case(place, length, token, encoding):
-        text = yaml.safe_dump(recipe(ground))
+        text = yaml.safe_dump(recipe(workspace))
         place %= len(text)
-        file = ground.folder / "recipe.yaml"
+        file = workspace.folder / "recipe.yaml"
         file.write_bytes((text[:place] + token + text[place + length :]).encode(encoding, "replace"))
-        words = ["factorize", "--config", file, "--output", ground.output, "--teacher", ground.teacher]
-        inputs = [ground.teacher, ground.text]
-        cases.command(f"{place} {length} {token[:30]!r} {encoding}", words, inputs, ground.output)
+        words = ["factorize", "--config", file, "--output", workspace.output, "--teacher", workspace.teacher]
+        inputs = [workspace.teacher, workspace.text]
+        cases.command(f"{place} {length} {token[:30]!r} {encoding}", words, inputs, workspace.output)
 
     case()
     cases.settle()
 
 
-def test_a_line_is_twice_there_or_moved(ground, cases):
+def test_a_line_is_twice_there_or_moved(workspace, cases):
     @generated(40)
     @given(source=st.integers(0, 100), target=st.integers(0, 100), indent=st.sampled_from(["", "  ", "    ", "\t"]))
     def case(source, target, indent):
-        lines = yaml.safe_dump(recipe(ground)).splitlines()
+        lines = yaml.safe_dump(recipe(workspace)).splitlines()
         lines.insert(target % len(lines), indent + lines[source % len(lines)])
-        file = ground.folder / "recipe.yaml"
+        file = workspace.folder / "recipe.yaml"
         file.write_text("\n".join(lines))
-        words = ["factorize", "--config", file, "--output", ground.output]
-        cases.command(f"{source} {target} {indent!r}", words, [ground.teacher, ground.text], ground.output)
+        words = ["factorize", "--config", file, "--output", workspace.output]
+        cases.command(f"{source} {target} {indent!r}", words, [workspace.teacher, workspace.text], workspace.output)
 
     case()
     cases.settle()
 
 
-def test_an_experiment_is_damaged(ground, cases):
+def test_an_experiment_is_damaged(workspace, cases):
     experiment = yaml.safe_dump(
         {
-            "teacher": str(ground.teacher), "output": str(ground.output), "tasks": [{"name": "glue/mrpc", "path": "x"}],
+            "teacher": str(workspace.teacher), "output": str(workspace.output),
+            "tasks": [{"name": "glue/mrpc", "path": "x"}],
             "methods": [{"name": "makd", "settings": {"learning_rate": 1e-4}}], "budgets": [{"keep_linears": 0.5}],
             "seeds": [1, 2], "search": {"trials": 0, "held_out": 0.2}, "device": "cpu",
         }
@@ -117,9 +118,9 @@ def test_an_experiment_is_damaged(ground, cases):
     @given(place=st.integers(0, 10**6), length=st.integers(0, 30), token=st.sampled_from(TOKENS))
     def case(place, length, token):
         place %= len(experiment)
-        file = ground.folder / "experiment.yaml"
+        file = workspace.folder / "experiment.yaml"
         file.write_text(experiment[:place] + token + experiment[place + length :], encoding="utf-8")
-        cases.command(f"{place} {length} {token[:30]!r}", ["compare", file, "--dry_run"], [ground.teacher])
+        cases.command(f"{place} {length} {token[:30]!r}", ["compare", file, "--dry_run"], [workspace.teacher])
 
     case()
     cases.settle()

@@ -76,18 +76,18 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def test_as_flags(ground, cases):
+def test_as_flags(workspace, cases):
     @generated(60)
     @given(place=st.sampled_from(PLACES), text=st.sampled_from(TEXTS))
     def case(place, text):
-        words = ["factorize", *ground.flags(), f"--{place}={text}"]
-        cases.command(f"--{place}={text[:40]!r}", words, [ground.teacher, ground.text], ground.output)
+        words = ["factorize", *workspace.flags(), f"--{place}={text}"]
+        cases.command(f"--{place}={text[:40]!r}", words, [workspace.teacher, workspace.text], workspace.output)
 
     case()
     cases.settle()
 
 
-def test_in_yaml(ground, cases):
+def test_in_yaml(workspace, cases):
     @generated(60)
     @given(place=st.sampled_from(PLACES), value=st.sampled_from([v for v in VALUES if yaml_takes(v)]))
     def case(place, value):
@@ -95,10 +95,10 @@ def test_in_yaml(ground, cases):
         tree = {name: value}
         for key in reversed(above):
             tree = {key: tree}
-        file = ground.folder / "recipe.yaml"
+        file = workspace.folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(tree))
-        words = ["factorize", *ground.flags(), "--config", file]
-        cases.command(f"{place}: {value!r:.40}", words, [ground.teacher, ground.text], ground.output)
+        words = ["factorize", *workspace.flags(), "--config", file]
+        cases.command(f"{place}: {value!r:.40}", words, [workspace.teacher, workspace.text], workspace.output)
 
     case()
     cases.settle()

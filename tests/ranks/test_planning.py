@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makd.ranks.allocation import LinearSize, smallest_parameters
-from makd.ranks.planning import Question, most_ranks, plan_ranks
+from makd.ranks.planning import RankProblem, most_ranks, plan_ranks
 from makd.ranks.sharing import InputGroup, with_groups
 from makd.solvers.factors import Spectrum
 
@@ -13,12 +13,12 @@ GROUPS = (InputGroup(("q", "k", "v")), InputGroup(("gate", "up")))
 SHAPES = {"q": (24, 24), "k": (8, 24), "v": (8, 24), "o": (24, 24), "gate": (40, 24), "up": (40, 24), "down": (24, 40)}
 
 
-def question(keep, multiple, share_input, has_bias, rule="uniform", most=None):
+def problem(keep, multiple, share_input, has_bias, rule="uniform", most=None):
     sizes = [LinearSize(name, *shape, has_bias) for name, shape in SHAPES.items()]
     lowest = multiple or 1
     smallest = max(smallest_parameters(sizes, lowest), smallest_parameters(with_groups(sizes, GROUPS), lowest))
     allowance = max(int(keep * sum(size.parameters(None) for size in sizes)), smallest)
-    return Question(sizes, allowance, rule, multiple, {}, share_input, {}, most)
+    return RankProblem(sizes, allowance, rule, multiple, {}, share_input, {}, most)
 
 
 def kept(seed):
@@ -44,10 +44,10 @@ def kept(seed):
     seed=st.integers(0, 20),
 )
 def test_no_rank_is_above_what_was_known_and_the_plan_is_the_same(keep, multiple, share_input, has_bias, seed):
-    most = most_ranks(question(keep, multiple, share_input, has_bias), GROUPS)
+    most = most_ranks(problem(keep, multiple, share_input, has_bias), GROUPS)
     assert most is not None
-    free = plan_ranks(question(keep, multiple, share_input, has_bias), GROUPS, kept(seed))
-    bound = question(keep, multiple, share_input, has_bias, most=most)
+    free = plan_ranks(problem(keep, multiple, share_input, has_bias), GROUPS, kept(seed))
+    bound = problem(keep, multiple, share_input, has_bias, most=most)
     found = plan_ranks(bound, GROUPS, kept(seed))
     for name, rank in found.items.ranks.items():
         assert rank is None or (rank <= most[name] and rank % (multiple or 1) == 0)
@@ -60,8 +60,8 @@ def test_no_rank_is_above_what_was_known_and_the_plan_is_the_same(keep, multiple
 @settings(max_examples=60, deadline=None)
 @given(keep=st.floats(0.8, 1.0), multiple=st.sampled_from([None, 1, 2, 8]), seed=st.integers(0, 20))
 def test_where_some_stay_dense_the_budget_is_kept_and_no_rank_is_above_what_was_known(keep, multiple, seed):
-    most = most_ranks(question(keep, multiple, "auto", False), GROUPS)
-    bound = question(keep, multiple, "auto", False, most=most)
+    most = most_ranks(problem(keep, multiple, "auto", False), GROUPS)
+    bound = problem(keep, multiple, "auto", False, most=most)
     found = plan_ranks(bound, GROUPS, kept(seed))
     for name, rank in found.items.ranks.items():
         assert rank is None or (rank <= most[name] and rank % (multiple or 1) == 0)
@@ -70,12 +70,12 @@ def test_where_some_stay_dense_the_budget_is_kept_and_no_rank_is_above_what_was_
 
 def test_rules_that_go_by_spectra_know_nothing_before():
     for rule in ("energy", "global"):
-        assert most_ranks(question(0.5, 1, "auto", False, rule), GROUPS) is None
+        assert most_ranks(problem(0.5, 1, "auto", False, rule), GROUPS) is None
 
 
 def test_a_budget_of_everything_leaves_all_dense():
-    most = most_ranks(question(1.0, 1, "never", False), ())
+    most = most_ranks(problem(1.0, 1, "never", False), ())
     assert set(most.values()) == {0}
-    planned = plan_ranks(question(1.0, 1, "never", False, most=most), (), kept(0))
+    planned = plan_ranks(problem(1.0, 1, "never", False, most=most), (), kept(0))
     assert set(planned.items.ranks.values()) == {None}
     assert planned.items.parameters == sum(out * inp for out, inp in SHAPES.values())

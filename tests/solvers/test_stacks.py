@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from makd.solvers import decompose_svd, decompose_two_sided, decompose_whitened
-from makd.solvers.stacks import StackQuestion, decompose_stack
+from makd.solvers.stacks import StackProblem, decompose_stack
 
 EXPERTS, OUT, IN = 3, 7, 9
 SIDES = ["", "reduce", "expand"]
@@ -26,9 +26,9 @@ LAYER = sum(share * one for share, one in zip(SHARES, GRAMS, strict=True)) / SHA
 GRADIENTS = gram(OUT, 4)
 
 
-def question(**changes):
+def problem(**changes):
     known = {"grams": GRAMS, "layer_gram": LAYER, "gradient_gram": GRADIENTS}
-    return StackQuestion(WEIGHTS, SHARES, **{**known, **changes})
+    return StackProblem(WEIGHTS, SHARES, **{**known, **changes})
 
 
 def error(asked, factors):
@@ -49,14 +49,14 @@ def error(asked, factors):
 class TestEverySide:
     @pytest.mark.parametrize("rank", [1, 3, 6])
     def test_the_error_that_is_told_is_that_of_the_factors(self, side, rank):
-        for asked in (question(), question(gradient_gram=None), question(grams=None, layer_gram=None)):
+        for asked in (problem(), problem(gradient_gram=None), problem(grams=None, layer_gram=None)):
             found = decompose_stack(asked, side)
             assert found.spectrum.squared_error(rank) == pytest.approx(
                 error(asked, found.factors(rank, torch.float64)), rel=1e-4
             )
 
     def test_all_terms_give_the_weights(self, side):
-        asked = question()
+        asked = problem()
         found = decompose_stack(asked, side)
         terms = found.reduce.shape[1]
         rebuilt = found.factors(terms, torch.float64)
@@ -64,18 +64,18 @@ class TestEverySide:
         torch.testing.assert_close(product.float(), torch.stack(WEIGHTS), rtol=1e-4, atol=1e-4)
 
     def test_a_side_that_is_shared_stands_there_once(self, side):
-        factors = decompose_stack(question(), side).factors(2, torch.float32)
+        factors = decompose_stack(problem(), side).factors(2, torch.float32)
         assert factors.expand.shape == (1 if side == "expand" else EXPERTS, OUT, 2)
         assert factors.reduce.shape == (1 if side == "reduce" else EXPERTS, 2, IN)
 
     def test_fewer_terms_are_the_first_of_all(self, side):
-        few, whole = decompose_stack(question(), side, 3), decompose_stack(question(), side)
+        few, whole = decompose_stack(problem(), side, 3), decompose_stack(problem(), side)
         for rank in (0, 1, 2, 3):
             assert few.spectrum.squared_error(rank) == pytest.approx(whole.spectrum.squared_error(rank), rel=1e-6)
 
     def test_no_step_away_from_the_factors_is_better(self, side):
         """With one A the best is not known in closed form: its Bs are the best for it."""
-        asked = question()
+        asked = problem()
         factors = decompose_stack(asked, side).factors(3, torch.float64)
         best = error(asked, factors)
         for seed in range(5):
@@ -86,7 +86,7 @@ class TestEverySide:
                 assert error(asked, type(factors)(**moved)) > best
 
     def test_weights_that_are_the_same_are_no_worse_with_one_side_for_all(self, side):
-        asked = StackQuestion([WEIGHTS[0]] * EXPERTS, SHARES, [LAYER] * EXPERTS, LAYER, GRADIENTS)
+        asked = StackProblem([WEIGHTS[0]] * EXPERTS, SHARES, [LAYER] * EXPERTS, LAYER, GRADIENTS)
         found, apart = decompose_stack(asked, side), decompose_stack(asked)
         for rank in (1, 3, 5):
             assert found.spectrum.squared_error(rank) == pytest.approx(apart.spectrum.squared_error(rank), rel=1e-6)
@@ -99,7 +99,7 @@ def test_experts_apart_are_as_linears_one_by_one():
         (False, False): lambda i: decompose_svd(WEIGHTS[i]),
     }
     for (inputs, gradients), decompose in kin.items():
-        asked = question(
+        asked = problem(
             grams=GRAMS if inputs else None,
             layer_gram=LAYER if inputs else None,
             gradient_gram=GRADIENTS if gradients else None,
@@ -115,13 +115,13 @@ def test_what_is_common_to_what_experts_read_is_found_as_one_a():
     """Experts that look at the same three directions lose nothing with one A of rank three."""
     common = random(3, IN, seed=5)
     weights = [(random(OUT, 3, seed=seed) @ common).float() for seed in (6, 7, 8)]
-    found = decompose_stack(StackQuestion(weights, SHARES, GRAMS, LAYER, GRADIENTS), "reduce", 3)
+    found = decompose_stack(StackProblem(weights, SHARES, GRAMS, LAYER, GRADIENTS), "reduce", 3)
     assert found.spectrum.relative_error(3) < 1e-8
-    other = decompose_stack(StackQuestion(weights, SHARES, GRAMS, LAYER, GRADIENTS), "expand", 3)
+    other = decompose_stack(StackProblem(weights, SHARES, GRAMS, LAYER, GRADIENTS), "expand", 3)
     assert other.spectrum.relative_error(3) > 1e-3
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_rank_that_there_are_no_terms_for_is_an_error(side):
     with pytest.raises(ValueError, match="rank is in"):
-        decompose_stack(question(), side).factors(99, torch.float32)
+        decompose_stack(problem(), side).factors(99, torch.float32)

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, r2_score
 
-from makd.comparison.ground import majority_score
+from makd.comparison.setup import majority_score
 from makd.errors import DataError, SettingError
 from makd.tasks import TaskConfig, load_task, load_task_model, read_task
 from makd.tasks.labels import sort_names

@@ -1,9 +1,9 @@
 """Station 4: one forward each of teacher and student, and the tensors that plans ask for."""
 
 from makd.capture.attention import AttentionCall
-from makd.capture.questions import without_labels
 from makd.capture.recording import Kind, Receiver, Recording, Tap, capture
 from makd.capture.trial import examine, inspect
+from makd.capture.unlabelled import without_labels
 from makd.capture.vocabulary import (
     HeadCall,
     Predictions,

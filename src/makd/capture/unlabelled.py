@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 def without_labels(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels: Collection[str]) -> dict[str, Any]:
     """`inputs` without those that are named in `labels`; of an encoder-decoder, with the decoder's made from them."""
-    questions = {name: value for name, value in inputs.items() if name not in labels}
+    found = {name: value for name, value in inputs.items() if name not in labels}
     prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if prepare is not None and "labels" in inputs and "decoder_input_ids" not in inputs:
-        questions["decoder_input_ids"] = prepare(labels=inputs["labels"])
-    return questions
+        found["decoder_input_ids"] = prepare(labels=inputs["labels"])
+    return found

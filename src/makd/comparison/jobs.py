@@ -7,11 +7,11 @@ from typing import Any
 from makd.anatomy import resolve
 from makd.comparison.cells import Cell, cell_hash
 from makd.comparison.done import RESULTS_FILE
-from makd.comparison.ground import Ground, Grounds, make_teacher
 from makd.comparison.results import append_line
 from makd.comparison.schedule import Job, Kind
 from makd.comparison.search import Found, run_trials
 from makd.comparison.settings import Experiment
+from makd.comparison.setup import Setup, Setups, make_teacher
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, parameter_counts
 from makd.progress import OnProgress
@@ -19,7 +19,7 @@ from makd.report import describe_environment
 from makd.tasks import TaskConfig
 
 
-def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: OnProgress) -> dict[str, Any] | None:
+def run_job(experiment: Experiment, job: Job, setups: Setups, progress: OnProgress) -> dict[str, Any] | None:
     """Do `job`; what comes of it is on disk when this returns.
 
     Returns:
@@ -30,25 +30,25 @@ def perform(experiment: Experiment, job: Job, grounds: Grounds, progress: OnProg
         if isinstance(cell.task, TaskConfig):
             make_teacher(experiment, cell.task, cell.seed, progress)
         return None
-    ground = grounds.of(cell.task, cell.seed)
+    setup = setups.of(cell.task, cell.seed)
     if job.kind is Kind.SEARCH:
-        run_trials(experiment, cell, ground, progress)
+        run_trials(experiment, cell, setup, progress)
         return None
-    line = _run(experiment, cell, ground, job.found, progress)
+    line = _run(experiment, cell, setup, job.found, progress)
     append_line(Path(experiment.output) / RESULTS_FILE, line)
     return line
 
 
-def _run(experiment: Experiment, cell: Cell, ground: Ground, found: Found, progress: OnProgress) -> dict[str, Any]:
+def _run(experiment: Experiment, cell: Cell, setup: Setup, found: Found, progress: OnProgress) -> dict[str, Any]:
     method: Any = cell.method.build(**found)
-    taught = teach(ground, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
-    pair = {"teacher": ground.teacher, "student": taught.student}
+    taught = teach(setup, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
+    pair = {"teacher": setup.teacher, "student": taught.student}
     return {
         "cell": cell.names,
         "score": taught.scores["score"],
         "metrics": taught.scores,
-        "teacher": ground.teacher_scores,
-        "majority": ground.majority,
+        "teacher": setup.teacher_scores,
+        "majority": setup.majority,
         "params": {side: parameter_counts(model, resolve(model)) for side, model in pair.items()},
         "steps": taught.steps,
         "tokens": taught.tokens,
@@ -56,5 +56,5 @@ def _run(experiment: Experiment, cell: Cell, ground: Ground, found: Found, progr
         "settings": {item.name: getattr(method, item.name) for item in fields(method) if item.name != "search"},
         "fingerprint": fingerprint(taught.student),
         "hash": cell_hash(experiment, cell, found),
-        "environment": describe_environment(ground.teacher.device, cell.seed),
+        "environment": describe_environment(setup.teacher.device, cell.seed),
     }

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from makd.comparison.cells import Cell, latency_hash
-from makd.comparison.ground import Grounds
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment
+from makd.comparison.setup import Setups
 from makd.config import find_device
 from makd.evaluation import latency
 from makd.progress import OnProgress, Progress
@@ -46,21 +46,21 @@ def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: O
     for cell in cells:
         missing.setdefault(latency_hash(experiment, cell), cell)
     missing = {identity: cell for identity, cell in missing.items() if identity not in known}
-    grounds = Grounds(experiment, progress)
+    setups = Setups(experiment, progress)
     try:
         for number, (identity, cell) in enumerate(missing.items(), start=1):
-            ground = grounds.of(cell.task, cell.seed)
-            made = cell.method.build().prepare(ground.teacher, cell.budget, ground.calibration, cell.seed)
-            pair = {"teacher": ground.teacher, "student": made.student.eval()}
+            setup = setups.of(cell.task, cell.seed)
+            made = cell.method.build().prepare(setup.teacher, cell.budget, setup.calibration, cell.seed)
+            pair = {"teacher": setup.teacher, "student": made.student.eval()}
             timed = {
                 f"batch{rows}": latency(pair, rows, experiment.latency_tokens, repeats)
                 for rows, repeats in BATCHES.items()
             }
             line = {
                 "method": cell.method.name, "budget": cell.names["budget"], "latency_ms": timed, "hash": identity,
-                "environment": describe_environment(ground.teacher.device, cell.seed),
+                "environment": describe_environment(setup.teacher.device, cell.seed),
             }  # fmt: skip
             append_line(Path(experiment.output) / LATENCY_FILE, line)
             progress(Progress("latency", number, len(missing), "cells"))
     finally:
-        grounds.close()
+        setups.close()

@@ -4,11 +4,11 @@ from typing import Any
 
 from makd.comparison.cells import all_cells, select
 from makd.comparison.done import done_lines
-from makd.comparison.ground import check_data
 from makd.comparison.latencies import measure_latencies
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
 from makd.comparison.settings import Experiment, short_name
+from makd.comparison.setup import check_data
 from makd.comparison.workers import run_here, run_in_processes
 from makd.config import find_device
 from makd.distill import tell_slow_bfloat16

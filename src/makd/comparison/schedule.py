@@ -7,9 +7,9 @@ from pathlib import Path
 
 from makd.comparison.cells import Cell
 from makd.comparison.done import done_lines
-from makd.comparison.ground import is_made, teacher_folder
 from makd.comparison.search import Found, known_settings, searched_at
 from makd.comparison.settings import Experiment, short_name
+from makd.comparison.setup import is_made, teacher_folder
 
 
 class Kind(Enum):
@@ -22,24 +22,24 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does at a stretch, on one ground."""
+    """What one process does at a stretch, on one setup."""
 
     kind: Kind
     cell: Cell
-    """Of a search, the cell that its trials have; of a teacher, any cell of its ground."""
-    ground: Path
-    """Folder of the teacher, which says what ground it is."""
+    """Of a search, the cell that its trials have; of a teacher, any cell of its setup."""
+    setup: Path
+    """Folder of the teacher, which says what setup it is."""
     found: Found = field(default_factory=dict)
     """Of a cell: hyper-parameters of a search."""
 
     @property
     def has_teacher(self) -> bool:
         """Whether the teacher is there."""
-        return is_made(self.cell.task, self.ground)
+        return is_made(self.cell.task, self.setup)
 
 
 class Schedule:
-    """Searches before the cells that need them, the first budget before the others, and one teacher for each ground."""
+    """Searches before the cells that need them, the first budget before the others, and one teacher for each setup."""
 
     def __init__(self, experiment: Experiment, cells: Sequence[Cell]) -> None:
         """`cells` are those to run."""
@@ -51,7 +51,7 @@ class Schedule:
         self._settled: list[Job] = []
         self._settle()
         searched = {str(cell): cell for cell in (searched_at(experiment, cell) for cell in self._unsettled)}
-        # one task after the other, since a process keeps one ground
+        # one task after the other, since a process keeps one setup
         ordered = sorted(searched.values(), key=lambda cell: short_name(cell.task))
         self._searches = [self._job(Kind.SEARCH, cell) for cell in ordered]
 
@@ -62,15 +62,15 @@ class Schedule:
         return len(self._unsettled) + len(self._settled) + len(running)
 
     def take(self, last: Path | None) -> Job | None:
-        """The next job for a process whose last job was on the ground of the teacher in `last`; None if none is free.
+        """The next job for a process whose last job was on the setup of the teacher in `last`; None if none is free.
 
         A job is free if its teacher is there, or if nobody is about to make it. Of free jobs, those of searches and
-        then of the first budget are taken first; of these, such as stay on the ground of the last one, then those that
+        then of the first budget are taken first; of these, such as stay on the setup of the last one, then those that
         the fewest are on. Where cells wait for a search of others, their teachers are made meanwhile.
         """
         free = [job for job in (*self._searches, *self._settled) if self._is_free(job)]
         if free:
-            job = min(free, key=lambda job: (self._stage(job), job.ground != last, self._crowd(job)))
+            job = min(free, key=lambda job: (self._stage(job), job.setup != last, self._crowd(job)))
             (self._searches if job.kind is Kind.SEARCH else self._settled).remove(job)
         else:
             teachers = (self._job(Kind.TEACHER, cell) for cell in self._unsettled)
@@ -98,12 +98,10 @@ class Schedule:
         self.cells -= len(done)
 
     def _job(self, kind: Kind, cell: Cell, found: Found | None = None) -> Job:
-        return Job(
-            kind=kind, cell=cell, ground=teacher_folder(self.experiment, cell.task, cell.seed), found=found or {}
-        )
+        return Job(kind=kind, cell=cell, setup=teacher_folder(self.experiment, cell.task, cell.seed), found=found or {})
 
     def _crowd(self, job: Job) -> int:
-        return sum(other.ground == job.ground for other in self._running)
+        return sum(other.setup == job.setup for other in self._running)
 
     def _is_free(self, job: Job) -> bool:
         return self._crowd(job) == 0 or job.has_teacher

@@ -23,10 +23,10 @@ from scipy.stats import qmc
 
 from makd.baselines import Choice, SearchSpace, Span
 from makd.comparison.cells import Cell, trial_hash
-from makd.comparison.ground import Ground
 from makd.comparison.language import LanguageConfig
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment, MethodConfig, Subject, short_name
+from makd.comparison.setup import Setup
 from makd.comparison.teach import teach
 from makd.errors import NumericsError, SettingError
 from makd.progress import OnProgress
@@ -106,7 +106,7 @@ def read_trials(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> d
     return {line["trial"]: line for line in lines if line["hash"] == identity and line["trial"] in wanted}
 
 
-def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: OnProgress) -> None:
+def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnProgress) -> None:
     """Run the trials of a cell's method that are not on disk, each of which is a line as soon as it is done."""
     path = Path(experiment.output) / SEARCH_FILE
     done = read_trials(experiment, cell, read_lines(path))
@@ -118,7 +118,7 @@ def run_trials(experiment: Experiment, cell: Cell, ground: Ground, progress: OnP
         found = propose(cell, space, [done[earlier] for earlier in range(number)])
         start, score = time.perf_counter(), None
         try:
-            taught = teach(ground, cell.method.build(**found), cell.budget, training, cell.seed, progress)
+            taught = teach(setup, cell.method.build(**found), cell.budget, training, cell.seed, progress)
             score = taught.scores["score"]
         except NumericsError as error:  # such as a learning rate that is too large: what a search is to find out
             logger.warning("trial %d of %s has no score: %s", number, cell, error)

@@ -35,8 +35,8 @@ DATA_VARIABLE = "MAKD_DATA"
 
 
 @dataclass(frozen=True)
-class Ground:
-    """Where the methods meet."""
+class Setup:
+    """What every method gets alike."""
 
     teacher: PreTrainedModel
     task: Rows
@@ -49,20 +49,20 @@ class Ground:
     """What the teacher says about the training rows, where the experiment keeps it."""
 
 
-def prepare_ground(experiment: Experiment, task: Subject, seed: int, progress: OnProgress) -> Ground:
+def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: OnProgress) -> Setup:
     """The teacher of a task and seed, made if it is not there yet, and the rows as it reads them.
 
     Raises:
         MakdError: the data or the base model cannot be loaded.
     """
     if isinstance(task, LanguageConfig):
-        return _language_ground(experiment, task, seed, progress)
+        return _language_setup(experiment, task, seed, progress)
     placed, folder = place_data(task, experiment.data), make_teacher(experiment, task, seed, progress)
     tokenizer = load_tokenizer(str(folder))
     model = load_model(str(folder), task.kind.head, device=find_device(experiment.device))
     rows = load_task(placed, tokenizer, model, seed)
     few = experiment.calibration
-    return Ground(
+    return Setup(
         teacher=model,
         task=rows,
         calibration=make_batches(
@@ -74,14 +74,14 @@ def prepare_ground(experiment: Experiment, task: Subject, seed: int, progress: O
     )
 
 
-def _language_ground(experiment: Experiment, language: LanguageConfig, seed: int, progress: OnProgress) -> Ground:
+def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int, progress: OnProgress) -> Setup:
     """The same for text: the teacher as it is."""
     set_seed(seed)
     words = choose_tokenizer(experiment.tokenizer, experiment.teacher)
     model = load_model(experiment.teacher, dtype=check_dtype(language.dtype), device=find_device(experiment.device))
     rows = load_rows(place_language(language, experiment.data), model, words, seed, progress)
     few = experiment.calibration
-    return Ground(
+    return Setup(
         teacher=model,
         task=rows,
         calibration=make_batches(rows.distillation, words, model, few.batch_size, few.rows, by_length=True),
@@ -136,35 +136,35 @@ def _alone(folder: Path, output: Path) -> Iterator[None]:
 def teacher_folder(experiment: Experiment, task: Subject, seed: int) -> Path:
     """Where the teacher of a task and seed is kept; one of other settings has another folder.
 
-    It names the ground where the teacher is taken as it is, and is never made.
+    It names the setup where the teacher is taken as it is, and is never made.
     """
     name = f"{short_name(task)}_seed{seed}_{teacher_hash(experiment, task, seed)}"
     return Path(experiment.output) / "teachers" / name
 
 
-class Grounds:
-    """The ground of the last task and seed: the cells of one follow each other, and two teachers would take room."""
+class Setups:
+    """The setup of the last task and seed: the cells of one follow each other, and two teachers would take room."""
 
     def __init__(self, experiment: Experiment, progress: OnProgress) -> None:
         self.experiment, self.progress = experiment, progress
         self.last: Path | None = None
         """Folder of the last one's teacher."""
-        self._ground: Ground | None = None
+        self._setup: Setup | None = None
 
-    def of(self, task: Subject, seed: int) -> Ground:
-        """The ground of a task and seed."""
+    def of(self, task: Subject, seed: int) -> Setup:
+        """The setup of a task and seed."""
         folder = teacher_folder(self.experiment, task, seed)
-        if self._ground is None or self.last != folder:
+        if self._setup is None or self.last != folder:
             self.close()
-            self._ground = prepare_ground(self.experiment, task, seed, self.progress)
+            self._setup = prepare_setup(self.experiment, task, seed, self.progress)
             self.last = folder
-        return self._ground
+        return self._setup
 
     def close(self) -> None:
         """Remove what the last one keeps on disk for its cells alone."""
-        if self._ground is not None and self._ground.caches is not None:
-            self._ground.caches.close()
-        self.last = self._ground = None
+        if self._setup is not None and self._setup.caches is not None:
+            self._setup.caches.close()
+        self.last = self._setup = None
 
 
 def check_data(experiment: Experiment, task: Subject) -> None:

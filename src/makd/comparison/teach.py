@@ -1,4 +1,4 @@
-"""Station 10: one method on one ground: a student within the budget, taught as all others are, and measured."""
+"""Station 10: one method on one setup: a student within the budget, taught as all others are, and measured."""
 
 import math
 import tempfile
@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from makd.baselines import Baseline
 from makd.cache import TeacherCache
-from makd.comparison.ground import Ground
 from makd.comparison.rows import Rows
+from makd.comparison.setup import Setup
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train
 from makd.progress import OnProgress
@@ -32,27 +32,27 @@ class Taught:
 
 
 def teach(
-    ground: Ground,
+    setup: Setup,
     method: Baseline,
     budget: Budget,
     training: TrainingConfig,
     seed: int,
     progress: OnProgress,
 ) -> Taught:
-    """Make a student and teach it on the training rows of `ground`.
+    """Make a student and teach it on the training rows of `setup`.
 
     Args:
-        ground: teacher and rows.
+        setup: teacher and rows.
         method: with its hyper-parameters.
         budget: what the student may have.
         training: steps, batches and schedule; its learning rate is the method's.
         seed: of everything random.
         progress: told of every step.
     """
-    task, seconds = ground.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
+    task, seconds = setup.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
-    made = method.prepare(ground.teacher, budget, ground.calibration, seed)
+    made = method.prepare(setup.teacher, budget, setup.calibration, seed)
     seconds["prepare"] = time.perf_counter() - start + made.saved
     total, tokens = count_steps(task, training), 0
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
@@ -64,22 +64,22 @@ def teach(
             if stage.trainable is not None:
                 settings = replace(settings, trainable=stage.trainable)
             cache = None
-            if ground.caches is not None:
-                cache, spent = ground.caches.of(stage.plan, made.student)
+            if setup.caches is not None:
+                cache, spent = setup.caches.of(stage.plan, made.student)
                 caching[cache] = spent
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder, learning(made.student, settings):
                 trainer = DistillTrainer(
                     made.student,
-                    ground.teacher,
+                    setup.teacher,
                     stage.plan,
                     settings.student_dropout,
                     tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
                     teacher_dtype=settings.find_teacher_dtype(),
                     cache=cache,
-                    args=settings.to_arguments(Path(folder), seed + 1000 * number, ground.teacher.device.type == "cpu"),
+                    args=settings.to_arguments(Path(folder), seed + 1000 * number, setup.teacher.device.type == "cpu"),
                     train_dataset=task.distillation,
-                    data_collator=collator(task.tokenizer, ground.teacher),
+                    data_collator=collator(task.tokenizer, setup.teacher),
                     callbacks=[ReportSteps(progress)],
                 )
                 trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging

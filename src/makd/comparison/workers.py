@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from makd.comparison.ground import Grounds
-from makd.comparison.perform import perform
+from makd.comparison.jobs import run_job
 from makd.comparison.schedule import Job, Kind, Schedule
 from makd.comparison.settings import Experiment
+from makd.comparison.setup import Setups
 from makd.errors import SettingError
 from makd.progress import OnProgress, Progress, nobody
 
@@ -37,14 +37,14 @@ POLL = 1.0
 
 def run_here(experiment: Experiment, schedule: Schedule, progress: OnProgress) -> None:
     """Do all jobs in this process, one after the other."""
-    grounds = Grounds(experiment, progress)
+    setups = Setups(experiment, progress)
     try:
-        while (job := schedule.take(grounds.last)) is not None:
-            line = perform(experiment, job, grounds, progress)
+        while (job := schedule.take(setups.last)) is not None:
+            line = run_job(experiment, job, setups, progress)
             schedule.finish(job)
             _tell(schedule, job, line, progress)
     finally:
-        grounds.close()
+        setups.close()
 
 
 def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, progress: OnProgress) -> None:
@@ -70,7 +70,7 @@ def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, p
                 for future in wait(running, POLL, FIRST_COMPLETED).done:
                     worker, job = running.pop(future)
                     line = future.result()
-                    last[worker] = last[worker] if job.kind is Kind.TEACHER else job.ground
+                    last[worker] = last[worker] if job.kind is Kind.TEACHER else job.setup
                     schedule.finish(job)
                     _tell(schedule, job, line, progress)
     except BrokenProcessPool as error:
@@ -82,7 +82,7 @@ def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, p
 
 @contextmanager
 def _pools(experiment: Experiment, workers: int) -> Iterator[list[ProcessPoolExecutor]]:
-    """A pool of one for each worker: one that has a ground gets the next job on it."""
+    """A pool of one for each worker: one that has a setup gets the next job on it."""
     threads = max(1, torch.get_num_threads() // workers)
     context = get_context("spawn")  # a fork has no use of the parent's CUDA
     logs = Path(experiment.output) / LOGS
@@ -118,9 +118,9 @@ def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: O
 # What follows runs in a worker.
 
 _do: partial[dict[str, Any] | None] | None = None
-"""`perform` with this worker's experiment and grounds."""
+"""`run_job` with this worker's experiment and setups."""
 
-_grounds: Grounds | None = None
+_grounds: Setups | None = None
 """What this worker keeps on disk for its cells."""
 
 
@@ -135,8 +135,8 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
         stream.flush()
         os.dup2(file.fileno(), stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    _grounds = Grounds(experiment, nobody)
-    _do = partial(_perform_on, experiment, _grounds)
+    _grounds = Setups(experiment, nobody)
+    _do = partial(_run_on, experiment, _grounds)
 
 
 def _end_with_parent() -> None:
@@ -160,6 +160,6 @@ def _perform(job: Job) -> dict[str, Any] | None:
     return _do(job)
 
 
-def _perform_on(experiment: Experiment, grounds: Grounds, job: Job) -> dict[str, Any] | None:
+def _run_on(experiment: Experiment, setups: Setups, job: Job) -> dict[str, Any] | None:
     logger.info("%s: %s", job.kind.value, job.cell)
-    return perform(experiment, job, grounds, nobody)
+    return run_job(experiment, job, setups, nobody)

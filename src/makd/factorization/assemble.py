@@ -33,8 +33,8 @@ def plan(job: Job, calibrated: Calibrated) -> Planned:
     """Ranks under the budget, and which linears share one A."""
     worth = depth_sensitivities(job.anatomy) if job.kind.in_forward_order else {}
     worth |= {table.module: job.outline.emphasis for table in job.outline.tables}
-    question = job.question(worth, calibrated.tables, calibrated.terms.wanted.most)
-    return plan_ranks(question, calibrated.terms.groups(), calibrated.terms.spectra)
+    problem = job.problem(worth, calibrated.tables, calibrated.terms.wanted.most)
+    return plan_ranks(problem, calibrated.terms.groups(), calibrated.terms.spectra)
 
 
 def assemble(job: Job, calibrated: Calibrated) -> PreTrainedModel:
@@ -146,7 +146,7 @@ def report(job: Job, calibrated: Calibrated, student: PreTrainedModel, planned: 
     """What was done."""
     fallbacks = {name: one.fallback for name, one in made.fitted.items() if one.fallback is not None}
     errors = {name: one.error for name, one in made.fitted.items()}
-    found = make_report(student, planned.plan, errors, fallbacks, job.outline, job.plot.left, planned.found)
+    found = make_report(student, planned.plan, errors, fallbacks, job.outline, job.candidates.left, planned.found)
     return replace(found, lessons=made.lessons, spectra=tuple(_curves(job, calibrated, planned)))
 
 

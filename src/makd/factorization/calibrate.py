@@ -22,14 +22,14 @@ from makd.calibration.store import DiskStore, Store, choose_store
 from makd.calibration.walk import Batches, LayerMoments, Walk, state_bytes
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outcome import warn_of_little_text
-from makd.factorization.outline import Outline, Plot
+from makd.factorization.outline import Candidates, Outline
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import Terms, Wanted
 from makd.factorization.vocabulary import Table, decompose_tables, table_size
 from makd.factorization.work import Work
 from makd.progress import OnProgress, Progress, told
 from makd.ranks.allocation import RANK_RULES, LinearSize
-from makd.ranks.planning import Question, most_ranks
+from makd.ranks.planning import RankProblem, most_ranks
 from makd.ranks.sharing import Group, find_sharing
 from makd.solvers import SOLVERS, Solver
 from makd.solvers.factors import Decomposition
@@ -53,7 +53,7 @@ class Job:
     """The teacher, without the layers that go."""
     anatomy: Anatomy
     outline: Outline
-    plot: Plot
+    candidates: Candidates
     settings: FactorizeConfig
     batches: Batches
     progress: OnProgress
@@ -76,20 +76,20 @@ class Job:
     @property
     def sizes(self) -> list[LinearSize]:
         """Of everything that gets factors."""
-        return self.plot.parts.sizes(self.outline)
+        return self.candidates.parts.sizes(self.outline)
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """Linears that may share one A, and experts that may share a factor."""
         return find_sharing(self.anatomy, self.sizes, self.settings.share_input)
 
-    def question(
+    def problem(
         self, sensitivities: Mapping[str, float], tables: Mapping[str, Decomposition], most: Mapping[str, int] | None
-    ) -> Question:
+    ) -> RankProblem:
         """What ranks are looked for."""
-        return Question(
+        return RankProblem(
             self.sizes,
-            self.plot.allowance(self.outline),
+            self.candidates.allowance(self.outline),
             self.settings.rank_rule,
             self.settings.rank_multiple,
             sensitivities,
@@ -175,7 +175,7 @@ def _wants_spectra(job: Job) -> bool:
 def _most(job: Job) -> Mapping[str, int] | None:
     if job.kind.in_forward_order:
         return None
-    return most_ranks(job.question({}, {}, None), job.groups)
+    return most_ranks(job.problem({}, {}, None), job.groups)
 
 
 def _bytes_kept(job: Job) -> int:
@@ -184,7 +184,7 @@ def _bytes_kept(job: Job) -> int:
         return 0
     many = job.kind.gradients or job.kind.in_forward_order or job.teach is not None
     layers = len(job.anatomy.layers) if many else 1
-    grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.plot.parts.tables)
+    grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.candidates.parts.tables)
     return (layers + 2) * state_bytes(job.batches, job.source.model) + (grams if job.kind.gradients else 0)
 
 
@@ -193,7 +193,9 @@ def _backward_tokens(job: Job) -> int | None:
     predictions = job.anatomy.predictions
     if predictions is None or predictions.each != "token":
         return None  # a text has one direction a probe, whatever its length: none is to be missed
-    return ROWS_PER_FEATURE * max(size.out_features for size in job.sizes if size.name not in job.plot.parts.tables)
+    return ROWS_PER_FEATURE * max(
+        size.out_features for size in job.sizes if size.name not in job.candidates.parts.tables
+    )
 
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:

@@ -31,7 +31,7 @@ from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
 from makd.factorization.outcome import FactorizeReport
-from makd.factorization.outline import EMPHASES, Plot, draw_plot
+from makd.factorization.outline import EMPHASES, Candidates, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.work import Work
 from makd.kinds import takes
@@ -145,7 +145,7 @@ def make_student(
     check_round_trip(teacher, anatomy)
     settings = settings.for_model(anatomy)
     kind, has_text = SOLVERS[settings.solver], calibration is not None
-    plot = draw_plot(
+    candidates = find_candidates(
         teacher, anatomy, linear_sizes(teacher, anatomy), budget, asked.vocabulary, asked.depth,
         asked.rank_multiple, has_text,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def make_student(
     batches = list(calibration or ())
     with in_eval(teacher), giving_back():
         try:
-            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress, work)
+            student, calibrating = _nearest(teacher, anatomy, candidates, settings, batches, teach, progress, work)
         except NotLayerByLayer as error:
             if asked.solver != "auto":
                 raise SettingError(
@@ -172,7 +172,7 @@ def make_student(
                 error,
             )
             settings = replace(settings, solver="two_sided")
-            student, calibrating = _nearest(teacher, anatomy, plot, settings, batches, teach, progress, work)
+            student, calibrating = _nearest(teacher, anatomy, candidates, settings, batches, teach, progress, work)
     mark_student(student)
     seconds = {"calibrate": calibrating, "factorize": time.perf_counter() - started - calibrating}
     student.factorization = replace(_report(student), seconds=seconds)  # type: ignore[assignment]
@@ -182,7 +182,7 @@ def make_student(
 def _nearest(
     teacher: PreTrainedModel,
     anatomy: Anatomy,
-    plot: Plot,
+    candidates: Candidates,
     settings: FactorizeConfig,
     batches: Sequence[Mapping[str, Tensor]],
     teach: TeachLayer | None,
@@ -195,19 +195,19 @@ def _nearest(
         The student, and the seconds of all calibrations.
     """
     probes = choose_probes(batches)
-    if plot.layers and not probes:
+    if candidates.layers and not probes:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     by_spectra = RANK_RULES[settings.rank_rule].needs_spectra
-    emphases = EMPHASES if plot.tables and probes and by_spectra else (1.0,)
+    emphases = EMPHASES if candidates.tables and probes and by_spectra else (1.0,)
     best: PreTrainedModel | None = None
     trials: dict[int, float] = {}
     calibrating = 0.0
-    for outline in plot.outlines(teacher, anatomy, probes):
+    for outline in candidates.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
         with skipping(teacher, outline.dropped, outline.outputs):
             inside = resolve(teacher)
             inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
-            job = Job(ModelSource(teacher), inside, outline, plot, settings, batches, progress, teach, work)
+            job = Job(ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work)
             if not trials:
                 check_amount(job)
             calibrated = calibrate(job)
@@ -215,8 +215,8 @@ def _nearest(
         calibrating += calibrated.seconds
         found: dict[float, tuple[float, PreTrainedModel]] = {}
         for emphasis, student in zip(emphases, students, strict=True):
-            if not plot.is_search and len(emphases) == 1:
-                if not plot.tables:  # their decompositions are made from states
+            if not candidates.is_search and len(emphases) == 1:
+                if not candidates.tables:  # their decompositions are made from states
                     shed(calibrated)
                 return student, calibrating
             found[emphasis] = drift(student, teacher, anatomy, probes), student
@@ -226,12 +226,12 @@ def _nearest(
         if trials[depth] >= nearest:
             break
         best = student
-        if not plot.is_search:
+        if not candidates.is_search:
             return student, calibrating
-    if best is None:  # layers of several sizes: `draw_plot` looked at the largest, and others were the ones to go
+    if best is None:  # layers of several sizes: `find_candidates` looked at the largest, and others were the ones to go
         raise BudgetError(
-            f"A budget of {plot.limit:,} parameters is below the smallest student without the {plot.drops} layers that "
-            "are missed least. Give a larger one, or a smaller factorize.depth."
+            f"A budget of {candidates.limit:,} parameters is below the smallest student without the {candidates.drops} "
+            "layers that are missed least. Give a larger one, or a smaller factorize.depth."
         )
     best.factorization = replace(_report(best), trials=trials)  # type: ignore[assignment]
     return best, calibrating

@@ -82,7 +82,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Plot:
+class Candidates:
     """The outlines that settings, model and budget allow."""
 
     parts: Parts
@@ -126,7 +126,7 @@ class Plot:
                 return
 
 
-def draw_plot(
+def find_candidates(
     teacher: PreTrainedModel,
     anatomy: Anatomy,
     linears: Sequence[LinearSize],
@@ -135,7 +135,7 @@ def draw_plot(
     depth: int | str,
     rank_multiple: int | None,
     has_text: bool,
-) -> Plot:
+) -> Candidates:
     """What may be done to meet `budget`.
 
     Args:
@@ -183,7 +183,7 @@ def draw_plot(
     }
     if tight and depth == "auto" and why_deep is not None:
         left["depth"] = why_deep
-    found = Plot(parts, limit, chosen, left, tuple(layers), drops)
+    found = Candidates(parts, limit, chosen, left, tuple(layers), drops)
     _check(found, total, vocabulary, depth)
     return found
 
@@ -201,7 +201,7 @@ def _drops(depth: int | str, count: int, layers: Sequence[str], why_deep: str | 
     return count - depth
 
 
-def _check(found: Plot, total: int, vocabulary: str, depth: int | str) -> None:
+def _check(found: Candidates, total: int, vocabulary: str, depth: int | str) -> None:
     parts = found.parts
     dearest = sorted(found.layers, key=lambda name: -parts.layers[name])[: found.drops]
     outline = Outline(found.tables, tuple(Drop(name, 0.0) for name in dearest))

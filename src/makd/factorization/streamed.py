@@ -26,7 +26,7 @@ from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import linear_sizes, make_, plan, report
 from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
 from makd.factorization.layers import Fitted, Made, TeachLayer
-from makd.factorization.outline import Outline, draw_plot
+from makd.factorization.outline import Outline, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
 from makd.factorization.work import Work
@@ -113,7 +113,7 @@ def stream_student(
         )
     check_round_trip(model, anatomy)
     sizes = linear_sizes(model, anatomy)
-    plot = draw_plot(model, anatomy, sizes, budget, "dense", "all", settings.rank_multiple, kind.needs_text)
+    candidates = find_candidates(model, anatomy, sizes, budget, "dense", "all", settings.rank_multiple, kind.needs_text)
     checkpoint, device = Checkpoint(folder, model), device or torch.device("cpu")
     checks = work.store()
     if not checks.is_marked("checked"):
@@ -121,7 +121,9 @@ def stream_student(
         checks.mark("checked")
     progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
-    job = Job(source, anatomy, Outline(), plot, replace(settings, store="disk"), calibration, progress, teach, work)
+    job = Job(
+        source, anatomy, Outline(), candidates, replace(settings, store="disk"), calibration, progress, teach, work
+    )
     check_amount(job)
     try:
         calibrated = calibrate(job)

@@ -22,7 +22,7 @@ from makd.solvers import Solver, spectra_two_sided
 from makd.solvers.factors import Factors, Spectrum
 from makd.solvers.kind import decompose
 from makd.solvers.parallel import map_on_cores
-from makd.solvers.stacks import Side, StackDecomposition, StackFactors, StackQuestion, decompose_stack
+from makd.solvers.stacks import Side, StackDecomposition, StackFactors, StackProblem, decompose_stack
 from makd.solvers.svd import stack
 from makd.student.linear import dense_weight
 
@@ -117,13 +117,13 @@ class Terms:
             if isinstance(group, SharedStack) and group.stack in by_name
         ]
         wanted = [way for way in ways if self._most(way[0]) != 0]
-        questions = {stack.name: self._question(stack, moments) for _, stack, _ in wanted}
+        problems = {stack.name: self._problem(stack, moments) for _, stack, _ in wanted}
 
         def decompose(way: tuple[str, ExpertStack, Side]) -> StackDecomposition:
             name, stack, side = way
             size = LinearSize(name, stack.out_features, stack.in_features, False, stack.experts, side)
             most = self._most(name)
-            return decompose_stack(questions[stack.name], side, size.break_even if most is None else most)
+            return decompose_stack(problems[stack.name], side, size.break_even if most is None else most)
 
         for (name, _, _), found in zip(wanted, map_on_cores(decompose, wanted, self.device), strict=True):
             mix = {} if found.mix is None else {"mix": found.mix}
@@ -131,16 +131,16 @@ class Terms:
             self._write(name, found.spectrum)
             on_matrix()
 
-    def _question(self, stack: ExpertStack, moments: LayerMoments) -> StackQuestion:
+    def _problem(self, stack: ExpertStack, moments: LayerMoments) -> StackProblem:
         kind, module = self.wanted.kind, self.model.get_submodule(stack.module)
         weights = [dense_expert(module, stack.leaf, expert).detach().to(self.device) for expert in range(stack.experts)]
         gradients = moments.gradients[stack.name].gram if kind.gradients else None
         if not kind.inputs:
-            return StackQuestion(weights, torch.ones(stack.experts), gradient_gram=gradients, by_rows=True)
+            return StackProblem(weights, torch.ones(stack.experts), gradient_gram=gradients, by_rows=True)
         found = moments.experts[stack.name]
         of_layer = found.layer_gram
         grams = [found.pulled(expert, of_layer) for expert in range(stack.experts)]
-        return StackQuestion(weights, found.shares, grams, of_layer, gradients)
+        return StackProblem(weights, found.shares, grams, of_layer, gradients)
 
     def stack_factors(self, name: str, rank: int) -> StackFactors:
         """Factors of a stack, in the dtype of the teacher's and on the device."""

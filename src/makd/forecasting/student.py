@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Anatomy
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.depth import Drop
-from makd.factorization.outline import Outline, Plot, draw_plot
+from makd.factorization.outline import Candidates, Outline, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.forecasting import operations
 from makd.forecasting.memory import Holdings, Memory
@@ -103,13 +103,13 @@ def forecast_factorization(
     anatomy = settings.with_experts(anatomy, streamed=from_files)
     kind, sizes = SOLVERS[settings.solver], linear_sizes(model, anatomy)
     vocabulary, depth, has_text = settings.vocabulary, settings.depth, bool(text.batches)
-    plot = draw_plot(model, anatomy, sizes, budget, vocabulary, depth, settings.rank_multiple, has_text)
-    outline, notes = _outline(plot)
-    made = plot.parts.sizes(outline)
+    candidates = find_candidates(model, anatomy, sizes, budget, vocabulary, depth, settings.rank_multiple, has_text)
+    outline, notes = _outline(candidates)
+    made = candidates.parts.sizes(outline)
     groups = find_sharing(anatomy, made, settings.share_input)
-    plan = _uniform(made, plot.allowance(outline), settings, anatomy)
+    plan = _uniform(made, candidates.allowance(outline), settings, anatomy)
     known = not RANK_RULES[settings.rank_rule].needs_spectra
-    known = known and not plot.layers and (settings.share_input == "always" or not groups)
+    known = known and not candidates.layers and (settings.share_input == "always" or not groups)
     if not known:
         notes.append("ranks follow from what calibration finds; those above are the uniform ones, to give an idea")
     if anatomy.stacks:
@@ -118,12 +118,12 @@ def forecast_factorization(
     one_by_one = _is_one_by_one(anatomy)
     if kind.needs_text and not one_by_one:
         notes.append("this model's layers cannot be run one by one, so what is kept of all of them is in memory")
-    student = plot.parts.rest(outline) + plan.parameters
+    student = candidates.parts.rest(outline) + plan.parameters
     held = Holdings(
         shape,
         kind,
         text if kind.needs_text else TextShape(),
-        student / plot.parts.total,
+        student / candidates.parts.total,
         shares=bool(groups),
         from_files=from_files,
         one_by_one=one_by_one,
@@ -133,10 +133,10 @@ def forecast_factorization(
     return Forecast(
         solver=settings.solver,
         rank_rule=settings.rank_rule,
-        teacher_parameters=plot.parts.total,
+        teacher_parameters=candidates.parts.total,
         teacher_linears=linears,
         student_parameters=student,
-        student_linears=student - (plot.parts.total - linears),
+        student_linears=student - (candidates.parts.total - linears),
         ranks=plan.ranks,
         sizes={size.name: size for size in made},
         are_ranks_known=known,
@@ -157,20 +157,20 @@ def _is_one_by_one(anatomy: Anatomy) -> bool:
     return not shared and "in_forward_order" not in anatomy.solvers_off
 
 
-def _outline(plot: Plot) -> tuple[Outline, list[str]]:
+def _outline(candidates: Candidates) -> tuple[Outline, list[str]]:
     """What a student is drawn like: of those that are tried, the one with most layers that meets the budget."""
-    notes, drops = [], plot.drops or 0
+    notes, drops = [], candidates.drops or 0
     while True:
-        gone = plot.layers[len(plot.layers) - drops :]
-        outline = Outline(plot.tables, tuple(Drop(name, 0.0) for name in gone))
-        if plot.parts.smallest(outline) <= plot.limit or drops == len(plot.layers):
+        gone = candidates.layers[len(candidates.layers) - drops :]
+        outline = Outline(candidates.tables, tuple(Drop(name, 0.0) for name in gone))
+        if candidates.parts.smallest(outline) <= candidates.limit or drops == len(candidates.layers):
             break
         drops += 1
-    if plot.is_search:
+    if candidates.is_search:
         notes.append("students of fewer and fewer layers are tried, and each takes this time")
     if drops:
         notes.append(f"{drops} layers go; which, calibration finds: the last ones stand for them here")
-    notes += [f"{name} stays as it is: {reason}" for name, reason in plot.left.items()]
+    notes += [f"{name} stays as it is: {reason}" for name, reason in candidates.left.items()]
     return outline, notes
 
 

@@ -30,7 +30,7 @@ Kept = Callable[[Iterable[str]], Mapping[str, Spectrum]]
 
 
 @dataclass(frozen=True)
-class Question:
+class RankProblem:
     """What ranks are looked for."""
 
     sizes: Sequence[LinearSize]
@@ -68,21 +68,21 @@ class Planned:
         return by_linear(self.items, self.groups)
 
 
-def most_ranks(question: Question, groups: Sequence[Group]) -> dict[str, int] | None:
+def most_ranks(problem: RankProblem, groups: Sequence[Group]) -> dict[str, int] | None:
     """Ranks that no linear or group gets above, whatever shares one A; None for rules that need whole spectra first.
 
     Ranks that do not follow from spectra are known before anything is decomposed, but for what groups that share
     leave to the others: that is a few ranks, for which there is room here.
     """
-    if RANK_RULES[question.rule].needs_spectra:
+    if RANK_RULES[problem.rule].needs_spectra:
         return None
-    apart = _allocated(question, question.sizes, {}).ranks
-    plans = [apart, equal_ranks(question.sizes, groups, apart, question.rank_multiple)]
+    apart = _allocated(problem, problem.sizes, {}).ranks
+    plans = [apart, equal_ranks(problem.sizes, groups, apart, problem.rank_multiple)]
     for side in ("reduce", "expand"):
         chosen = [group for group in groups if not isinstance(group, SharedStack) or group.side == side]
         if chosen:
-            plans.append(_allocated(question, with_groups(question.sizes, chosen), {}).ranks)
-    known, steps = all_sizes(question.sizes, groups), RankSteps.of(question.rank_multiple)
+            plans.append(_allocated(problem, with_groups(problem.sizes, chosen), {}).ranks)
+    known, steps = all_sizes(problem.sizes, groups), RankSteps.of(problem.rank_multiple)
     most: dict[str, int] = {}
     for name, size in known.items():
         ranks = [plan[name] for plan in plans if name in plan]
@@ -94,90 +94,90 @@ def most_ranks(question: Question, groups: Sequence[Group]) -> dict[str, int] | 
     return most
 
 
-def plan_ranks(question: Question, groups: Sequence[Group], kept: Kept) -> Planned:
+def plan_ranks(problem: RankProblem, groups: Sequence[Group], kept: Kept) -> Planned:
     """Ranks within the allowance; with share_input auto, groups share where the predicted error is then smaller.
 
     Args:
-        question: sizes, budget and settings.
+        problem: sizes, budget and settings.
         groups: of linears that may share; none, if they never shall.
         kept: gives decompositions.
 
     Raises:
         BudgetError, NumericsError: as `allocate`.
     """
-    if question.share_input == "always" and groups:
-        plan = _plan(question, with_groups(question.sizes, groups), kept)
+    if problem.share_input == "always" and groups:
+        plan = _plan(problem, with_groups(problem.sizes, groups), kept)
         return Planned(plan, tuple(groups), tuple(SharedInput(group.linears, True) for group in groups))
-    apart = _plan(question, question.sizes, kept)
+    apart = _plan(problem, problem.sizes, kept)
     if not groups:
         return Planned(apart)
-    found = best_of_each(_compared(question, groups, apart, kept))
+    found = best_of_each(_compared(problem, groups, apart, kept))
     winners = tuple(group for group, one in zip(groups, found, strict=True) if one.shared)
     if winners:
-        shared = _plan(question, with_groups(question.sizes, winners), kept)
-        if question.rule != "global" or _error(question, shared, kept) < _error(question, apart, kept):
+        shared = _plan(problem, with_groups(problem.sizes, winners), kept)
+        if problem.rule != "global" or _error(problem, shared, kept) < _error(problem, apart, kept):
             return Planned(shared, winners, tuple(found))
     return Planned(apart, (), tuple(replace(one, shared=False) for one in found))
 
 
-def _plan(question: Question, items: Sequence[LinearSize], kept: Kept) -> RankPlan:
+def _plan(problem: RankProblem, items: Sequence[LinearSize], kept: Kept) -> RankPlan:
     """Ranks of these items, none above what there are factors for."""
-    if question.most is None:
-        spectra = _spectra(question, (item.name for item in items), kept) if _needs_spectra(question) else {}
-        return _allocated(question, items, spectra)
-    dense = {item.name for item in items if question.most.get(item.name) == 0}
+    if problem.most is None:
+        spectra = _spectra(problem, (item.name for item in items), kept) if _needs_spectra(problem) else {}
+        return _allocated(problem, items, spectra)
+    dense = {item.name for item in items if problem.most.get(item.name) == 0}
     taken = sum(item.parameters(None) for item in items if item.name in dense)
     others = [item for item in items if item.name not in dense]
-    rest = replace(question, allowance=question.allowance - taken)
+    rest = replace(problem, allowance=problem.allowance - taken)
     found = _allocated(rest, others, {}).ranks if others else {}
     ranks = {item.name: found.get(item.name) for item in items}
-    ranks |= {name: min(rank, question.most.get(name, rank)) for name, rank in found.items() if rank is not None}
+    ranks |= {name: min(rank, problem.most.get(name, rank)) for name, rank in found.items() if rank is not None}
     return RankPlan(ranks, sum(item.parameters(ranks[item.name]) for item in items))
 
 
-def _allocated(question: Question, items: Sequence[LinearSize], spectra: Mapping[str, Tensor]) -> RankPlan:
+def _allocated(problem: RankProblem, items: Sequence[LinearSize], spectra: Mapping[str, Tensor]) -> RankPlan:
     return allocate(
         items,
-        question.allowance,
-        question.rule,
+        problem.allowance,
+        problem.rule,
         spectra=spectra,
-        rank_multiple=question.rank_multiple,
-        sensitivities=_worth(question, items),
+        rank_multiple=problem.rank_multiple,
+        sensitivities=_worth(problem, items),
     )
 
 
-def _needs_spectra(question: Question) -> bool:
-    return RANK_RULES[question.rule].needs_spectra
+def _needs_spectra(problem: RankProblem) -> bool:
+    return RANK_RULES[problem.rule].needs_spectra
 
 
-def _spectra(question: Question, names: Iterable[str], kept: Kept) -> dict[str, Tensor]:
+def _spectra(problem: RankProblem, names: Iterable[str], kept: Kept) -> dict[str, Tensor]:
     names = list(names)
-    spectra = {name: one.singular_values for name, one in question.tables.items()}
+    spectra = {name: one.singular_values for name, one in problem.tables.items()}
     found = kept(name for name in names if name not in spectra)
     spectra |= {name: one.singular_values for name, one in found.items()}
     return {name: spectra[name] for name in names}
 
 
-def _worth(question: Question, items: Sequence[LinearSize]) -> dict[str, float]:
+def _worth(problem: RankProblem, items: Sequence[LinearSize]) -> dict[str, float]:
     """Sensitivities of the items; a group has that of its linears, which are of one layer."""
-    return {item.name: question.sensitivities.get(item.name.split(" + ")[0], 1.0) for item in items}
+    return {item.name: problem.sensitivities.get(item.name.split(" + ")[0], 1.0) for item in items}
 
 
-def _compared(question: Question, groups: Sequence[Group], apart: RankPlan, kept: Kept) -> list[SharedInput]:
-    if question.rule == "global":
-        names = [*(size.name for size in question.sizes), *(group.name for group in groups)]
-        available = question.allowance - sum(size.parameters(None) - size.dense for size in question.sizes)
-        spectra = _spectra(question, names, kept)
+def _compared(problem: RankProblem, groups: Sequence[Group], apart: RankPlan, kept: Kept) -> list[SharedInput]:
+    if problem.rule == "global":
+        names = [*(size.name for size in problem.sizes), *(group.name for group in groups)]
+        available = problem.allowance - sum(size.parameters(None) - size.dense for size in problem.sizes)
+        spectra = _spectra(problem, names, kept)
         return compare_at_one_price(
-            question.sizes, groups, available, spectra, question.sensitivities, question.rank_multiple
+            problem.sizes, groups, available, spectra, problem.sensitivities, problem.rank_multiple
         )
-    together = equal_ranks(question.sizes, groups, apart.ranks, question.rank_multiple)
+    together = equal_ranks(problem.sizes, groups, apart.ranks, problem.rank_multiple)
     ranks = {**apart.ranks, **together}
     compared = [group for group in groups if together[group.name] is not None]
     names = [name for group in compared for name in (*group.linears, group.name) if ranks[name] is not None]
     return compare_at_equal_weights(groups, ranks, kept(names))
 
 
-def _error(question: Question, plan: RankPlan, kept: Kept) -> float:
+def _error(problem: RankProblem, plan: RankPlan, kept: Kept) -> float:
     """Predicted squared error of a plan, for rules that need spectra."""
-    return plan_error(plan, _spectra(question, plan.ranks, kept), question.sensitivities)
+    return plan_error(plan, _spectra(problem, plan.ranks, kept), problem.sensitivities)

@@ -25,7 +25,7 @@ Side = Literal["", "reduce", "expand"]
 
 
 @dataclass(frozen=True)
-class StackQuestion:
+class StackProblem:
     """What is to be decomposed."""
 
     weights: Sequence[Float[Tensor, "out inp"]]
@@ -78,62 +78,62 @@ class StackDecomposition:
         return StackFactors(expand.to(dtype), reduce.to(dtype))
 
 
-def decompose_stack(question: StackQuestion, side: Side = "", rank: int | None = None) -> StackDecomposition:
+def decompose_stack(problem: StackProblem, side: Side = "", rank: int | None = None) -> StackDecomposition:
     """Terms of all matrices of a stack, ordered by what they are worth together.
 
     Args:
-        question: weights and moments.
+        problem: weights and moments.
         side: which factor is one for all.
         rank: how many terms are asked for; None is all.
 
     Raises:
         NumericsError: an argument holds NaN or infinity.
     """
-    sides = _Outputs.of(question)
+    sides = _Outputs.of(problem)
     if side == "reduce":
-        return _one_reduce(question, sides, rank)
-    return _one_expand(question, sides, rank) if side == "expand" else _apart(question, sides, rank)
+        return _one_reduce(problem, sides, rank)
+    return _one_expand(problem, sides, rank) if side == "expand" else _apart(problem, sides, rank)
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """L with L Lᵀ = G_out."""
+    """Lower triangular L with L Lᵀ = G_out."""
 
     root: Tensor
     fallback: str | None
 
     @staticmethod
-    def of(question: StackQuestion) -> "_Outputs":
-        out = question.weights[0].shape[0]
-        gram = question.gradient_gram
+    def of(problem: StackProblem) -> "_Outputs":
+        out = problem.weights[0].shape[0]
+        gram = problem.gradient_gram
         if gram is None:
-            return _Outputs(torch.eye(out, dtype=torch.float64, device=question.weights[0].device), None)
-        if question.by_rows:
+            return _Outputs(torch.eye(out, dtype=torch.float64, device=problem.weights[0].device), None)
+        if problem.by_rows:
             rows, fallback = row_weights(gram)
             return _Outputs(torch.diag(rows), fallback)
         return _Outputs(*output_root(gram, OUTPUT_RIDGE))
 
     def unweighted(self, left: Tensor) -> Tensor:
         """L⁻ᵀ times these columns."""
-        solved: Tensor = torch.linalg.solve(self.root.T, left)
+        solved: Tensor = torch.linalg.solve_triangular(self.root.T, left, upper=True)
         return solved
 
 
-def _inputs(question: StackQuestion, expert: int) -> tuple[Tensor, str | None]:
+def _inputs(problem: StackProblem, expert: int) -> tuple[Tensor, str | None]:
     """R with R Rᵀ = G_e."""
-    if question.grams is None:
-        weight = question.weights[0]
+    if problem.grams is None:
+        weight = problem.weights[0]
         return torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device), None
-    return square_root(question.grams[expert], "what an expert reads")
+    return square_root(problem.grams[expert], "what an expert reads")
 
 
-def _apart(question: StackQuestion, sides: _Outputs, rank: int | None) -> StackDecomposition:
+def _apart(problem: StackProblem, sides: _Outputs, rank: int | None) -> StackDecomposition:
     """Each expert's own truncated SVD of Lᵀ W_e R_e: as `decompose_two_sided`, one by one."""
     lefts, rights, told = [], [], [sides.fallback]
     errors: Tensor | None = None
-    for expert, weight in enumerate(question.weights):
+    for expert, weight in enumerate(problem.weights):
         matrix = widened(weight)
-        root, fallback = _inputs(question, expert)
+        root, fallback = _inputs(problem, expert)
         told.append(fallback)
         weighted = sides.root.T @ matrix
         found = principal_outputs(matrix, weighted @ root, rank)
@@ -142,21 +142,21 @@ def _apart(question: StackQuestion, sides: _Outputs, rank: int | None) -> StackD
         scale = size.clamp(min=float(size.max()) * 1e-12 or 1.0).sqrt()
         lefts.append((terms.left * scale).to(torch.float32))
         rights.append((terms.right / scale[:, None]).to(torch.float32))
-        lost = terms.spectrum.all_squared_errors() * float(question.shares[expert])
+        lost = terms.spectrum.all_squared_errors() * float(problem.shares[expert])
         errors = lost if errors is None else errors + lost
     assert errors is not None
     return StackDecomposition(torch.stack(lefts), torch.stack(rights), _spectrum(errors, told))
 
 
-def _one_expand(question: StackQuestion, sides: _Outputs, rank: int | None) -> StackDecomposition:
+def _one_expand(problem: StackProblem, sides: _Outputs, rank: int | None) -> StackDecomposition:
     """One B: the principal directions of all weighted outputs Lᵀ W_e x together. It is the best that there is."""
-    out = question.weights[0].shape[0]
-    squared = torch.zeros(out, out, dtype=torch.float64, device=question.weights[0].device)
+    out = problem.weights[0].shape[0]
+    squared = torch.zeros(out, out, dtype=torch.float64, device=problem.weights[0].device)
     told = [sides.fallback]
-    for expert, weight in enumerate(question.weights):
-        root, fallback = _inputs(question, expert)
+    for expert, weight in enumerate(problem.weights):
+        root, fallback = _inputs(problem, expert)
         outputs = sides.root.T @ widened(weight) @ root
-        squared += float(question.shares[expert]) * outputs @ outputs.T
+        squared += float(problem.shares[expert]) * outputs @ outputs.T
         told.append(fallback)
     energies, vectors = eigh(squared)
     energies, vectors = energies.flip(0).clamp(min=0), vectors.flip(1)
@@ -164,44 +164,42 @@ def _one_expand(question: StackQuestion, sides: _Outputs, rank: int | None) -> S
     count = out if rank is None else min(rank, out)
     vectors = vectors[:, :count]
     left = sides.unweighted(vectors)
-    reads = (energies[:count] / float(question.shares.sum())).sqrt()
+    reads = (energies[:count] / float(problem.shares.sum())).sqrt()
     size = (reads / left.norm(dim=0)).clamp(min=float((reads / left.norm(dim=0)).max()) * 1e-12 or 1.0)
     scale = size.sqrt()
-    rights = [(vectors.T @ (sides.root.T @ widened(weight)) / scale[:, None]).float() for weight in question.weights]
+    rights = [(vectors.T @ (sides.root.T @ widened(weight)) / scale[:, None]).float() for weight in problem.weights]
     return StackDecomposition((left * scale).float()[None], torch.stack(rights), _spectrum(errors[: count + 1], told))
 
 
-def _one_reduce(question: StackQuestion, sides: _Outputs, rank: int | None) -> StackDecomposition:
+def _one_reduce(problem: StackProblem, sides: _Outputs, rank: int | None) -> StackDecomposition:
     """One A: the principal right directions of all Lᵀ W_e R, R of what all experts read; then each expert's best B_e.
 
     With A given, the best B_e = W_e G_e Aᵀ (A G_e Aᵀ)⁻¹. With C the Cholesky factor of A G_e Aᵀ that is P_e C⁻¹, with
     P_e = W_e G_e Aᵀ C⁻ᵀ, whose columns are what each further row of A brings: errors of all ranks at once.
     """
-    device, features = question.weights[0].device, question.weights[0].shape[1]
+    device, features = problem.weights[0].device, problem.weights[0].shape[1]
     identity = torch.eye(features, dtype=torch.float64, device=device)
-    root, about = (identity, None) if question.layer_gram is None else square_root(question.layer_gram)
+    root, about = (identity, None) if problem.layer_gram is None else square_root(problem.layer_gram)
     squared = torch.zeros(features, features, dtype=torch.float64, device=device)
-    for expert, weight in enumerate(question.weights):
+    for expert, weight in enumerate(problem.weights):
         outputs = sides.root.T @ widened(weight) @ root
-        squared += float(question.shares[expert]) * outputs.T @ outputs
-    count = min(features, len(question.weights) * question.weights[0].shape[0], rank or features)
+        squared += float(problem.shares[expert]) * outputs.T @ outputs
+    count = min(features, len(problem.weights) * problem.weights[0].shape[0], rank or features)
     _, vectors = eigh(squared)
-    reduce = torch.linalg.solve(root.T, vectors.flip(1)[:, :count]).T
+    reduce = torch.linalg.solve_triangular(root.T, vectors.flip(1)[:, :count], upper=True).T
     parts, mixes, told = [], [], [sides.fallback, about]
     errors = torch.zeros(count + 1, dtype=torch.float64, device=device)
-    for expert, weight in enumerate(question.weights):
+    for expert, weight in enumerate(problem.weights):
         matrix = widened(weight)
-        gram = identity if question.grams is None else question.grams[expert].to(torch.float64)
+        gram = identity if problem.grams is None else problem.grams[expert].to(torch.float64)
         corner, fallback = square_root(reduce @ gram @ reduce.T, "what an expert makes of what it reads")
         told.append(fallback)
-        if corner.triu(1).any():  # not Cholesky's: a basis all the same, but of no nested ranks
-            corner = torch.linalg.cholesky(corner @ corner.T + 1e-12 * torch.eye(count).to(corner))
         inverse = torch.linalg.solve_triangular(corner, torch.eye(count).to(corner), upper=False)
         part = matrix @ gram @ reduce.T @ inverse.T
         gains = (sides.root.T @ part).square().sum(0)
         whole = (sides.root.T @ matrix @ gram * (sides.root.T @ matrix)).sum()
         lost = (whole - torch.cat([gains.new_zeros(1), gains.cumsum(0)])).clamp(min=0)
-        errors += float(question.shares[expert]) * lost
+        errors += float(problem.shares[expert]) * lost
         parts.append(part.float())
         mixes.append(inverse.float())
     spectrum = _spectrum(errors.cpu(), told)
