@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 import makd
 from makd.anatomy import resolve
 from makd.ranks.allocation import LinearSize, allocate, smallest_parameters
-from makd.ranks.sharing import InputGroup, by_linear, compare_at_one_price, plan_error, with_groups
+from makd.ranks.sharing import (
+    InputGroup,
+    by_linear,
+    compare_at_equal_weights,
+    compare_at_one_price,
+    plan_error,
+    with_groups,
+)
 from makd.solvers import decompose_fisher, decompose_two_sided, decompose_whitened
+from makd.solvers.factors import Spectrum
 from makd.solvers.fisher import FLOOR
 from makd.student.linear import dense_weight
 from makd.student.shared_linear import FollowingLinear, stacked_linear
@@ -126,6 +134,17 @@ def test_linears_share_where_their_inputs_matter_in_the_same_directions(shared):
     (found,) = compare_at_one_price(sizes, [GROUP], 3 * 6 * 64, spectra, {}, 1)
     assert found.shared == shared
     assert (found.together < found.separate) == shared
+
+
+@pytest.mark.parametrize(("together", "shared"), [(0.98, True), (0.995, False), (1.0, False)])
+def test_what_is_better_by_less_than_predictions_are_worth_is_not_shared(together, shared):
+    def lost(error):
+        return Spectrum(torch.tensor([2.0, error**0.5], dtype=torch.float64))
+
+    spectra = {"q": lost(0.5), "k": lost(0.25), "v": lost(0.25), GROUP.name: lost(together)}
+    (found,) = compare_at_equal_weights([GROUP], dict.fromkeys(spectra, 1), spectra)
+    assert (found.separate, found.together) == (pytest.approx(1.0), pytest.approx(together))
+    assert found.shared == shared
 
 
 def test_the_better_way_at_one_price_has_the_smaller_error_at_one_budget():
