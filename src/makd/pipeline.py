@@ -212,9 +212,11 @@ def data_of(student: str) -> DataConfig | TaskConfig:
         DataError: it has no recipe; or was made with a list of texts, which the recipe does not hold.
         UnknownNameError: the recipe has a setting that there is not.
     """
-    recipe = Path(locate(student).folder) / "recipe.yaml"
+    folder = Path(locate(student).folder)
+    recipe = folder / "recipe.yaml"
     if not recipe.is_file():
-        raise no_text(f"No text was given, and {student} does not say which it was made with")
+        where = f"{student} does not say" if folder.is_dir() else f"there is no folder {student} that says"
+        raise no_text(f"No text was given, and {where} which it was made with")
     written = read_yaml(recipe)
     if not isinstance(written, dict) or not isinstance(written.get("task") or written.get("data", 0), dict | None):
         raise DataError(f"{recipe} is no recipe that makd wrote: it names no data. Give --data.path or --task.")

@@ -1,5 +1,6 @@
 """Answers to instructions: which prompts a model reads, what it writes, and how that is scored."""
 
+import copy
 import json
 
 import pytest
@@ -83,6 +84,31 @@ def test_a_row_with_one_reference_may_hold_it_as_a_text(file):
     rows = [{"ask": row["prompt"], "gold": row["output"][0]} for row in ROWS]
     config = InstructionsConfig(path=file(rows), prompt_columns=("ask",), reference_column="gold")
     assert load_instructions(config).references[1] == ["list and tuple"]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "reference"),
+    [
+        ({"prompt": "Why?", "response": "So."}, "Why?", "So."),
+        ({"prompt": "Why?", "completion": "So."}, "Why?", "So."),
+        ({"instruction": "Sum up", "context": "a b", "response": "ab", "category": "c"}, "Sum up\n\na b", "ab"),
+        # as MiniLLM's rows have it: the prompt is made of the others, and stands besides
+        ({"instruction": "Sum", "input": "1 2", "prompt": "## Sum: 1 2", "output": "3"}, "## Sum: 1 2", "3"),
+    ],
+)
+def test_columns_are_found_by_the_names_that_they_usually_have(file, caplog, row, prompt, reference):
+    with caplog.at_level("INFO"):
+        found = load_instructions(InstructionsConfig(path=file([row])))
+    assert (found.prompts, found.references) == ([prompt], [[reference]])
+    assert "prompts are read from" in caplog.text
+
+
+def test_prompts_that_go_past_the_chat_template_are_told(file, tokenizer, model, caplog):
+    chatting = copy.deepcopy(tokenizer)
+    chatting.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with caplog.at_level("INFO"):
+        prompts_of(InstructionsConfig(path=file(), **FEW), chatting, model)
+    assert "instructions.template auto asks through the chat template" in caplog.text
 
 
 def test_rouge_l_is_the_best_f1_over_references_of_stemmed_words():

@@ -4,6 +4,7 @@ The defaults are the protocol of MiniLLM (Gu et al., 2024): five seeds, sampled 
 distribution, prompts of 256 tokens at most and as many for the answer.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +20,16 @@ from makd.errors import DataError, SettingError
 from makd.generation import Sampling
 from makd.kinds import checked
 
+logger = logging.getLogger(__name__)
+
 AUTO, NONE = "auto", "none"
 """Templates: the tokenizer's own for chats, and none."""
 PROMPT = "{prompt}"
 """Where the prompt stands in a template that is written out."""
+PROMPTS = (("prompt",), ("instruction", "input"), ("instruction", "context"), ("instruction",), ("question",))
+"""Columns that make a prompt, by the names that they usually have; the first that are all there."""
+REFERENCES = ("output", "response", "completion", "answer")
+"""The same of references."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +43,11 @@ class InstructionsConfig:
     """Configuration of a hub data set."""
     split: str | None = None
     """None takes `test`, else `validation`, else the only one."""
-    prompt_columns: tuple[str, ...] = ("prompt",)
-    """What a model is asked; several columns are joined, an empty line between, those that are blank left out."""
-    reference_column: str = "output"
-    """A text, or a list of texts of which the best counts."""
+    prompt_columns: tuple[str, ...] | None = None
+    """What a model is asked; several columns are joined, an empty line between, those that are blank left out. None
+    takes the first of `PROMPTS` that are there."""
+    reference_column: str | None = None
+    """A text, or a list of texts of which the best counts. None takes the first of `REFERENCES` that is there."""
     template: str = NONE
     """`none` gives the prompt as it is, after what the tokenizer puts before a text; `auto` as a user's message in the
     tokenizer's chat template; or what stands around a prompt up to the answer, with {prompt} in it once."""
@@ -63,7 +71,7 @@ class InstructionsConfig:
     def __post_init__(self) -> None:
         for name in ("prompt_columns", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if values is not None and (not values or len(set(values)) < len(values)):
                 raise SettingError(f"instructions.{name} is a list of at least one, all different; got {list(values)}.")
         for name in ("rows", "max_prompt_tokens", "max_answer_tokens", "batch_size"):
             value = getattr(self, name)
@@ -134,10 +142,10 @@ def load_instructions(config: InstructionsConfig) -> Instructions:
     rows = rows if config.rows is None else rows.select(range(min(config.rows, len(rows))))
     if len(rows) == 0:
         raise DataError(f"{config.path} holds no rows to answer.")
-    _check_columns(rows, config)
-    columns = [rows[name] for name in config.prompt_columns]
+    asked, reference = _find_columns(rows, config)
+    columns = [rows[name] for name in asked]
     prompts = ["\n\n".join(part for part in parts if part and part.strip()) for parts in zip(*columns, strict=True)]
-    references = [_as_list(value) for value in rows[config.reference_column]]
+    references = [_as_list(value) for value in rows[reference]]
     for what, found in (("prompt", prompts), ("reference", references)):
         empty = [place for place, value in enumerate(found) if not value]
         if empty:
@@ -218,6 +226,8 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templ
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return [list(row) for row in found]
+    if template == NONE and tokenizer.chat_template:
+        logger.info("prompts are asked as they are; instructions.template auto asks through the chat template")
     before = list(find_marks(tokenizer).before)
     texts = [prompt if template == NONE else template.replace(PROMPT, prompt) for prompt in prompts]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -246,19 +256,27 @@ def _choose_split(splits: DatasetDict, config: InstructionsConfig) -> str:
     return name
 
 
-def _check_columns(rows: Dataset, config: InstructionsConfig) -> None:
-    """Whether the columns are there and hold text, or lists of texts for references."""
-    settings = {name: "prompt_columns" for name in config.prompt_columns} | {
-        config.reference_column: "reference_column"
-    }
+def _find_columns(rows: Dataset, config: InstructionsConfig) -> tuple[tuple[str, ...], str]:
+    """Columns of the prompts and of the references, which are there and hold text, or lists of texts for references."""
+    there = rows.column_names
+    asked, reference = config.prompt_columns, config.reference_column
+    if asked is None:
+        asked = next((names for names in PROMPTS if set(names) <= set(there)), PROMPTS[0])
+    if reference is None:
+        reference = next((name for name in REFERENCES if name in there and name not in asked), REFERENCES[0])
+    settings = {name: "prompt_columns" for name in asked} | {reference: "reference_column"}
     for name, setting in settings.items():
-        if name not in rows.column_names:
+        if name not in there:
             raise DataError(
-                f"{config.path} has no column {name!r} (instructions.{setting}); it has {', '.join(rows.column_names)}."
+                f"{config.path} has no column {name!r} (instructions.{setting}); it has {', '.join(there)}."
             )
-    kind: Any = rows.features[config.reference_column]
+    if config.prompt_columns is None or config.reference_column is None:
+        told = ", ".join(map(repr, asked))
+        logger.info("%s: prompts are read from %s, references from %r", config.path, told, reference)
+    kind: Any = rows.features[reference]
     lists = isinstance(kind, List | LargeList) and getattr(kind.feature, "dtype", None) in STRINGS
-    check_strings(rows, [*config.prompt_columns, *([] if lists else [config.reference_column])], config.path)
+    check_strings(rows, [*asked, *([] if lists else [reference])], config.path)
+    return asked, reference
 
 
 def _as_list(value: Any) -> list[str]:
