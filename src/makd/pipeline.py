@@ -29,7 +29,7 @@ from makd.distill import (
 from makd.errors import DataError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
-from makd.evaluation.instructions import encode_prompts
+from makd.evaluation.prompts import encode_prompts
 from makd.factorization.factorize import make_student
 from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes

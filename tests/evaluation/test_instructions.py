@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import makd
 from makd.errors import DataError, SettingError
 from makd.evaluation.answers import mean_rouge_l
-from makd.evaluation.instructions import InstructionsConfig, encode_prompts, load_instructions
+from makd.evaluation.instructions import InstructionsConfig, load_instructions
+from makd.evaluation.prompts import encode_prompts
 from makd.generation import Sampling, generate, stop_tokens
 from tests.models import tiny
 
@@ -101,6 +102,37 @@ def test_columns_are_found_by_the_names_that_they_usually_have(file, caplog, row
         found = load_instructions(InstructionsConfig(path=file([row])))
     assert (found.prompts, found.references) == ([prompt], [[reference]])
     assert "prompts are read from" in caplog.text
+
+
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Name a list"},
+    {"role": "assistant", "content": "of names"},
+    {"role": "user", "content": "and of it"},
+    {"role": "assistant", "content": "a list of it"},
+    {"role": "user", "content": "thanks"},
+]
+
+
+def test_conversations_are_asked_up_to_their_last_answer_through_the_chat_template(file, tokenizer, model):
+    chatting = copy.deepcopy(tokenizer)
+    chatting.chat_template = (
+        "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} [SEP] {% endfor %}"
+        "{% if add_generation_prompt %}answer{% endif %}"
+    )
+    config = InstructionsConfig(path=file([{"messages": CHAT}]), template="auto", **FEW)
+    found = load_instructions(config)
+    assert (found.prompts, found.messages, found.references) == (["and of it"], [CHAT[:4]], [["a list of it"]])
+    (ids,) = prompts_of(config, chatting, model).ids
+    text = "system Be short. [SEP] user Name a list [SEP] assistant of names [SEP] user and of it [SEP] answer"
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_conversations_are_not_asked_past_the_chat_template_and_need_an_answer(file):
+    with pytest.raises(SettingError, match=r"holds conversations \(column 'messages'\).*template auto"):
+        load_instructions(InstructionsConfig(path=file([{"messages": CHAT}])))
+    with pytest.raises(DataError, match=r"1 of 1 rows.*no reference"):
+        load_instructions(InstructionsConfig(path=file([{"messages": CHAT[:2]}]), template="auto"))
 
 
 def test_prompts_that_go_past_the_chat_template_are_told(file, tokenizer, model, caplog):

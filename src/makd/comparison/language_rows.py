@@ -18,7 +18,8 @@ from makd.data import Batch, DataConfig, has_completions, load_texts, make_batch
 from makd.errors import SettingError
 from makd.evaluation import fidelity, perplexity
 from makd.evaluation.answers import answer_prompts, open_instructions
-from makd.evaluation.instructions import Instructions, Prompts, encode_prompts
+from makd.evaluation.instructions import Instructions
+from makd.evaluation.prompts import Prompts, encode_prompts
 from makd.progress import OnProgress
 
 TEXT, OTHER = "text", "other"

@@ -81,10 +81,15 @@ def find_columns(rows: Dataset, config: DataConfig) -> Columns | None:
     return found
 
 
+def find_chats(rows: Dataset) -> str | None:
+    """The column that holds whole conversations, by its name and what is in it; None if there is none."""
+    return next((name for name in CHATS if name in rows.column_names and _is_messages(rows.features[name])), None)
+
+
 def _guess(rows: Dataset) -> Columns | None:
-    for name in CHATS:
-        if name in rows.column_names and _is_messages(rows.features[name]):
-            return Columns((name,), None)
+    chats = find_chats(rows)
+    if chats is not None:
+        return Columns((chats,), None)
     for needed, besides, answers in PAIRS:
         if all(name in rows.column_names for name in needed):
             response = next((name for name in answers if name in rows.column_names), None)

@@ -14,7 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.errors import SettingError
-from makd.evaluation.instructions import Instructions, InstructionsConfig, Prompts, encode_prompts, load_instructions
+from makd.evaluation.instructions import Instructions, InstructionsConfig, load_instructions
+from makd.evaluation.prompts import Prompts, encode_prompts
 from makd.generation import generate, stop_tokens
 from makd.kinds import takes
 from makd.progress import OnProgress, Progress, nobody

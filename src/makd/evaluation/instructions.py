@@ -1,4 +1,4 @@
-"""Station 8: rows of instructions with references, as prompts that a model can answer.
+"""Station 8: rows of instructions with references, of any layout.
 
 The defaults are the protocol of MiniLLM (Gu et al., 2024): five seeds, sampled at temperature 1 from the whole
 distribution, prompts of 256 tokens at most and as many for the answer.
@@ -10,22 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, LargeList, List
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.anatomy.limits import token_limit
-from makd.data import check_strings, load_splits, reads_blocks, validation_split
+from makd.data import check_strings, load_splits, validation_split
+from makd.data.conversations import MESSAGES, Columns, Message, as_conversations, find_chats
 from makd.data.guess import STRINGS
-from makd.data.marks import find_marks
+from makd.data.settings import AUTO, NONE, PROMPT
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling
 from makd.kinds import checked
 
 logger = logging.getLogger(__name__)
 
-AUTO, NONE = "auto", "none"
-"""Templates: the tokenizer's own for chats, and none."""
-PROMPT = "{prompt}"
-"""Where the prompt stands in a template that is written out."""
 PROMPTS = (("prompt",), ("instruction", "input"), ("instruction", "context"), ("instruction",), ("question",))
 """Columns that make a prompt, by the names that they usually have; the first that are all there."""
 REFERENCES = ("output", "response", "completion", "answer")
@@ -45,7 +40,7 @@ class InstructionsConfig:
     """None takes `test`, else `validation`, else the only one."""
     prompt_columns: tuple[str, ...] | None = None
     """What a model is asked; several columns are joined, an empty line between, those that are blank left out. None
-    takes the first of `PROMPTS` that are there."""
+    takes a column of conversations, whose last answers are the references, or the first of `PROMPTS` that are there."""
     reference_column: str | None = None
     """A text, or a list of texts of which the best counts. None takes the first of `REFERENCES` that is there."""
     template: str = NONE
@@ -113,21 +108,20 @@ class Instructions:
 
     config: InstructionsConfig
     prompts: list[str]
+    """Of a conversation what the user said last."""
+    messages: list[list[Message]]
+    """The same as conversations, up to where the answer is due."""
     references: list[list[str]]
     """Of each prompt, at least one."""
 
-
-@dataclass(frozen=True)
-class Prompts:
-    """Rows as a model reads them."""
-
-    rows: Instructions
-    """Those that are answered."""
-    ids: list[list[int]]
-    cut: int
-    """How many prompts lost their end."""
-    dropped: int
-    """How many rows were left out."""
+    def select(self, places: Sequence[int]) -> "Instructions":
+        """The rows in these places."""
+        return Instructions(
+            self.config,
+            [self.prompts[place] for place in places],
+            [self.messages[place] for place in places],
+            [self.references[place] for place in places],
+        )
 
 
 def load_instructions(config: InstructionsConfig) -> Instructions:
@@ -136,115 +130,23 @@ def load_instructions(config: InstructionsConfig) -> Instructions:
     Raises:
         DataError: there is nothing at `path`, a split or column is missing or holds something else, or a row has no
             prompt or no reference.
+        SettingError: the rows are conversations, and are to be asked past the chat template.
     """
     splits = load_splits(config.path, config.name)
     rows = splits[_choose_split(splits, config)]
     rows = rows if config.rows is None else rows.select(range(min(config.rows, len(rows))))
     if len(rows) == 0:
         raise DataError(f"{config.path} holds no rows to answer.")
-    asked, reference = _find_columns(rows, config)
-    columns = [rows[name] for name in asked]
-    prompts = ["\n\n".join(part for part in parts if part and part.strip()) for parts in zip(*columns, strict=True)]
-    references = [_as_list(value) for value in rows[reference]]
-    for what, found in (("prompt", prompts), ("reference", references)):
-        empty = [place for place, value in enumerate(found) if not value]
+    chats = find_chats(rows) if config.prompt_columns is None and config.reference_column is None else None
+    found = _read_pairs(rows, config) if chats is None else _read_chats(rows, chats, config)
+    for what, values in (("prompt", found.prompts), ("reference", found.references)):
+        empty = [place for place, value in enumerate(values) if not value]
         if empty:
             raise DataError(
                 f"{len(empty)} of {len(rows)} rows of {config.path} have no {what}, the first is row {empty[0]}: an "
                 "answer to it could not be scored. Take them out."
             )
-    return Instructions(config, prompts, references)
-
-
-def encode_prompts(instructions: Instructions, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Prompts:
-    """The prompts as `model` reads them.
-
-    Raises:
-        SettingError: the model writes no text; the tokenizer has no chat template and one is asked for; prompt and
-            answer are beyond the model's positions.
-        DataError: a prompt is too long and is to be refused, or all of them were dropped.
-    """
-    config, limit = instructions.config, token_limit(model)
-    apart = bool(model.config.is_encoder_decoder)
-    if not (reads_blocks(model) or (apart and model.can_generate())):
-        raise SettingError(
-            f"Instructions are answered by language models; {type(model).__name__} is none. Give the model with its "
-            "head (recipe.head causal_lm, or seq2seq_lm)."
-        )
-    sides = (config.max_prompt_tokens, config.max_answer_tokens)
-    together = max(sides) if apart else sum(sides)
-    if limit is not None and together > limit:
-        raise SettingError(
-            f"instructions.max_prompt_tokens {'and' if apart else '+'} max_answer_tokens are "
-            f"{f'{sides[0]} and {sides[1]}' if apart else together}, but {type(model).__name__} has "
-            f"positions for {limit}{' on each side' if apart else ''}. Lower them."
-        )
-    if apart:
-        ids = _whole_texts(instructions.prompts, tokenizer, config)
-    else:
-        ids = prompt_ids(instructions.prompts, tokenizer, config.template)
-    longer = [place for place, row in enumerate(ids) if len(row) > config.max_prompt_tokens]
-    if longer and config.longer == "refuse":
-        raise DataError(
-            f"{len(longer)} of {len(ids)} prompts of {config.path} have more than instructions.max_prompt_tokens = "
-            f"{config.max_prompt_tokens} tokens; the longest has {max(map(len, ids))}. Raise it, or say with "
-            "instructions.longer to 'drop' them or to 'cut' off their ends."
-        )
-    if config.longer == "cut":
-        # what ends an encoder's text stays
-        end = len(find_marks(tokenizer).after) if apart else 0
-        most = config.max_prompt_tokens
-        cut = [row if len(row) <= most else row[: most - end] + row[len(row) - end :] for row in ids]
-        return Prompts(instructions, cut, cut=len(longer), dropped=0)
-    kept = [place for place in range(len(ids)) if place not in set(longer)]
-    if not kept:
-        raise DataError(
-            f"Every prompt of {config.path} is longer than {config.max_prompt_tokens} tokens: none is left."
-        )
-    rows = Instructions(
-        config,
-        [instructions.prompts[place] for place in kept],
-        [instructions.references[place] for place in kept],
-    )
-    return Prompts(rows, [ids[place] for place in kept], cut=0, dropped=len(longer))
-
-
-def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str) -> list[list[int]]:
-    """Token ids of prompts up to where an answer begins.
-
-    Raises:
-        SettingError: `template` is `auto` and the tokenizer has none.
-    """
-    if template == AUTO:
-        if not tokenizer.chat_template:
-            raise SettingError(
-                "instructions.template is 'auto', and the tokenizer has no chat template. Give prompts as they are "
-                "(`instructions.template: none`), what stands around them, or a tokenizer that has one."
-            )
-        messages: Any = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        found: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return [list(row) for row in found]
-    if template == NONE and tokenizer.chat_template:
-        logger.info("prompts are asked as they are; instructions.template auto asks through the chat template")
-    before = list(find_marks(tokenizer).before)
-    texts = [prompt if template == NONE else template.replace(PROMPT, prompt) for prompt in prompts]
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [row if before and row[: len(before)] == before else before + row for row in encoded]
-
-
-def _whole_texts(
-    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: InstructionsConfig
-) -> list[list[int]]:
-    """Token ids of prompts as an encoder reads them: whole texts, with what the tokenizer puts around each."""
-    if config.template == AUTO:
-        raise SettingError(
-            "instructions.template is 'auto', a chat's, and an encoder-decoder reads a prompt as it is. Take 'none', "
-            "or what stands around a prompt."
-        )
-    texts = [prompt if config.template == NONE else config.template.replace(PROMPT, prompt) for prompt in prompts]
-    return [list(row) for row in tokenizer(texts, verbose=False)["input_ids"]]
+    return found
 
 
 def _choose_split(splits: DatasetDict, config: InstructionsConfig) -> str:
@@ -254,6 +156,36 @@ def _choose_split(splits: DatasetDict, config: InstructionsConfig) -> str:
         told = f"no split {config.split!r}" if config.split else "neither `test` nor `validation`"
         raise DataError(f"{config.path} has {told}; it has {', '.join(splits)}. Name one with instructions.split.")
     return name
+
+
+def _read_pairs(rows: Dataset, config: InstructionsConfig) -> Instructions:
+    """Of columns of prompts and references."""
+    asked, reference = _find_columns(rows, config)
+    columns = [rows[name] for name in asked]
+    prompts = ["\n\n".join(part for part in parts if part and part.strip()) for parts in zip(*columns, strict=True)]
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return Instructions(config, prompts, messages, [_as_list(value) for value in rows[reference]])
+
+
+def _read_chats(rows: Dataset, column: str, config: InstructionsConfig) -> Instructions:
+    """Of whole conversations: each up to its last answer, which is the reference."""
+    if config.template != AUTO:
+        raise SettingError(
+            f"{config.path} holds conversations (column {column!r}), which are asked through the tokenizer's chat "
+            f"template: give instructions.template {AUTO}. Or name columns of text with instructions.prompt_columns."
+        )
+    logger.info(
+        "%s: conversations are read from the column %r; their last answers are the references", config.path, column
+    )
+    prompts, messages, references = [], [], []
+    for row in as_conversations(rows, Columns((column,), None), config.path):
+        said: list[Message] = row[MESSAGES]
+        answers = [place for place, message in enumerate(said) if message["role"] == "assistant"]
+        before = said[: answers[-1]] if answers else said
+        prompts.append(before[-1]["content"].strip() if before else "")
+        messages.append(before)
+        references.append(_as_list(said[answers[-1]]["content"]) if answers else [])
+    return Instructions(config, prompts, messages, references)
 
 
 def _find_columns(rows: Dataset, config: InstructionsConfig) -> tuple[tuple[str, ...], str]:
