@@ -86,20 +86,20 @@ def finetune(
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else nobody
         with telling("load", progress):
-            lesson = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
+            tuning = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
         if is_shared():
-            data = lesson.data
-            check_same_everywhere(identify_run(plain(recipe), data.train, data.tokenizer, lesson.learner))
-        identity = _identify(lesson)
+            data = tuning.data
+            check_same_everywhere(identify_run(plain(recipe), data.train, data.tokenizer, tuning.learner))
+        identity = _identify(tuning)
         with folder.work() as result:
-            _check_begin(lesson, identity)
-            with float32_weights(lesson.learner):
-                tokens, lesson.seconds["train"] = _train(lesson)
-            return _finish(lesson, tokens, result, started)
+            _check_begin(tuning, identity)
+            with float32_weights(tuning.learner):
+                tokens, tuning.seconds["train"] = _train(tuning)
+            return _finish(tuning, tokens, result, started)
 
 
 @dataclass
-class _Lesson:
+class _FineTuning:
     """What is taught, and where the result goes. Of several processes each has its own; the first checks and writes."""
 
     model: str
@@ -123,7 +123,7 @@ def _load(
     folder: OutputFolder,
     tokenizer: str | PreTrainedTokenizerBase | None,
     progress: OnProgress,
-) -> _Lesson:
+) -> _FineTuning:
     device = recipe.find_device()
     if recipe.uses_bfloat16:
         tell_slow_bfloat16(device)
@@ -135,65 +135,65 @@ def _load(
         replace(rows, extra=None), words, learner, recipe.seed
     )  # what has no labels teaches nothing here
     name = tokenizer_name(tokenizer)
-    return _Lesson(model, task, recipe, folder, progress, name, device, words, learner, save_dtype, data)
+    return _FineTuning(model, task, recipe, folder, progress, name, device, words, learner, save_dtype, data)
 
 
 @in_first
-def _identify(lesson: _Lesson) -> dict[str, Any]:
+def _identify(tuning: _FineTuning) -> dict[str, Any]:
     """What a run that resumes is compared by, but for the weights; empty where no checkpoints are kept."""
-    recipe = lesson.recipe
-    if not (lesson.folder.resume or recipe.training.save_every):
+    recipe = tuning.recipe
+    if not (tuning.folder.resume or recipe.training.save_every):
         return {}
     known = {name: value for name, value in plain(recipe).items() if name not in ("evaluation_batch_size", "device")}
-    settings = {"command": "finetune", **known, "device": lesson.device.type}
-    return identify_run(settings, lesson.data.train, lesson.data.tokenizer)
+    settings = {"command": "finetune", **known, "device": tuning.device.type}
+    return identify_run(settings, tuning.data.train, tuning.data.tokenizer)
 
 
 @in_first
-def _check_begin(lesson: _Lesson, identity: dict[str, Any]) -> None:
+def _check_begin(tuning: _FineTuning, identity: dict[str, Any]) -> None:
     """Note what this run is of, or refuse to resume another one; and to begin with what the disk has no room for."""
-    folder, learner = lesson.folder, lesson.learner
+    folder, learner = tuning.folder, tuning.learner
     if identity:
         whole = with_start(identity, learner)
         if folder.resume:
             check_same_run(folder.identity, whole)
         else:
             write_identity(folder.identity, whole)
-    keeps = lesson.recipe.training.save_every is not None and not folder.resume
+    keeps = tuning.recipe.training.save_every is not None and not folder.resume
     folder.check_room(stored_bytes(learner) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
 
 
 @in_first
-def _finish(lesson: _Lesson, tokens: int, result: Path, started: float) -> Report:
+def _finish(tuning: _FineTuning, tokens: int, result: Path, started: float) -> Report:
     """Measure the model as it is saved, and write it with what belongs to it."""
-    learner, recipe = lesson.learner, lesson.recipe
-    round_weights_(learner, lesson.save_dtype)
+    learner, recipe = tuning.learner, tuning.recipe
+    round_weights_(learner, tuning.save_dtype)
     check_finite(learner, "The fine-tuned model")
     start = time.perf_counter()
-    found = lesson.data.evaluate(learner, recipe.evaluation_batch_size, lesson.progress)
-    lesson.seconds["evaluate"] = time.perf_counter() - start
+    found = tuning.data.evaluate(learner, recipe.evaluation_batch_size, tuning.progress)
+    tuning.seconds["evaluate"] = time.perf_counter() - start
     mark_student(learner)  # a new head changed what its config counts
-    with stored_in(learner, lesson.save_dtype):
+    with stored_in(learner, tuning.save_dtype):
         learner.save_pretrained(result)
-    lesson.words.save_pretrained(result)
+    tuning.words.save_pretrained(result)
     metrics = {
-        "task": {"name": lesson.task.name, "after": found},
+        "task": {"name": tuning.task.name, "after": found},
         "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
         "bytes": bytes_on_disk(result),
-        "seconds": {**lesson.seconds, "total": time.perf_counter() - started},
-        "tokens": {"training": tokens, "evaluation": _count(lesson.data)},
+        "seconds": {**tuning.seconds, "total": time.perf_counter() - started},
+        "tokens": {"training": tokens, "evaluation": _count(tuning.data)},
         "fingerprint": fingerprint(learner),
     }
-    settings: dict[str, Any] = {"model": lesson.model, "task": lesson.task, "recipe": recipe}
-    write_recipe(result, {**settings, "output": lesson.folder.path, "tokenizer": lesson.tokenizer_name})
+    settings: dict[str, Any] = {"model": tuning.model, "task": tuning.task, "recipe": recipe}
+    write_recipe(result, {**settings, "output": tuning.folder.path, "tokenizer": tuning.tokenizer_name})
     write_json(result / "metrics.json", metrics)
-    write_json(result / "environment.json", describe_environment(lesson.device, recipe.seed))
-    return Report(lesson.folder.path, metrics)
+    write_json(result / "environment.json", describe_environment(tuning.device, recipe.seed))
+    return Report(tuning.folder.path, metrics)
 
 
-def _train(lesson: _Lesson) -> tuple[int, float]:
+def _train(tuning: _FineTuning) -> tuple[int, float]:
     """Train in place; gives the real tokens that were read, and the seconds that it took."""
-    model, task, recipe, checkpoints = lesson.learner, lesson.data, lesson.recipe, lesson.folder.checkpoints
+    model, task, recipe, checkpoints = tuning.learner, tuning.data, tuning.recipe, tuning.folder.checkpoints
     training = recipe.training.with_products_in(check_dtype(recipe.dtype))
     if training.steps == 0:
         return 0, 0.0
@@ -210,10 +210,10 @@ def _train(lesson: _Lesson) -> tuple[int, float]:
             train_dataset=task.train,
             eval_dataset=task.held_out,
             data_collator=collator(task.tokenizer, model),
-            callbacks=[ReportSteps(lesson.progress, "fine-tune")],
+            callbacks=[ReportSteps(tuning.progress, "fine-tune")],
         )
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-        tokens = train(trainer, checkpoints, lesson.folder.resume)
+        tokens = train(trainer, checkpoints, tuning.folder.resume)
     model.eval()
     return tokens, time.perf_counter() - start
 

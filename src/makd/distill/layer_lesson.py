@@ -130,12 +130,12 @@ def teach_layer_(
     module, theirs = (model.get_submodule(layer.module) for model in (student, teacher))
     dtypes = {parameter: parameter.dtype for parameter in module.parameters()}
     with in_eval(module, theirs), float32_weights(module), _learning(module), torch.enable_grad():
-        lesson = _Lesson(
+        training = _LayerTraining(
             student, teacher, anatomy, layer, inside_layer(plan, layer), calls, student_calls or calls,
             teacher_states, student_states, teacher_outputs, settings,
         )  # fmt: skip
         try:
-            learned = _teach(lesson, dtypes, seed)
+            learned = _teach(training, dtypes, seed)
         except NumericsError as error:
             raise NumericsError(
                 f"Layer {layer.index} cannot be taught at layerwise.learning_rate {settings.learning_rate}: {error}"
@@ -161,7 +161,7 @@ def _learning(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class _Lesson:
+class _LayerTraining:
     """One layer on both sides, and the batches that it reads."""
 
     student: PreTrainedModel
@@ -218,30 +218,30 @@ class _Lesson:
         return total / sum(weights)
 
 
-def _teach(lesson: _Lesson, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerLesson:
+def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerLesson:
     """Steps until the last, or until the held-out batches say so; `dtypes` are those that parameters are stored in."""
-    settings, numbers = lesson.settings, range(len(lesson.calls))
+    settings, numbers = training.settings, range(len(training.calls))
     held_out = numbers[settings.held_out_every - 1 :: settings.held_out_every] or numbers[-1:]
-    order = _shuffled([number for number in numbers if number not in held_out], seed + lesson.layer.index)
+    order = _shuffled([number for number in numbers if number not in held_out], seed + training.layer.index)
     optimizer = _optimizer(list(dtypes), settings)
     schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * settings.steps), settings.steps)
-    before = lowest = lesson.mean_loss(held_out)
+    before = lowest = training.mean_loss(held_out)
     best = _stored(dtypes)
     step = kept = tokens = worse = 0
     try:
         while step < settings.steps and (settings.patience is None or worse < settings.patience):
-            tokens += _step(lesson, order, optimizer, list(dtypes))
+            tokens += _step(training, order, optimizer, list(dtypes))
             schedule.step()
             step += 1
             if step % settings.evaluate_every == 0 or step == settings.steps:
                 with _as_stored(dtypes):
-                    loss = lesson.mean_loss(held_out)
+                    loss = training.mean_loss(held_out)
                 worse += 1
                 if loss < lowest:
                     lowest, kept, best, worse = loss, step, _stored(dtypes), 0
     finally:
         _put_back_(best)
-    return LayerLesson(lesson.layer.index, before, lowest, step, kept, tokens)
+    return LayerLesson(training.layer.index, before, lowest, step, kept, tokens)
 
 
 def _optimizer(parameters: Sequence[nn.Parameter], settings: LayerwiseConfig) -> torch.optim.Optimizer:
@@ -257,18 +257,18 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: LayerwiseConfig) ->
 
 
 def _step(
-    lesson: _Lesson, order: Iterator[int], optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+    training: _LayerTraining, order: Iterator[int], optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
 ) -> int:
     """One step of the optimizer, and how many real tokens it learned from."""
     numbers = [next(order)]
-    tokens = lesson.tokens[numbers[0]]
-    while tokens < (lesson.settings.batch_tokens or 0):
+    tokens = training.tokens[numbers[0]]
+    while tokens < (training.settings.batch_tokens or 0):
         numbers.append(next(order))
-        tokens += lesson.tokens[numbers[-1]]
+        tokens += training.tokens[numbers[-1]]
     optimizer.zero_grad()
     for number in numbers:
-        (lesson.loss(number) * (lesson.tokens[number] / tokens)).backward()
-    nn.utils.clip_grad_norm_(parameters, lesson.settings.max_grad_norm)
+        (training.loss(number) * (training.tokens[number] / tokens)).backward()
+    nn.utils.clip_grad_norm_(parameters, training.settings.max_grad_norm)
     optimizer.step()
     return tokens
 
