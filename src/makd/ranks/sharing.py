@@ -17,10 +17,9 @@ from makd.ranks.steps import RankSteps
 from makd.solvers.factors import Spectrum
 
 SHARE_INPUT_CHOICES = ("auto", "never", "always")
-CLEARLY = 0.01
-"""By how much, relatively, sharing must be better than not: predictions are not closer than that. SmolLM2-135M at 0.8
-of its linears, where gate and up of a few layers were better as one by less than 0.2 %: sharing there ended 0.187 and
-0.280 nats from the teacher on two texts, sharing nowhere 0.181 and 0.265."""
+CLEARLY = 0.003
+"""By how much, relatively, sharing must be better than not, error and price of the weights together: predictions are not
+closer than that. What that was chosen by stands in docs/explanation/method.md."""
 
 
 @dataclass(frozen=True)
