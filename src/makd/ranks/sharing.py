@@ -18,8 +18,8 @@ from makd.solvers.factors import Spectrum
 
 SHARE_INPUT_CHOICES = ("auto", "never", "always")
 CLEARLY = 0.003
-"""By how much, relatively, sharing must be better than not, error and price of the weights together: predictions are not
-closer than that. What that was chosen by stands in docs/explanation/method.md."""
+"""By how much, relatively, sharing must be better than not, error and price of the weights together: predictions are
+not closer than that. What that was chosen by stands in docs/explanation/method.md."""
 
 
 @dataclass(frozen=True)
