@@ -128,6 +128,14 @@ def test_conversations_are_asked_up_to_their_last_answer_through_the_chat_templa
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_a_conversation_that_the_chat_template_refuses_is_told_with_its_roles(file, tokenizer, model):
+    chatting = copy.deepcopy(tokenizer)
+    chatting.chat_template = "{{ raise_exception('no system role') }}"
+    config = InstructionsConfig(path=file([{"messages": CHAT}]), template="auto", **FEW)
+    with pytest.raises(DataError, match=r"of the roles system, user, assistant, user: no system role"):
+        prompts_of(config, chatting, model)
+
+
 def test_conversations_are_not_asked_past_the_chat_template_and_need_an_answer(file):
     with pytest.raises(SettingError, match=r"holds conversations \(column 'messages'\).*template auto"):
         load_instructions(InstructionsConfig(path=file([{"messages": CHAT}])))

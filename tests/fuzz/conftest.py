@@ -41,6 +41,12 @@ class Workspace:
             "--data.path", text or self.text, *SHORT,
         ]  # fmt: skip
 
+    def evaluation(self, student):
+        """A short `makd evaluate` of a student against the teacher; it makes no factors."""
+        solver = SHORT.index("--recipe.factorize.solver")
+        short = SHORT[:solver] + SHORT[solver + 2 :]
+        return ["evaluate", student, "--teacher", self.teacher, "--data.path", self.text, *short]
+
 
 SHORT = [
     "--data.max_length", 16, "--recipe.factorize.solver", "svd", "--recipe.evaluation.rows", 4,

@@ -8,9 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.fuzz.conftest import SHORT
 from tests.fuzz.oracle import generated
-from tests.fuzz.test_configs import without_solver
 
 FILE = "model.safetensors"
 CHANGES = {
@@ -68,15 +66,7 @@ def test_a_tensor_of_a_student(workspace, cases, copied):
     def case(place, change):
         folder = copied(workspace.student)
         name, is_sound = damage(folder, place, change)
-        words = [
-            "evaluate",
-            folder,
-            "--teacher",
-            workspace.teacher,
-            "--data.path",
-            workspace.text,
-            *without_solver(SHORT),
-        ]
+        words = workspace.evaluation(folder)
         cases.command(f"{name} {change}", words, [folder, workspace.teacher])
         if cases.last == "fine" and not is_sound:
             cases.note(f"{name} {change}", "fine", "taken for a sound student")

@@ -5,7 +5,6 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.conftest import SHORT
 from tests.fuzz.oracle import generated
 
 VALUES = [None, True, 0, -1, 7, 10**12, 1.5, "", "x", "../..", [], [1], {}, {"a": 1}, [[None]]]
@@ -43,15 +42,7 @@ def test_of_a_student(workspace, cases, copied):
         else:
             inside[place[-1]] = value
         (folder / "config.json").write_text(json.dumps(tree))
-        words = [
-            "evaluate",
-            folder,
-            "--teacher",
-            workspace.teacher,
-            "--data.path",
-            workspace.text,
-            *without_solver(SHORT),
-        ]
+        words = workspace.evaluation(folder)
         cases.command(f"{place}: {value}", words, [folder, workspace.teacher])
 
     case()
@@ -69,9 +60,3 @@ def test_files_that_are_no_config(workspace, cases, copied):
         (folder / "recipe.yaml").write_text(text)
         cases.command(f"recipe {text[:20]!r}", ["evaluate", folder, "--teacher", workspace.teacher], [folder])
     cases.settle()
-
-
-def without_solver(words):
-    """`makd evaluate` makes no factors."""
-    place = words.index("--recipe.factorize.solver")
-    return words[:place] + words[place + 2 :]

@@ -77,6 +77,21 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> En
     return kind(tokenizer, rendering.system)
 
 
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **settings: Any) -> Any:
+    """The chat template's text; or its tokens, with settings that ask for them.
+
+    Raises:
+        DataError: the template refuses the messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(list(messages), **settings)
+    except TemplateError as error:
+        raise DataError(
+            f"The tokenizer's chat template refuses a conversation of the roles "
+            f"{', '.join(message['role'] for message in messages)}: {error}. Drop or join what it does not take."
+        ) from error
+
+
 class _Chat:
     """What both ways of finding answers by a chat template share."""
 
@@ -90,16 +105,6 @@ class _Chat:
         first = [] if messages[0]["role"] == "system" else self.system
         return [*first, *messages[: last + 1]], given + len(first)
 
-    def render(self, messages: Sequence[Message], **settings: Any) -> Any:
-        """The template's text; or its tokens, with settings that ask for them."""
-        try:
-            return self.tokenizer.apply_chat_template(list(messages), **settings)
-        except TemplateError as error:
-            raise DataError(
-                f"The tokenizer's chat template refuses a conversation of the roles "
-                f"{', '.join(message['role'] for message in messages)}: {error}. Drop or join what it does not take."
-            ) from error
-
 
 class _Marked(_Chat):
     """By the template's own mask."""
@@ -108,7 +113,9 @@ class _Marked(_Chat):
         return [self._encode(*self.complete(messages, given)) for messages, given in conversations]
 
     def _encode(self, messages: list[Message], given: int) -> Encoded:
-        found = self.render(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        found = render_chat(
+            self.tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
         ids, learned = list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
         # answers that were given are the first ones that the template marked
         begins = [place for place, one in enumerate(learned) if one and not (place and learned[place - 1])]
@@ -135,13 +142,13 @@ class _Compared(_Chat):
         return [_up_to_last(*found) for found in _tokens(self.tokenizer, rendered)]
 
     def _render(self, messages: list[Message], given: int) -> _Rendered:
-        text: str = self.render(messages, tokenize=False)
+        text: str = render_chat(self.tokenizer, messages, tokenize=False)
         answers = []
         for place, message in enumerate(messages):
             if message["role"] != "assistant" or place < given:
                 continue
-            before: str = self.render(messages[:place], tokenize=False, add_generation_prompt=True)
-            after: str = self.render(messages[: place + 1], tokenize=False)
+            before: str = render_chat(self.tokenizer, messages[:place], tokenize=False, add_generation_prompt=True)
+            after: str = render_chat(self.tokenizer, messages[: place + 1], tokenize=False)
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
                     "The tokenizer's chat template renders the beginning of a conversation otherwise once more follows "

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.limits import token_limit
 from makd.data import reads_blocks
 from makd.data.marks import find_marks
+from makd.data.rendering import render_chat
 from makd.data.settings import AUTO, NONE, PROMPT
 from makd.errors import DataError, SettingError
 from makd.evaluation.instructions import Instructions, InstructionsConfig
@@ -80,6 +80,7 @@ def _prompt_ids(instructions: Instructions, tokenizer: PreTrainedTokenizerBase) 
 
     Raises:
         SettingError: the template is `auto` and the tokenizer has none.
+        DataError: the chat template refuses a conversation.
     """
     template = instructions.config.template
     if template == AUTO:
@@ -88,11 +89,8 @@ def _prompt_ids(instructions: Instructions, tokenizer: PreTrainedTokenizerBase) 
                 "instructions.template is 'auto', and the tokenizer has no chat template. Give prompts as they are "
                 "(`instructions.template: none`), what stands around them, or a tokenizer that has one."
             )
-        messages: Any = instructions.messages
-        found: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return [list(row) for row in found]
+        settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        return [list(render_chat(tokenizer, messages, **settings)) for messages in instructions.messages]
     if template == NONE and tokenizer.chat_template:
         logger.info("prompts are asked as they are; instructions.template auto asks through the chat template")
     before = list(find_marks(tokenizer).before)
