@@ -1,7 +1,7 @@
 """Layers taught one by one, beside distillation of the whole model, at equal processor time.
 
     python benchmarks/layerwise.py run minilm --keeps 0.5 0.3 --seconds 240
-    python benchmarks/layerwise.py run smollm2 --keeps 0.6 --seconds 600
+    python benchmarks/layerwise.py run smollm2 --keeps 0.6 --seconds 600 --hidden
     python benchmarks/layerwise.py table
 
 Every cell begins with the same student of `makd.factorize`, calibrated on the texts of benchmarks/factorization.py, and
@@ -67,14 +67,14 @@ SETTINGS = {
         TrainingConfig(learning_rate=6e-5, batch_size=16), LayerwiseConfig(),
     ),
     "smollm2": Setting(
-        smollm2, 64, 256,
+        smollm2, 64, 96,
         makd.Plan(
             terms=(
                 makd.Term(aspect="matrix", layers="every:2"), makd.Term(aspect="hidden"),
                 makd.Term(aspect="attention", layers="every:2"), makd.Term(aspect="logits"),
             )
         ),
-        TrainingConfig(learning_rate=3e-5, batch_size=4), LayerwiseConfig(),
+        TrainingConfig(learning_rate=1e-4, batch_size=4), LayerwiseConfig(),
     ),
 }  # fmt: skip
 
