@@ -155,8 +155,8 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "stages": {name: round(value, 1) for name, value in metrics["seconds"].items()},
     }  # fmt: skip
-    whole = SHAPES[options.shape][2] / layers
-    row["whole_cpu_hours"] = round(row["cpu_seconds"] * whole / 3600, 2)  # type: ignore[operator]
+    hours = row["cpu_seconds"] * SHAPES[options.shape][2] / layers / 3600  # type: ignore[operator]
+    row["whole_cpu_hours"] = None if before else round(hours, 2)  # seconds of a run that goes on are of its last part
     shutil.rmtree(student)
     return row
 

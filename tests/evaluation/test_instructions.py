@@ -128,6 +128,14 @@ def test_conversations_are_asked_up_to_their_last_answer_through_the_chat_templa
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_prompts_and_completions_may_be_lists_of_messages_as_trl_has_them(file):
+    path = file([{"prompt": CHAT[:4], "completion": CHAT[4:5]}])
+    found = load_instructions(InstructionsConfig(path=path, template="auto"))
+    assert (found.prompts, found.messages, found.references) == (["and of it"], [CHAT[:4]], [["a list of it"]])
+    with pytest.raises(SettingError, match=r"holds conversations in 'prompt' and 'completion'.*template auto"):
+        load_instructions(InstructionsConfig(path=path))
+
+
 def test_a_conversation_that_the_chat_template_refuses_is_told_with_its_roles(file, tokenizer, model):
     chatting = copy.deepcopy(tokenizer)
     chatting.chat_template = "{{ raise_exception('no system role') }}"
@@ -137,7 +145,7 @@ def test_a_conversation_that_the_chat_template_refuses_is_told_with_its_roles(fi
 
 
 def test_conversations_are_not_asked_past_the_chat_template_and_need_an_answer(file):
-    with pytest.raises(SettingError, match=r"holds conversations \(column 'messages'\).*template auto"):
+    with pytest.raises(SettingError, match=r"holds conversations in 'messages'.*template auto"):
         load_instructions(InstructionsConfig(path=file([{"messages": CHAT}])))
     with pytest.raises(DataError, match=r"1 of 1 rows.*no reference"):
         load_instructions(InstructionsConfig(path=file([{"messages": CHAT[:2]}]), template="auto"))

@@ -86,6 +86,13 @@ def find_chats(rows: Dataset) -> str | None:
     return next((name for name in CHATS if name in rows.column_names and _is_messages(rows.features[name])), None)
 
 
+def are_messages(rows: Dataset, columns: Columns) -> bool:
+    """Whether all that `columns` name are lists of messages: whole conversations, or prompts and their completions."""
+    return columns.response is None or all(
+        _is_messages(rows.features[name]) for name in (*columns.prompts, columns.response)
+    )
+
+
 def _guess(rows: Dataset) -> Columns | None:
     chats = find_chats(rows)
     if chats is not None:
@@ -108,7 +115,7 @@ def as_conversations(rows: Dataset, columns: Columns, where: str) -> Dataset:
     if columns.response is None:
         _check_kind(rows, columns.prompts[0], _is_messages, "lists of messages", where)
         read = _Chats(columns.prompts[0], where)
-    elif all(_is_messages(rows.features[name]) for name in (*columns.prompts, columns.response)):
+    elif are_messages(rows, columns):
         if len(columns.prompts) > 1:
             raise DataError(f"{where}: prompts that are lists of messages stand in one column; got {columns.prompts}.")
         read = _ChatPairs(columns.prompts[0], columns.response, where)

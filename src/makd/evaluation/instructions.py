@@ -7,13 +7,12 @@ distribution, prompts of 256 tokens at most and as many for the answer.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from datasets import Dataset, DatasetDict, LargeList, List
+from datasets import Dataset, DatasetDict
 
-from makd.data import check_strings, load_splits, validation_split
-from makd.data.conversations import MESSAGES, Columns, Message, as_conversations, find_chats
-from makd.data.guess import STRINGS
+from makd.data import load_splits, validation_split
+from makd.data.conversations import MESSAGES, Columns, Message, are_messages, as_conversations, find_chats
 from makd.data.settings import AUTO, NONE, PROMPT
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling
@@ -40,7 +39,8 @@ class InstructionsConfig:
     """None takes `test`, else `validation`, else the only one."""
     prompt_columns: tuple[str, ...] | None = None
     """What a model is asked; several columns are joined, an empty line between, those that are blank left out. None
-    takes a column of conversations, whose last answers are the references, or the first of `PROMPTS` that are there."""
+    takes a column of conversations, whose last answers are the references, or the first of `PROMPTS` that are there.
+    One column may hold lists of messages, answered by those of `reference_column`."""
     reference_column: str | None = None
     """A text, or a list of texts of which the best counts. None takes the first of `REFERENCES` that is there."""
     template: str = NONE
@@ -137,10 +137,16 @@ def load_instructions(config: InstructionsConfig) -> Instructions:
     rows = rows if config.rows is None else rows.select(range(min(config.rows, len(rows))))
     if len(rows) == 0:
         raise DataError(f"{config.path} holds no rows to answer.")
-    chats = find_chats(rows) if config.prompt_columns is None and config.reference_column is None else None
-    found = _read_pairs(rows, config) if chats is None else _read_chats(rows, chats, config)
+    columns = _find_columns(rows, config)
+    if are_messages(rows, columns) and config.template != AUTO:
+        named = " and ".join(map(repr, filter(None, (*columns.prompts, columns.response))))
+        raise SettingError(
+            f"{config.path} holds conversations in {named}, which are asked through the tokenizer's chat template: "
+            f"give instructions.template {AUTO}. Or name columns of text with instructions.prompt_columns."
+        )
+    found = _read(rows, columns, config)
     for what, values in (("prompt", found.prompts), ("reference", found.references)):
-        empty = [place for place, value in enumerate(values) if not value]
+        empty = [place for place, value in enumerate(values) if not "".join(value).strip()]
         if empty:
             raise DataError(
                 f"{len(empty)} of {len(rows)} rows of {config.path} have no {what}, the first is row {empty[0]}: an "
@@ -158,38 +164,18 @@ def _choose_split(splits: DatasetDict, config: InstructionsConfig) -> str:
     return name
 
 
-def _read_pairs(rows: Dataset, config: InstructionsConfig) -> Instructions:
-    """Of columns of prompts and references."""
-    asked, reference = _find_columns(rows, config)
-    columns = [rows[name] for name in asked]
-    prompts = ["\n\n".join(part for part in parts if part and part.strip()) for parts in zip(*columns, strict=True)]
-    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return Instructions(config, prompts, messages, [_as_list(value) for value in rows[reference]])
+def _find_columns(rows: Dataset, config: InstructionsConfig) -> Columns:
+    """Where prompts and references are: as `config` says, or by the names of columns.
 
-
-def _read_chats(rows: Dataset, column: str, config: InstructionsConfig) -> Instructions:
-    """Of whole conversations: each up to its last answer, which is the reference."""
-    if config.template != AUTO:
-        raise SettingError(
-            f"{config.path} holds conversations (column {column!r}), which are asked through the tokenizer's chat "
-            f"template: give instructions.template {AUTO}. Or name columns of text with instructions.prompt_columns."
-        )
-    logger.info(
-        "%s: conversations are read from the column %r; their last answers are the references", config.path, column
-    )
-    prompts, messages, references = [], [], []
-    for row in as_conversations(rows, Columns((column,), None), config.path):
-        said: list[Message] = row[MESSAGES]
-        answers = [place for place, message in enumerate(said) if message["role"] == "assistant"]
-        before = said[: answers[-1]] if answers else said
-        prompts.append(before[-1]["content"].strip() if before else "")
-        messages.append(before)
-        references.append(_as_list(said[answers[-1]]["content"]) if answers else [])
-    return Instructions(config, prompts, messages, references)
-
-
-def _find_columns(rows: Dataset, config: InstructionsConfig) -> tuple[tuple[str, ...], str]:
-    """Columns of the prompts and of the references, which are there and hold text, or lists of texts for references."""
+    Raises:
+        DataError: a column is not there.
+    """
+    if config.prompt_columns is None and config.reference_column is None:
+        chats = find_chats(rows)
+        if chats is not None:
+            told = "conversations are read from the column %r; their last answers are the references"
+            logger.info(f"%s: {told}", config.path, chats)
+            return Columns((chats,), None)
     there = rows.column_names
     asked, reference = config.prompt_columns, config.reference_column
     if asked is None:
@@ -205,13 +191,17 @@ def _find_columns(rows: Dataset, config: InstructionsConfig) -> tuple[tuple[str,
     if config.prompt_columns is None or config.reference_column is None:
         told = ", ".join(map(repr, asked))
         logger.info("%s: prompts are read from %s, references from %r", config.path, told, reference)
-    kind: Any = rows.features[reference]
-    lists = isinstance(kind, List | LargeList) and getattr(kind.feature, "dtype", None) in STRINGS
-    check_strings(rows, [*asked, *([] if lists else [reference])], config.path)
-    return asked, reference
+    return Columns(asked, reference)
 
 
-def _as_list(value: Any) -> list[str]:
-    """References that say something."""
-    texts = [value] if isinstance(value, str) else value or []
-    return [text for text in texts if text and text.strip()]
+def _read(rows: Dataset, columns: Columns, config: InstructionsConfig) -> Instructions:
+    """Each row up to its last answer."""
+    prompts, messages, references = [], [], []
+    for row in as_conversations(rows, columns, config.path):
+        said: list[Message] = row[MESSAGES]
+        answers = [place for place, message in enumerate(said) if message["role"] == "assistant"]
+        before = said[: answers[-1]] if answers else said
+        prompts.append(before[-1]["content"] if before else "")
+        messages.append(before)
+        references.append([text for text in row["references"] if text.strip()])
+    return Instructions(config, prompts, messages, references)
