@@ -63,8 +63,9 @@ def test_what_is_done_is_not_done_again_and_other_settings_are(found, encoder_fo
         ablate(str(encoder_folder), TEXTS, makd.Budget(keep_linears=0.4), RECIPE, tmp_path, seeds=(1,))
 
 
-def test_nothing_but_the_lines_and_their_table_stays(found):
-    assert {path.name for path in found.folder.iterdir() if path.suffix != ".lock"} == {"results.jsonl", "table.md"}
+def test_nothing_but_lines_and_their_table_stays(found):
+    left = {path.name for path in found.folder.iterdir() if path.suffix != ".lock"}
+    assert left == {"results.jsonl", "sources.jsonl", "table.md"}
     assert (found.folder / "table.md").read_text() == ablation_table(found.lines).markdown + "\n"
 
 

@@ -15,6 +15,7 @@ from makd.ablation.variations import variations
 from makd.capture import examine
 from makd.comparison.cells import hash_settings
 from makd.comparison.results import append_line, read_lines
+from makd.comparison.sources import check_sources
 from makd.config import Recipe, check_seed
 from makd.errors import SettingError
 from makd.kinds import takes
@@ -26,6 +27,7 @@ from makd.progress import OnProgress
 from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import describe_environment, plain
+from makd.run import names_of
 
 TABLE = "table.md"
 """File that the table is written to."""
@@ -69,6 +71,7 @@ def ablate(
 
     Raises:
         SettingError: no seed is given, or the plan cannot be taken apart.
+        OutputError: teacher or text are not what they were when the folder's first cells were made.
         MakdError: as `compress` does.
     """
     check_alone("An ablation", "Start it without torchrun or accelerate launch.")
@@ -77,6 +80,7 @@ def ablate(
         raise SettingError(f"seeds are one or more different numbers; got {[*seeds]}.")
     for seed in seeds:
         check_seed("seeds", seed)
+    check_sources(folder, [teacher, tokenizer], names_of(data))
     run = _Asked(teacher, data, budget, tokenizer, folder, on_progress)
     found = variations(
         recipe, examine(take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device()))

@@ -1,5 +1,6 @@
 """Station 10: the comparison: one cell after the other, a line for each, and on from where it was stopped."""
 
+from pathlib import Path
 from typing import Any
 
 from makd.comparison.cells import all_cells, select
@@ -8,7 +9,8 @@ from makd.comparison.latencies import measure_latencies
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
 from makd.comparison.settings import Experiment, short_name
-from makd.comparison.setup import check_data
+from makd.comparison.setup import check_data, paths_of
+from makd.comparison.sources import check_sources
 from makd.comparison.workers import run_here, run_in_processes
 from makd.config import find_device
 from makd.distill import tell_slow_bfloat16
@@ -41,6 +43,7 @@ def compare(
         The lines of the cells that `only` names, those that were there before included.
 
     Raises:
+        OutputError: teacher or text are not what they were when the folder's first cells were run.
         MakdError: with what was wrong, which value, and what is allowed; of any task's data, before anything is run.
             Lines that were written stay.
     """
@@ -59,6 +62,7 @@ def compare(
         tell_slow_bfloat16(find_device(experiment.device))
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
         check_data(experiment, task)
+    check_sources(Path(experiment.output), [experiment.teacher, experiment.tokenizer], paths_of(experiment))
     schedule = Schedule(experiment, waiting)
     if workers > 1 and schedule.open_cells:
         run_in_processes(experiment, schedule, workers, progress)

@@ -24,6 +24,7 @@ from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
 from makd.progress import OnProgress
+from makd.run import names_of
 from makd.tasks import METRICS, Task, TaskConfig, load_task, read_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score
@@ -177,6 +178,18 @@ def check_data(experiment: Experiment, task: Subject) -> None:
         read_language(place_language(task, experiment.data))
     else:
         read_task(place_data(task, experiment.data))
+
+
+def paths_of(experiment: Experiment) -> list[str]:
+    """All paths that its tasks, texts and instructions are read from, where they are looked for."""
+    found: list[str | None] = []
+    for task in experiment.tasks:
+        found += names_of(place_data(task, experiment.data))
+    for language in experiment.language:
+        placed = place_language(language, experiment.data)
+        texts = [placed.text, *([] if placed.other is None else [placed.other])]
+        found += [path for text in texts for path in names_of(text)] + [one.path for one in placed.instructions]
+    return [path for path in dict.fromkeys(found) if path is not None]
 
 
 def place_data(task: TaskConfig, data: str | None) -> TaskConfig:

@@ -38,7 +38,7 @@ def check_whole(folder: Path, configuration: str | None = None) -> None:
         return
     files = load_dataset_builder(str(folder), configuration).config.data_files or {}
     read = {Path(file).resolve() for split in files.values() for file in split if "::" not in str(file)}
-    left = [path for path in _data_files(folder) if path.resolve() not in read]
+    left = [path for path in data_files(folder) if path.resolve() not in read]
     if read and left:
         raise DataError(
             f"Only a part of {folder} would be read: {_names(read, folder.resolve())}, but not {_names(left, folder)}. "
@@ -47,8 +47,8 @@ def check_whole(folder: Path, configuration: str | None = None) -> None:
         )
 
 
-def _data_files(folder: Path) -> list[Path]:
-    """Files in `folder` that look like data, in order."""
+def data_files(folder: Path) -> list[Path]:
+    """Files in `folder` that look like data, in order, at any depth."""
     found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
