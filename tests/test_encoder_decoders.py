@@ -47,7 +47,7 @@ def report(folder, tmp_path_factory):
 def held_out(folder, model):
     """The rows that the run measures on."""
     words = load_tokenizer(str(folder))
-    rows = hold_out(ROWS, DataConfig(), 0).evaluation
+    rows = hold_out(ROWS, DataConfig()).evaluation
     return list(tokenize(rows, words, model, 64)), collator(words, model)
 
 

@@ -101,7 +101,8 @@ class Recipe:
     device: str = "auto"
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
     seed: int = 0
-    """Of everything random: order of the rows, held-out rows, dropout."""
+    """Of everything random: which rows are trained on, where not all are, their order, dropout. Held-out rows are the
+    same for every seed."""
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
@@ -173,7 +174,7 @@ class FinetuneRecipe:
     device: str = "auto"
     """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
     seed: int = 0
-    """Of everything random: a new head, order of the rows, held-out rows, dropout."""
+    """Of everything random: a new head, order of the rows, dropout. Held-out rows are the same for every seed."""
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)

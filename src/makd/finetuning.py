@@ -128,7 +128,7 @@ def _load(
     if recipe.uses_bfloat16:
         tell_slow_bfloat16(device)
     words = choose_tokenizer(tokenizer, model)
-    rows = read_task(task, recipe.seed)
+    rows = read_task(task)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
     save_dtype = find_save_dtype(recipe.save_dtype, model, check_dtype(recipe.dtype))
     data = tokenize_task(

@@ -10,7 +10,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy import resolve
 from makd.anatomy.limits import token_limit
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, has_completions, hold_out, load_texts, make_batches, reads_blocks, tokenize
+from makd.data import (
+    HELD_OUT_SEED,
+    Batch,
+    DataConfig,
+    has_completions,
+    hold_out,
+    load_texts,
+    make_batches,
+    reads_blocks,
+    tokenize,
+)
 from makd.data.settings import BUILT_IN
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
@@ -73,21 +83,19 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         check_window(model, window, stride)
     if isinstance(data, TaskConfig):
         task = load_task(data, tokenizer, model, recipe.seed)
-        train, held_out = task.distillation.shuffle(seed=recipe.seed), task.held_out.shuffle(seed=recipe.seed)
+        train, held_out = task.distillation.shuffle(seed=recipe.seed), task.held_out.shuffle(seed=HELD_OUT_SEED)
         seen = without_targets(task.train)
     else:
         settings = data if isinstance(data, DataConfig) else _defaults(model)
-        texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings, recipe.seed)
+        texts = load_texts(data, recipe.seed) if isinstance(data, DataConfig) else hold_out(data, settings)
         # a sentence encoder's text is what sentence-transformers makes of it; a head's is its own affair
         origin = origin_of(model) if resolve(model).head is None else Origin()
         length, prompt = shortest(settings.max_length, origin, tokenizer), default_prompt(origin)
         in_hand = isinstance(data, list)  # nobody has chosen their length
         setting, level = (IN_HAND, logging.WARNING) if in_hand else ("data.max_length", logging.INFO)
         train, held_out = (
-            tokenize(
-                with_prompt(rows, prompt), tokenizer, model, length, recipe.seed, setting, settings.rendering, level
-            )
-            for rows in (texts.train, texts.evaluation)
+            tokenize(with_prompt(rows, prompt), tokenizer, model, length, seed, setting, settings.rendering, level)
+            for rows, seed in ((texts.train, recipe.seed), (texts.evaluation, HELD_OUT_SEED))
         )
         seen = train
         if stride is not None:

@@ -257,6 +257,18 @@ def test_a_student_is_evaluated_from_anywhere_on_the_text_that_it_was_made_with(
     assert "rank correlation" in out
 
 
+def test_a_student_is_evaluated_on_the_rows_that_its_run_held_out_whatever_its_seed(run, encoder_folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(f"a text of number {number}" for number in range(400)))
+    made = ["factorize", "--teacher", encoder_folder, "--budget.keep_linears", "0.5", "--output", tmp_path / "student"]
+    data = ["--data.path", tmp_path / "texts.txt", "--recipe.seed", "3"]
+    code, _, err = run(*made, *data, "--recipe.factorize.solver", "svd", *QUICK[4:])
+    assert code == 0, err
+    code, out, err = run("evaluate", tmp_path / "student", "--teacher", encoder_folder, "--json", *QUICK[10:])
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "student" / "metrics.json").read_text())
+    assert json.loads(out)["fidelity"]["after"] == metrics["fidelity"]["after"]
+
+
 def test_nan_in_the_teachers_weights_is_named(run, encoder_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(encoder_folder, broken)

@@ -113,10 +113,15 @@ class TestStreams:
         assert (len(texts.train), len(texts.evaluation)) == (40, 10)
         assert len({*texts.train["text"], *texts.evaluation["text"]}) == 50
 
-    def test_are_drawn_by_the_seed(self, folder):
-        config = DataConfig(path=str(folder / "b.jsonl"), stream=True, rows=30)
-        one, two, three = (sorted(load_texts(config, seed).train["text"]) for seed in (1, 1, 2))
+    def test_are_drawn_by_the_seed_but_for_those_to_evaluate_on(self, tmp_path):
+        for split, count in (("train", 60), ("validation", 30)):
+            rows = Dataset.from_dict({"text": [f"{split} has text {number}" for number in range(count)]})
+            rows.to_parquet(str(tmp_path / f"{split}-00000.parquet"))
+        config = DataConfig(path=str(tmp_path), stream=True, rows=30)
+        drawn = [load_texts(config, seed) for seed in (1, 1, 2)]
+        one, two, three = (sorted(texts.train["text"]) for texts in drawn)
         assert one == two != three
+        assert drawn[0].evaluation["text"] == drawn[2].evaluation["text"]
 
     def test_that_end_early_give_what_there_is(self, folder):
         texts = load_texts(DataConfig(path=str(folder / "a.jsonl"), stream=True, rows=1000, held_out=0.5))

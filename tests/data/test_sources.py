@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 import makd
-from makd.data import DataConfig, hold_out, load_texts
+from makd.data import DataConfig, Source, hold_out, load_texts
 
 
 def write_csv(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
@@ -70,10 +70,24 @@ def test_a_folder_of_parquet_uses_its_own_validation_split(tmp_path):
     assert set(texts.evaluation["text"]) == {"unseen"}
 
 
-def test_the_same_seed_holds_out_the_same_rows():
-    texts = [f"text {index}" for index in range(50)]
-    one, two, three = (hold_out(texts, DataConfig(), seed) for seed in (1, 1, 2))
-    assert one.evaluation["text"] == two.evaluation["text"] != three.evaluation["text"]
+def lines(path, count=50):
+    path.write_text("".join(f"text {index} of {path.stem}\n" for index in range(count)))
+    return str(path)
+
+
+@pytest.mark.parametrize("form", ["file", "mixture", "stream"])
+def test_the_same_rows_are_held_out_whatever_the_seed(tmp_path, form):
+    one, other = (lines(tmp_path / f"{name}.txt") for name in ("one", "other"))
+    config = {
+        "file": DataConfig(path=one),
+        "mixture": DataConfig(mixture=(Source(path=one), Source(path=other, weight=2.0)), rows=30),
+        "stream": DataConfig(path=one, stream=True, rows=40),
+    }[form]
+    found = [load_texts(config, seed) for seed in (0, 1)]
+    assert found[0].evaluation["text"] == found[1].evaluation["text"]
+    for seen in found:  # nothing that any seed trains on is held out by another
+        assert not set(seen.train["text"]) & set(found[0].evaluation["text"])
+    assert (found[0].train["text"] != found[1].train["text"]) == (form == "mixture")
 
 
 def test_rows_limits_the_training_rows_only():

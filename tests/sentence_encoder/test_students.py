@@ -25,7 +25,7 @@ TEXTS = [
     for verb in ("binds the Names of", "raises an Exception before", "is compared with")
     for thing in ("a Mapping", "every Object of the Class", "the Module", "its Argument", "None")
 ]
-HELD_OUT = list(hold_out(TEXTS, makd.DataConfig(), 0).evaluation["text"])
+HELD_OUT = list(hold_out(TEXTS, makd.DataConfig()).evaluation["text"])
 BUDGET = makd.Budget(keep_linears=0.5)
 SVD = makd.FactorizeConfig(solver="svd")
 RECIPE = makd.Recipe(

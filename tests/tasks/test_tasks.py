@@ -93,12 +93,12 @@ class TestClassification:
 
     def test_training_rows_may_be_measured_on_though_there_are_validation_rows(self, tmp_path):
         data = write(tmp_path / "both", train=PAIRS, validation=PAIRS[:6])
-        rows = read_task(config(data, evaluation_splits=("held_out",), held_out=0.25), seed=3)
+        rows = read_task(config(data, evaluation_splits=("held_out",), held_out=0.25))
         assert rows.evaluation.keys() == {"held_out"}
         held_out, texts = rows.evaluation["held_out"]["text"], [row["sentence1"] for row in PAIRS]
         assert (len(rows.train), len(held_out)) == (9, 3)
         assert sorted([*rows.train["text"], *held_out]) == sorted(texts)
-        assert read_task(rows.config, seed=3).evaluation["held_out"]["text"] == held_out
+        assert read_task(rows.config).evaluation["held_out"]["text"] == held_out
 
     def test_a_split_that_is_called_so_is_one(self, tmp_path):
         (tmp_path / "data").mkdir()

@@ -7,6 +7,7 @@ from makd.data.marks import check_room
 from makd.data.prompts import completion_of, has_completions, prompt_batch, prompt_of, reference_of
 from makd.data.settings import DataConfig, Rendering, Source, no_text, read_settings
 from makd.data.sources import (
+    HELD_OUT_SEED,
     Texts,
     hold_out,
     load_splits,
@@ -18,6 +19,7 @@ from makd.data.sources import (
 from makd.data.tokenizers import check_student_tokenizer, choose_tokenizer
 
 __all__ = [
+    "HELD_OUT_SEED",
     "Batch",
     "DataConfig",
     "Rendering",

@@ -28,6 +28,9 @@ PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
 HELD_OUT_EVERY = 6
 """Each sixth passage of the built-in text is for evaluation."""
+HELD_OUT_SEED = 0
+"""Of which rows are held out, and of their order. It is no run's own: what a run of one seed has learned from would be
+held out, and measured on, by a run or a measurement of another."""
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -41,6 +44,10 @@ class Texts:
 
 def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     """The rows that `config` names, without blank texts.
+
+    Args:
+        config: where they are.
+        seed: of which rows are taken to train on, where not all are. Those to evaluate on are the same for every seed.
 
     Raises:
         DataError: there is nothing at `path`, a split or column is missing, or no text is left.
@@ -61,7 +68,7 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     train = _read(splits[config.train_split], config, config.rows)
     if name is not None:
         return Texts(train, _read(splits[name], config))
-    return Texts(*split_off(train, config.held_out, seed, "data.held_out"))
+    return Texts(*split_off(train, config.held_out, "data.held_out"))
 
 
 def _evaluation_split(splits: Iterable[str], config: DataConfig) -> str | None:
@@ -80,8 +87,10 @@ def _draw(config: DataConfig, seed: int) -> Mapping[str, Dataset]:
 
     def draw(splits: Mapping[str, IterableDataset]) -> DatasetDict:
         name = _evaluation_split(splits, config)
-        counts = {} if name is None else {name: max(1, round(config.held_out * count))}
-        return draw_splits(splits, {**counts, config.train_split: count}, seed)
+        if name is None:  # some of them will be held out
+            return draw_splits(splits, {config.train_split: (count, HELD_OUT_SEED)})
+        held_out = max(1, round(config.held_out * count))
+        return draw_splits(splits, {name: (held_out, HELD_OUT_SEED), config.train_split: (count, seed)})
 
     drawn: Mapping[str, Dataset] = _open(config.place, config.name, config.train_split, draw, streaming=True)
     return drawn
@@ -91,7 +100,7 @@ def _mix(config: DataConfig, seed: int) -> Texts:
     parts = [load_texts(config.of_source(source), seed) for source in config.mixture]
     weights = [source.weight for source in config.mixture]
     train = mix([part.train for part in parts], weights, config.paths, config.rows, seed)
-    return Texts(train, mix([part.evaluation for part in parts], weights, config.paths, None, seed))
+    return Texts(train, mix([part.evaluation for part in parts], weights, config.paths, None, HELD_OUT_SEED))
 
 
 def _read(rows: Dataset, config: DataConfig, limit: int | None = None) -> Dataset:
@@ -163,7 +172,7 @@ def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
     return rows.rename_columns({f"makd {new}": new for new in names.values()})
 
 
-def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
+def hold_out(texts: Sequence[Any], config: DataConfig) -> Texts:
     """The same for texts in hand, or rows of columns as dicts: `config.held_out` of them are for evaluation.
 
     Raises:
@@ -171,12 +180,12 @@ def hold_out(texts: Sequence[Any], config: DataConfig, seed: int = 0) -> Texts:
             hold no conversations.
     """
     if texts and all(isinstance(row, Mapping) for row in texts):
-        return Texts(*split_off(_read_dicts(texts, config), config.held_out, seed, "data.held_out"))
+        return Texts(*split_off(_read_dicts(texts, config), config.held_out, "data.held_out"))
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
     rows = _without_blank(Dataset.from_dict({"text": list(texts)}), "the texts")
-    return Texts(*split_off(rows, config.held_out, seed, "data.held_out"))
+    return Texts(*split_off(rows, config.held_out, "data.held_out"))
 
 
 def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Dataset:
@@ -187,8 +196,8 @@ def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Datas
     return _read(rows, replace(config, path="the rows in hand"))
 
 
-def split_off(rows: Dataset, share: float, seed: int, setting: str) -> tuple[Dataset, Dataset]:
-    """The rows to train on, and `share` of them, at least one, to evaluate on.
+def split_off(rows: Dataset, share: float, setting: str) -> tuple[Dataset, Dataset]:
+    """The rows to train on, and `share` of them, at least one, to evaluate on: the same ones in every run.
 
     Raises:
         DataError: there are fewer than two, or none would be left to train on; the text names the `setting`.
@@ -201,7 +210,7 @@ def split_off(rows: Dataset, share: float, seed: int, setting: str) -> tuple[Dat
             f"{setting} = {share} of {len(rows)} rows are all of them, which leaves none to train on. Lower it, or "
             "give more rows."
         )
-    parts = rows.train_test_split(test_size=count, seed=seed)
+    parts = rows.train_test_split(test_size=count, seed=HELD_OUT_SEED)
     return parts["train"], parts["test"]
 
 

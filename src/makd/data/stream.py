@@ -8,16 +8,13 @@ BUFFER = 10_000
 """Rows among which the next one is drawn: what a stream can be shuffled by without reading all of it."""
 
 
-def draw_splits(splits: Mapping[str, IterableDataset], counts: Mapping[str, int], seed: int) -> DatasetDict:
-    """Rows of each split that `counts` names, so many of each, or all where there are fewer; of others none.
+def draw_splits(splits: Mapping[str, IterableDataset], wanted: Mapping[str, tuple[int, int]]) -> DatasetDict:
+    """Rows of each split that is `wanted`: how many, or all where there are fewer, and by which seed; of others none.
 
     They are drawn from the next `BUFFER` rows, by the seed; of shards in a random order.
     """
     return DatasetDict(
-        {
-            name: _draw(rows, counts[name], seed) if name in counts else Dataset.from_dict({})
-            for name, rows in splits.items()
-        }
+        {name: _draw(rows, *wanted[name]) if name in wanted else Dataset.from_dict({}) for name, rows in splits.items()}
     )
 
 

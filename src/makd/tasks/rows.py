@@ -50,7 +50,7 @@ class TaskRows:
     """Texts without labels."""
 
 
-def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
+def read_task(config: TaskConfig) -> TaskRows:
     """The rows of a task.
 
     Raises:
@@ -68,7 +68,7 @@ def read_task(config: TaskConfig, seed: int = 0) -> TaskRows:
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
-        train, held_out = split_off(train, config.held_out, seed, "task.held_out")
+        train, held_out = split_off(train, config.held_out, "task.held_out")
         evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
     labels = _read_labels(config, train, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned

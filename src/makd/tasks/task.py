@@ -137,13 +137,13 @@ def load_task(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, model: Pre
         config: which task, from which data.
         tokenizer: of the model.
         model: teacher or student; says how long a row may be.
-        seed: of the order of the training rows, and of which are held out.
+        seed: of the order of the training rows.
 
     Raises:
         DataError: see `read_task`; or the rows are longer than the model can read.
         SettingError: the model's head is not the task's.
     """
-    return tokenize_task(read_task(config, seed), tokenizer, model, seed)
+    return tokenize_task(read_task(config), tokenizer, model, seed)
 
 
 def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0) -> Task:
