@@ -173,8 +173,10 @@ def _find_columns(rows: Dataset, config: InstructionsConfig) -> Columns:
     if config.prompt_columns is None and config.reference_column is None:
         chats = find_chats(rows)
         if chats is not None:
-            told = "conversations are read from the column %r; their last answers are the references"
-            logger.info(f"%s: {told}", config.path, chats)
+            logger.info(
+                "%s: conversations are read from the column %r; their last answers are the references",
+                config.path, chats,
+            )  # fmt: skip
             return Columns((chats,), None)
     there = rows.column_names
     asked, reference = config.prompt_columns, config.reference_column
