@@ -116,7 +116,7 @@ class TestStreams:
     def test_are_drawn_by_the_seed_but_for_those_to_evaluate_on(self, tmp_path):
         for split, count in (("train", 60), ("validation", 30)):
             rows = Dataset.from_dict({"text": [f"{split} has text {number}" for number in range(count)]})
-            rows.to_parquet(str(tmp_path / f"{split}-00000.parquet"))
+            rows.to_json(str(tmp_path / f"{split}.jsonl"))
         config = DataConfig(path=str(tmp_path), stream=True, rows=30)
         drawn = [load_texts(config, seed) for seed in (1, 1, 2)]
         one, two, three = (sorted(texts.train["text"]) for texts in drawn)
