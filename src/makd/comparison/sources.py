@@ -11,6 +11,7 @@ from pathlib import Path
 
 from makd.comparison.results import append_line, read_lines
 from makd.data.folders import data_files
+from makd.distill.checkpoints import digest
 from makd.errors import ModelLoadError, OutputError
 from makd.loading import locate
 
@@ -77,7 +78,5 @@ def _hash(files: Sequence[Path]) -> str:
     """SHA-256 of the names of files and of all that is in them."""
     found = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        found.update(f"{path.name} {content}\n".encode())
+        found.update(f"{path.name} {digest(path)}\n".encode())
     return found.hexdigest()
