@@ -89,6 +89,13 @@ def test_every_cell_has_perplexities_agreements_and_rouge_l_beside_the_teachers(
         assert line["params"]["student"]["linears"] <= 0.6 * line["params"]["teacher"]["linears"]
 
 
+def test_all_seeds_are_measured_on_the_same_text(done):
+    lines = [cell for cell in map(json.loads, (Path(done[0].output) / "results.jsonl").read_text().splitlines())]
+    teachers = [{k: v for k, v in line["teacher"].items() if k.startswith("perplexity")} for line in lines]
+    assert {line["cell"]["seed"] for line in lines} == {1, 2}
+    assert all(one == teachers[0] for one in teachers)
+
+
 def test_the_score_is_exp_of_the_mean_gap_of_log_perplexity(done):
     for line in done[1]:
         gaps = [

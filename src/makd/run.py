@@ -25,7 +25,8 @@ from makd.distill import (
     with_start,
     write_identity,
 )
-from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, perplexity, stored_bytes
+from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, stored_bytes
+from makd.evaluation.held_out import fidelity_and_perplexities
 from makd.evaluation.inside import look_inside
 from makd.evaluation.samples import take_samples
 from makd.factorization.work import Work
@@ -168,10 +169,7 @@ class Run:
     def score(self, student: PreTrainedModel) -> dict[str, Any]:
         """Fidelity on the held-out rows, the perplexity of a language model, and the metrics of a task."""
         with self.clock("evaluate"):
-            scores: dict[str, Any] = {"fidelity": self._fidelity(student)}
-            if self.data.predicts_text(student):
-                scores["perplexity"] = perplexity(student, self._held_out)
-                scores |= self._rolling(student)
+            scores = self._compare(student)
             if self.data.task is not None:
                 scores["task"] = self.data.task.evaluate(student, on_progress=self.progress)
         return scores
@@ -195,12 +193,16 @@ class Run:
                 student, self.teacher, self.tokenizer, self.data.held_out, few, self.recipe.evaluation.pooling
             )
 
-    def _fidelity(self, student: PreTrainedModel) -> dict[str, float]:
+    def _compare(self, student: PreTrainedModel) -> dict[str, Any]:
+        """What the held-out rows say without labels; perplexities of student and teacher both."""
         # all that an encoder-decoder's decoder writes is a completion
         only = self.data.has_completions and reads_blocks(student)
         tokens: Literal["all", "completion"] = "completion" if only else "all"
-        pooling = self.recipe.evaluation.pooling
-        return fidelity(student, self.teacher, self._held_out, pooling, tokens)
+        asked = (student, self.teacher, self._held_out, self.recipe.evaluation.pooling, tokens)
+        if not self.data.predicts_text(student):
+            return {"fidelity": fidelity(*asked)}
+        found, perplexities = fidelity_and_perplexities(*asked)
+        return {"fidelity": found, "perplexity": perplexities, **self._rolling(student)}
 
     def _rolling(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """Perplexity of the held-out texts as one, if the recipe asks for it."""
@@ -225,8 +227,10 @@ class Run:
             metrics["shared_inputs"] = self.shared_inputs
         with self.clock("evaluate"):
             if self.data.predicts_text(student):
-                found = {when: scores["perplexity"] for when, scores in self.scores.items()}
-                metrics["perplexity"] = {"teacher": perplexity(self.teacher, self._held_out), **found}
+                sides = {when: scores["perplexity"] for when, scores in self.scores.items()}
+                teachers = next(iter(sides.values()))["teacher"]
+                found = {when: both["student"] for when, both in sides.items()}
+                metrics["perplexity"] = {"teacher": teachers, **found}
                 for name, value in self._rolling(self.teacher).items():
                     metrics[name] = {"teacher": value, **{when: side[name] for when, side in self.scores.items()}}
             if self.data.task is not None:

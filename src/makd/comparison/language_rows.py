@@ -8,16 +8,26 @@ logarithm is the gap between their log-perplexities. The teacher has 1.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.comparison.language import LanguageConfig, instructions_name
-from makd.data import Batch, DataConfig, has_completions, load_texts, make_batches, reads_blocks, tokenize
+from makd.data import (
+    HELD_OUT_SEED,
+    Batch,
+    DataConfig,
+    has_completions,
+    load_texts,
+    make_batches,
+    reads_blocks,
+    tokenize,
+)
 from makd.errors import SettingError
-from makd.evaluation import fidelity, perplexity
+from makd.evaluation import perplexity
 from makd.evaluation.answers import answer_prompts, open_instructions
+from makd.evaluation.held_out import fidelity_and_perplexities
 from makd.evaluation.instructions import Instructions
 from makd.evaluation.prompts import Prompts, encode_prompts
 from makd.progress import OnProgress
@@ -45,28 +55,24 @@ class LanguageRows:
 
     def evaluate(self, model: PreTrainedModel) -> dict[str, float]:
         """All metrics of `model` beside the teacher's, and the `score`."""
-        found = measure(model, self.tokenizer, self.texts, self.prompts, self.progress)
+        found, agreements = {}, {}
         for kind, batches in self.texts.items():
-            counted = fidelity(model, self.teacher, batches, tokens=self.counted[kind])
-            found[f"agreement_{kind}"] = counted["top1_agreement"]
+            close, cost = fidelity_and_perplexities(model, self.teacher, batches, tokens=self.counted[kind])
+            found[f"perplexity_{kind}"], agreements[f"agreement_{kind}"] = cost["student"], close["top1_agreement"]
+        found |= _answers(model, self.tokenizer, self.prompts, self.progress) | agreements
         gaps = [
             math.log(found[f"perplexity_{kind}"] / self.teacher_scores[f"perplexity_{kind}"]) for kind in self.texts
         ]
         return {"score": math.exp(-sum(gaps) / len(gaps)), **found}
 
 
-def measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Mapping[str, list[Batch]],
-    prompts: Mapping[str, Prompts],
-    progress: OnProgress,
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Mapping[str, Prompts], progress: OnProgress
 ) -> dict[str, float]:
-    """What can be said of a model alone: the perplexity of each kind of text, ROUGE-L of each set of instructions."""
-    found = {f"perplexity_{kind}": perplexity(model, batches) for kind, batches in texts.items()}
-    for name, asked in prompts.items():
-        found[f"rouge_l_{name}"] = answer_prompts(model, tokenizer, asked, progress).mean
-    return found
+    """ROUGE-L of each set of instructions."""
+    return {
+        f"rouge_l_{name}": answer_prompts(model, tokenizer, asked, progress).mean for name, asked in prompts.items()
+    }
 
 
 def read_language(config: LanguageConfig) -> dict[str, Instructions]:
@@ -99,25 +105,36 @@ def load_rows(
             f"language[] of an experiment is for causal language models; {type(teacher).__name__} is none. "
             "Give `tasks` instead."
         )
-    read = load_texts(config.text, seed)
-    train, held_out = (_blocks(rows, config.text, teacher, tokenizer, seed) for rows in (read.train, read.evaluation))
-    if config.held_out is not None:
-        parts = train.train_test_split(test_size=config.held_out, seed=seed)
-        train, held_out = parts["train"], parts["test"]
+    train, held_out = _split(config, teacher, tokenizer, seed)
     kinds = {TEXT: held_out}
     if config.other is not None:
-        kinds[OTHER] = _blocks(load_texts(config.other, seed).evaluation, config.other, teacher, tokenizer, seed)
+        kinds[OTHER] = _blocks(load_texts(config.other).evaluation, config.other, teacher, tokenizer, HELD_OUT_SEED)
     texts = {
         kind: make_batches(rows, tokenizer, teacher, config.batch_size, config.rows) for kind, rows in kinds.items()
     }
     asked = {instructions_name(one): open_instructions(one) for one in config.instructions}
     prompts = {name: encode_prompts(one, tokenizer, teacher) for name, one in asked.items()}
-    own: dict[str, Any] = measure(teacher, tokenizer, texts, prompts, progress)
-    own |= {"score": 1.0, **{f"agreement_{kind}": 1.0 for kind in texts}}
+    own = {f"perplexity_{kind}": perplexity(teacher, batches) for kind, batches in texts.items()}
+    own |= {"score": 1.0, **_answers(teacher, tokenizer, prompts, progress)}
+    own |= {f"agreement_{kind}": 1.0 for kind in texts}
     counted: dict[str, Literal["all", "completion"]] = {
         kind: "completion" if has_completions(rows) else "all" for kind, rows in kinds.items()
     }
     return LanguageRows(config, tokenizer, train, texts, counted, prompts, teacher, own, progress)
+
+
+def _split(
+    config: LanguageConfig, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[Dataset, Dataset]:
+    """What is learned from, in the order of `seed`, and what is measured on, the same for every seed."""
+    read = load_texts(config.text, seed)
+    if config.held_out is None:
+        train = _blocks(read.train, config.text, teacher, tokenizer, seed)
+        return train, _blocks(read.evaluation, config.text, teacher, tokenizer, HELD_OUT_SEED)
+    parts = _blocks(read.train, config.text, teacher, tokenizer, HELD_OUT_SEED).train_test_split(
+        test_size=config.held_out, seed=HELD_OUT_SEED
+    )
+    return parts["train"].shuffle(seed=seed), parts["test"]
 
 
 def _blocks(

@@ -5,13 +5,14 @@ their predictions.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from makd.anatomy import Predictions, check_predictions, predictions_of
 from makd.anatomy.batches import check_batches, model_inputs
@@ -73,37 +74,67 @@ def fidelity(
             cannot carry out.
         NumericsError: outputs hold NaN or infinity, or a measurement does.
     """
-    check_pooling(pooling, "The pooling")
-    predictions = _common_predictions(student, teacher)
-    sums: dict[str, tuple[float, int]] = {}
-    ours, theirs = [], []
-    encoder: SentenceEncoder | None = None
+    found = Fidelity(student, teacher, pooling, tokens)
     with in_eval(student, teacher):
-        for batch in check_batches(batches, student):
-            inputs = model_inputs(batch, student.device)
-            with without_cache(student, teacher):
-                output = student(**inputs)
-                reference = teacher(**{name: value.to(teacher.device) for name, value in inputs.items()})
-            if predictions is not None:
-                for name, (value, number) in _compare_predictions(
-                    predictions, output, reference, batch, _counted(predictions, batch, tokens)
-                ).items():
-                    before = sums.get(name, (0.0, 0))
-                    sums[name] = before[0] + value, before[1] + number
-            else:
-                mask = _output_tokens(inputs)
-                encoder = encoder or _encoder(student, teacher, pooling)
-                ours.append(encoder(output[0].float(), mask).cpu())
-                theirs.append(encoder(reference[0].float(), mask.to(teacher.device)).cpu())
-    if not ours and not sums:
-        raise DataError("There is nothing to compare on: no batches were given.")
-    if ours:
-        similarity = "cosine" if encoder is None else encoder.similarity
-        scores = _compare_embeddings(torch.cat(ours), torch.cat(theirs), similarity)
-    else:
-        scores = {name: value / count for name, (value, count) in sums.items()}
-    check_measured(scores, "between student and teacher")
-    return scores
+        for batch, output, reference in outputs_of_both(student, teacher, batches):
+            found.add(batch, output, reference)
+    return found.scores()
+
+
+def outputs_of_both(
+    student: PreTrainedModel, teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+) -> Iterator[tuple[Mapping[str, Tensor], ModelOutput, ModelOutput]]:
+    """Each of the batches with the student's output for it and the teacher's, each on its model's device."""
+    for batch in check_batches(batches, student):
+        with without_cache(student, teacher):
+            output, reference = (model(**model_inputs(batch, model.device)) for model in (student, teacher))
+        yield batch, output, reference
+
+
+class Fidelity:
+    """What `fidelity` says, counted from outputs that somebody else computes."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, pooling: str, tokens: Literal["all", "completion"]
+    ) -> None:
+        """Arguments and errors as of `fidelity`."""
+        check_pooling(pooling, "The pooling")
+        self._predictions = _common_predictions(student, teacher)
+        self._models, self._pooling, self._tokens = (student, teacher), pooling, tokens
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._embeddings: list[tuple[Tensor, Tensor]] = []
+        self._encoder: SentenceEncoder | None = None
+
+    def add(self, batch: Mapping[str, Tensor], output: ModelOutput, reference: ModelOutput) -> None:
+        """Count a batch: the student's output for it, and the teacher's."""
+        if self._predictions is None:
+            self._encoder = self._encoder or _encoder(*self._models, self._pooling)
+            mask = _output_tokens(batch)
+            ours, theirs = (self._encoder(side[0].float(), mask.to(side[0].device)) for side in (output, reference))
+            self._embeddings.append((ours.cpu(), theirs.cpu()))
+            return
+        counted = _counted(self._predictions, batch, self._tokens)
+        for name, (value, number) in _compare_predictions(self._predictions, output, reference, counted).items():
+            before = self._sums.get(name, (0.0, 0))
+            self._sums[name] = before[0] + value, before[1] + number
+
+    def scores(self) -> dict[str, float]:
+        """The keys that apply, over all that was counted.
+
+        Raises:
+            DataError: that is nothing.
+            NumericsError: outputs hold NaN or infinity, or a measurement does.
+        """
+        if self._embeddings:
+            ours, theirs = (torch.cat(side) for side in zip(*self._embeddings, strict=True))
+            similarity = "cosine" if self._encoder is None else self._encoder.similarity
+            found = _compare_embeddings(ours, theirs, similarity)
+        elif self._sums:
+            found = {name: value / count for name, (value, count) in self._sums.items()}
+        else:
+            raise DataError("There is nothing to compare on: no batches were given.")
+        check_measured(found, "between student and teacher")
+        return found
 
 
 def _common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> Predictions | None:
@@ -170,7 +201,7 @@ def _counted(predictions: Predictions, batch: Mapping[str, Tensor], tokens: Lite
 
 
 def _compare_predictions(
-    predictions: Predictions, output: Any, reference: Any, batch: Mapping[str, Tensor], tokens: Tensor
+    predictions: Predictions, output: ModelOutput, reference: ModelOutput, tokens: Tensor
 ) -> dict[str, tuple[float, int]]:
     """By the name of each measure its sum over the batch, and over how many."""
     ours = predictions.rows(output, tokens)
