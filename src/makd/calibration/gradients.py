@@ -114,31 +114,30 @@ class GradientWatcher:
 
     def hook(self, name: str) -> Callable[..., Tensor]:
         """The forward hook of the linear called `name`."""
+        return partial(self._watch, name)
+
+    def _watch(self, name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         layer, role = self.places[name]
+        real = role_tokens(self.anatomy, layer, role, self.inputs)
+        tokens = name not in self.called or is_by_token(output, real)
+        self.called.add(name)
 
-        def watch(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-            real = role_tokens(self.anatomy, layer, role, self.inputs)
-            tokens = name not in self.called or is_by_token(output, real)
-            self.called.add(name)
+        def add(gradient: Tensor) -> None:
+            if tokens:
+                rows = by_token(gradient, real, f"The output of {name}")[real]
+            else:  # what a later call reads are DeBERTa's relative positions
+                rows = gradient.reshape(-1, gradient.shape[-1])
+            # each token is looked at once: its neighbours share its probe, and say little besides
+            stride = min(self.probes, len(rows))
+            self.gradients[name].add(rows[self.probe % stride :: stride])
 
-            def add(gradient: Tensor) -> None:
-                if tokens:
-                    rows = by_token(gradient, real, f"The output of {name}")[real]
-                else:  # what a later call reads are DeBERTa's relative positions
-                    rows = gradient.reshape(-1, gradient.shape[-1])
-                # each token is looked at once: its neighbours share its probe, and say little besides
-                stride = min(self.probes, len(rows))
-                self.gradients[name].add(rows[self.probe % stride :: stride])
-
-            if output.requires_grad:
-                output.register_hook(add)
-                return output
-            # nothing before the first linears asks for gradients: they start at their outputs, in every stack. The
-            # model gets a copy, since it may change it in place, and nobody may do that where gradients start
-            output.requires_grad_().register_hook(add)
-            return output.clone()
-
-        return watch
+        if output.requires_grad:
+            output.register_hook(add)
+            return output
+        # nothing before the first linears asks for gradients: they start at their outputs, in every stack. The model
+        # gets a copy, since it may change it in place, and nobody may do that where gradients start
+        output.requires_grad_().register_hook(add)
+        return output.clone()
 
     def watch_expert(self, stack: str, output: Tensor, counted: Tensor) -> None:
         """Note the gradients at what an expert of `stack` gives, in the rows that count."""

@@ -7,6 +7,7 @@ distinct input, whatever the amount of text. Linears that read the same tensor (
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,27 +114,26 @@ class InputWatcher:
 
     def hook(self, name: str) -> Callable[..., None]:
         """The forward hook of the linear called `name`."""
+        return partial(self._keep, name)
 
-        def keep(module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-            tensor: Tensor = inputs[0]
-            again = name in self.called
-            self.called.add(name)
-            if tensor is self.last_input:
-                shared = self.moments[self.last_name]
-                if self.moments.setdefault(name, shared) is shared:
-                    return
-            if name not in self.moments:
-                self.moments[name] = InputMoments(linear_shape(module)[1], tensor.device)
-            self.last_input, self.last_name = tensor, name
-            try:
-                self.moments[name].update(self._rows(name, tensor, again))
-            except NumericsError as error:
-                raise NumericsError(
-                    f"The input of {name} holds NaN or infinity during calibration. The teacher's weights or the data "
-                    "make it overflow: use bfloat16 or float32 instead of float16, and check the teacher's outputs."
-                ) from error
-
-        return keep
+    def _keep(self, name: str, module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        tensor: Tensor = inputs[0]
+        again = name in self.called
+        self.called.add(name)
+        if tensor is self.last_input:
+            shared = self.moments[self.last_name]
+            if self.moments.setdefault(name, shared) is shared:
+                return
+        if name not in self.moments:
+            self.moments[name] = InputMoments(linear_shape(module)[1], tensor.device)
+        self.last_input, self.last_name = tensor, name
+        try:
+            self.moments[name].update(self._rows(name, tensor, again))
+        except NumericsError as error:
+            raise NumericsError(
+                f"The input of {name} holds NaN or infinity during calibration. The teacher's weights or the data "
+                "make it overflow: use bfloat16 or float32 instead of float16, and check the teacher's outputs."
+            ) from error
 
     def _rows(self, name: str, tensor: Tensor, again: bool) -> Tensor:
         """The inputs of real tokens, one a row; in a later call all that is read, where it is no tokens of the text.

@@ -6,6 +6,7 @@ Once when it is given, and again when the forward is over: what changed in betwe
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,17 +114,15 @@ def _read(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[dict[str, Tensor
     """Inside the block, a forward fills in what linears read that may share a factor, at their first call."""
     read: dict[str, Tensor] = {}
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-            if args and isinstance(args[0], Tensor):
-                read.setdefault(name, args[0].clone())
-
-        return hook
-
     with ExitStack() as hooks:
         for name in (name for group in anatomy.input_groups for name in group):
-            hooks.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
+            hooks.callback(model.get_submodule(name).register_forward_hook(partial(_note, read, name)).remove)
         yield read
+
+
+def _note(read: dict[str, Tensor], name: str, _module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+    if args and isinstance(args[0], Tensor):
+        read.setdefault(name, args[0].clone())
 
 
 def _apart(layer: Layer, read: Mapping[str, Tensor]) -> frozenset[Role]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role
-from makd.capture.attention import AttentionCall, record_attention
+from makd.capture.attention import AttentionCall, Recorder, record_attention
 
 Kind = Literal["linear", "experts", "hidden", "attention", "cross_attention"]
 """Of a tensor that a layer makes."""
@@ -68,10 +68,11 @@ def capture(
     keep = recording.keep if receive is None else _outside_checkpoints(receive)
     with ExitStack() as hooks:
         for name, wanted in _by_module(anatomy, taps).items():
-            handle = model.get_submodule(name).register_forward_hook(_keep_output(keep, wanted))
+            handle = model.get_submodule(name).register_forward_hook(_Calls(keep, wanted).keep_output)
             hooks.callback(handle.remove)
-        recorders = {
-            model.get_submodule(name): _keep_call(keep, wanted) for name, wanted in _by_attention(anatomy, taps).items()
+        recorders: dict[nn.Module, Recorder] = {
+            model.get_submodule(name): _Calls(keep, wanted).keep_call
+            for name, wanted in _by_attention(anatomy, taps).items()
         }
         if recorders:
             hooks.enter_context(record_attention(recorders))
@@ -118,30 +119,27 @@ def _by_attention(anatomy: Anatomy, taps: Sequence[Tap]) -> dict[str, list[tuple
     return modules
 
 
-def _keep_output(keep: Receiver, wanted: list[tuple[Tap, Layer]]) -> Callable[..., None]:
-    """A forward hook. Modules that several layers share are told apart by counting their calls."""
-    calls = 0
+@dataclass
+class _Calls:
+    """What is wanted of a module, or of an attention function; layers that share it are told apart by its calls."""
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal calls
+    keep: Receiver
+    wanted: list[tuple[Tap, Layer]]
+    done: int = 0
+
+    def keep_output(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """Take what the module gives, as a forward hook."""
         hidden = output[0] if isinstance(output, tuple | list) else output
-        for tap, layer in wanted:
-            if layer.call == calls:
-                part = None if tap.role is None else layer.roles[tap.role].part
-                keep(tap, hidden if part is None else part.select(hidden))
-        calls += 1
+        for tap, layer in self._now():
+            part = None if tap.role is None else layer.roles[tap.role].part
+            self.keep(tap, hidden if part is None else part.select(hidden))
 
-    return hook
+    def keep_call(self, call: AttentionCall) -> None:
+        """Take what the attention function is given."""
+        for tap, _ in self._now():
+            self.keep(tap, call)
 
-
-def _keep_call(keep: Receiver, wanted: list[tuple[Tap, Layer]]) -> Callable[[AttentionCall], None]:
-    calls = 0
-
-    def recorder(call: AttentionCall) -> None:
-        nonlocal calls
-        for tap, layer in wanted:
-            if layer.call == calls:
-                keep(tap, call)
-        calls += 1
-
-    return recorder
+    def _now(self) -> list[tuple[Tap, Layer]]:
+        """What is wanted of this call, which counts."""
+        self.done += 1
+        return [(tap, layer) for tap, layer in self.wanted if layer.call == self.done - 1]
