@@ -78,23 +78,26 @@ def outputs_known(model: nn.Module, known: Mapping[str, Tensor], silent: Iterabl
     with ExitStack() as stack:
         for name in (*known, *silent):
             module = model.get_submodule(name)
-            module.forward = _replaying(module, known.get(name))
+            module.forward = _Replay(module, known.get(name))
             stack.callback(delattr, module, "forward")
         yield
 
 
-def _replaying(module: nn.Module, output: Tensor | None) -> Callable[..., Any]:
-    waiting = [output]
+@dataclass
+class _Replay:
+    """A forward of `module` whose first call is no work: it gives `output`, or zeros where that is None."""
 
-    def forward(*args: Any, **named: Any) -> Any:
-        if not waiting:
-            return type(module).forward(module, *args, **named)
-        given = waiting.pop()
+    module: nn.Module
+    output: Tensor | None
+    is_done: bool = False
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        if self.is_done:
+            return type(self.module).forward(self.module, *args, **named)
+        given, self.output, self.is_done = self.output, None, True
         if given is None:
-            return args[0].new_zeros(*args[0].shape[:-1], linear_shape(module)[0])
+            return args[0].new_zeros(*args[0].shape[:-1], linear_shape(self.module)[0])
         return given.clone()  # the model may change it
-
-    return forward
 
 
 @dataclass

@@ -6,7 +6,8 @@ here where that sum is to be read.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,26 +67,28 @@ def _trace(
     layer: nn.Module, linear: nn.Module, forward: Callable[[], Tensor], change: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """First inputs of the modules that run after `linear`, in that order; the layer's output, as "", comes last."""
-    seen: dict[str, Tensor] = {}
-    passed = False
-
-    def after_linear(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        nonlocal passed
-        passed = True
-        return change(output)
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[object, ...]) -> None:
-            if passed and name not in seen and inputs and isinstance(inputs[0], Tensor):
-                seen[name] = inputs[0]
-
-        return hook
-
+    trace = _Trace(change)
     with ExitStack() as hooks:
-        hooks.callback(linear.register_forward_hook(after_linear).remove)
+        hooks.callback(linear.register_forward_hook(trace.after_linear).remove)
         for name, module in layer.named_modules():
             if name:
-                hooks.callback(module.register_forward_pre_hook(note(name)).remove)
-        states = forward()
-        seen[""] = states
-    return seen
+                hooks.callback(module.register_forward_pre_hook(partial(trace.note, name)).remove)
+        trace.seen[""] = forward()
+    return trace.seen
+
+
+@dataclass
+class _Trace:
+    """What is read once a linear has given its output, which is changed."""
+
+    change: Callable[[Tensor], Tensor]
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    passed: bool = False
+
+    def after_linear(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        self.passed = True
+        return self.change(output)
+
+    def note(self, name: str, _module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if self.passed and name not in self.seen and inputs and isinstance(inputs[0], Tensor):
+            self.seen[name] = inputs[0]
