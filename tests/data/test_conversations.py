@@ -11,9 +11,9 @@ from tests.data.chats import chat
 
 
 def load(folder, *rows, **settings):
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in [*rows, *rows]), encoding="utf-8")
-    return load_texts(DataConfig(path=str(path), held_out=0.5, **settings)).train
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return load_texts(DataConfig(path=str(folder), **settings)).train
 
 
 ONE = chat("What is a list?", "A row of things.")
@@ -69,7 +69,8 @@ def test_answers_inside_a_prompt_of_messages_are_given(tmp_path):
 
 
 def test_a_folder_is_read_as_a_file_is(tmp_path):
-    Dataset.from_list([{"prompt": "One?", "response": "Yes."}] * 4).to_parquet(str(tmp_path / "train.parquet"))
+    for split in ("train", "validation"):
+        Dataset.from_list([{"prompt": "One?", "response": "Yes."}]).to_parquet(str(tmp_path / f"{split}.parquet"))
     assert load_texts(DataConfig(path=str(tmp_path))).train["messages"][0] == chat("One?", "Yes.")
 
 

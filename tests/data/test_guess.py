@@ -47,5 +47,5 @@ def test_a_column_that_holds_less_than_another_is_not_taken(tmp_path, other):
 
 @pytest.mark.parametrize("text", ["A film about a list, seen twice.", "这是一个关于清单的故事"])
 def test_the_only_column_of_strings_is_taken_beside_shorter_lists(tmp_path, text):
-    path = write(tmp_path, [{"review": text, "tags": ["new"], "scores": [0.5] * 60}] * 4)
-    assert set(load_texts(DataConfig(path=path)).train["text"]) == {text}
+    path = write(tmp_path, [{"review": f"{text} {n}", "tags": ["new"], "scores": [0.5] * 60} for n in range(4)])
+    assert {found[:-2] for found in load_texts(DataConfig(path=path)).train["text"]} == {text}

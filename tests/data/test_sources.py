@@ -40,7 +40,7 @@ def test_pairs_are_found_by_column_name(tmp_path):
 
 
 def test_a_column_that_is_called_text_may_be_the_second_of_a_pair(tmp_path):
-    (tmp_path / "rows.csv").write_text("text,title\nlong,short\n" * 2)
+    (tmp_path / "rows.csv").write_text("text,title\n" + "long,short\n" * 3)
     texts = load_texts(DataConfig(path=str(tmp_path / "rows.csv"), text_columns=("title", "text")))
     assert texts.train[0] == {"text": "short", "text_pair": "long"}
 

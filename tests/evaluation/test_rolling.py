@@ -113,7 +113,7 @@ def test_a_blank_text_and_a_model_that_predicts_no_next_token_are_refused(model,
 
 
 def test_a_run_measures_the_held_out_texts_as_one_where_the_recipe_asks(decoder_folder, tokenizer, model):
-    texts = [f"Text number {number} is about lists and what is in them." for number in range(40)]
+    texts = [f"Text number {number} is about lists and what is in them." for number in range(100)]
     settings = EvaluationConfig(rows=3, stride=64, latency=False)
     student, data = str(decoder_folder), list(texts)
     found = makd.evaluate(student, student, data, Recipe(evaluation=settings, device="cpu"))["rolling_perplexity"]

@@ -118,7 +118,7 @@ class TestAHeadOfAnotherOrder:
         other.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
         asked = load_task(config(mrpc, labels=self.TURNED), tokenizer, other)
         assert asked.evaluate(other) == load_task(config(mrpc), tokenizer, one).evaluate(one)
-        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "LABEL_0" not in caplog.text
         load_task(config(mrpc), tokenizer, other)
         assert "LABEL_0 = not_equivalent, LABEL_1 = equivalent" in caplog.text
 
@@ -130,7 +130,7 @@ class TestAHeadOfAnotherOrder:
         task = own(tmp_path, [0, 1, 2] * 2)
         with caplog.at_level(logging.WARNING, logger="makd"):  # whatever level an earlier test left it at
             load_task(task, tokenizer, classifier(("LABEL_0", "LABEL_1", "LABEL_2")))
-        assert caplog.text == ""
+        assert "LABEL_0" not in caplog.text
 
     def test_that_learns_on_keeps_its_order(self, mrpc, tokenizer, tmp_path):
         _, other = self.pair()

@@ -14,7 +14,7 @@ from makd.comparison.rows import Rows
 from makd.comparison.setup import Setup
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train
-from makd.progress import OnProgress
+from makd.progress import OnProgress, telling
 from makd.ranks.budget import Budget
 
 
@@ -47,12 +47,13 @@ def teach(
         budget: what the student may have.
         training: steps, batches and schedule; its learning rate is the method's.
         seed: of everything random.
-        progress: told of every step.
+        progress: told what is done, and of every step.
     """
     task, seconds = setup.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
-    made = method.prepare(setup.teacher, budget, setup.calibration, seed)
+    with telling("prepare", progress):
+        made = method.prepare(setup.teacher, budget, setup.calibration, seed)
     seconds["prepare"] = time.perf_counter() - start + made.saved
     total, tokens = count_steps(task, training), 0
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
@@ -88,7 +89,8 @@ def teach(
             made.student.eval()
     seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
-    scores = task.evaluate(made.student)
+    with telling("evaluate", progress):
+        scores = task.evaluate(made.student)
     seconds["evaluate"] = time.perf_counter() - start
     return Taught(made.student, scores, total, tokens, seconds)
 

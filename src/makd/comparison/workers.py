@@ -40,6 +40,7 @@ def run_here(experiment: Experiment, schedule: Schedule, progress: OnProgress) -
     setups = Setups(experiment, progress)
     try:
         while (job := schedule.take(setups.last)) is not None:
+            logger.info("%s: %s", job.kind.value, job.cell)
             line = run_job(experiment, job, setups, progress)
             schedule.finish(job)
             _tell(schedule, job, line, progress)

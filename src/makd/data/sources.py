@@ -17,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from makd.data.conversations import as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
+from makd.data.held_out import HELD_OUT_SEED, split_off, tell_seen
 from makd.data.mixture import mix
 from makd.data.settings import BUILT_IN, DataConfig
 from makd.data.stream import draw_splits
@@ -28,9 +29,6 @@ PASSAGE_WORDS = 40
 """Paragraphs of the built-in text are joined until a passage has this many words."""
 HELD_OUT_EVERY = 6
 """Each sixth passage of the built-in text is for evaluation."""
-HELD_OUT_SEED = 0
-"""Of which rows are held out, and of their order. It is no run's own: what a run of one seed has learned from would be
-held out, and measured on, by a run or a measurement of another."""
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -67,7 +65,9 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     name = _evaluation_split(splits, config)
     train = _read(splits[config.train_split], config, config.rows)
     if name is not None:
-        return Texts(train, _read(splits[name], config))
+        evaluation = _read(splits[name], config)
+        tell_seen(train, evaluation, config.place)
+        return Texts(train, evaluation)
     return Texts(*split_off(train, config.held_out, "data.held_out"))
 
 
@@ -194,24 +194,6 @@ def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Datas
     except (ValueError, TypeError) as error:
         raise DataError(f"The rows in hand do not hold the same in the same columns: {error}.") from error
     return _read(rows, replace(config, path="the rows in hand"))
-
-
-def split_off(rows: Dataset, share: float, setting: str) -> tuple[Dataset, Dataset]:
-    """The rows to train on, and `share` of them, at least one, to evaluate on: the same ones in every run.
-
-    Raises:
-        DataError: there are fewer than two, or none would be left to train on; the text names the `setting`.
-    """
-    if len(rows) < 2:
-        raise DataError(f"There are {len(rows)} rows; at least 2 are needed, one of them to evaluate on.")
-    count = max(1, round(share * len(rows)))
-    if count >= len(rows):
-        raise DataError(
-            f"{setting} = {share} of {len(rows)} rows are all of them, which leaves none to train on. Lower it, or "
-            "give more rows."
-        )
-    parts = rows.train_test_split(test_size=count, seed=HELD_OUT_SEED)
-    return parts["train"], parts["test"]
 
 
 def _passages() -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, List, Value
 
-from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, validation_split
+from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, tell_seen, validation_split
 from makd.errors import DataError
 from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
 from makd.tasks.places import mend_places
@@ -65,10 +65,12 @@ def read_task(config: TaskConfig) -> TaskRows:
     names = config.evaluation_splits or _official_splits(config, splits)
     if names and (names != (HELD_OUT,) or HELD_OUT in splits):
         evaluation = {name: _limit(found.split(splits, name), config.evaluation_rows) for name in names}
+        for name, rows in evaluation.items():
+            tell_seen(train, rows, f"{where}, split {name!r}", _said(config, train))
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
-        train, held_out = split_off(train, config.held_out, "task.held_out")
+        train, held_out = split_off(train, config.held_out, "task.held_out", _said(config, train))
         evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
     labels = _read_labels(config, train, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
@@ -84,6 +86,11 @@ def read_task(config: TaskConfig) -> TaskRows:
         },
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
     )
+
+
+def _said(config: TaskConfig, rows: Dataset) -> list[str]:
+    """The columns of `rows` that a model reads."""
+    return [name for name in PLAIN[config.known.kind][0] if name in rows.column_names]
 
 
 @dataclass(frozen=True)
