@@ -108,7 +108,8 @@ class TestClassification:
         assert (len(found.train), len(found.evaluation["held_out"])) == (12, 6)
 
     def test_csv_with_columns_of_ones_own(self, tmp_path):
-        (tmp_path / "own.csv").write_text("question,answer,right\n" + "".join(f"one {n},two,1\none {n},,0\n" for n in range(6)))
+        rows = "".join(f"one {number},two,1\none {number},,0\n" for number in range(6))
+        (tmp_path / "own.csv").write_text(f"question,answer,right\n{rows}")
         task = config(
             str(tmp_path / "own.csv"), "classification", text_columns=("question", "answer"), label_column="right"
         )
