@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from makd.anatomy import resolve
 from makd.capture import examine
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, no_text, read_settings, row_lengths
+from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
@@ -195,6 +195,8 @@ def evaluate(
     asked = None if instructions is None else open_instructions(instructions)
     with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
         prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
+        if asked is not None and run.data.texts is not None:
+            tell_asked(run.data.texts, asked.messages, asked.config.path)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
         answers: dict[str, Any] = {}

@@ -49,6 +49,8 @@ class RunData:
     held_out_batches: list[Batch]
     task: Task | None
     """With labels and official metrics, if the data are a task's."""
+    texts: Dataset | None = None
+    """The rows to train on as they were read; None of a task."""
     long_text: LongText | None = None
     """The held-out texts as one, where the recipe asks for its perplexity."""
 
@@ -76,7 +78,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         SettingError: they are a task's, and the model has not its head.
     """
     data = DataConfig(path=data) if isinstance(data, str) else data
-    task = long_text = None
+    task = long_text = read = None
     stride = recipe.evaluation.stride
     window = (data if isinstance(data, DataConfig) else _defaults(model)).max_length
     if stride is not None:
@@ -97,7 +99,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
             tokenize(with_prompt(rows, prompt), tokenizer, model, length, seed, setting, settings.rendering, level)
             for rows, seed in ((texts.train, recipe.seed), (texts.evaluation, HELD_OUT_SEED))
         )
-        seen = train
+        seen, read = train, texts.train
         if stride is not None:
             if "text" not in texts.evaluation.column_names:
                 raise DataError(
@@ -116,6 +118,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         held_out=held_out,
         held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
         task=task,
+        texts=read,
         long_text=long_text,
     )
     _check_plans(made, recipe)

@@ -279,6 +279,22 @@ def test_the_command_shows_teacher_and_student_and_gives_both_to_machines(run, f
     assert found["samples"][1]["references"] == ["list and tuple"]
 
 
+def test_prompts_that_the_student_learned_from_are_counted(run, file, decoder_folder, tmp_path):
+    learned = [{"prompt": row["prompt"], "response": "Something."} for row in ROWS[:2]]
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for split, rows in (("train", learned), ("validation", [{"prompt": "What is new?", "response": "Nothing."}])):
+        (texts / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(
+        "evaluate", decoder_folder, "--teacher", decoder_folder, "--data.path", texts, "--data.template", "none",
+        "--instructions", file(), "--instructions.max_prompt_tokens=45",
+        "--data.max_length=32", "--instructions.max_answer_tokens=4", "--instructions.seeds=[1]",
+        "--recipe.evaluation.latency=false", "--recipe.device=cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "rows.jsonl: 2 of 3 prompts are among those to train on, word for word" in " ".join(err.split())
+
+
 def test_rows_that_are_wrong_are_told_before_the_models_are_loaded(run, file, decoder_folder):
     words = ("--instructions", file(), "--instructions.reference_column", "gold", "--data.path", "pydoc")
     code, _, err = run("evaluate", decoder_folder, "--teacher", "nowhere/at-all", *words)

@@ -18,10 +18,13 @@ from makd.data import (
     HELD_OUT_SEED,
     Batch,
     DataConfig,
+    Texts,
     has_completions,
     load_texts,
     make_batches,
     reads_blocks,
+    tell_asked,
+    tell_seen,
     tokenize,
 )
 from makd.errors import SettingError
@@ -105,14 +108,19 @@ def load_rows(
             f"language[] of an experiment is for causal language models; {type(teacher).__name__} is none. "
             "Give `tasks` instead."
         )
-    train, held_out = _split(config, teacher, tokenizer, seed)
+    read = load_texts(config.text, seed)
+    train, held_out = _split(read, config, teacher, tokenizer, seed)
     kinds = {TEXT: held_out}
     if config.other is not None:
-        kinds[OTHER] = _blocks(load_texts(config.other).evaluation, config.other, teacher, tokenizer, HELD_OUT_SEED)
+        other = load_texts(config.other).evaluation
+        tell_seen(read.train, other, ", ".join(config.other.paths))
+        kinds[OTHER] = _blocks(other, config.other, teacher, tokenizer, HELD_OUT_SEED)
     texts = {
         kind: make_batches(rows, tokenizer, teacher, config.batch_size, config.rows) for kind, rows in kinds.items()
     }
     asked = {instructions_name(one): open_instructions(one) for one in config.instructions}
+    for one in asked.values():
+        tell_asked(read.train, one.messages, one.config.path)
     prompts = {name: encode_prompts(one, tokenizer, teacher) for name, one in asked.items()}
     own = {f"perplexity_{kind}": perplexity(teacher, batches) for kind, batches in texts.items()}
     own |= {"score": 1.0, **_answers(teacher, tokenizer, prompts, progress)}
@@ -124,10 +132,9 @@ def load_rows(
 
 
 def _split(
-    config: LanguageConfig, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+    read: Texts, config: LanguageConfig, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[Dataset, Dataset]:
     """What is learned from, in the order of `seed`, and what is measured on, the same for every seed."""
-    read = load_texts(config.text, seed)
     if config.held_out is None:
         train = _blocks(read.train, config.text, teacher, tokenizer, seed)
         return train, _blocks(read.evaluation, config.text, teacher, tokenizer, HELD_OUT_SEED)

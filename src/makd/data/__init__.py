@@ -3,7 +3,7 @@
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
-from makd.data.held_out import HELD_OUT_SEED, split_off, tell_seen
+from makd.data.held_out import HELD_OUT_SEED, split_off, tell_asked, tell_seen
 from makd.data.marks import check_room
 from makd.data.prompts import completion_of, has_completions, prompt_batch, prompt_of, reference_of
 from makd.data.settings import DataConfig, Rendering, Source, no_text, read_settings
@@ -48,6 +48,7 @@ __all__ = [
     "row_lengths",
     "split_off",
     "string_columns",
+    "tell_asked",
     "tell_seen",
     "token_batches",
     "tokenize",

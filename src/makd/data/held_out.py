@@ -8,7 +8,7 @@ a measurement of other `rows` of the data, or a run that goes on when more were 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from datasets import Dataset
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 HELD_OUT_SEED = 0
 """Of the order of rows that are measured on, and of which of them where not all are: the same for all students."""
 TOLD = 0.01
-"""Share of the rows to evaluate on that may be among those to train on before that is a warning."""
+"""Share of the text to evaluate on that may be among what is trained on before that is a warning."""
 
 
 def split_off(
@@ -47,7 +47,7 @@ def split_off(
             f"{setting} = {share} of {len(rows)} rows are all of them, which leaves none to train on. Lower it, or "
             "give more rows."
         )
-    places = _places(rows, columns)
+    places = [_place(said) for said in _said(rows, columns)]
     different = sorted(set(places))
     if len(different) == 1:
         logger.warning("All %s rows say the same: those that are held out are learned from, too", f"{len(rows):,}")
@@ -62,29 +62,52 @@ def tell_seen(train: Dataset, evaluation: Dataset, where: str, columns: Sequence
     """Log how many rows of a split to evaluate on are among those to train on, word for word."""
     if columns is None and set(train.column_names) != set(evaluation.column_names):
         return
-    learned = set(_places(train, columns))
-    seen = sum(place in learned for place in _places(evaluation, columns))
+    learned = {_place(said) for said in _said(train, columns)}
+    texts = list(_said(evaluation, columns))
+    seen = [said for said in texts if _place(said) in learned]
     if seen:
+        share = sum(map(len, seen)) / sum(map(len, texts))
         logger.log(
-            logging.WARNING if seen >= TOLD * len(evaluation) else logging.INFO,
-            "%s: %s of %s rows to evaluate on are among those to train on, word for word: they are no unseen text",
-            where, f"{seen:,}", f"{len(evaluation):,}",
+            logging.WARNING if share >= TOLD else logging.INFO,
+            "%s: %s of %s rows to evaluate on, %.1f %% of their text, are among those to train on, word for word",
+            where, f"{len(seen):,}", f"{len(texts):,}", 100 * share,
         )  # fmt: skip
 
 
-def _places(rows: Dataset, columns: Sequence[str] | None) -> list[float]:
-    """Of each row the digest of what it says, as a number in [0, 1)."""
+def tell_asked(train: Dataset, prompts: Sequence[list[Message]], where: str) -> None:
+    """Log how many prompts that models are to answer are among those that are trained on.
+
+    Args:
+        train: rows to train on; only of conversations there is something to tell.
+        prompts: conversations up to where the answer is due.
+        where: the prompts are.
+    """
+    if MESSAGES not in train.column_names:
+        return
+    learned = {_place(said) for said in _said(train, [MESSAGES])}
+    seen = sum(_place(json.dumps([prompt], sort_keys=True).encode()) in learned for prompt in prompts)
+    if seen:
+        logger.warning(
+            "%s: %s of %s prompts are among those to train on, word for word: answers to them say little of others",
+            where, f"{seen:,}", f"{len(prompts):,}",
+        )  # fmt: skip
+
+
+def _said(rows: Dataset, columns: Sequence[str] | None) -> Iterator[bytes]:
+    """Of each row what it says."""
     chosen = sorted(rows.column_names if columns is None else columns)
     if MESSAGES in chosen:
         chosen = [MESSAGES]  # what stands beside it is made of it
-    found: list[float] = []
     for batch in rows.select_columns(chosen).iter(1000):
         for row in zip(
             *(map(_asked, batch[name]) if name == MESSAGES else batch[name] for name in chosen), strict=True
         ):
-            said = json.dumps(row, sort_keys=True, default=str).encode()
-            found.append(int.from_bytes(hashlib.blake2b(said, digest_size=6).digest()) / 2**48)
-    return found
+            yield json.dumps(row, sort_keys=True, default=str).encode()
+
+
+def _place(said: bytes) -> float:
+    """Its digest, as a number in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(said, digest_size=6).digest(), "big") / 2**48
 
 
 def _asked(messages: list[Message]) -> list[Message]:

@@ -50,8 +50,13 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     Raises:
         DataError: there is nothing at `path`, a split or column is missing, or no text is left.
     """
-    if config.mixture:
-        return _mix(config, seed)
+    found = _mix(config, seed) if config.mixture else _load(config, seed)
+    tell_seen(found.train, found.evaluation, ", ".join(config.paths))
+    return found
+
+
+def _load(config: DataConfig, seed: int) -> Texts:
+    """The rows of one source."""
     if config.place == BUILT_IN:
         passages = list(dict.fromkeys(_passages()))
         held_out = passages[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]
@@ -65,9 +70,7 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     name = _evaluation_split(splits, config)
     train = _read(splits[config.train_split], config, config.rows)
     if name is not None:
-        evaluation = _read(splits[name], config)
-        tell_seen(train, evaluation, config.place)
-        return Texts(train, evaluation)
+        return Texts(train, _read(splits[name], config))
     return Texts(*split_off(train, config.held_out, "data.held_out"))
 
 
@@ -97,7 +100,7 @@ def _draw(config: DataConfig, seed: int) -> Mapping[str, Dataset]:
 
 
 def _mix(config: DataConfig, seed: int) -> Texts:
-    parts = [load_texts(config.of_source(source), seed) for source in config.mixture]
+    parts = [_load(config.of_source(source), seed) for source in config.mixture]
     weights = [source.weight for source in config.mixture]
     train = mix([part.train for part in parts], weights, config.paths, config.rows, seed)
     return Texts(train, mix([part.evaluation for part in parts], weights, config.paths, None, HELD_OUT_SEED))
