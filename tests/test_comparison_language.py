@@ -142,7 +142,7 @@ def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder
     rows = whole.task.distillation["input_ids"]
     kept = held.task.distillation["input_ids"]
     measured = [row for batch in held.task.texts["text"] for row in batch["input_ids"].tolist()]
-    assert len(kept) == len(rows) - round(0.25 * len(rows))
+    assert len(kept) == len(rows) - math.ceil(0.25 * len(rows))
     assert all(row in list(rows) for row in measured)
 
 
