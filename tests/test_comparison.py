@@ -412,7 +412,7 @@ class TestSearch:
         first = searched_at(searched, cell)
         split = prepare_setup(searched, first.task, 1, quiet)
         (scored,) = split.task.evaluation.values()
-        assert (len(split.task.train), len(scored)) == (9, 3)
+        assert len(split.task.train) > len(scored) > 0
         rows = [*split.task.train["input_ids"], *scored["input_ids"]]
         assert sorted(rows) == sorted(setup.task.train["input_ids"])
         folder = teacher_folder(searched, first.task, 1)
@@ -434,7 +434,8 @@ class TestSearch:
         assert [(trial["task"], trial["method"]) for trial in trials] == 2 * [("stsb", "makd_paper")]
         best = max(trials, key=lambda trial: trial["score"])["settings"]
         assert all(best.items() <= line["settings"].items() for line in lines)
-        assert [len(args[1]) for args in built] == [10, 12, 12]  # the search's rows, then those of either task
+        search, *tasks = (len(args[1]) for args in built)
+        assert (search < 12, tasks) == (True, [12, 12])  # the search's rows, then those of either task
 
     def test_a_search_that_is_done_needs_no_teacher(self, search, done, tmp_path):
         found, lines = search(3)

@@ -36,7 +36,9 @@ def test_python_asks_in_the_same_words(encoder_folder, tmp_path):
 
 
 def test_a_teacher_that_was_taught_a_task_brings_its_rows(run, encoder_folder, tmp_path):
-    (tmp_path / "rows.csv").write_text("text,label\n" + "a good list,1\na bad list,0\n" * 20)
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"a good list {n},1\na bad list {n},0\n" for n in range(20))
+    )
     words = ["--task", "classification", "--task_data", tmp_path / "rows.csv", "--task.max_length", "16"]
     few = ["--recipe.training.steps", "1", "--recipe.device", "cpu"]
     code, _, err = run("finetune", encoder_folder, *words, *few, "--output", tmp_path / "teacher")

@@ -33,7 +33,9 @@ def folder(tmp_path_factory, encoder_folder):
            "recipe": {"training": {"steps": 1}, "plan": {"preset": "feature"}, "calibration": {"rows": 16},
                       "factorize": {"solver": "svd"}, "evaluation": {"rows": 8}, "device": "cpu"}}  # fmt: skip
     (made / "run.yaml").write_text(yaml.safe_dump(run))
-    (made / "rows.csv").write_text("text,label\n" + "a good list,1\na bad list,0\n" * 20)
+    (made / "rows.csv").write_text(
+        "text,label\n" + "".join(f"a good list {n},1\na bad list {n},0\n" for n in range(20))
+    )
     (made / "experiment.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "output": str(made / "results")}))
     return made
 

@@ -184,7 +184,10 @@ class TestText:
             report = factorize_only(str(teacher), TEXTS, BUDGET, RECIPE, tmp_path / "student")
         assert "Texts are cut at 7 tokens, not at data.max_length 64" in caplog.text
         expected = scores_by_hand(teacher, tmp_path / "student", "mean", max_length=7)
-        assert report.metrics["fidelity"]["after"] == pytest.approx(expected, abs=1e-5)
+        found = report.metrics["fidelity"]["after"]
+        assert found["cosine"] == pytest.approx(expected["cosine"], abs=1e-5)
+        # texts that are alike up to there have similarities of 1 but for rounding, which has no order
+        assert found["rank_correlation"] == pytest.approx(expected["rank_correlation"], abs=0.02)
 
     def test_stands_after_the_default_prompt(self, make, tmp_path):
         common = {"prompts": {"query": "find the module: "}, "default_prompt_name": "query"}
