@@ -40,8 +40,7 @@ def run_here(experiment: Experiment, schedule: Schedule, progress: OnProgress) -
     setups = Setups(experiment, progress)
     try:
         while (job := schedule.take(setups.last)) is not None:
-            logger.info("%s: %s", job.kind.value, job.cell)
-            line = run_job(experiment, job, setups, progress)
+            line = _run_on(experiment, setups, progress, job)
             schedule.finish(job)
             _tell(schedule, job, line, progress)
     finally:
@@ -116,6 +115,11 @@ def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: O
         )  # fmt: skip
 
 
+def _run_on(experiment: Experiment, setups: Setups, progress: OnProgress, job: Job) -> dict[str, Any] | None:
+    logger.info("%s: %s", job.kind.value, job.cell)
+    return run_job(experiment, job, setups, progress)
+
+
 # What follows runs in a worker.
 
 _do: partial[dict[str, Any] | None] | None = None
@@ -137,7 +141,7 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
         os.dup2(file.fileno(), stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     _grounds = Setups(experiment, nobody)
-    _do = partial(_run_on, experiment, _grounds)
+    _do = partial(_run_on, experiment, _grounds, nobody)
 
 
 def _end_with_parent() -> None:
@@ -159,8 +163,3 @@ def _end() -> None:
 def _perform(job: Job) -> dict[str, Any] | None:
     assert _do is not None, "a worker that was not started"
     return _do(job)
-
-
-def _run_on(experiment: Experiment, setups: Setups, job: Job) -> dict[str, Any] | None:
-    logger.info("%s: %s", job.kind.value, job.cell)
-    return run_job(experiment, job, setups, nobody)
