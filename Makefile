@@ -141,10 +141,7 @@ bench-two-cores: $(READY) ## the same methods in bfloat16, sized to two cores: h
 	$(call grid,two-cores)
 
 bench-tenth: $(READY) ## a tenth of the model without each aspect, on two cores: hours, with WORKERS=2; needs MAKD_DATA
-	mkdir -p runs/encoder-two-cores
-	test -f runs/encoder-two-cores/results.jsonl || cat benchmarks/results/encoder_two_cores.jsonl $(wildcard benchmarks/results/encoder_ablation_tenth.jsonl) > runs/encoder-two-cores/results.jsonl
-	$(BIN)/makd compare examples/encoder/ablation-tenth.yaml --workers $(or $(WORKERS),1)
-	$(BIN)/makd compare examples/encoder/ablation-tenth.yaml --table docs/results/encoder-ablation-tenth.md
+	$(call grid,ablation-tenth)
 
 bench-sentence: $(READY) ## a sentence encoder from unlabelled text, by what its users measure: two hours; needs MAKD_DATA
 	$(BIN)/python benchmarks/sentence.py run --keep 0.5

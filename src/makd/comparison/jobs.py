@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from makd.anatomy import resolve
-from makd.comparison.cells import Cell, cell_hash
-from makd.comparison.done import RESULTS_FILE
+from makd.comparison.cells import Cell, all_cells, cell_hash
+from makd.comparison.done import RESULTS_FILE, done_lines
 from makd.comparison.results import append_line
+from makd.comparison.same_rows import check_rows
 from makd.comparison.schedule import Job, Kind
 from makd.comparison.search import Found, run_trials
 from makd.comparison.settings import Experiment
@@ -24,18 +25,23 @@ def run_job(experiment: Experiment, job: Job, setups: Setups, progress: OnProgre
 
     Returns:
         The line of a cell; None of a search or a teacher.
+
+    Raises:
+        OutputError: the rows are not those of the cells that are done.
     """
-    cell = job.cell
+    cell, results = job.cell, Path(experiment.output) / RESULTS_FILE
     if job.kind is Kind.TEACHER:
         if isinstance(cell.task, TaskConfig):
             make_teacher(experiment, cell.task, cell.seed, progress)
         return None
     setup = setups.of(cell.task, cell.seed)
+    alike = [other for other in all_cells(experiment) if other.task == cell.task]
+    check_rows(done_lines(experiment, alike).values(), cell.seed, setup.digests, results)
     if job.kind is Kind.SEARCH:
         run_trials(experiment, cell, setup, progress)
         return None
     line = _run(experiment, cell, setup, job.found, progress)
-    append_line(Path(experiment.output) / RESULTS_FILE, line)
+    append_line(results, line)
     return line
 
 
@@ -48,6 +54,7 @@ def _run(experiment: Experiment, cell: Cell, setup: Setup, found: Found, progres
         "score": taught.scores["score"],
         "metrics": taught.scores,
         "teacher": setup.teacher_scores,
+        "rows": setup.digests,
         "majority": setup.majority,
         "params": {side: parameter_counts(model, resolve(model)) for side, model in pair.items()},
         "steps": taught.steps,

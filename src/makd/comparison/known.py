@@ -9,6 +9,7 @@ from makd.comparison.cells import Cell, all_cells, latency_hash
 from makd.comparison.done import done_lines
 from makd.comparison.language_tables import LANGUAGE_SCORE, language_tables
 from makd.comparison.latencies import known_latencies
+from makd.comparison.same_rows import check_alike
 from makd.comparison.settings import Experiment, budget_name, short_name
 from makd.comparison.tables import Lines, cost_table, lead_table, quality_table
 from makd.errors import OutputError
@@ -45,7 +46,7 @@ def read_known(experiment: Experiment, name: str) -> Known:
         name: of the experiment's file.
 
     Raises:
-        OutputError: no cell was run with these settings.
+        OutputError: no cell was run with these settings, or cells of a task were measured on different rows.
     """
     cells = all_cells(experiment)
     lines = list(done_lines(experiment, cells).values())
@@ -53,6 +54,7 @@ def read_known(experiment: Experiment, name: str) -> Known:
         raise OutputError(
             f"{experiment.output} has no cell with these settings yet. Run `makd compare {shlex.quote(name)}` first."
         )
+    check_alike(lines)
     return Known(tuple(cells), lines, known_latencies(experiment, cells))
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from makd.comparison.cells import all_cells, select
-from makd.comparison.done import done_lines
+from makd.comparison.done import RESULTS_FILE, done_lines
 from makd.comparison.latencies import measure_latencies
+from makd.comparison.same_rows import tell_unknown
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
 from makd.comparison.settings import Experiment, short_name
@@ -63,6 +64,8 @@ def compare(
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
         check_data(experiment, task)
     check_sources(Path(experiment.output), [experiment.teacher, experiment.tokenizer], paths_of(experiment))
+    if waiting:
+        tell_unknown(lines.values(), Path(experiment.output) / RESULTS_FILE)
     schedule = Schedule(experiment, waiting)
     if workers > 1 and schedule.open_cells:
         run_in_processes(experiment, schedule, workers, progress)

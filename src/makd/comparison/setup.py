@@ -17,6 +17,7 @@ from makd.comparison.cells import teacher_hash
 from makd.comparison.language import LanguageConfig
 from makd.comparison.language_rows import load_rows, read_language
 from makd.comparison.rows import Rows
+from makd.comparison.same_rows import rows_digests
 from makd.comparison.settings import Experiment, Subject, short_name
 from makd.config import find_device
 from makd.data import Batch, DataConfig, choose_tokenizer, make_batches
@@ -41,6 +42,8 @@ class Setup:
 
     teacher: PreTrainedModel
     task: Rows
+    digests: dict[str, str]
+    """Of the rows, as a line notes them."""
     calibration: list[Batch]
     teacher_scores: dict[str, float]
     """The teacher's metrics on the rows that students are measured on."""
@@ -66,6 +69,7 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
     return Setup(
         teacher=model,
         task=rows,
+        digests=rows_digests(rows),
         calibration=make_batches(
             without_targets(rows.train), tokenizer, model, few.batch_size, few.rows, by_length=True
         ),
@@ -85,6 +89,7 @@ def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int,
     return Setup(
         teacher=model,
         task=rows,
+        digests=rows_digests(rows),
         calibration=make_batches(rows.distillation, words, model, few.batch_size, few.rows, by_length=True),
         teacher_scores=rows.teacher_scores,
         majority=None,

@@ -1,0 +1,162 @@
+"""Cells of other rows than the first ones are not put beside them: neither settings nor files tell which those are."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+
+import makd
+from makd.comparison import same_rows
+from makd.comparison.known import read_known
+from makd.comparison.results import append_line, read_lines
+from makd.comparison.same_rows import LEARNED, MEASURED, rows_digests
+from makd.comparison.setup import prepare_setup
+from makd.errors import OutputError
+from tests.tasks.test_tasks import PAIRS, write
+from tests.test_comparison import make, quiet
+from tests.test_comparison_language import data as language_data  # noqa: F401 (a fixture)
+from tests.test_comparison_language import make as make_language
+
+FIRST, SECOND = "method=low_rank_svd", "method=makd_paper"
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "mrpc", train=PAIRS, validation=PAIRS[:6])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def begun(data, encoder_folder, tmp_path):
+    """One of two methods, of the first of two seeds."""
+    task = makd.TaskConfig(name="glue/mrpc", path="mrpc", max_length=32)
+    experiment = make(data, encoder_folder, tmp_path / "runs", tasks=(task,))
+    makd.compare(experiment, only=f"{FIRST},seed=1")
+    return experiment
+
+
+def change(experiment, part):
+    """The line of the first cell, as if it were of other rows."""
+    file = Path(experiment.output) / "results.jsonl"
+    (line,) = read_lines(file)
+    file.write_text("")
+    append_line(file, {**line, "rows": {**line["rows"], part: "0" * 16}})
+
+
+@pytest.mark.parametrize("part", [LEARNED, MEASURED])
+def test_a_cell_of_other_rows_is_not_put_beside_one_that_is_done(begun, part):
+    change(begun, part)
+    with pytest.raises(
+        OutputError, match=r"mrpc  low_rank_svd  1 .* other rows than there are now.*Name another output"
+    ):
+        makd.compare(begun, only=f"{SECOND},seed=1")
+    assert len(read_lines(Path(begun.output) / "results.jsonl")) == 1
+
+
+def test_another_seed_learns_in_another_order_and_is_measured_on_the_same(begun):
+    (other,) = makd.compare(begun, only=f"{FIRST},seed=2")
+    (first,) = makd.compare(begun, only=f"{FIRST},seed=1")
+    assert other["rows"][MEASURED] == first["rows"][MEASURED]
+    assert other["rows"][LEARNED] != first["rows"][LEARNED]
+    elsewhere = replace(begun, output=str(Path(begun.output).with_name("elsewhere")))
+    assert makd.compare(elsewhere, only=f"{FIRST},seed=1")[0]["rows"] == first["rows"]
+
+
+def test_another_seed_may_have_learned_from_anything(begun):
+    change(begun, LEARNED)
+    assert len(makd.compare(begun, only=f"{FIRST},seed=2")) == 1
+
+
+def test_lines_of_other_settings_say_nothing(begun):
+    change(begun, MEASURED)
+    shorter = replace(begun, tasks=(replace(begun.tasks[0], max_length=16),))
+    assert len(makd.compare(shorter, only=f"{FIRST},seed=1")) == 1
+
+
+def test_lines_from_before_there_were_digests_are_told(begun, caplog):
+    file = Path(begun.output) / "results.jsonl"
+    (line,) = read_lines(file)
+    del line["rows"]
+    file.write_text("")
+    append_line(file, line)
+    with caplog.at_level(logging.WARNING):
+        makd.compare(begun, only="seed=1")
+    assert "results.jsonl: 1 cells (mrpc) do not say which rows" in caplog.text
+    caplog.clear()
+    makd.compare(begun, only="seed=1")
+    assert not caplog.text, "nothing is left to run"
+
+
+def test_no_table_is_made_of_lines_that_were_measured_on_different_rows(begun, tmp_path):
+    makd.compare(begun, only="seed=1")
+    file = Path(begun.output) / "results.jsonl"
+    one, other = read_lines(file)
+    assert len(read_known(begun, "experiment.yaml").lines) == 2
+    file.write_text("")
+    for line in (one, {**other, "rows": {**other["rows"], MEASURED: "0" * 16}}):
+        append_line(file, line)
+    with pytest.raises(OutputError, match=r"cell mrpc  .* and cell mrpc  .* were measured on different rows"):
+        read_known(begun, "experiment.yaml")
+
+
+def test_the_held_out_text_of_a_language_model_counts_and_so_do_its_prompts(language_data, decoder_folder, tmp_path):  # noqa: F811
+    experiment = make_language(language_data, decoder_folder, tmp_path / "runs")
+    (language,) = experiment.language
+
+    def digests(seed=1, **settings):
+        return rows_digests(prepare_setup(experiment, replace(language, **settings), seed, quiet).task)
+
+    first = digests()
+    assert digests() == first
+    assert digests(seed=2)[MEASURED] == first[MEASURED]
+    assert digests(seed=2)[LEARNED] != first[LEARNED]
+    asked = replace(language.instructions[0], rows=2)
+    for other in (digests(rows=3), digests(other=None), digests(instructions=(asked,))):
+        assert other[LEARNED] == first[LEARNED]
+        assert other[MEASURED] != first[MEASURED]
+
+
+ROWS = {"input_ids": [[1, 2], [3], []], "label": [0, 1, 1], "text": ["a", "b", "é"], "own": [[[1]], [[2], []], []]}
+
+
+class TestDigests:
+    def digest(self, rows):
+        found = same_rows.hashlib.sha256()
+        same_rows._add(found, rows)
+        return found.hexdigest()
+
+    def test_rows_are_what_they_say_however_they_are_kept(self):
+        whole = datasets.Dataset.from_dict(ROWS)
+        narrow = whole.cast_column("label", datasets.Value("int8"))
+        other_order = whole.select_columns(["text", "own", "label", "input_ids"])
+        parts = datasets.concatenate_datasets([whole.select([0]), whole.select([1, 2])])
+        picked = whole.select([2, 1, 0]).select([2, 1, 0])
+        longer = datasets.concatenate_datasets([whole, whole]).select(range(3, 6))
+        for rows in (
+            narrow,
+            other_order,
+            parts.flatten_indices(),
+            picked,
+            longer,
+            whole.with_format("torch", columns=["label"]),
+        ):
+            assert self.digest(rows) == self.digest(whole)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"input_ids": [[1], [2, 3], []]},
+            {"input_ids": [[1, 2], [3], None]},
+            {"label": [0, 1, 0]},
+            {"label": [0.0, 1.0, 1.5]},
+            {"text": ["a", "b", "e"]},
+            {"own": [[[1]], [[2]], []]},
+        ],
+        ids=str,
+    )
+    def test_another_value_anywhere_is_another_digest(self, other):
+        whole, changed = datasets.Dataset.from_dict(ROWS), datasets.Dataset.from_dict({**ROWS, **other})
+        assert self.digest(changed) != self.digest(whole)
