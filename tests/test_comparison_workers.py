@@ -67,7 +67,7 @@ class TestSchedule:
         assert joined.setup == jobs[1].setup
         assert schedule.open_cells == 8
 
-    def test_a_process_stays_on_its_ground_and_others_keep_off_it_while_there_is_another(self, experiment):
+    def test_a_process_stays_on_its_setup_and_others_keep_off_it_while_there_is_another(self, experiment):
         schedule = Schedule(experiment, all_cells(experiment))
         first = schedule.take(None)
         make_folder(experiment, first)
@@ -76,7 +76,7 @@ class TestSchedule:
         schedule.finish(first)
         assert schedule.take(first.setup).setup == first.setup
 
-    def test_the_first_budget_is_done_everywhere_and_then_all_others_of_a_ground_before_the_next_one(self, experiment):
+    def test_the_first_budget_is_done_everywhere_and_then_all_others_of_a_setup_before_the_next_one(self, experiment):
         smaller = (makd.Budget(keep_linears=0.8), makd.Budget(keep_linears=0.7))
         three = replace(experiment, budgets=(*experiment.budgets, *smaller), seeds=(1,))
         first, middle, last = three.budgets
@@ -214,7 +214,7 @@ from makd.comparison import workers
 
 def work_on(folder):
     workers._start(None, folder / "worker.log", 1)
-    workers._grounds.close = (folder / "removed").touch
+    workers._setups.close = (folder / "removed").touch
     (folder / "started").touch()
     while not (folder / "killed").exists():
         time.sleep(0.05)

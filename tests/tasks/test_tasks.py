@@ -100,6 +100,18 @@ class TestClassification:
         assert sorted([*rows.train["text"], *held_out]) == sorted(texts)
         assert read_task(rows.config).evaluation["held_out"]["text"] == held_out
 
+    def test_a_class_whose_rows_are_all_held_out_is_one_and_is_told(self, tmp_path, caplog):
+        def read(label):
+            rows = [{"text": f"text {place}", "label": label(f"text {place}", place)} for place in range(20)]
+            return read_task(config(write(tmp_path / "rare", train=rows), "classification", held_out=0.3))
+
+        held_out = set(read(lambda _, place: "ab"[place % 2]).evaluation["held_out"]["text"])
+        assert not caplog.records
+        found = read(lambda text, place: "rare" if text in held_out else "ab"[place % 2])
+        assert found.labels == ("a", "b", "rare")
+        assert {found.labels[label] for label in found.train["label"]} == {"a", "b"}
+        assert "no row to train on has the label rare: all that have it are held out" in caplog.text
+
     def test_a_split_that_is_called_so_is_one(self, tmp_path):
         (tmp_path / "data").mkdir()
         for name, rows in (("train", PAIRS), ("held_out", PAIRS[:6])):

@@ -64,7 +64,7 @@ def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, p
                 for worker in set(range(workers)) - {worker for worker, _ in running.values()}:
                     job = schedule.take(last[worker])
                     if job is not None:
-                        running[pools[worker].submit(_perform, job)] = worker, job
+                        running[pools[worker].submit(_run_in_worker, job)] = worker, job
                 if not running:
                     return
                 for future in wait(running, POLL, FIRST_COMPLETED).done:
@@ -125,13 +125,13 @@ def _run_on(experiment: Experiment, setups: Setups, progress: OnProgress, job: J
 _do: partial[dict[str, Any] | None] | None = None
 """`run_job` with this worker's experiment and setups."""
 
-_grounds: Setups | None = None
+_setups: Setups | None = None
 """What this worker keeps on disk for its cells."""
 
 
 def _start(experiment: Experiment, log: Path, threads: int) -> None:
     """All that a worker and its libraries print goes to its log; it ends when the process that started it is gone."""
-    global _do, _grounds
+    global _do, _setups
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: _end())
     torch.set_num_threads(threads)
@@ -140,8 +140,8 @@ def _start(experiment: Experiment, log: Path, threads: int) -> None:
         stream.flush()
         os.dup2(file.fileno(), stream.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    _grounds = Setups(experiment, nobody)
-    _do = partial(_run_on, experiment, _grounds, nobody)
+    _setups = Setups(experiment, nobody)
+    _do = partial(_run_on, experiment, _setups, nobody)
 
 
 def _end_with_parent() -> None:
@@ -154,12 +154,12 @@ def _end_with_parent() -> None:
 
 def _end() -> None:
     try:
-        if _grounds is not None:
-            _grounds.close()  # teacher caches are gigabytes
+        if _setups is not None:
+            _setups.close()  # teacher caches are gigabytes
     finally:
         os._exit(1)
 
 
-def _perform(job: Job) -> dict[str, Any] | None:
+def _run_in_worker(job: Job) -> dict[str, Any] | None:
     assert _do is not None, "a worker that was not started"
     return _do(job)

@@ -47,7 +47,7 @@ def label_names(config: TaskConfig, train: Dataset, column: str, where: str) -> 
         return official
     if config.known.kind == "multi_label" and is_multi_hot(train[column]):
         return wanted or tuple(map(str, range(len(next(value for value in train[column] if value is not None)))))
-    found = _distinct(train[column])
+    found = distinct(train[column])
     if wanted is None:
         return _unnamed(found, config.known.kind, where)
     if UNLABELLED in found and len(found) == len(wanted):
@@ -81,7 +81,7 @@ def _shown(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _distinct(values: Sequence[Any]) -> Any:
+def distinct(values: Sequence[Any]) -> Any:
     """All labels that occur, in order: `UNLABELLED` too, if it does."""
     each = [value for item in values for value in (item if isinstance(item, list) else [item])]
     nested = next((value for value in each if isinstance(value, list | dict)), None)

@@ -16,9 +16,9 @@ from datasets import Dataset, DatasetDict, List, Value
 
 from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, tell_seen, validation_split
 from makd.errors import DataError
-from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
+from makd.tasks.labels import LISTS, UNLABELLED, distinct, is_multi_hot, label_names, named_values, number_of, vector_of
 from makd.tasks.places import mend_places
-from makd.tasks.settings import TaskConfig
+from makd.tasks.settings import NAMED, TaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +61,20 @@ def read_task(config: TaskConfig) -> TaskRows:
     configuration = config.configuration or (config.known.configuration if config.path is None else None)
     splits = load_splits(where, configuration, config.train_split)
     found = _Source(config, where)
-    train = _limit(found.split(splits, config.train_split), config.rows)
+    rows = train = _limit(found.split(splits, config.train_split), config.rows)
     names = config.evaluation_splits or _official_splits(config, splits)
     if names and (names != (HELD_OUT,) or HELD_OUT in splits):
         evaluation = {name: _limit(found.split(splits, name), config.evaluation_rows) for name in names}
-        for name, rows in evaluation.items():
-            tell_seen(train, rows, f"{where}, split {name!r}", _said(config, train))
+        for name, measured in evaluation.items():
+            tell_seen(train, measured, f"{where}, split {name!r}", _said(config, train))
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
         train, held_out = split_off(train, config.held_out, "task.held_out", _said(config, train))
         evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
-    labels = _read_labels(config, train, where)
+    labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
+    if config.known.kind in NAMED and not labels.is_multi_hot:
+        _tell_unlearned(rows, train, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
     return TaskRows(
         config=config,
@@ -86,6 +88,20 @@ def read_task(config: TaskConfig) -> TaskRows:
         },
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
     )
+
+
+def _tell_unlearned(rows: Dataset, train: Dataset, where: str) -> None:
+    """Warn of classes that `rows` have and those of them that are trained on have not."""
+    column = next(name for name in ("label", "tags") if name in rows.column_names)
+    if len(train) < len(rows):
+        learned = set(distinct(named_values(train, column)))
+        missing = [label for label in distinct(named_values(rows, column)) if label not in learned | {UNLABELLED}]
+        if missing:
+            logger.warning(
+                "%s: no row to train on has the label %s: all that have it are held out to measure on. Give more rows, "
+                "or a split of its own to measure on",
+                where, ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if missing[5:] else ""),
+            )  # fmt: skip
 
 
 def _said(config: TaskConfig, rows: Dataset) -> list[str]:
