@@ -11,9 +11,10 @@ from transformers import AutoModelForSequenceClassification
 import makd
 from makd import pipeline
 from makd.cli.main import main
-from makd.errors import OutputError
+from makd.data import collator
+from makd.errors import OutputError, SettingError
 from makd.student.hub import is_student
-from makd.tasks import Task
+from makd.tasks import Task, load_task
 from tests.models import tiny
 from tests.tasks.test_tasks import PAIRS, write
 
@@ -51,7 +52,8 @@ def test_a_teacher_knows_its_labels_and_has_the_official_metrics(teacher):
     model = AutoModelForSequenceClassification.from_pretrained(teacher.folder)
     assert model.config.id2label == {0: "not_equivalent", 1: "equivalent"}
     metrics = json.loads((teacher.folder / "metrics.json").read_text())
-    assert metrics["task"].keys() == {"name", "after"}
+    assert metrics["task"].keys() == {"name", "splits", "after"}
+    assert metrics["task"]["splits"] == ["validation"]
     assert metrics["task"]["after"].keys() == {"accuracy", "f1", "score"}
     assert metrics["fingerprint"] == makd.fingerprint(model)
     assert metrics["tokens"]["training"] > 0
@@ -114,7 +116,7 @@ def student(teacher, task, tmp_path_factory):
 
 def test_a_student_of_a_task_is_measured_beside_its_teacher(student, teacher):
     found = student.metrics["task"]
-    assert found.keys() == {"name", "teacher", "before", "after"}
+    assert found.keys() == {"name", "splits", "teacher", "before", "after"}
     assert found["teacher"] == teacher.metrics["task"]["after"]
     assert found["after"].keys() == {"accuracy", "f1", "score"}
     assert "glue/mrpc accuracy" in (student.folder / "README.md").read_text()
@@ -159,7 +161,9 @@ def test_stages_follow_each_other_and_resume_where_they_were(teacher, task, tmp_
 
     saved = makd.TrainingConfig(steps=2, batch_size=4, save_every=1)
     inside = makd.Plan(terms=(makd.Term(aspect="matrix"), makd.Term(aspect="hidden")))
-    staged = recipe(stages=(makd.Stage(plan=inside, training=saved), makd.Stage(training=saved)))
+    staged = recipe(
+        training=makd.TrainingConfig(), stages=(makd.Stage(plan=inside, training=saved), makd.Stage(training=saved))
+    )
     budget, plans, train = makd.Budget(keep_linears=0.5), [], DistillTrainer.train
 
     def note(self, *arguments, **named):
@@ -200,3 +204,44 @@ def test_a_task_and_data_at_once_are_refused(capsys, task):
     words = ["compress", "--teacher", "x", "--output", "y", "--budget.keep", "0.5", "--data.path", "z.txt"]
     assert main([*words, "--task", "glue/mrpc", "--task_data", task.path]) == 2
     assert "not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", [{"tokens_per_batch": 64}, {"teacher_dtype": "bfloat16"}, {"shard_teacher": True}])
+def test_settings_of_distillation_are_refused(setting):
+    with pytest.raises(SettingError, match=f"training.{next(iter(setting))} is of distillation"):
+        makd.FinetuneRecipe(training=makd.TrainingConfig(**setting))
+
+
+def test_a_plan_or_a_training_beside_stages_is_refused():
+    stage = makd.Stage(plan=makd.Plan(preset="logits"))
+    with pytest.raises(SettingError, match=r"recipe\.plan and recipe\.training would do nothing beside them"):
+        makd.Recipe(stages=(stage,), plan=makd.Plan(preset="fast"), training=STEPS)
+
+
+def classifier_of_two_stacks(name, folder, tokenizer):
+    """A model whose decoder ends at the tokenizer's own end of a text."""
+    ends = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
+    begin = {"decoder_start_token_id": tokenizer.sep_token_id, "num_labels": 2}
+    model = tiny(name, "sequence_classification", vocab_size=len(tokenizer), **begin, **ends)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_classifier_of_two_stacks_gives_what_transformers_gives_without_makd(name, task, tokenizer, tmp_path):
+    model = classifier_of_two_stacks(name, tmp_path / "base", tokenizer)
+    rows = load_task(task, tokenizer, model)
+    batch = collator(tokenizer, model)([dict(row) for row in rows.train])
+    own = {key: value for key, value in batch.items() if not key.startswith("decoder_")}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, model(**own).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_classifier_of_two_stacks_is_taught_and_measured_to_the_end(name, task, tokenizer, tmp_path):
+    classifier_of_two_stacks(name, tmp_path / "base", tokenizer)
+    report = makd.finetune(str(tmp_path / "base"), task, RECIPE, tmp_path / "teacher")
+    timed = replace(recipe(), evaluation=makd.EvaluationConfig(rows=4))
+    made = makd.compress(str(report.folder), task, makd.Budget(keep_linears=0.7), timed, tmp_path / "student")
+    assert made.metrics["latency_ms"]["student"]["batch1"] > 0

@@ -127,6 +127,7 @@ def test_a_training_that_other_versions_began_is_gone_on_with_and_they_are_named
 
 
 STAGES = (makd.Stage(training=TRAINING),) * 2
+STAGED = replace(RECIPE, training=makd.TrainingConfig(), stages=STAGES)
 
 
 def learn(**changes):
@@ -143,7 +144,7 @@ def learn(**changes):
         ({"recipe": replace(RECIPE, seed=1)}, "seed was 0, is 1"),
         ({"recipe": replace(RECIPE, dtype="bfloat16")}, "dtype was float32, is bfloat16"),
         ({"recipe": replace(RECIPE, plan=makd.Plan(preset="logits"))}, "plan.preset was full, is logits"),
-        ({"recipe": replace(RECIPE, stages=STAGES)}, "stages.1.training.steps was None, is 4"),
+        ({"recipe": STAGED}, "stages.1.training.steps was None, is 4"),
         ({"budget": makd.Budget(keep_linears=0.4)}, "budget.keep_linears was 0.5, is 0.4"),
         ({"texts": ["Another text."] * len(TEXTS)}, "training rows was [0-9a-f]{12}, is [0-9a-f]{12}"),
     ],
@@ -204,7 +205,7 @@ def test_another_student_is_named(teacher, tmp_path):
 
 def test_a_stage_whose_first_checkpoint_is_not_whole_begins_again(teacher, tmp_path):
     few = replace(TRAINING, steps=2)
-    staged = replace(RECIPE, stages=(makd.Stage(training=few), makd.Stage(training=TRAINING)))
+    staged = replace(STAGED, stages=(makd.Stage(training=few), makd.Stage(training=TRAINING)))
     unstopped = go(teacher, tmp_path / "whole", recipe=staged)
     checkpoints = stopped(teacher, tmp_path / "student", recipe=staged)
     for folder in (checkpoints / "stage_2").iterdir():

@@ -117,6 +117,13 @@ class Recipe:
                 "cache knows nothing. Leave out the cache, or take a plan of the data's own text."
             )
         check_seed("seed", self.seed)
+        plain = {"plan": Plan(), "training": TrainingConfig()}
+        beside = [name for name in plain if getattr(self, name) != plain[name]]
+        if self.stages and beside:
+            raise SettingError(
+                f"recipe.stages have plans and trainings of their own, and recipe.{' and recipe.'.join(beside)} would "
+                "do nothing beside them. Write what is meant into the stages, or leave them out."
+            )
 
     @property
     def trainings(self) -> tuple[Stage, ...]:
@@ -156,6 +163,8 @@ FINETUNING: TrainingConfig = TrainingConfig(
 )
 """Devlin et al. (2019): the largest of BERT's learning rates, which small encoders want, 3 epochs, dropout as in the
 model."""
+OF_DISTILLATION = ("tokens_per_batch", "teacher_dtype", "shard_teacher")
+"""Settings of a training that a fine-tuning has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +186,13 @@ class FinetuneRecipe:
     """Of everything random: a new head, order of the rows, dropout. Held-out rows are the same for every seed."""
 
     def __post_init__(self) -> None:
+        plain = TrainingConfig()
+        idle = [name for name in OF_DISTILLATION if getattr(self.training, name) != getattr(plain, name)]
+        if idle:
+            raise SettingError(
+                f"recipe.training.{idle[0]} is of distillation, and a fine-tuning does nothing with it; got "
+                f"{getattr(self.training, idle[0])!r}. Leave it out: batches have training.batch_size rows."
+            )
         check_dtype(self.dtype)
         check_save_dtype(self.save_dtype)
         _at_least_one("evaluation_batch_size", self.evaluation_batch_size)

@@ -177,7 +177,7 @@ def _finish(tuning: _FineTuning, tokens: int, result: Path, started: float) -> R
         learner.save_pretrained(result)
     tuning.words.save_pretrained(result)
     metrics = {
-        "task": {"name": tuning.task.name, "after": found},
+        "task": {"name": tuning.task.name, "splits": list(tuning.data.evaluation), "after": found},
         "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
         "bytes": bytes_on_disk(result),
         "seconds": {**tuning.seconds, "total": time.perf_counter() - started},
@@ -197,11 +197,11 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
     training = recipe.training.with_products_in(check_dtype(recipe.dtype))
     if training.steps == 0:
         return 0, 0.0
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    inside = {id(one) for name, one in model.base_model.named_parameters() if not name.startswith("pooler.")}
     start = time.perf_counter()
     with learning(model, training):
         for parameter in model.parameters():
-            if id(parameter) not in inside:  # the head, which may be new, always learns
+            if id(parameter) not in inside:  # head and pooler, which may be new, always learn
                 parameter.requires_grad_(True)
         trainer = SupervisedTrainer(
             model,

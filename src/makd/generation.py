@@ -6,6 +6,7 @@ The one way of it, for training on a model's own text and for scoring it. Stands
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -107,8 +108,8 @@ def generate(
     apart = bool(model.config.is_encoder_decoder)
     begin = _beginning(model) if apart else {}
     with _without_own_settings(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        done = 0
+        for batch in _batches(model, order, [1 if apart else len(prompt) for prompt in prompts], sampling, batch_size):
             inputs = pad_prompts([prompts[place] for place in batch], padding, "right" if apart else "left")
             width = 1 if apart else inputs["input_ids"].shape[1]  # tokens before the first that is written
             chosen = replace(sampling, max_new_tokens=_room(model, width, sampling))
@@ -120,8 +121,9 @@ def generate(
             )
             for place, row in zip(batch, tokens[:, width:].tolist(), strict=True):
                 written[place] = _until_stop(row, stops)
+            done += len(batch)
             if on_batch is not None:
-                on_batch(start + len(batch), len(order))
+                on_batch(done, len(order))
     return written
 
 
@@ -141,6 +143,19 @@ def _beginning(model: PreTrainedModel) -> dict[str, int | None]:
         name: next((value for owner in owners if (value := getattr(owner, name, None)) is not None), None)
         for name in _BEGIN
     }
+
+
+def _batches(
+    model: PreTrainedModel, order: Sequence[int], widths: Sequence[int], sampling: Sampling, batch_size: int
+) -> Iterator[list[int]]:
+    """Places in batches: prompts that leave less room than is asked for are with those of their length alone."""
+    limit = token_limit(model)
+    tight = [place for place in order if limit is not None and widths[place] + sampling.max_new_tokens > limit]
+    for _, alike in groupby(tight, key=widths.__getitem__):  # in the order of their lengths
+        own = [*alike]
+        yield from (own[start : start + batch_size] for start in range(0, len(own), batch_size))
+    roomy = [place for place in order if place not in {*tight}]
+    yield from (roomy[start : start + batch_size] for start in range(0, len(roomy), batch_size))
 
 
 def _room(model: PreTrainedModel, longest: int, sampling: Sampling) -> int:

@@ -330,6 +330,6 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_json(result / "environment.json", environment)
     run.findings.write(result, student, resolve(run.teacher))
     again = None if run.data.config is None else f"makd {command}"
-    card = (run.teacher_name, type(student).__name__, metrics, environment, run.recipe.evaluation.latency_tokens, again)
+    card = (run.teacher_name, type(student).__name__, metrics, environment, again)
     write_card(result, run.folder.path.name, *card, run.data.config)
     return Report(run.folder.path, metrics)

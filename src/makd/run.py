@@ -1,5 +1,6 @@
 """What the stages of one run share: the loaded teacher and text, and what is measured of the student on the way."""
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ from makd.distill import (
     write_identity,
 )
 from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, stored_bytes
+from makd.evaluation.costs import timed_tokens
 from makd.evaluation.held_out import fidelity_and_perplexities
 from makd.evaluation.inside import look_inside
 from makd.evaluation.samples import take_samples
@@ -45,6 +47,8 @@ from makd.tasks import TaskConfig
 
 _COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "cache")
 """Parts of a recipe that a run which resumes is not compared by as they stand there."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -237,11 +241,12 @@ class Run:
                 found = {when: scores["task"] for when, scores in self.scores.items()}
                 names = {
                     "name": self.data.task.config.name,
+                    "splits": list(self.data.task.evaluation),
                     "teacher": self.data.task.evaluate(self.teacher, on_progress=self.progress),
                 }
                 metrics["task"] = {**names, **found}
             if self.recipe.evaluation.latency:
-                metrics["latency_ms"] = self._latency(pair)
+                metrics["latency_ms"], metrics["latency_tokens"] = self._latency(pair)
         metrics["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
         metrics["tokens"] = {
             "calibration": count_tokens(self.data.calibration),
@@ -251,15 +256,23 @@ class Run:
         }
         return metrics
 
-    def _latency(self, pair: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
+    def _latency(self, pair: dict[str, PreTrainedModel]) -> tuple[dict[str, dict[str, float]], int]:
+        """Milliseconds of a forward by side and batch, and the tokens of a row."""
+        asked = self.recipe.evaluation.latency_tokens
+        tokens = timed_tokens(pair.values(), asked)
+        if tokens < asked:
+            logger.info(
+                "forwards of %d tokens are timed: the models have no positions for evaluation.latency_tokens = %d",
+                tokens, asked,
+            )  # fmt: skip
         self.progress(Progress("time forwards", 0, 2, "shapes"))
         found: dict[str, dict[str, float]] = {side: {} for side in pair}
         for done, batch in enumerate((1, 16), start=1):
             repeats = 15 if batch == 1 else 5
-            for side, value in latency(pair, batch, self.recipe.evaluation.latency_tokens, repeats).items():
+            for side, value in latency(pair, batch, tokens, repeats).items():
                 found[side][f"batch{batch}"] = value
             self.progress(Progress("time forwards", done, 2, "shapes"))
-        return found
+        return found, tokens
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _stream(
         findings.write(result, student, anatomy)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment,
-            recipe.evaluation.latency_tokens, None if _named(data) is None else "makd factorize", _named(data),
+            None if _named(data) is None else "makd factorize", _named(data),
         )  # fmt: skip
     return Report(folder.path, metrics)
 

@@ -10,7 +10,7 @@ from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.baselines import BASELINES, Choice, PlannedStage, Prepared
 from makd.baselines.sizes import count_linears
-from makd.errors import UnknownNameError
+from makd.errors import SettingError, UnknownNameError
 from tests.distill.test_trainer import make_arguments, make_rows
 from tests.models import batch, tiny
 
@@ -138,3 +138,17 @@ def test_layers_that_a_preset_does_not_choose_or_nobody_knows_are_refused_before
         dataclasses.replace(BASELINES["makd"], preset="full", layers="last")
     with pytest.raises(UnknownNameError, match="Known: all, last, last:N, every:N"):
         dataclasses.replace(BASELINES["makd"], layers="sometimes")
+
+
+@pytest.mark.parametrize("preset", ["gkd", "seq_kd", "minillm", "distillm", "balanced"])
+def test_a_preset_of_makds_is_taught_with_whose_text_it_is_of(preset):
+    teacher = tiny("llama", head="causal_lm")
+    made = BASELINES["makd"]
+    (stage,) = dataclasses.replace(made, preset=preset, start="svd").prepare(teacher, BUDGET, [batch(teacher)]).stages
+    assert stage.plan.writers == makd.Plan(preset=preset).writers
+
+
+@pytest.mark.parametrize(("name", "preset"), [("layer_weight", "logits"), ("task_weight", "gkd")])
+def test_a_weight_of_what_a_preset_has_not_is_refused(name, preset):
+    with pytest.raises(SettingError, match=f"{name} is 2.0, and the preset {preset} has no"):
+        dataclasses.replace(BASELINES["makd"], preset=preset, **{name: 2.0})

@@ -14,6 +14,7 @@ from makd.anatomy import resolve
 from makd.aspects import activate
 from makd.baselines.narrow import narrower
 from makd.cache import CacheConfig, TeacherCache, identify, take_up, write_cache
+from makd.cache.identity import hash_rows
 from makd.cache.write import FORMAT, shards_of
 from makd.distill import DistillTrainer
 from makd.errors import CacheError, DataError
@@ -499,3 +500,22 @@ def write(folder, teacher, rows, plan="fast", on_progress=None):
 def test_settings_that_are_not_allowed(settings, hint):
     with pytest.raises(makd.MakdError, match=hint):
         CacheConfig(**settings)
+
+
+def test_rows_in_another_order_are_other_rows(tmp_path):
+    teacher = tiny("llama", head="causal_lm")
+    rows = make_rows()
+    plan = makd.Plan(preset="fast")
+    identity = {"data": hash_rows(rows)}
+    active = activate(plan, resolve(teacher))
+    folder = tmp_path / "cache"
+    cache = TeacherCache(
+        folder, write_cache(teacher, rows, Pad(own_labels=True), active, folder, identity, CacheConfig())
+    )
+    settings = {
+        "args": TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none"), "cache": cache,
+        "data_collator": Pad(own_labels=True),
+    }  # fmt: skip
+    DistillTrainer(tiny("llama", head="causal_lm"), teacher, plan, train_dataset=rows, **settings)
+    with pytest.raises(CacheError, match="is of other rows than the training data, or of these in another order"):
+        DistillTrainer(tiny("llama", head="causal_lm"), teacher, plan, train_dataset=rows.shuffle(seed=1), **settings)

@@ -74,6 +74,21 @@ def test_a_folder_is_read_as_a_file_is(tmp_path):
     assert load_texts(DataConfig(path=str(tmp_path))).train["messages"][0] == chat("One?", "Yes.")
 
 
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_column_that_the_first_row_in_hand_lacks_is_read(first):
+    rows = [{"instruction": f"Ask {number}", "context": f"Told {number}", "response": "Yes."} for number in range(8)]
+    del rows[first]["context"]
+    texts = hold_out(rows, DataConfig())
+    asked = {row[0]["content"] for part in (texts.train, texts.evaluation) for row in part["messages"]}
+    assert asked == {f"Ask {number}" + ("" if number == first else f"\n\nTold {number}") for number in range(8)}
+
+
+def test_columns_beside_the_conversations_that_nobody_reads_are_told(tmp_path, caplog):
+    load(tmp_path, {"messages": ONE, "tools": "[]", "system": None})
+    assert "column tools stands beside the conversations and is not read" in caplog.text
+    assert "system" not in caplog.text
+
+
 def test_rows_in_hand_may_be_dicts():
     texts = hold_out([{"prompt": f"{number}?", "response": "Yes."} for number in range(4)], DataConfig())
     assert texts.evaluation["messages"][0][1]["content"] == "Yes."

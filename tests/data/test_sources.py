@@ -183,3 +183,34 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, name, text, told):
     (tmp_path / name).write_text(text)
     with pytest.raises(makd.MakdError, match=told):
         load_texts(DataConfig(path=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("setting", [{"template": "{prompt} then"}, {"system": "Be kind."}])
+def test_settings_of_conversations_are_refused_where_the_text_is_plain(tmp_path, setting):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "row {number}", "messages": []}}\n' for number in range(4)))
+    (name,) = setting
+    with pytest.raises(makd.MakdError, match=rf"data\.{name} is .* is read as plain text.*leave data\.{name} out"):
+        load_texts(DataConfig(path=str(path), **setting))
+    with pytest.raises(makd.MakdError, match="the rows in hand is read as plain text"):
+        hold_out([{"text": "a"}, {"text": "b"}], DataConfig(**setting))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"name": "a"}, {"train_split": "all"}, {"evaluation_split": "test"}, {"text_columns": ("body",)}]
+)
+def test_settings_that_the_built_in_text_has_no_use_for_are_refused(setting):
+    with pytest.raises(makd.MakdError, match=f"Python's documentation, which has no {next(iter(setting))}"):
+        DataConfig(path="pydoc", **setting)
+
+
+def test_a_share_of_the_built_in_text_to_hold_out_is_refused():
+    with pytest.raises(makd.MakdError, match=r"data\.held_out is 0\.5, and of pydoc every 6th passage is held out"):
+        load_texts(DataConfig(path="pydoc", held_out=0.5))
+
+
+def test_a_file_has_no_configurations(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("one\ntwo\n")
+    with pytest.raises(makd.MakdError, match="is a file, which has no configurations; got 'cola'"):
+        load_texts(DataConfig(path=str(path), name="cola"))

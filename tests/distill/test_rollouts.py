@@ -11,6 +11,7 @@ from makd.aspects import Completions, Plan, Term
 from makd.distill import DistillTrainer
 from makd.distill.rollouts import Rollouts, prompts_of, to_batch
 from makd.errors import DataError, SettingError
+from makd.generation import Sampling, generate
 from tests.distill.test_trainer import make_arguments, same_weights
 from tests.models import tiny
 
@@ -292,3 +293,25 @@ def test_an_encoder_writes_nothing(tmp_path):
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
     with pytest.raises(SettingError, match="writes no text"):
         make_trainer(tmp_path, Completions(student_share=1.0), (teacher, student))
+
+
+def test_settings_of_what_is_written_are_refused_where_nothing_is():
+    with pytest.raises(SettingError, match="max_new_tokens is 8, and nothing is written"):
+        Completions(max_new_tokens=8)
+
+
+def test_completions_do_not_switch_a_preset_that_writes_off_unsaid():
+    with pytest.raises(SettingError, match="The preset gkd learns from completions that are written"):
+        makd.Plan(preset="gkd", completions=Completions())
+    assert makd.Plan(preset="gkd", completions=Completions(student_share=0.2, top_p=0.9)).writers.student_share == 0.2
+
+
+def test_a_long_prompt_leaves_others_their_room():
+    model = tiny("llama", head="causal_lm", max_position_embeddings=32)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    sampling, prompts = Sampling(max_new_tokens=20), [[5, 6], [7] * 29, [8, 9, 10], [11] * 29]
+    found = generate(model, prompts, sampling, [], 0, seed=3, batch_size=4)
+    assert [len(text) for text in found] == [20, 3, 20, 3]
+    for place, prompt in enumerate(prompts):
+        alone = generate(model, [prompt], sampling, [], 0, seed=3, batch_size=1, places=[place])
+        assert alone == [found[place]]

@@ -119,3 +119,13 @@ def test_an_error_inside_takes_the_adapters_off_unmerged(student):
 def test_a_model_without_factors_has_no_place_for_adapters():
     with pytest.raises(SettingError, match="has no factors"), learning(tiny("bert"), ADAPTERS):
         pass
+
+
+def test_factors_of_experts_learn_with_the_linears_and_are_told_of_with_adapters(caplog):
+    student = make_pair("mixtral", "causal_lm")[1]
+    with learning(student, TrainingConfig(trainable="linears")):
+        found = learners(student)
+        assert any(".experts." in name for name in found)
+        assert not any("norm" in name or "embed" in name for name in found)
+    with learning(student, ADAPTERS):
+        assert "those of experts stay as they are" in caplog.text

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 import makd
 from makd.distill import DistillTrainer
+from makd.errors import SettingError
 from tests.models import batch, tiny
 
 
@@ -190,3 +191,28 @@ def test_a_teacher_that_gives_nan_stops_the_run_with_the_reason(tmp_path):
     teacher.encoder.layer[0].output.dense.bias.data.fill_(float("nan"))
     with pytest.raises(makd.MakdError, match="not finite"):
         train(tmp_path, student, teacher)
+
+
+@pytest.mark.parametrize("setting", ["label_smoothing_factor", "compute_loss_func"])
+def test_what_the_trainer_does_with_a_loss_of_its_own_is_refused(setting, tmp_path):
+    teacher, student = make_pair("bert", "sequence_classification")
+    smoothing = {"label_smoothing_factor": 0.1} if setting.startswith("label") else {}
+    own = {} if smoothing else {"compute_loss_func": lambda *_: None}
+    with pytest.raises(SettingError, match=f"{setting} would do nothing"):
+        makd.DistillTrainer(
+            student, teacher, args=make_arguments(tmp_path, **smoothing), train_dataset=make_rows(), **own
+        )
+
+
+def test_losses_before_the_first_step_are_said_to_be_in_other_units(tmp_path, caplog):
+    teacher, student = make_pair("bert", "base")
+    trainer = makd.DistillTrainer(
+        student, teacher, args=make_arguments(tmp_path), train_dataset=make_rows(), eval_dataset=make_rows()
+    )
+    trainer.evaluate()
+    trainer.evaluate()
+    assert caplog.text.count("Evaluated before the first step") == 1
+    caplog.clear()
+    trainer.train()
+    trainer.evaluate()
+    assert "before the first step" not in caplog.text

@@ -5,13 +5,14 @@ import json
 
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import makd
 from makd.errors import DataError, SettingError
-from makd.evaluation.answers import mean_rouge_l
 from makd.evaluation.instructions import InstructionsConfig, load_instructions
 from makd.evaluation.prompts import encode_prompts
+from makd.evaluation.rouge import mean_rouge_l, words_of
 from makd.generation import Sampling, generate, stop_tokens
 from tests.models import tiny
 
@@ -164,6 +165,26 @@ def test_rouge_l_is_the_best_f1_over_references_of_stemmed_words():
     expected = 100 * (2 * 0.75 * 1.0 / 1.75 + 0.0) / 2
     found = mean_rouge_l(["the lists of numbers", "nothing"], [["a tuple", "list of number"], ["else"]])
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("reference", "half"),
+    [("Ответ на вопрос", "Ответ другой вопрос"), ("η απάντηση είναι", "η ερώτηση είναι"), ("答案是三", "答案不三")],
+)
+def test_words_of_any_script_are_words(reference, half):
+    words = 4 if reference.startswith("答") else 3
+    assert words_of([reference]) == "unicode"
+    assert mean_rouge_l([reference], [[reference]]) == pytest.approx(100)
+    # one word of all is another one
+    assert mean_rouge_l([half], [[reference]]) == pytest.approx(100 * (words - 1) / words)
+    assert mean_rouge_l(["nothing"], [[reference]]) == 0
+
+
+def test_an_accent_in_english_leaves_the_numbers_that_rouge_score_gives():
+    references = [["The café in the old town is where we met him"]]
+    assert words_of(references[0]) == "english"
+    own = RougeScorer(["rougeL"], use_stemmer=True).score(references[0][0], "a caf where we meet")["rougeL"].fmeasure
+    assert mean_rouge_l(["a caf where we meet"], references) == pytest.approx(100 * own)
 
 
 def test_the_same_seed_writes_the_same_and_leaves_torch_as_it_was(file, tokenizer, model):

@@ -228,3 +228,10 @@ def test_outputs_at_padding_do_not_count_and_others_do():
 def test_an_output_of_another_shape_is_refused():
     with pytest.raises(ExportError, match="one shape alone"):
         compare([({"logits": torch.ones(1, 2)}, {"logits": torch.ones(3, 2)}, torch.ones(3, 4))])
+
+
+@pytest.mark.parametrize("save", [save_onnx, save_program])
+def test_a_model_that_reads_long_texts_in_another_way_is_refused(save, tmp_path):
+    with pytest.raises(ExportError, match="all of texts of at most 28 tokens, and to blocks of longer ones"):
+        save(tiny("big_bird"), tmp_path)
+    save(tiny("big_bird", attention_type="original_full"), tmp_path)

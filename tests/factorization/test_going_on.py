@@ -156,3 +156,38 @@ def test_nothing_is_made_where_states_are_in_memory(tmp_path):
     for store in ("memory", "auto"):
         make_student(model, HALF, FactorizeConfig(store=store), batches, work=Work(tmp_path / "work"))
     assert not (tmp_path / "work").exists()
+
+
+class TestSearchForADepth:
+    """Two layers in the middle do next to nothing, and the budget is too small for all: fewer and fewer are tried."""
+
+    def make(self, work=None, **settings):
+        teacher = tiny("bert", num_hidden_layers=4)
+        for index in (1, 2):
+            layer = teacher.encoder.layer[index]
+            for linear in (layer.attention.output.dense, layer.output.dense):
+                for parameter in linear.parameters():
+                    parameter.data *= 0.01
+        batches = [batch(teacher, seed=seed) for seed in range(3)]
+        chosen = FactorizeConfig(vocabulary="dense", store="disk" if work else "memory", **settings)
+        return make_student(teacher, makd.Budget(keep=0.3), chosen, batches, work=work)
+
+    @pytest.mark.parametrize("solver", ["two_sided", "auto"])
+    def test_students_of_several_depths_do_not_take_each_others_work(self, solver, tmp_path):
+        expected = self.make(solver=solver)
+        assert len(expected.factorization.trials) > 1, "only one depth was tried"
+        found = self.make(Work(tmp_path), solver=solver)
+        assert found.factorization.trials == expected.factorization.trials
+        assert_same(found, expected)
+
+    def test_a_search_that_is_stopped_goes_on_to_the_same_student(self, tmp_path, writes):
+        expected, stops, found = self.make(), 0, None
+        while found is None:
+            writes.clear()
+            writes.stop_at = 40 + 60 * stops
+            try:
+                found = self.make(Work(tmp_path))
+            except KeyboardInterrupt:
+                stops += 1
+        assert stops >= 2
+        assert_same(found, expected)

@@ -11,6 +11,7 @@ import makd
 from makd.calibration.store import DiskStore
 from makd.errors import DataError, ModelLoadError, NumericsError, OutputError, SettingError
 from makd.factorization import student_files
+from makd.factorization.factorize import make_student
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.streamed import check_streamable, stream_student
 from makd.factorization.work import Work
@@ -358,3 +359,22 @@ def test_a_student_and_a_gguf_are_not_teachers(llama, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelLoadError, match="only safetensors can be streamed"):
         load_empty_model(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("solver", ["whitened", "auto"])
+def test_buffers_that_are_stored_say_where_tokens_go(solver, tmp_path):
+    teacher = tiny("deepseek_v3", "causal_lm", num_experts_per_tok=1, n_group=1, topk_group=1)
+    biases = {name: buffer for name, buffer in teacher.named_buffers() if "correction_bias" in name}
+    assert biases
+    for buffer in biases.values():
+        buffer.copy_(torch.linspace(3.0, -3.0, len(buffer)))
+    teacher.save_pretrained(tmp_path / "teacher", save_original_format=False)
+    empty, files = load_empty_model(str(tmp_path / "teacher"), "causal_lm")
+    output, batches = tmp_path / "student", [batch(teacher, seed=seed) for seed in range(4)]
+    output.mkdir()
+    budget = makd.Budget(keep_linears=0.8)
+    stream_student(empty, files, budget, FactorizeConfig(solver=solver), Work(tmp_path / "work"), output, batches)
+    expected = make_student(teacher, budget, FactorizeConfig(solver=solver, experts="dense"), batches)
+    found = type(teacher).from_pretrained(output)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, msg=name)

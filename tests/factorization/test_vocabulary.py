@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 import makd
+from makd.errors import SettingError
 from makd.factorization.vocabulary import decompose_table, find_tables, table_factors, token_frequencies
 from makd.student.embedding import LowRankEmbedding
 from makd.student.linear import LowRankLinear
@@ -166,3 +167,9 @@ def test_every_solver_factors_the_vocabulary(solver):
     assert report.vocabulary.keys() == {"transformer.wte"}
     assert 0 < report.errors["transformer.wte"] < 1
     assert not report.vocabulary.keys() & report.ranks.keys()
+
+
+def test_a_budget_of_linears_alone_is_refused_with_a_factored_vocabulary():
+    teacher = tiny("llama", "causal_lm")
+    with pytest.raises(SettingError, match=r"keep_linears counts linears alone.*Give keep or params"):
+        makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd", vocabulary="factored")

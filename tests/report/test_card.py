@@ -41,9 +41,7 @@ def cache(tmp_path, monkeypatch):
 def make_card(folder, teacher="BertModel", architecture="BertModel", data=None, **metrics):
     """Written, and read as the hub's own library reads it: what it refuses is an error."""
     folder.mkdir(exist_ok=True)
-    write_card(
-        folder, "student", str(teacher), architecture, METRICS | metrics, ENVIRONMENT, 128, "makd compress", data
-    )
+    write_card(folder, "student", str(teacher), architecture, METRICS | metrics, ENVIRONMENT, "makd compress", data)
     return ModelCard.load(folder / "README.md")
 
 
@@ -177,7 +175,7 @@ def test_data_that_is_a_folder_here_is_none_of_the_hubs(tmp_path, monkeypatch):
 
 def test_what_was_measured_on_a_task_is_a_result(tmp_path):
     scores = {"matthews": 0.5, "score": 0.5}
-    task = {"name": "glue/cola", "teacher": scores, "after": scores}
+    task = {"name": "glue/cola", "splits": ["validation"], "teacher": scores, "after": scores}
     data = make_card(
         tmp_path / "student", architecture="BertForSequenceClassification", data=TaskConfig(name="glue/cola"), task=task
     ).data
@@ -302,3 +300,21 @@ def test_a_student_that_is_pushed_later_keeps_the_card(run, uploads):
     assert ModelCard(uploads["README.md"].decode()).content == ModelCard(card.decode()).content
     assert json.loads(uploads["config.json"])["quantization_config"]["quant_method"] == "makd"
     assert yaml.safe_load(card.split(b"---")[1])["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("measured", "split"), [(["held_out"], "held_out"), (["validation"], "validation"), (["a", "b"], None)]
+)
+def test_the_split_is_the_one_that_was_measured_on(tmp_path, measured, split):
+    task = {"name": "glue/mrpc", "splits": measured, "teacher": {"accuracy": 0.75}, "after": {"accuracy": 0.5}}
+    (result,) = make_card(
+        tmp_path / "student", data=TaskConfig(name="glue/mrpc", path="pairs.jsonl"), task=task
+    ).data.eval_results
+    assert result.dataset_split == split
+
+
+def test_latency_is_told_of_what_was_timed_and_only_where_it_was(tmp_path):
+    timed = {side: {"batch1": 1.0, "batch16": 9.0} for side in ("teacher", "student")}
+    assert "Latency" not in make_card(tmp_path / "student").text
+    found = make_card(tmp_path / "student", latency_ms=timed, latency_tokens=64).text
+    assert "Latency: median of forwards of 64 tokens a row on a processor with 1 threads" in found

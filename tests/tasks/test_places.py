@@ -63,3 +63,11 @@ def test_answers_that_are_where_they_say_are_left_as_they_are(tmp_path, caplog):
     config = task(tmp_path, [RIGHT, NONE], [RIGHT, NONE])
     assert read_task(config).train["answers"] == [RIGHT, NONE]
     assert "left out" not in caplog.text
+
+
+def test_a_first_answer_that_is_nowhere_is_not_learned_where_another_is_right(tmp_path, caplog):
+    both = {"text": ["a method", "the class"], "answer_start": [0, CONTEXT.index("the class")]}
+    rows = read_task(task(tmp_path, [both, RIGHT], [RIGHT]))
+    assert rows.train["answers"][0]["text"] == ["the class", "a method"]
+    assert "1 rows of split 'train'" in caplog.text
+    assert "another of theirs is learned" in caplog.text

@@ -53,6 +53,13 @@ class Completions:
                 f"plan.completions: student_share {self.student_share} and teacher_share {self.teacher_share} are more "
                 "than all batches together. Their sum is at most 1; the data's own completions are the rest."
             )
+        idle = [name for name, value in _OF_WRITING.items() if getattr(self, name) != value]
+        if idle and not self.written:
+            raise SettingError(
+                f"plan.completions.{idle[0]} is {getattr(self, idle[0])}, and nothing is written: student_share and "
+                "teacher_share are 0, and completions of one's own stand in the place of a preset's. Give its share "
+                "besides."
+            )
         if self.adaptive and self.teacher_share > 0:
             raise SettingError(
                 f"plan.completions.adaptive raises the student's share to 1, which leaves none for the teacher's "
@@ -68,3 +75,7 @@ class Completions:
     def written(self) -> bool:
         """Whether any completion is written during the training."""
         return self.by_student or self.teacher_share > 0
+
+
+_OF_WRITING = {"replay": 0, "max_new_tokens": 128, "temperature": 1.0, "top_p": 1.0}
+"""Settings of what is written, with their defaults."""

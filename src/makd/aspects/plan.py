@@ -95,6 +95,19 @@ _COUNTED: dict[Tokens, tuple[str, ...]] = {
 """Which of makd's own aspects can count fewer tokens than all; users' can."""
 
 
+_INSIDE = tuple(name for name in ASPECTS.own if ASPECTS[name].at is not None)
+_OF_ASPECTS: dict[str, tuple[str, ...]] = {
+    "layers": _INSIDE,
+    "teacher_layers": _INSIDE,
+    "roles": ("matrix", "relation"),
+    "distance": ("matrix", "experts", "hidden"),
+    "relation_heads": ("relation",),
+    **dict.fromkeys(("temperature", "divergence", "beta", "alpha", "k"), ("logits",)),
+    "pooling": ("embedding", "similarity"),
+}
+"""Settings that some of makd's own aspects have, and which."""
+
+
 @dataclass(frozen=True, kw_only=True)
 @checked("plan.terms[]")
 class Term:
@@ -172,6 +185,13 @@ class Term:
                 f"A term's distance is of matrix and hidden; the aspect {self.aspect!r} has its own loss, and got "
                 f"{self.distance!r}. Leave distance out."
             )
+        for name, aspects in _OF_ASPECTS.items():
+            idle = self.aspect in ASPECTS.own and self.aspect not in aspects
+            if idle and getattr(self, name) != getattr(Term, name, None):
+                raise SettingError(
+                    f"A term's {name} is of {', '.join(aspects)}, and does nothing with {self.aspect}; got "
+                    f"{getattr(self, name)!r}. Leave it out."
+                )
         check_pooling(self.pooling, "A term's pooling")
         if self.relation_heads < 1:
             raise SettingError(f"A term's relation_heads is at least 1; got {self.relation_heads}.")
@@ -273,7 +293,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.terms:
-            PRESETS[self.preset]
+            own = PRESETS[self.preset].completions
+            if own.written and self.completions is not None and not self.completions.written:
+                raise SettingError(
+                    f"The preset {self.preset} learns from completions that are written, and plan.completions, which "
+                    "stand in the place of its own, have none written. Give student_share or teacher_share, or take "
+                    "the preset kd or sft, which learn from the data's."
+                )
 
     @property
     def wanted(self) -> tuple[Term, ...]:

@@ -8,13 +8,17 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from makd.aspects import PRESETS, Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span
-from makd.baselines.starts import low_rank_start, prepared_from
+from makd.aspects import PRESETS, Plan, Term, activate
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, PlannedStage, Prepared, SearchSpace, Span
+from makd.baselines.starts import low_rank_start
+from makd.capture import examine
 from makd.errors import SettingError
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
+
+IN_LAYERS = ("matrix", "hidden", "attention")
+"""Aspects that `layer_weight` is a factor of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,12 @@ class BestMakd:
                 f"layers is for presets with terms at some layers only, balanced and fast; got {self.layers!r} "
                 f"with {self.preset}."
             )
+        for name, own in (("layer_weight", IN_LAYERS), ("task_weight", ("task",))):
+            if getattr(self, name) != 1.0 and not set(own) & {*aspects}:
+                raise SettingError(
+                    f"{name} is {getattr(self, name)}, and the preset {self.preset} has no {' or '.join(own)}. "
+                    "Leave it out."
+                )
         _ = self.terms  # raises what is wrong with layers and weights before there is a teacher
 
     def prepare(
@@ -60,12 +70,15 @@ class BestMakd:
     ) -> Prepared:
         """See `Baseline`."""
         start = low_rank_start(teacher, budget, self.start, "auto", calibration)
-        return prepared_from(teacher, start, (self.terms, 1.0))
+        # with whose text the preset is of: the data's, the teacher's or the student's
+        plan = Plan(preset=self.preset, terms=self.terms, completions=PRESETS[self.preset].completions)
+        activate(plan, examine(start.student), examine(teacher))
+        return Prepared(student=start.student, stages=(PlannedStage(plan=plan),), saved=start.saved)
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """The preset's, as the settings have them."""
-        factors = {aspect: self.layer_weight for aspect in ("matrix", "hidden", "attention")}
+        factors = dict.fromkeys(IN_LAYERS, self.layer_weight)
         factors |= {"task": self.task_weight}
         return tuple(
             replace(

@@ -136,8 +136,15 @@ def latency_hash(experiment: Experiment, cell: Cell) -> str:
             "budget": cell.budget,
             "calibration": experiment.calibration,
             "tokens": experiment.latency_tokens,
+            # of tasks it is float32; lines from before dtypes counted stay
+            **_dtype(cell.task),
         }
     )
+
+
+def _dtype(task: Subject) -> dict[str, str]:
+    dtype = task.dtype if isinstance(task, LanguageConfig) else "float32"
+    return {} if dtype == "float32" else {"dtype": dtype}
 
 
 def _built(method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:

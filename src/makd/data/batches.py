@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.two_stacks import reads_itself_later
 from makd.data.blocks import join_texts, keep_apart
 from makd.data.completions import OneText, encode_conversations
 from makd.data.conversations import MESSAGES
@@ -26,6 +27,7 @@ from makd.data.settings import Rendering
 from makd.data.tokenizers import check_padding_token, check_vocabulary
 from makd.data.two_sides import TwoSides, check_writes, decoder_reads
 from makd.errors import DataError
+from makd.mapped import map_rows
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def tokenize(
         check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
         return {**encoded, _CUT: _are_cut(encoded, tokenizer, texts, max_length)}
 
-    encoded = rows.map(encode, batched=True, remove_columns=columns)
+    encoded = map_rows(rows, encode, batched=True, remove_columns=columns)
     cut = sum(encoded[_CUT])
     if cut:
         told = (cut, len(encoded), setting, max_length)
@@ -134,7 +136,7 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
         DataError: the model would look for the end of a text at another padding token than the tokenizer's.
     """
     check_padding_token(tokenizer, model)
-    blocks, two_stacks = reads_blocks(model), bool(model.config.is_encoder_decoder)
+    blocks, two_stacks, later = reads_blocks(model), bool(model.config.is_encoder_decoder), reads_itself_later(model)
     given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)
     kinds = ("input_ids", "attention_mask", "token_type_ids")
     side = "right" if blocks else tokenizer.padding_side
@@ -157,7 +159,7 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
             apart = (batch["attention_mask"] == 0) | torch.isin(batch["input_ids"], given)
             batch["labels"] = batch["input_ids"].masked_fill(apart, -100)
         if two_stacks:
-            batch["decoder_input_ids"] = batch["input_ids"]
+            batch["decoder_input_ids"] = decoder_reads(model, batch["input_ids"]) if later else batch["input_ids"]
             batch["decoder_attention_mask"] = batch["attention_mask"]
         return batch
 
@@ -187,7 +189,11 @@ def _targets(rows: list[Mapping[str, Any]], width: int, padding_side: str) -> Ba
             place.copy_(torch.tensor(row["labels"]))
         return {"labels": labels}
     if "start_positions" in rows[0]:
-        return {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
+        before = [width - len(row["input_ids"]) if padding_side == "left" else 0 for row in rows]
+        return {
+            name: torch.tensor([row[name] + (row[name] >= 0) * pads for row, pads in zip(rows, before, strict=True)])
+            for name in ("start_positions", "end_positions")
+        }
     return {}
 
 

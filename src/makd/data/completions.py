@@ -19,6 +19,7 @@ from makd.data.rendering import Conversation, Encoded, make_encoder
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_vocabulary
 from makd.errors import DataError
+from makd.mapped import map_rows
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def encode_conversations(
             _TOKENS: [row.tokens for row in found],
         }
 
-    encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, features=_FEATURES)
+    encoded = map_rows(rows, encode, batched=True, remove_columns=rows.column_names, features=_FEATURES)
     fates = encoded[_FATE][:]
     _check_fates(Counter(fates), len(rows), max_length, setting)
     kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)])

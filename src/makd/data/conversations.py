@@ -15,6 +15,7 @@ from makd.data.guess import STRINGS
 from makd.data.settings import DataConfig
 from makd.errors import DataError
 from makd.kinds import shown
+from makd.mapped import map_rows
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ PAIRS = (
     (("instruction",), ("input", "context"), ("response", "output")),
 )
 """The same of prompts with responses: what has to be there, what may be there besides, and which of these answers."""
+UNREAD = ("system", "system_prompt", "tools", "functions")
+"""Columns that people put beside those of conversations."""
 CARRIED = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking")
 """What a message may hold besides, and what would be lost without it."""
 
@@ -115,6 +118,12 @@ def as_conversations(rows: Dataset, columns: Columns, where: str) -> Dataset:
     if columns.response is None:
         _check_kind(rows, columns.prompts[0], _is_messages, "lists of messages", where)
         read = _Chats(columns.prompts[0], where)
+        beside = [name for name in UNREAD if name in rows.column_names and any(rows[name])]
+        if beside:
+            logger.warning(
+                "%s: column %s stands beside the conversations and is not read. Give it as a message of them",
+                where, ", ".join(beside),
+            )  # fmt: skip
     elif are_messages(rows, columns):
         if len(columns.prompts) > 1:
             raise DataError(f"{where}: prompts that are lists of messages stand in one column; got {columns.prompts}.")
@@ -124,7 +133,8 @@ def as_conversations(rows: Dataset, columns: Columns, where: str) -> Dataset:
             _check_kind(rows, name, _is_text, "text", where)
         _check_kind(rows, columns.response, _is_answer, "text, or lists of texts", where)
         read = _Pairs(columns.prompts, columns.response)
-    indexed = rows.map(
+    indexed = map_rows(
+        rows,
         lambda row, place: read({**row, "place": place}),
         with_indices=True,
         remove_columns=rows.column_names,

@@ -112,6 +112,13 @@ class DataConfig:
             )
         self._check_mixture()
         self._check_columns()
+        plain = {field.name: field.default for field in fields(DataConfig)}
+        given = [name for name in _OF_SOURCES if name != "path" and getattr(self, name) != plain[name]]
+        if self.path == BUILT_IN and given:
+            raise SettingError(
+                f"data.path {BUILT_IN} is Python's documentation, which has no {given[0]}; got "
+                f"{getattr(self, given[0])!r}. Leave data.{given[0]} out."
+            )
         if self.template not in (AUTO, NONE) and self.template.count(PROMPT) != 1:
             raise SettingError(
                 f"data.template is {AUTO}, {NONE}, or text with {PROMPT} in it once; got {self.template!r}."

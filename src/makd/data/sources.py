@@ -14,14 +14,15 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from makd.data.conversations import as_conversations, find_columns
+from makd.data.conversations import MESSAGES, as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
 from makd.data.held_out import HELD_OUT_SEED, split_off, tell_seen
 from makd.data.mixture import mix
-from makd.data.settings import BUILT_IN, DataConfig
+from makd.data.settings import AUTO, BUILT_IN, DataConfig
 from makd.data.stream import draw_splits
 from makd.errors import DataError
+from makd.mapped import filter_rows
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,26 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
         DataError: there is nothing at `path`, a split or column is missing, or no text is left.
     """
     found = _mix(config, seed) if config.mixture else _load(config, seed)
+    _check_is_read(found.train, config)
     tell_seen(found.train, found.evaluation, ", ".join(config.paths))
     return found
+
+
+def _check_is_read(rows: Dataset, config: DataConfig) -> None:
+    """Refuse settings of conversations where there are none: they would do nothing."""
+    if config.path == BUILT_IN and config.held_out != DataConfig.held_out:
+        raise DataError(
+            f"data.held_out is {config.held_out}, and of {BUILT_IN} every {HELD_OUT_EVERY}th passage is held out. "
+            "Leave it out."
+        )
+    given = [name for name, plain in (("template", AUTO), ("system", None)) if getattr(config, name) != plain]
+    if given and MESSAGES not in rows.column_names:
+        raise DataError(
+            f"data.{given[0]} is {getattr(config, given[0])!r}, which is for conversations, and "
+            f"{', '.join(config.paths)} is read as plain text. Name its conversations (data.messages_column, "
+            "or data.prompt_columns and "
+            f"data.response_column), or leave data.{given[0]} out."
+        )
 
 
 def _load(config: DataConfig, seed: int) -> Texts:
@@ -138,6 +157,11 @@ def _open(
                 raise DataError(f"{name}: known files are {', '.join(FILE_FORMATS)}; got {path.suffix!r}.")
             if path.stat().st_size == 0:
                 raise DataError(f"{name} is empty.")
+            if configuration is not None:
+                raise DataError(
+                    f"{name} is a file, which has no configurations; got {configuration!r}. Leave the name out, or "
+                    "give the folder or hub id that has it."
+                )
             return read(load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)}, **settings))
         if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
@@ -183,7 +207,9 @@ def hold_out(texts: Sequence[Any], config: DataConfig) -> Texts:
             hold no conversations.
     """
     if texts and all(isinstance(row, Mapping) for row in texts):
-        return Texts(*split_off(_read_dicts(texts, config), config.held_out, "data.held_out"))
+        rows = _read_dicts(texts, config)
+        _check_is_read(rows, replace(config, path="the rows in hand"))
+        return Texts(*split_off(rows, config.held_out, "data.held_out"))
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
@@ -192,8 +218,9 @@ def hold_out(texts: Sequence[Any], config: DataConfig) -> Texts:
 
 
 def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Dataset:
+    names = dict.fromkeys(name for row in given for name in row)  # `datasets` would take those of the first row alone
     try:
-        rows = Dataset.from_list([dict(row) for row in given])
+        rows = Dataset.from_list([{name: row.get(name) for name in names} for row in given])
     except (ValueError, TypeError) as error:
         raise DataError(f"The rows in hand do not hold the same in the same columns: {error}.") from error
     return _read(rows, replace(config, path="the rows in hand"))
@@ -230,7 +257,7 @@ def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
 
 def _without_blank(rows: Dataset, where: str) -> Dataset:
     """The rows whose `text` is neither null nor blank; how many are not is logged."""
-    kept = rows.filter(_has_text)
+    kept = filter_rows(rows, _has_text)
     if len(kept) < len(rows):
         nulls = sum(text is None for text in rows["text"])
         told = (len(rows) - len(kept), len(rows), where, nulls)

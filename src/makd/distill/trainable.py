@@ -4,16 +4,20 @@ Adapters are peft's LoRA (Hu et al., arXiv 2106.09685): they cost little memory 
 the factors afterwards, so that the student is as small as it was.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import StandIn, resolve
 from makd.distill.training import TrainingConfig
 from makd.errors import SettingError
 from makd.student.adapters import factor_names
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -34,7 +38,8 @@ def learning(model: PreTrainedModel, training: TrainingConfig) -> Iterator[None]
     else:
         if training.trainable == "linears":
             model.requires_grad_(False)
-            for name in resolve(model).linears:
+            anatomy = resolve(model)
+            for name in (*anatomy.linears, *(stack.module for stack in anatomy.stacks)):
                 model.get_submodule(name).requires_grad_(True)
         yield
     model.requires_grad_(True)
@@ -52,5 +57,11 @@ def _adapt_(model: PreTrainedModel, rank: int) -> Any:
         raise SettingError(
             "training.trainable is 'adapters', and the model has no factors to put them on. Factorize it first, or "
             "take 'all' or 'linears'."
+        )
+    stacks = resolve(model).stacks
+    if any(isinstance(getattr(model.get_submodule(stack.module), stack.leaf), nn.Module) for stack in stacks):
+        logger.warning(
+            "Adapters go on the factors of linears; those of experts stay as they are. training.trainable 'linears' "
+            "learns both"
         )
     return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=factors), "default")

@@ -23,6 +23,7 @@ from makd.anatomy import Anatomy
 from makd.anatomy.key_cache import cache_setting_kept
 from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
+from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.adapted import check_kept, inside
@@ -115,10 +116,12 @@ class DistillTrainer(Trainer):
         self.teacher_dtype = teacher_dtype
         self._means = {True: RunningMeans(self.plan), False: RunningMeans(self.plan)}
         self.units = Units(self.plan)
+        self._told_of_units = False
         self.cache = cache
         if cache is not None:
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
+        _check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
         set_engine_(kwargs.get("args"))
         with cache_setting_kept(student):
             super().__init__(model=model, **kwargs)
@@ -228,6 +231,12 @@ class DistillTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; an adaptive share of the student's completions follows the loss."""
+        if self.units.are_missing and not self._told_of_units:
+            self._told_of_units = True
+            _logger.warning(
+                "Evaluated before the first step: squared differences are in units of each batch, and after it in "
+                "those of the training. The losses are not to be compared"
+            )
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         if self.rollouts is not None and "eval_loss" in metrics:
             self.rollouts.note(metrics["eval_loss"])
@@ -333,6 +342,18 @@ def _check_stream(tokens_per_batch: int | None, rows: Any) -> None:
         )
 
 
+def _check_loss(args: Any, own_loss: Any, eval_dataset: Any, plan: ActivePlan) -> None:
+    """Refuse what the Trainer would do with a loss, and the plan's does not."""
+    if own_loss is not None or getattr(args, "label_smoothing_factor", None):
+        name = "label_smoothing_factor" if own_loss is None else "compute_loss_func"
+        raise SettingError(f"The loss of a DistillTrainer is its plan's, and {name} would do nothing. Leave it out.")
+    if plan.completions.adaptive and isinstance(eval_dataset, Mapping):
+        raise SettingError(
+            "plan.completions.adaptive follows the loss on one evaluation set, and eval_dataset has "
+            f"{len(eval_dataset)} by name. Give one."
+        )
+
+
 def _check_checkpointing(args: Any) -> None:
     settings = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and settings.get("use_reentrant"):
@@ -349,6 +370,16 @@ def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel
             f"The cache {cache.folder} is of {len(cache)} rows, the training data has {len(rows)}. Make the cache anew "
             "with `makd cache`."
         )
+    known = cache.content.get("data")
+    if known is not None and hasattr(rows, "__len__") and known != _hash(rows, student):
+        raise CacheError(
+            f"The cache {cache.folder} is of other rows than the training data, or of these in another order. Give the "
+            "rows as it was made of them: a trainer shuffles by itself; or make the cache anew with `makd cache`."
+        )
+
+
+def _hash(rows: Any, student: PreTrainedModel) -> str:
+    return hash_rows(rows, with_labels=bool(student.config.is_encoder_decoder))
 
 
 def _check_predictions(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan, shift: int | None) -> None:

@@ -6,7 +6,6 @@ references, a mean over rows, times 100; then mean and standard deviation over s
 
 import importlib.util
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.errors import SettingError
 from makd.evaluation.instructions import Instructions, InstructionsConfig, load_instructions
 from makd.evaluation.prompts import Prompts, encode_prompts
+from makd.evaluation.rouge import mean_rouge_l, words_of
 from makd.generation import generate, stop_tokens
 from makd.kinds import takes
 from makd.progress import OnProgress, Progress, nobody
@@ -133,6 +133,7 @@ def compare_answers(
         "cut": prompts.cut,
         "dropped": prompts.dropped,
         "seeds": list(rows.config.seeds),
+        "words": words_of(reference for several in rows.references for reference in several),
         "rouge_l": {
             side: {"mean": one.mean, "deviation": one.deviation, "seeds": list(one.rouge_l)}
             for side, one in found.items()
@@ -148,15 +149,3 @@ def compare_answers(
             for place in range(min(SHOWN, len(prompts.ids)))
         ],
     }
-
-
-def mean_rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """100 x the mean over rows of the best F1 of ROUGE-L over a row's references."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    best = [
-        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in several)
-        for text, several in zip(texts, references, strict=True)
-    ]
-    return 100 * statistics.fmean(best)

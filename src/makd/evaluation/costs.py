@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from makd.anatomy import Anatomy, count_experts
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
+from makd.anatomy.two_stacks import with_end_of_text
 from makd.weights.shards import weight_files
 
 
@@ -32,21 +34,26 @@ def stored_bytes(model: PreTrainedModel) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
+def timed_tokens(models: Iterable[PreTrainedModel], tokens: int) -> int:
+    """Tokens of a row that `latency` times where `tokens` are asked for: no more than any model has positions for."""
+    return min(tokens, *(token_limit(model) or tokens for model in models))
+
+
 @torch.no_grad()
 def latency(
     models: dict[str, PreTrainedModel], batch_size: int, tokens: int = 128, repeats: int = 15
 ) -> dict[str, float]:
     """Median milliseconds of a forward of each model on one batch of `tokens` real tokens a row.
 
-    A model with fewer positions than `tokens` gets as many as it has.
+    All get as many as the model with the fewest positions has, if it has fewer than `tokens`: see `timed_tokens`.
 
     The models take turns, so that a machine that slows down or speeds up meanwhile does so for all of them.
     """
-    inputs = {}
+    inputs, length = {}, timed_tokens(models.values(), tokens)
     for name, model in models.items():
         vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-        length = min(tokens, token_limit(model) or tokens)
         ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
+        ids = with_end_of_text(model, ids)
         inputs[name] = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
         if model.config.is_encoder_decoder:
             inputs[name]["decoder_input_ids"] = inputs[name]["input_ids"]

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.limits import token_limit
+from makd.errors import ExportError
 
 Inputs = dict[str, Tensor]
 SHAPES = ((3, 11), (1, 1), (2, 7), (1, 40))
@@ -32,6 +33,23 @@ def forward_names(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     """What a whole forward is given: `input_names`, and the ids that an encoder-decoder's decoder reads."""
     names = input_names(model, tokenizer)
     return (*names, "decoder_input_ids") if model.config.is_encoder_decoder else names
+
+
+def check_one_attention(model: PreTrainedModel) -> None:
+    """Refuse a model that reads long texts in another way than short ones: a traced program has one way.
+
+    Raises:
+        ExportError: it is a block-sparse BigBird, with positions for texts that it reads so.
+    """
+    config = model.config
+    if getattr(config, "attention_type", None) == "block_sparse":
+        full = (5 + 2 * int(config.num_random_blocks)) * int(config.block_size)
+        if int(config.max_position_embeddings) > full:
+            raise ExportError(
+                f"{type(model).__name__} attends to all of texts of at most {full} tokens, and to blocks of longer "
+                'ones; a program has one way for all. Set "attention_type": "original_full" in its config.json to '
+                "export it with whole attention."
+            )
 
 
 def examples(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> Iterator[Inputs]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy.eval_mode import in_eval
 from makd.errors import ExportError
 from makd.export.agreement import Agreement, check, compare, compare_forwards
-from makd.export.examples import Inputs, examples, input_names, is_decoder
+from makd.export.examples import Inputs, check_one_attention, examples, input_names, is_decoder
 from makd.export.onnx_graph import trace, trace_writing
 from makd.export.onnx_session import PAST, OnnxSession
 from makd.export.tracing import exporting
@@ -48,6 +48,7 @@ def save_onnx(
         ExportError: it cannot be traced, or does not compute what the model computes.
         SettingError: a package is missing.
     """
+    check_one_attention(model)
     folder, names = Path(folder), input_names(model, tokenizer)
     with in_eval(model):
         if model.config.is_encoder_decoder:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.eval_mode import in_eval
 from makd.export.agreement import Agreement, check, compare_forwards, named_tensors
-from makd.export.examples import Inputs, examples, forward_names
+from makd.export.examples import Inputs, check_one_attention, examples, forward_names
 from makd.export.tracing import exporting
 
 
@@ -49,6 +49,7 @@ def save_program(
     Raises:
         ExportError: it cannot be traced, or does not compute what the model computes.
     """
+    check_one_attention(model)
     path = Path(folder) / "model.pt2"
     names = forward_names(model, tokenizer)
     with in_eval(model):

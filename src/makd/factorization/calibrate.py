@@ -4,6 +4,7 @@ Models whose layers cannot be run one by one (two stacks, shared layers, work be
 the moments of all linears are in memory at once then.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,10 +69,11 @@ class Job:
         return SOLVERS[self.settings.solver]
 
     def store_on_disk(self) -> DiskStore:
-        """A store on disk; students of fewer layers, and of another solver, have their own."""
+        """A store on disk; students that do without other layers, and those of another solver, have their own."""
         if self.work is None:
             return DiskStore.temporary()
-        return self.work.store(f"{self.settings.solver}-{len(self.anatomy.layers)}")
+        dropped = hashlib.sha256("\n".join(self.outline.dropped).encode()).hexdigest()[:8]
+        return self.work.store(f"{self.settings.solver}-{dropped}" if self.outline.dropped else self.settings.solver)
 
     @property
     def sizes(self) -> list[LinearSize]:

@@ -152,6 +152,11 @@ def find_candidates(
         BudgetError: no outline meets the budget, or it is above the teacher.
         SettingError: what is asked for cannot be done to this model.
     """
+    if budget.keep_linears is not None and vocabulary == "factored":
+        raise SettingError(
+            "vocabulary is 'factored', and the budget keep_linears counts linears alone: what the vocabulary gave up "
+            "would go back to them. Give keep or params, which count the whole model."
+        )
     tables, left = find_tables(teacher, anatomy)
     layers, why_deep = droppable_layers(teacher, anatomy)
     total = sum(parameter.numel() for parameter in teacher.parameters())

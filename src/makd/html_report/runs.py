@@ -38,6 +38,14 @@ def frontier(records: Sequence[Record]) -> Markup:
             for name, record, quality in zip(names, records, qualities, strict=True)
             if quality is not None and quality.label == label
         ]
+        goals = {number(quality.teacher) for _, _, quality in known if quality.teacher is not None}
+        if len(goals) > 1 and len(teachers) == 1:
+            parts.append(
+                missing(
+                    f"Their teacher has {' and '.join(sorted(goals))} of {label} in these runs: they were measured on "
+                    "different rows, and are not to be compared as they stand"
+                )
+            )
         data: list[dict[str, Any]] = []
         for name, record, quality in known:
             counts = record.metrics["params"]["total"]
@@ -60,9 +68,9 @@ def frontier(records: Sequence[Record]) -> Markup:
                 continue
             direction = "higher is better" if known[0][2].higher_is_better else "lower is better"
             best = (max if known[0][2].higher_is_better else min)(points, key=lambda row: row["quality"])
-            told = (
-                f"{label}: {direction}; further left is cheaper. Best quality: {best['run']}, {number(best['quality'])}"
-            )
+            told = f"{label}: {direction}; further left is cheaper."
+            if len(goals) < 2:
+                told += f" Best quality: {best['run']}, {number(best['quality'])}"
             spec = charts.frontier(points, (key, across), ("quality", label), "run")
             figures.append(
                 charts.figure(

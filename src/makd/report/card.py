@@ -26,10 +26,12 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
 {table}
-Latency: median of forwards of {latency_tokens} tokens a row on {device_name} with {threads} threads, teacher and
-student taking turns. Fidelity: on held-out text. All settings are in `recipe.yaml`, all numbers in `metrics.json`,
+{latency}Fidelity: on held-out text. All settings are in `recipe.yaml`, all numbers in `metrics.json`,
 versions and machine in `environment.json`. {again}{licence}
 """
+LATENCY = """\
+Latency: median of forwards of {tokens} tokens a row on {device_name} with {threads} threads, teacher and
+student taking turns. """
 NO_LICENCE = " The teacher's licence was not at hand: look it up before you publish."
 
 
@@ -40,7 +42,6 @@ def write_card(
     architecture: str,
     metrics: Mapping[str, Any],
     environment: Mapping[str, Any],
-    latency_tokens: int,
     command: str | None,
     data: Data,
 ) -> None:
@@ -67,9 +68,7 @@ def write_card(
         auto_class=auto_class,
         folder=name,
         table=metrics_markdown(metrics),
-        latency_tokens=latency_tokens,
-        device_name=environment["device_name"],
-        threads=environment["threads"],
+        latency=LATENCY.format(tokens=metrics["latency_tokens"], **environment) if "latency_tokens" in metrics else "",
         again="Its texts were in hand, and no file names them."
         if command is None
         else f"`{command} --config recipe.yaml --output ANOTHER` repeats the run.",

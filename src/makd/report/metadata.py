@@ -191,7 +191,7 @@ def _is_data_id(name: str) -> bool:
 def _results(task: Mapping[str, Any] | None, config: TaskConfig) -> Iterator[EvalResult]:
     """What the student was measured at on its task; the mean of several metrics is left out."""
     where = next(_data_ids(config), None)
-    splits = config.evaluation_splits or config.known.evaluation_splits or ()
+    splits = (task or {}).get("splits", ())  # those that were measured on, which need not be the official ones
     tag = _TASKS[config.kind.classes]
     for name, value in (task or {}).get("after", {}).items():
         metric = _METRICS.get(known_metric(name))

@@ -8,6 +8,7 @@ from tokenizers.normalizers import Lowercase, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from makd.errors import SettingError
+from makd.mapped import map_rows
 from makd.sentence_encoder.encoder import read_text_settings
 from makd.sentence_encoder.layout import Origin, find_folder
 
@@ -54,7 +55,7 @@ def with_prompt(rows: Dataset, prompt: str) -> Dataset:
     """The rows with `prompt` before every `text`; rows without texts as they are."""
     if not prompt or "text" not in rows.column_names:
         return rows
-    return rows.map(lambda batch: {"text": [prompt + (text or "") for text in batch["text"]]}, batched=True)
+    return map_rows(rows, lambda batch: {"text": [prompt + (text or "") for text in batch["text"]]}, batched=True)
 
 
 def shortest(max_length: int, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.data import tokenize
 from makd.errors import DataError
+from makd.mapped import map_rows
 from makd.tasks.places import LOST
 from makd.tasks.settings import TaskConfig
 from makd.tasks.windows import check_questions
@@ -100,7 +101,7 @@ def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedToken
                 made[name].append(value)
         return {name: encoded[name] for name in INPUTS if name in encoded} | made
 
-    return rows.map(windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    return map_rows(rows, windows, batched=True, with_indices=True, remove_columns=rows.column_names)
 
 
 def _span(answers: Mapping[str, Any], offsets: list[list[int]], first: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ def mend_places(rows: Dataset, where: str, drop: bool) -> Dataset:
         where: what the log calls them.
         drop: whether they are for training.
     """
-    mended = lost = 0
+    mended = lost = doubtful = 0
     kept: list[int] = []
     columns: list[dict[str, Any]] = []
     for number, (context, answers) in enumerate(zip(rows["context"], rows["answers"], strict=True)):
@@ -34,6 +34,7 @@ def mend_places(rows: Dataset, where: str, drop: bool) -> Dataset:
             lost += 1
             if drop:
                 continue
+        doubtful += bool(texts) and len({*found}) > 1 and found[0] == LOST
         order = [i for i in range(len(texts)) if found[i] != LOST]  # the first one is learned
         order += [i for i in range(len(texts)) if found[i] == LOST]
         kept.append(number)
@@ -47,7 +48,13 @@ def mend_places(rows: Dataset, where: str, drop: bool) -> Dataset:
             where,
             "they are left out" if drop else "they are measured by its text alone",
         )
-    if not mended and not lost:
+    if doubtful:
+        logger.warning(
+            "%d rows of %s have a first answer that is not in the context; another of theirs is learned",
+            doubtful,
+            where,
+        )
+    if not mended and not lost and not doubtful:
         return rows
     feature = rows.features["answers"]
     rows = rows if len(kept) == len(rows) else rows.select(kept)

@@ -14,6 +14,7 @@ from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from makd.errors import DataError
+from makd.mapped import map_rows
 from makd.tasks.settings import TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokeniz
             name: encoded[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded
         } | made
 
-    encoded = rows.map(windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    encoded = map_rows(rows, windows, batched=True, with_indices=True, remove_columns=rows.column_names)
     missed = sum(map(len, rows["tokens"])) - sum(word != NO_WORD for line in encoded["words"] for word in line)
     if missed:
         logger.warning(

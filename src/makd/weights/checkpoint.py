@@ -39,6 +39,7 @@ class Checkpoint:
             found |= read_header(file)[0]
         self.tensors = self._by_names_of_the_model(found)
         self._check(folder)
+        self._fill_buffers()
 
     def read(self, name: str) -> Tensor:
         """The parameter or buffer called `name`, in the dtype that the model has it in."""
@@ -115,6 +116,13 @@ class Checkpoint:
                 if alias is not None:
                     tensors[name] = tensors[alias]
         return tensors
+
+    def _fill_buffers(self) -> None:
+        """Give the empty model the buffers that are stored. They are small, and its forwards want them everywhere."""
+        for name, buffer in [*self.model.named_buffers()]:
+            if name in self.tensors:
+                module, _, own = name.rpartition(".")
+                setattr(self.model.get_submodule(module), own, self.read(name).to(buffer.device))
 
     def _check(self, folder: Path) -> None:
         missing = [name for name, _ in self.model.named_parameters() if name not in self.tensors]
