@@ -193,3 +193,19 @@ class TestWeightsThatWereChanged:
     def test_are_not_looked_for_in_students_of_older_versions(self, student, teacher_folder, caplog):
         (student / "makd.json").unlink()
         assert "makd saved there" not in self.evaluate(student, teacher_folder, caplog)
+
+
+@pytest.mark.parametrize("command", [makd.compress, pipeline.factorize_only])
+def test_a_student_that_is_given_as_teacher_is_told_so(command, tokenizer, tmp_path):
+    teacher = tiny("llama", "causal_lm", intermediate_size=256, vocab_size=300)
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.2), solver="svd")
+    student.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    with pytest.raises(makd.MakdError, match="The teacher is factored already"):
+        command(str(tmp_path / "student"), TEXTS * 20, makd.Budget(keep_linears=0.5), output=tmp_path / "again")
+
+
+def test_a_teacher_is_not_taught_to_mimic_itself(teacher_folder, tmp_path):
+    with pytest.raises(makd.MakdError, match="is the teacher: there is nothing to learn"):
+        pipeline.distill(str(teacher_folder), str(teacher_folder), TEXTS, output=tmp_path / "student")
+    assert not (tmp_path / "student").exists()

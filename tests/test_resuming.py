@@ -11,6 +11,7 @@ import makd
 from makd.calibration.store import DiskStore
 from makd.distill import DistillTrainer
 from makd.distill.checkpoints import LIST
+from makd.distill.resuming import without_tied
 from makd.errors import OutputError
 from makd.pipeline import distill, factorize_only
 from tests.models import tiny
@@ -313,3 +314,11 @@ def test_factorize_goes_on_where_its_states_are_on_disk_and_leaves_nothing_where
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "third", "auto")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "student"]
+
+
+def test_a_tied_head_is_not_missing_from_a_checkpoint():
+    model = tiny("llama", "causal_lm", tie_word_embeddings=True)
+    found = model.load_state_dict({**model.state_dict(), "more": model.lm_head.weight}, strict=False)
+    found.missing_keys.extend(["lm_head.weight", "model.norm.weight"])
+    assert without_tied(found, model).missing_keys == ["model.norm.weight"]
+    assert without_tied(found, model).unexpected_keys == ["more"]

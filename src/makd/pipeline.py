@@ -26,7 +26,7 @@ from makd.distill import (
     teaching_in_pieces,
     train,
 )
-from makd.errors import DataError
+from makd.errors import DataError, SettingError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.prompts import encode_prompts
@@ -51,7 +51,7 @@ from makd.run import Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.start import start_settings
 from makd.storage import find_save_dtype
-from makd.student.hub import mark_student
+from makd.student.hub import is_student, mark_student
 from makd.tasks import TaskConfig
 from makd.weights.sound import check_finite, round_weights_, stored_in
 
@@ -157,6 +157,11 @@ def distill(
         _check_layers(run)
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
+        if not is_student(model) and fingerprint(model) == fingerprint(run.teacher):
+            raise SettingError(
+                f"The student, {name_of(student)}, is the teacher: there is nothing to learn. Give a student that makd "
+                "made (`makd factorize`), or another model."
+            )
         run.scores["before"] = run.score(model)
         run.look_inside("before", model)
         with run.folder.work() as result:

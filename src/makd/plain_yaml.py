@@ -39,7 +39,9 @@ def read_text(path: Path) -> str:
     """
     try:
         if not path.is_file():
-            raise SettingError(f"{path} is no file. Give a YAML file.")
+            inside = Path(path) / "recipe.yaml"
+            hint = f" such as {inside}" if inside.is_file() else ""
+            raise SettingError(f"{path} is no file. Give a YAML file{hint}.")
         with path.open("rb") as file:
             content = file.read(LONGEST + 1)
         if len(content) > LONGEST:

@@ -31,6 +31,7 @@ from makd.evaluation.costs import timed_tokens
 from makd.evaluation.held_out import fidelity_and_perplexities
 from makd.evaluation.inside import look_inside
 from makd.evaluation.samples import take_samples
+from makd.factorization.factorize import check_dense
 from makd.factorization.work import Work
 from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, take_model
@@ -145,8 +146,10 @@ class Run:
         """Refuse to make a student that this machine has no room for, and to train it, if it `trains`.
 
         Raises:
+            SettingError: the teacher is a student.
             RoomError: more memory or disk is needed than there is.
         """
+        check_dense(self.teacher)
         check_run(
             self.teacher, self.data, budget, self.recipe, self.folder.path, self.save_dtype,
             self.folder.factorization_bytes, trains=trains,

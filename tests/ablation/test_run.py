@@ -166,3 +166,12 @@ def test_a_line_is_not_of_a_package_that_has_changed(found, encoder_folder, tmp_
     monkeypatch.setattr("makd.ablation.run.distill", refuse)
     with pytest.raises(AssertionError, match="a cell was run"):
         ablate(str(encoder_folder), TEXTS, BUDGET, RECIPE, tmp_path, seeds=(1,))
+
+
+def test_differences_that_cancel_out_have_their_spread_and_a_page(tmp_path):
+    lines = _lines([0.80, 0.82], [0.81, 0.81])
+    text = write_ablation_report(Ablation(tmp_path, tuple(lines)), tmp_path / "page.html", "my.yaml").read_text()
+    specs = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    (row,) = next(spec["data"]["values"] for spec in specs if spec["description"].startswith("score"))
+    assert row["gain"] == pytest.approx(0, abs=1e-12)
+    assert row["high"] - row["gain"] == pytest.approx(0.01)

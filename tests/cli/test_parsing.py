@@ -28,7 +28,8 @@ COMPRESS = ["compress", "--teacher", "a-model", "--output", "a-folder"]
             "recipe.training.schedule is one of linear, cosine, constant_with_warmup; got step.",
         ),
         (["--recipe.training.student_dropout", "often"], "student_dropout is true or false; got often."),
-        (["--recipe.stages", "3"], "recipe.stages is a list; got 3."),
+        (["--recipe.stages", "3"], "recipe.stages is a list; got 3. See"),
+        (["--data.text_columns", "review"], "data.text_columns is a list or null; got review. Write '[review]'."),
         (
             ["--recipe.stages", "[{plan: {terms: [{aspect: hidden, weight: much}]}}]"],
             "recipe.stages.plan.terms.weight is a number; got much.",
@@ -163,3 +164,16 @@ def test_a_text_is_taken_as_it_is_typed(joined, setting, value):
     found = getattr(read_command(command, [*needed, *words])[holder], name)
     assert found == value
     assert type(found) is str, "YAML writes no other"
+
+
+def test_the_file_of_a_run_is_no_experiment_and_a_student_is_no_file(run, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("teacher: x\nbudget: {keep: 0.5}\nrecipe: {}\n")
+    code, _, err = run("compare", file, "--dry_run")
+    assert code == 2
+    assert "is the file of one run: it has budget and recipe. Give it to `makd compress --config" in err
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "recipe.yaml").write_text("teacher: x\n")
+    code, _, err = run("ablate", tmp_path / "student", "--output", tmp_path / "out")
+    assert code == 2
+    assert f"is no file. Give a YAML file such as {tmp_path / 'student' / 'recipe.yaml'}" in err

@@ -100,7 +100,7 @@ def _differences(lines: Sequence[Line]) -> Markup:
         rows: list[dict[str, Any]] = []
         for name, gain in found.items():
             if gain is not None:
-                error = abs(gain.mean / gain.overall.count) if gain.overall is not None else 0.0
+                error = gain.overall.error if gain.overall is not None else 0.0
                 rows.append({"name": name, "gain": gain.mean, "low": gain.mean - error, "high": gain.mean + error})
         told = (
             f"Minus that of the {WHOLE}, mean and standard error of differences paired over seeds; "

@@ -93,6 +93,12 @@ def load_experiment(path: str | Path, **changes: Any) -> Experiment:
     content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise SettingError(f"{path} is no experiment. Give a YAML file such as examples/encoder/experiment.yaml.")
+    of_a_run = [name for name in ("budget", "recipe") if name in content]
+    if of_a_run and "methods" not in content:
+        raise SettingError(
+            f"{path} is the file of one run: it has {' and '.join(of_a_run)}. Give it to `makd compress "
+            f"--config {path}`; an experiment has methods, budgets and tasks, as examples/encoder/experiment.yaml."
+        )
     check_maps(content, get_type_hints(Experiment), f"{path}: ")
     parser = jsonargparse.ArgumentParser(exit_on_error=False, parser_mode=SYNTAX)
     parser.add_class_arguments(Experiment, nested_key=None)

@@ -62,6 +62,8 @@ def after_student(folder: object, teacher: str, tokenizer: str | None, metrics: 
     return [
         command("report", folder) + "   # look at it: what was lost, and where",
         command("bench", folder, teacher=teacher) + "   # is it faster here, and in which format?",
-        command("evaluate", folder, **own, data__path="texts.txt") + "   # on other text",
+        command("evaluate", folder, **own) + "   # on its task"
+        if "task" in metrics
+        else command("evaluate", folder, **own, data__path="texts.txt") + "   # on other text",
         command("export", folder, **export, output=f"{folder}-{export['to']}") + "   # for other runtimes",
     ]

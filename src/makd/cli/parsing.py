@@ -231,7 +231,17 @@ def _wrong_value(message: str, _: Sequence[str]) -> str | None:
     values = [found[1] for found in (re.search(r"(?:Got|Given) value: (.*)", line) for line in about) if found]
     if not allowed or not values:
         return None
-    return f"{'.'.join(_keys(message))} is {' or '.join(allowed)}; got {values[0]}."
+    of_words = (
+        "a list" in allowed
+        and _keys(message)[-1].rpartition(".")[2] not in _OF_SETTINGS
+        and values[0][:1] not in ("[", "{")
+    )
+    as_list = f" Write '[{values[0]}]'." if of_words else ""
+    return f"{'.'.join(_keys(message))} is {' or '.join(allowed)}; got {values[0]}.{as_list}"
+
+
+_OF_SETTINGS = ("stages", "terms", "mixture")
+"""Settings that are lists of others."""
 
 
 def _allowed(line: str) -> Iterator[str]:

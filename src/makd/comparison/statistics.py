@@ -32,6 +32,8 @@ class Errors:
     count: float
     probability: float
     """Two-sided p of the t-test."""
+    error: float
+    """The standard error."""
 
     def text(self, where: str = "") -> str:
         """For a person; `where` says of which spread, where there are two."""
@@ -99,4 +101,4 @@ def _errors(centre: float, groups: Sequence[Sequence[float]]) -> Errors | None:
     spread = math.sqrt(squares / freedom / count)
     if spread < _NO_SPREAD:
         return None
-    return Errors(centre / spread, float(2 * stats.t.sf(math.fabs(centre / spread), freedom)))
+    return Errors(centre / spread, float(2 * stats.t.sf(math.fabs(centre / spread), freedom)), spread)

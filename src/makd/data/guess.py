@@ -8,6 +8,8 @@ from datasets import Dataset, LargeList, List
 from makd.errors import DataError
 
 STRINGS = ("string", "large_string", "string_view")
+SEPARATORS = (";", "\t", "|")
+"""What stands in the name of the only column of a csv file that was not separated by commas."""
 ROWS_SEEN = 100
 """So many of the first rows say whether a column looks like text."""
 
@@ -40,7 +42,14 @@ def guess_text(rows: Dataset, where: str) -> str:
     if "text" in rows.column_names:
         return "text"
     strings = string_columns(rows)
-    hint = f"Say which to read with data.text_columns (it has {', '.join(rows.column_names)})."
+    apart = [sign for sign in SEPARATORS if len(rows.column_names) == 1 and sign in rows.column_names[0]]
+    if apart:
+        raise DataError(
+            f"{where} has one column, {rows.column_names[0]!r}: its values stand apart by {apart[0]!r}, and a csv file "
+            "is read by commas. Save it with commas, or as .jsonl or .parquet."
+        )
+    example = (strings or rows.column_names)[0]
+    hint = f"Say which to read with data.text_columns, such as '[{example}]' (it has {', '.join(rows.column_names)})."
     hint += _about_chats(rows, rows.column_names)
     if len(strings) != 1:
         raise DataError(f"{where} has no column 'text'. {hint}")

@@ -151,6 +151,8 @@ def _open(
 ) -> DatasetDict:
     """What `read` makes of what `datasets` opens, with its `settings`; what fails there is told in one line."""
     path = Path(name).expanduser()
+    if path.name in ("", ".."):  # datasets calls what it reads by the folder's name
+        path = path.resolve()
     try:
         if path.is_file():
             if path.suffix not in FILE_FORMATS:
@@ -248,6 +250,8 @@ def _plain_columns(rows: Dataset, config: DataConfig) -> Dataset:
             f"{config.place} has no column {', '.join(map(repr, missing))}; it has {', '.join(rows.column_names)}."
         )
     check_strings(rows, columns, config.place)
+    if config.text_columns is None and columns != ("text",):
+        logger.info("texts of %s are read from its column %r", config.place, columns[0])
     rows = rename_columns(rows, dict(zip(columns, ("text", "text_pair"), strict=False)))
     rows = _without_blank(rows, f"{config.place}, column {columns[0]!r},")
     if len(rows) == 0:

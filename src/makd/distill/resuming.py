@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainerState
 
@@ -62,3 +63,9 @@ def _own_forward_after(trainer: Trainer) -> Iterator[None]:
         own.pop("forward", None)
         if before is not None:
             own["forward"] = before
+
+
+def without_tied(found: Any, model: Any) -> Any:
+    """What loading a checkpoint found to be missing, without the names of tied weights: files hold those once."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return found._replace(missing_keys=[name for name in found.missing_keys if name not in tied])

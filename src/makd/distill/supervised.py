@@ -14,6 +14,7 @@ from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import set_engine_
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
+from makd.distill.resuming import without_tied
 from makd.distill.shares import SHARE, share_out
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
@@ -54,6 +55,10 @@ class SupervisedTrainer(Trainer):
         counts = [torch.as_tensor(count_labels(batch, ahead), device=self.args.device).float() for batch in batches]
         shares = share_out(torch.stack(counts)[:, None])
         return [{**batch, SHARE: share} for batch, [share] in zip(batches, shares, strict=True)], items
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The Trainer's, which takes a tied head for missing."""
+        super()._issue_warnings_after_load(without_tied(load_result, self.model))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""

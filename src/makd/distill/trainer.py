@@ -38,6 +38,7 @@ from makd.distill.lesson import Learned, Lesson
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
+from makd.distill.resuming import without_tied
 from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of
@@ -293,6 +294,10 @@ class DistillTrainer(Trainer):
             self.units.save(output_dir)
             if self.rollouts is not None:
                 self.rollouts.save(output_dir)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The Trainer's, which takes a tied head for missing."""
+        super()._issue_warnings_after_load(without_tied(load_result, self.model))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_checkpoint(self, Path(resume_from_checkpoint))

@@ -109,6 +109,16 @@ def factorize(
     return make_student(teacher, budget, settings, calibration, teach, on_progress)
 
 
+def check_dense(teacher: PreTrainedModel) -> None:
+    """Refuse to factorize a student.
+
+    Raises:
+        SettingError: the teacher is one.
+    """
+    if is_student(teacher):
+        raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
+
+
 def make_student(
     teacher: PreTrainedModel,
     budget: Budget,
@@ -135,8 +145,7 @@ def make_student(
     """
     started = time.perf_counter()
     progress, asked = on_progress or nobody, settings
-    if is_student(teacher):
-        raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
+    check_dense(teacher)
     check_plain(teacher)
     anatomy = settings.with_experts(examine(teacher))
     for note in anatomy.notes:

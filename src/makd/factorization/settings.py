@@ -9,6 +9,7 @@ from makd.factorization.outline import VOCABULARY_CHOICES
 from makd.kinds import checked
 from makd.ranks.allocation import RANK_RULES
 from makd.ranks.sharing import SHARE_INPUT_CHOICES
+from makd.registry import unknown_name
 from makd.solvers import SOLVERS
 
 EXPERT_CHOICES = ("auto", "factored", "dense")
@@ -49,8 +50,8 @@ class FactorizeConfig:
 
     def __post_init__(self) -> None:
         check_choice(self.store)
-        if self.solver != "auto":
-            SOLVERS[self.solver]
+        if self.solver != "auto" and self.solver not in SOLVERS:
+            raise unknown_name("solver", self.solver, ("auto", *SOLVERS))
         RANK_RULES[self.rank_rule]
         if self.rank_multiple is not None and not 1 <= self.rank_multiple <= LARGEST_MULTIPLE:
             raise SettingError(

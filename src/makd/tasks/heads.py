@@ -109,9 +109,11 @@ def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]
     name, cls, kind = model.name_or_path or "the model", type(model).__name__, config.kind
     if not cls.endswith(kind.classes):
         _refuse_decoder(config, model.config.model_type, name)
+        data = "" if config.path is None else f" --task_data {config.path}"
         raise SettingError(
             f"The task {config.name} needs a model with the head {kind.head}; {name} is a {cls}. Make one with "
-            f"`makd finetune {name} --task {config.name} --output runs/teacher`, and take that as teacher."
+            f"`makd finetune {name} --task {config.name}{data} --output runs/teacher`, with the task's other settings "
+            "as here, and take that as teacher."
         )
     if config.known.kind == "question_answering":
         return ()
