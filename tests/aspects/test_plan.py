@@ -110,3 +110,24 @@ OBJECTIVES = ("sft", "kd", "seq_kd", "minillm", "gkd", "distillm")
 def test_an_objective_of_predictions_is_refused_for_a_model_that_makes_none(preset):
     with pytest.raises(SettingError, match=r"no aspect to mimic on this model: .*head"):
         activate(Plan(preset=preset), resolve(tiny("bert")))
+
+
+@pytest.mark.parametrize("layers", [[1, 0], [-1, 0], [0, 1, 1]])
+def test_layers_beside_the_teachers_are_in_their_order(layers):
+    term = Term(aspect="hidden", layers=layers, teacher_layers=layers)
+    with pytest.raises(SettingError, match=r"Write them as \[0, 1\]"):
+        activate(Plan(terms=(term,)), resolve(tiny("bert")))
+
+
+@pytest.mark.parametrize(
+    ("aspect", "setting"),
+    [
+        ("attention", {"distance": "cosine"}), ("logits", {"layers": "last"}), ("task", {"temperature": 2.0}),
+        ("hidden", {"divergence": "reverse_kl"}), ("hidden", {"roles": ("q",)}), ("matrix", {"relation_heads": 4}),
+        ("attention", {"pooling": "cls"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_an_aspect_does_not_have_is_refused(aspect, setting):
+    with pytest.raises(SettingError, match=f"A term's {next(iter(setting))} is of .* and does nothing with {aspect}"):
+        Term(aspect=aspect, **setting)

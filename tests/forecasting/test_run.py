@@ -182,3 +182,18 @@ def test_what_a_run_that_was_stopped_has_on_disk_is_no_more_asked_for(encoder_fo
     with pytest.raises(OutputError, match="is damaged"):
         pipeline.factorize_only(str(encoder_folder), DATA, HALF, recipe, tmp_path / "student")
     assert asked[-1] == 1000
+
+
+def test_what_is_not_counted_is_said(decoder_folder, encoder_folder, tmp_path):
+    def notes(teacher, recipe, data=DATA):
+        return " ".join(makd.forecast(str(teacher), data, HALF, recipe, tmp_path).student.notes)
+
+    taught = replace(RECIPE, layerwise=makd.LayerwiseConfig(steps=3), plan=makd.Plan(preset="full"))
+    assert "lessons of layers (recipe.layerwise) are not counted" in notes(encoder_folder, taught)
+    written, asked = replace(RECIPE, plan=makd.Plan(preset="gkd")), tmp_path / "asked.jsonl"
+    asked.write_text(
+        '{"prompt": "What is a list?", "response": "A row of things."}\n{"prompt": "?", "response": "Yes."}\n'
+    )
+    chats = makd.DataConfig(path=str(asked), template="none", max_length=32)
+    assert "the writing of completions is not counted" in notes(decoder_folder, written, chats)
+    assert "not counted" not in notes(encoder_folder, RECIPE)

@@ -209,6 +209,11 @@ def _pairs(term: Term, count: int, teacher_count: int) -> Iterable[tuple[int, in
         return [(index, spread[index]) for index in chosen]
     for index in term.teacher_layers:
         select_layers([index], teacher_count)  # says so where it does not exist
+    if not isinstance(term.layers, str) and [index % count for index in term.layers] != chosen:
+        raise SettingError(
+            f"A term's teacher_layers stand beside its layers in ascending order, each once; layers are {term.layers}. "
+            f"Write them as {chosen}, and teacher_layers in that order."
+        )
     if len(term.teacher_layers) != len(chosen):
         raise SettingError(
             f"A term's teacher_layers has one layer for each of `layers`, which are {len(chosen)} here "

@@ -6,16 +6,15 @@ and cells of other rows are not put beside it.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from makd.comparison.language_rows import LanguageRows
+from makd.distill.identity import hash_all_columns
 from makd.errors import OutputError
 from makd.tasks import Task
 
@@ -27,8 +26,7 @@ LEARNED, MEASURED = "learned_from", "measured_on"
 
 def rows_digests(rows: Task | LanguageRows) -> dict[str, str]:
     """Digests of what students learn from, and of what they are measured on: token ids, masks, labels, prompts."""
-    learned, measured = hashlib.sha256(), hashlib.sha256()
-    _add(learned, rows.distillation)
+    measured = hashlib.sha256()
     if isinstance(rows, LanguageRows):
         for batch in (batch for kind in sorted(rows.texts) for batch in rows.texts[kind]):
             for name in sorted(batch):
@@ -39,8 +37,8 @@ def rows_digests(rows: Task | LanguageRows) -> dict[str, str]:
     else:
         for parts in (rows.evaluation, rows.references):
             for split in sorted(parts):
-                _add(measured, parts[split])
-    return {LEARNED: learned.hexdigest()[:16], MEASURED: measured.hexdigest()[:16]}
+                measured.update(f"{split} {hash_all_columns(parts[split])}\n".encode())
+    return {LEARNED: hash_all_columns(rows.distillation)[:16], MEASURED: measured.hexdigest()[:16]}
 
 
 def check_rows(lines: Iterable[Mapping[str, Any]], seed: int, found: Mapping[str, str], file: Path) -> None:
@@ -100,10 +98,3 @@ _DONE = {LEARNED: "has learned from", MEASURED: "was measured on"}
 
 def _named(line: Mapping[str, Any]) -> str:
     return "cell " + "  ".join(map(str, line["cell"].values()))
-
-
-def _add(found: "hashlib._Hash", rows: Dataset) -> None:
-    """Add all that `rows` say, row by row."""
-    for batch in rows.with_format(None).iter(1000):
-        for row in zip(*(batch[name] for name in sorted(batch)), strict=True):
-            found.update(json.dumps([sorted(batch), row], default=str).encode())

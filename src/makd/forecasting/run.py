@@ -90,9 +90,14 @@ def forecast(
     there = find_available(device, Path(output))
     anatomy = examine(model)
     made = _forecast(model, anatomy, batches, budget, settings, save, device, from_files=stream)
-    training = None
+    training, uncounted = None, []
+    if recipe.layer_teacher is not None and not stream:
+        uncounted.append("lessons of layers (recipe.layerwise) are not counted: making them takes longer")
     if command == "compress" and prepared is not None:
         training = _training(model, anatomy, made, recipe, prepared)
+        if any(stage.plan.writers.written for stage in recipe.trainings):
+            uncounted.append("the writing of completions is not counted: it may take longer than the training itself")
+    made = replace(made, notes=(*made.notes, *uncounted))
     speed = measure_speed(device, dtype)
     seconds = {"factorize": speed.seconds(made.operations)}
     if training is not None:
