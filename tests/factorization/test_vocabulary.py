@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 import makd
-from makd.errors import SettingError
 from makd.factorization.vocabulary import decompose_table, find_tables, table_factors, token_frequencies
 from makd.student.embedding import LowRankEmbedding
 from makd.student.linear import LowRankLinear
@@ -169,7 +168,10 @@ def test_every_solver_factors_the_vocabulary(solver):
     assert not report.vocabulary.keys() & report.ranks.keys()
 
 
-def test_a_budget_of_linears_alone_is_refused_with_a_factored_vocabulary():
+def test_linears_that_get_what_a_factored_vocabulary_gives_up_are_told_of(caplog):
     teacher = tiny("llama", "causal_lm")
-    with pytest.raises(SettingError, match=r"keep_linears counts linears alone.*Give keep or params"):
-        makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd", vocabulary="factored")
+    makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd", vocabulary="factored")
+    assert "so that they keep more than 0.5. Give keep or params" in caplog.text
+    caplog.clear()
+    makd.factorize(teacher, makd.Budget(keep=0.5), solver="svd", vocabulary="factored")
+    assert "keep more than" not in caplog.text

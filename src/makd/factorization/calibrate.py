@@ -72,8 +72,10 @@ class Job:
         """A store on disk; students that do without other layers, and those of another solver, have their own."""
         if self.work is None:
             return DiskStore.temporary()
-        dropped = hashlib.sha256("\n".join(self.outline.dropped).encode()).hexdigest()[:8]
-        return self.work.store(f"{self.settings.solver}-{dropped}" if self.outline.dropped else self.settings.solver)
+        name = f"{self.settings.solver}-{len(self.anatomy.layers)}"  # of all layers, those that are dropped too
+        if self.outline.dropped:
+            name += f"-{hashlib.sha256(' '.join(self.outline.dropped).encode()).hexdigest()[:8]}"
+        return self.work.store(name)
 
     @property
     def sizes(self) -> list[LinearSize]:

@@ -4,6 +4,7 @@ Budgets that the linears can meet leave embeddings, head and depth alone. Below 
 and students of fewer and fewer layers are tried.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ all tokens err at once. Of 1, 9, 100 and more, 9 kept MiniLM-L6 nearest to itsel
 1 at 50 %."""
 TRIALS = 8
 """Depths that are tried at most: each costs a factorization."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,10 @@ def find_candidates(
         SettingError: what is asked for cannot be done to this model.
     """
     if budget.keep_linears is not None and vocabulary == "factored":
-        raise SettingError(
-            "vocabulary is 'factored', and the budget keep_linears counts linears alone: what the vocabulary gave up "
-            "would go back to them. Give keep or params, which count the whole model."
+        logger.warning(
+            "A factored vocabulary and keep_linears: the budget is that of the linears alone, and what the vocabulary "
+            "gives up goes to them, so that they keep more than %g. Give keep or params for a smaller model",
+            budget.keep_linears,
         )
     tables, left = find_tables(teacher, anatomy)
     layers, why_deep = droppable_layers(teacher, anatomy)
