@@ -15,7 +15,9 @@ from datasets import arrow_dataset, fingerprint
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import tests.type_checks  # noqa: F401 (jaxtyping's import hook asks for it by this name)
+from tests.type_checks import check_shapes
+
+check_shapes()  # before any of makd is imported
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

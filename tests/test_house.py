@@ -4,8 +4,12 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import makd
+from makd.solvers.eigen import eigh
+from tests.type_checks import with_shapes
 
 SOURCE = Path(makd.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -29,6 +33,13 @@ class TestEveryModule:
 
     def test_has_a_name_that_says_what_is_in_it(self, path):
         assert not {path.stem, *path.relative_to(SOURCE).parts[:-1]} & SAYS_NOTHING
+
+
+def test_shapes_in_signatures_are_checked_while_tests_run():
+    for wrong in (torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.long)):
+        with pytest.raises(TypeCheckError):
+            eigh(wrong)
+    assert {"makd.solvers.eigen", "makd.aspects.hidden", "makd.student.linear"} <= {*with_shapes()}
 
 
 def test_public_names_are_listed_once_and_exist():
