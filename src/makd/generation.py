@@ -150,11 +150,12 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Places in batches: prompts that leave less room than is asked for are with those of their length alone."""
     limit = token_limit(model)
-    tight = [place for place in order if limit is not None and widths[place] + sampling.max_new_tokens > limit]
+    room = sampling.max_new_tokens
+    tight = [place for place in order if limit is not None and widths[place] + room > limit]
     for _, alike in groupby(tight, key=widths.__getitem__):  # in the order of their lengths
         own = [*alike]
         yield from (own[start : start + batch_size] for start in range(0, len(own), batch_size))
-    roomy = [place for place in order if place not in {*tight}]
+    roomy = [place for place in order if limit is None or widths[place] + room <= limit]
     yield from (roomy[start : start + batch_size] for start in range(0, len(roomy), batch_size))
 
 

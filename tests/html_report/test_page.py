@@ -183,6 +183,18 @@ class TestSeveralRuns:
         runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", recipe={**RECIPE, "teacher": "another"})]
         assert "These runs have 2 teachers" in write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
 
+    def test_runs_that_were_measured_on_other_rows_are_not_ranked(self, tmp_path):
+        harder = {**METRICS, "perplexity": {"teacher": 61.5, "before": 70.0, "after": 66.0}}
+        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=harder)]
+        told = section(write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8"), "frontier")
+        assert "of perplexity in these runs: they were measured on different rows" in told
+        assert "Best quality" not in told
+        alike = section(
+            write_report([runs[0], make_run(tmp_path / "three")], tmp_path / "c.html").read_text(), "frontier"
+        )
+        assert "different rows" not in alike
+        assert "Best quality" in alike
+
     def test_they_need_a_place(self, tmp_path):
         with pytest.raises(SettingError, match="--output"):
             write_report([make_run(tmp_path / "one"), make_run(tmp_path / "two")])
