@@ -1,6 +1,7 @@
 """Cells of other rows than the first ones are not put beside them: neither settings nor files tell which those are."""
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,20 +23,22 @@ from tests.test_comparison_language import make as make_language
 FIRST, SECOND = "method=low_rank_svd", "method=makd_paper"
 
 
-@pytest.fixture
-def data(tmp_path):
-    (tmp_path / "data").mkdir()
-    write(tmp_path / "data" / "mrpc", train=PAIRS, validation=PAIRS[:6])
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def begun(data, encoder_folder, tmp_path):
+@pytest.fixture(scope="module")
+def first(encoder_folder, tmp_path_factory):
     """One of two methods, of the first of two seeds."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "data").mkdir()
+    write(folder / "data" / "mrpc", train=PAIRS, validation=PAIRS[:6])
     task = makd.TaskConfig(name="glue/mrpc", path="mrpc", max_length=32)
-    experiment = make(data, encoder_folder, tmp_path / "runs", tasks=(task,))
+    experiment = make(folder / "data", encoder_folder, folder / "runs", tasks=(task,))
     makd.compare(experiment, only=f"{FIRST},seed=1")
     return experiment
+
+
+@pytest.fixture
+def begun(first, tmp_path):
+    """The same in a folder of one's own."""
+    return replace(first, output=str(shutil.copytree(first.output, tmp_path / "runs")))
 
 
 def change(experiment, part):
