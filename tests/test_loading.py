@@ -364,3 +364,13 @@ def test_models_in_hand_that_are_quantized_or_offloaded_are_refused(make, hint):
         makd.factorize(make(), makd.Budget(keep_linears=0.5), solver="svd")
     with pytest.raises(ModelLoadError, match=hint):
         makd.DistillTrainer(tiny("bert"), make(), "feature")
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_attention_heads", -1), ("num_hidden_layers", 10**12)])
+@pytest.mark.parametrize("load", [load_model, load_config, lambda name: load_empty_model(name, "auto", torch.float32)])
+def test_a_config_that_counts_what_no_model_has_is_refused_before_anything_is_built(
+    load, name, value, encoder_folder, tmp_path
+):
+    folder = str(spoiled(encoder_folder, tmp_path / "model", **{name: value}))
+    with pytest.raises(ModelLoadError, match=f"`{name}` in config.json is {value:,}; a model has 0 to"):
+        load(folder)

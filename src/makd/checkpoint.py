@@ -67,7 +67,8 @@ def read_config(folder: str) -> PretrainedConfig:
     """The config of a checkpoint: a folder, or a hub id.
 
     Raises:
-        ModelLoadError: there is none, it is no JSON object, or a value is of a type that its model does not take.
+        ModelLoadError: there is none, it is no JSON object, or a value is of a type that its model does not take, or
+            counts what no model has.
     """
     file = Path(folder) / "config.json"
     if file.is_file():
@@ -80,7 +81,18 @@ def read_config(folder: str) -> PretrainedConfig:
     named = config.architectures
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise ModelLoadError(f"{folder}: `architectures` in config.json is a list of class names; it is {named!r}.")
+    text = config.get_text_config()
+    for name, most in _COUNTS.items():
+        value = getattr(text, name, None)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise ModelLoadError(
+                f"{folder}: `{name}` in config.json is {value:,}; a model has 0 to {most:,}. It was changed or damaged."
+            )
     return config
+
+
+_COUNTS = {"num_hidden_layers": 10_000, "num_attention_heads": 1_000_000, "hidden_size": 100_000_000}
+"""What a config counts, and far more than any model has: building one of more would not end."""
 
 
 def check_padding(config: PretrainedConfig, name: str) -> None:

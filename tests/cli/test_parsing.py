@@ -166,6 +166,12 @@ def test_a_text_is_taken_as_it_is_typed(joined, setting, value):
     assert type(found) is str, "YAML writes no other"
 
 
+def test_a_word_that_is_longer_than_any_files_name_is_told_as_any_other(run):
+    code, _, err = run(*COMPRESS, "--recipe.layerwise", "x" * 5000)
+    assert code == 2
+    assert "--recipe.layerwise is a YAML file with settings" in err
+
+
 def test_the_file_of_a_run_is_no_experiment_and_a_student_is_no_file(run, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("teacher: x\nbudget: {keep: 0.5}\nrecipe: {}\n")

@@ -81,7 +81,7 @@ def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
             continue
         if value.lstrip().startswith("{"):
             content = load_yaml(value, flag)
-        elif flag == "--config" or Path(value).exists():
+        elif flag == "--config" or _is_there(value):
             content = read_yaml(Path(value))
         else:
             continue  # the parser says what is wrong with it
@@ -90,6 +90,13 @@ def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
         if flag == "--config" and "config" in content:
             raise SettingError(f"{value} names another file with `config`. Give several --config instead.")
         check_maps(content, inside, f"{value}: " if flag == "--config" else f"{name}.")
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than any name of a file
+        return False
 
 
 class AsTyped(str):
