@@ -10,7 +10,7 @@ import yaml
 
 import makd
 from makd.cli.compare import load_experiment
-from makd.comparison.cells import all_cells, cell_hash
+from makd.comparison.cells import all_cells, cell_hash, latency_hash
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import searched_at
 from makd.comparison.setup import place_language, prepare_setup
@@ -260,3 +260,11 @@ def test_every_path_of_a_text_is_looked_for_in_the_folder_of_the_data(data):
     placed = place_language(language(text=makd.DataConfig(mixture=sources, max_length=16)), str(data))
     paths = [one.path for one in placed.text.mixture] + [placed.other.path, placed.instructions[0].path]
     assert all(Path(path).is_file() for path in paths)
+
+
+def test_latencies_of_another_dtype_are_others(data, decoder_folder, tmp_path):
+    def identity(**settings):
+        experiment = make(data, decoder_folder, tmp_path / "runs", language=(language(**settings),))
+        return latency_hash(experiment, all_cells(experiment)[0])
+
+    assert identity(dtype="bfloat16") != identity() == identity(dtype="float32")

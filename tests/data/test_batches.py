@@ -1,5 +1,7 @@
 """From texts to token batches: rows for encoders, blocks for decoders, both sides for encoder-decoders."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -96,3 +98,26 @@ def test_where_no_row_is_cut_nothing_is_said(tokenizer, caplog):
     with caplog.at_level("INFO", "makd"):
         tokenize(rows(), tokenizer, tiny("bert", vocab_size=300), 64)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_places_of_answers_are_those_in_the_padded_row(tokenizer, side):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = side
+    places = [(6, 2, 4), (3, 1, 2), (4, -1, -1)]
+    rows = [
+        {
+            "input_ids": [*range(10, 10 + length)],
+            "attention_mask": [1] * length,
+            "start_positions": a,
+            "end_positions": z,
+        }
+        for length, a, z in places
+    ]
+    batch = collator(tokenizer, tiny("bert", "question_answering"))(rows)
+    found = zip(batch["start_positions"].tolist(), batch["end_positions"].tolist(), strict=True)
+    for line, (_, a, z), (start, end) in zip(batch["input_ids"].tolist(), places, found, strict=True):
+        if a < 0:
+            assert (start, end) == (-1, -1)
+        else:
+            assert line[start : end + 1] == [*range(10 + a, 10 + z + 1)]
