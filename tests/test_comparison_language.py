@@ -11,6 +11,7 @@ import yaml
 import makd
 from makd.cli.compare import load_experiment
 from makd.comparison.cells import all_cells, cell_hash, latency_hash
+from makd.comparison.same_rows import LEARNED, MEASURED, rows_digests
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import searched_at
 from makd.comparison.setup import place_language, prepare_setup
@@ -268,3 +269,20 @@ def test_latencies_of_another_dtype_are_others(data, decoder_folder, tmp_path):
         return latency_hash(experiment, all_cells(experiment)[0])
 
     assert identity(dtype="bfloat16") != identity() == identity(dtype="float32")
+
+
+def test_the_held_out_text_of_a_language_model_counts_and_so_do_its_prompts(data, decoder_folder, tmp_path):
+    experiment = make(data, decoder_folder, tmp_path / "runs")
+    (whole,) = experiment.language
+
+    def digests(seed=1, **settings):
+        return rows_digests(prepare_setup(experiment, replace(whole, **settings), seed, quiet).task)
+
+    first = digests()
+    assert digests() == first
+    assert digests(seed=2)[MEASURED] == first[MEASURED]
+    assert digests(seed=2)[LEARNED] != first[LEARNED]
+    asked = replace(whole.instructions[0], rows=2)
+    for other in (digests(rows=3), digests(other=None), digests(instructions=(asked,))):
+        assert other[LEARNED] == first[LEARNED]
+        assert other[MEASURED] != first[MEASURED]

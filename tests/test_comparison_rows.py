@@ -11,14 +11,11 @@ import pytest
 import makd
 from makd.comparison.known import read_known
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.same_rows import LEARNED, MEASURED, rows_digests
-from makd.comparison.setup import prepare_setup
+from makd.comparison.same_rows import LEARNED, MEASURED
 from makd.distill.identity import hash_all_columns
 from makd.errors import OutputError
 from tests.tasks.test_tasks import PAIRS, write
-from tests.test_comparison import make, quiet
-from tests.test_comparison_language import data as language_data  # noqa: F401 (a fixture)
-from tests.test_comparison_language import make as make_language
+from tests.test_comparison import make
 
 FIRST, SECOND = "method=low_rank_svd", "method=makd_paper"
 
@@ -103,23 +100,6 @@ def test_no_table_is_made_of_lines_that_were_measured_on_different_rows(begun, t
         append_line(file, line)
     with pytest.raises(OutputError, match=r"cell mrpc  .* and cell mrpc  .* were measured on different rows"):
         read_known(begun, "experiment.yaml")
-
-
-def test_the_held_out_text_of_a_language_model_counts_and_so_do_its_prompts(language_data, decoder_folder, tmp_path):  # noqa: F811
-    experiment = make_language(language_data, decoder_folder, tmp_path / "runs")
-    (language,) = experiment.language
-
-    def digests(seed=1, **settings):
-        return rows_digests(prepare_setup(experiment, replace(language, **settings), seed, quiet).task)
-
-    first = digests()
-    assert digests() == first
-    assert digests(seed=2)[MEASURED] == first[MEASURED]
-    assert digests(seed=2)[LEARNED] != first[LEARNED]
-    asked = replace(language.instructions[0], rows=2)
-    for other in (digests(rows=3), digests(other=None), digests(instructions=(asked,))):
-        assert other[LEARNED] == first[LEARNED]
-        assert other[MEASURED] != first[MEASURED]
 
 
 ROWS = {"input_ids": [[1, 2], [3], []], "label": [0, 1, 1], "text": ["a", "b", "é"], "own": [[[1]], [[2], []], []]}

@@ -53,7 +53,7 @@ class Completions:
                 f"plan.completions: student_share {self.student_share} and teacher_share {self.teacher_share} are more "
                 "than all batches together. Their sum is at most 1; the data's own completions are the rest."
             )
-        idle = [name for name, value in _OF_WRITING.items() if getattr(self, name) != value]
+        idle = [name for name in _OF_WRITING if getattr(self, name) != getattr(Completions, name)]
         if idle and not self.written:
             raise SettingError(
                 f"plan.completions.{idle[0]} is {getattr(self, idle[0])}, and nothing is written: student_share and "
@@ -77,5 +77,5 @@ class Completions:
         return self.by_student or self.teacher_share > 0
 
 
-_OF_WRITING = {"replay": 0, "max_new_tokens": 128, "temperature": 1.0, "top_p": 1.0}
-"""Settings of what is written, with their defaults."""
+_OF_WRITING = ("replay", "max_new_tokens", "temperature", "top_p")
+"""Settings of what is written."""

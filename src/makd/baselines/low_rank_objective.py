@@ -11,10 +11,9 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from makd.aspects import PRESETS, Plan, activate
-from makd.baselines.method import LEARNING_RATES, Batches, PlannedStage, Prepared, SearchSpace
-from makd.baselines.starts import low_rank_start
-from makd.capture import examine
+from makd.aspects import PRESETS, Plan
+from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace
+from makd.baselines.starts import low_rank_start, prepared_by
 from makd.kinds import checked
 from makd.ranks.budget import Budget
 
@@ -41,6 +40,4 @@ class LowRankObjective:
     ) -> Prepared:
         """See `Baseline`."""
         start = low_rank_start(teacher, budget, self.start, "auto", calibration)
-        stage = PlannedStage(plan=Plan(preset=self.objective), trainable=self.trainable)
-        activate(stage.plan, examine(start.student), examine(teacher))
-        return Prepared(student=start.student, stages=(stage,), saved=start.saved)
+        return prepared_by(teacher, start, Plan(preset=self.objective), self.trainable)

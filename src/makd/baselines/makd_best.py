@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
-from makd.aspects import PRESETS, Plan, Term, activate
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, PlannedStage, Prepared, SearchSpace, Span
-from makd.baselines.starts import low_rank_start
-from makd.capture import examine
+from makd.aspects import PRESETS, Plan, Term
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span
+from makd.baselines.starts import low_rank_start, prepared_by
 from makd.errors import SettingError
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -72,8 +71,7 @@ class BestMakd:
         start = low_rank_start(teacher, budget, self.start, "auto", calibration)
         # with whose text the preset is of: the data's, the teacher's or the student's
         plan = Plan(preset=self.preset, terms=self.terms, completions=PRESETS[self.preset].completions)
-        activate(plan, examine(start.student), examine(teacher))
-        return Prepared(student=start.student, stages=(PlannedStage(plan=plan),), saved=start.saved)
+        return prepared_by(teacher, start, plan)
 
     @property
     def terms(self) -> tuple[Term, ...]:

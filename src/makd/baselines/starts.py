@@ -6,12 +6,14 @@ Those of a comparison differ in what they learn; a decoder's factorization takes
 import copy
 import time
 from dataclasses import dataclass, replace
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
-from makd.aspects import Term
-from makd.baselines.method import Batches, Prepared, prepared
+from makd.aspects import Plan, Term, activate
+from makd.baselines.method import Batches, PlannedStage, Prepared, prepared
+from makd.capture import examine
 from makd.factorization.factorize import factorize
 from makd.ranks.budget import Budget
 
@@ -42,6 +44,18 @@ _LAST: "WeakKeyDictionary[PreTrainedModel, _Kept]" = WeakKeyDictionary()
 def prepared_from(teacher: PreTrainedModel, start: Start, *stages: tuple[tuple[Term, ...], float]) -> Prepared:
     """`prepared` from a start."""
     return replace(prepared(teacher, start.student, *stages), saved=start.saved)
+
+
+def prepared_by(
+    teacher: PreTrainedModel, start: Start, plan: Plan, trainable: Literal["all", "linears", "adapters"] | None = None
+) -> Prepared:
+    """A start with one stage of `plan`, which is checked against both models.
+
+    Raises:
+        SettingError: a term does not fit the models.
+    """
+    activate(plan, examine(start.student), examine(teacher))
+    return Prepared(student=start.student, stages=(PlannedStage(plan=plan, trainable=trainable),), saved=start.saved)
 
 
 def low_rank_start(
