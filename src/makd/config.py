@@ -72,6 +72,14 @@ class Stage:
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        alone = self.training.batch_size == 1 and self.training.tokens_per_batch is None
+        if alone and any(term.aspect == "similarity" for term in self.plan.wanted):
+            raise SettingError(
+                "similarity compares the texts of a batch with each other, and training.batch_size is 1: the term "
+                "would be 0 whatever the student does. Give a larger batch_size, or take similarity out of the plan."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 @checked("recipe")
@@ -111,7 +119,8 @@ class Recipe:
             HEADS[self.head]
         if self.cache == "":
             raise SettingError("cache is a folder that `makd cache` made, or null; got an empty name.")
-        if self.cache is not None and any(stage.plan.writers.written for stage in self.trainings):
+        trainings = self.trainings  # refuses a plan that its training cannot compute
+        if self.cache is not None and any(stage.plan.writers.written for stage in trainings):
             raise SettingError(
                 f"cache is {self.cache}, and the plan has completions written while the student learns, of which a "
                 "cache knows nothing. Leave out the cache, or take a plan of the data's own text."

@@ -362,3 +362,17 @@ def test_global_is_within_a_thousandth_of_the_integer_optimum(sizes, share, seed
     allowance = int(share * sum(size.parameters(None) for size in sizes))
     plan = allocate(sizes, allowance, "global", spectra=spectra)
     assert kept_energy(plan, spectra) >= 0.999 * best_energy(sizes, allowance, spectra, rank_multiple=8)
+
+
+def test_no_clock_has_a_say_in_the_ranks(monkeypatch):
+    """Where the search for the optimum gives up after seconds, a busier machine makes another student."""
+    asked = []
+
+    def noting(*args, **kwargs):
+        asked.append(set(kwargs["options"]))  # scipy takes out what it has read
+        return milp(*args, **kwargs)
+
+    monkeypatch.setattr("makd.ranks.allocation.milp", noting)
+    few = BERT[:6]
+    allocate(few, sum(size.parameters(None) for size in few) // 2, "global", spectra=spectra_of(few))
+    assert asked == [{"mip_rel_gap", "node_limit"}]

@@ -27,6 +27,7 @@ from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine, has_vocabulary_head
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.adapted import check_kept, inside
+from makd.distill.arguments import check_checkpointing, check_loss, check_stream, check_texts
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
@@ -95,8 +96,8 @@ class DistillTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: the student learns in float16, teacher and student do not line up, or the plan does not fit
-                the model.
+            SettingError: the student learns in float16, teacher and student do not line up, the plan does not fit the
+                model, or the arguments of the Trainer do not fit the plan.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
@@ -122,7 +123,7 @@ class DistillTrainer(Trainer):
         if cache is not None:
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
-        _check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
+        check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
         set_engine_(kwargs.get("args"))
         with cache_setting_kept(student):
             super().__init__(model=model, **kwargs)
@@ -133,8 +134,9 @@ class DistillTrainer(Trainer):
             self._set_signature_columns_if_needed()
             columns: Any = self._signature_columns
             columns.append(ROW)  # where unused columns are removed, this one stays
-        _check_stream(tokens_per_batch, self.train_dataset)
-        _check_checkpointing(self.args)
+        check_stream(tokens_per_batch, self.train_dataset)
+        check_checkpointing(self.args)
+        check_texts(self.plan, self.args, tokens_per_batch, self.train_dataset)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
             check_writers(student, self.train_dataset, cache is not None)
@@ -337,35 +339,6 @@ class DistillTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._means[True].take(self.args.device))
         super().log(logs, start_time)
-
-
-def _check_stream(tokens_per_batch: int | None, rows: Any) -> None:
-    if tokens_per_batch is not None and rows is not None and not hasattr(rows, "__len__"):
-        raise SettingError(
-            f"tokens_per_batch = {tokens_per_batch} puts rows of like length together, and {type(rows).__name__} is a "
-            "stream, whose lengths nobody knows. Give per_device_train_batch_size in `args` instead."
-        )
-
-
-def _check_loss(args: Any, own_loss: Any, eval_dataset: Any, plan: ActivePlan) -> None:
-    """Refuse what the Trainer would do with a loss, and the plan's does not."""
-    if own_loss is not None or getattr(args, "label_smoothing_factor", None):
-        name = "label_smoothing_factor" if own_loss is None else "compute_loss_func"
-        raise SettingError(f"The loss of a DistillTrainer is its plan's, and {name} would do nothing. Leave it out.")
-    if plan.completions.adaptive and isinstance(eval_dataset, Mapping):
-        raise SettingError(
-            "plan.completions.adaptive follows the loss on one evaluation set, and eval_dataset has "
-            f"{len(eval_dataset)} by name. Give one."
-        )
-
-
-def _check_checkpointing(args: Any) -> None:
-    settings = args.activation_checkpointing_kwargs or {}
-    if args.activation_checkpointing and settings.get("use_reentrant"):
-        raise SettingError(
-            "activation_checkpointing_kwargs has use_reentrant=True: captured tensors carry no gradient there, and "
-            "every aspect but logits would be lost. Set it to False."
-        )
 
 
 def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel, rows: Any) -> None:

@@ -1,0 +1,76 @@
+"""Station 7: arguments of the Trainer that a plan's loss has no use for, or cannot be computed with.
+
+Each is refused when a `DistillTrainer` is made: the Trainer would take it, and the student would learn something else
+than what was asked for.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+
+from makd.aspects import ActivePlan
+from makd.data import row_lengths, token_batches
+from makd.errors import SettingError
+
+
+def check_stream(tokens_per_batch: int | None, rows: Any) -> None:
+    """Refuse batches of so many tokens for a stream.
+
+    Raises:
+        SettingError: it is so.
+    """
+    if tokens_per_batch is not None and rows is not None and not hasattr(rows, "__len__"):
+        raise SettingError(
+            f"tokens_per_batch = {tokens_per_batch} puts rows of like length together, and {type(rows).__name__} is a "
+            "stream, whose lengths nobody knows. Give per_device_train_batch_size in `args` instead."
+        )
+
+
+def check_loss(args: Any, own_loss: Any, eval_dataset: Any, plan: ActivePlan) -> None:
+    """Refuse what the Trainer would do with a loss, and the plan's does not.
+
+    Raises:
+        SettingError: it is so.
+    """
+    if own_loss is not None or getattr(args, "label_smoothing_factor", None):
+        name = "label_smoothing_factor" if own_loss is None else "compute_loss_func"
+        raise SettingError(f"The loss of a DistillTrainer is its plan's, and {name} would do nothing. Leave it out.")
+    if plan.completions.adaptive and isinstance(eval_dataset, Mapping):
+        raise SettingError(
+            "plan.completions.adaptive follows the loss on one evaluation set, and eval_dataset has "
+            f"{len(eval_dataset)} by name. Give one."
+        )
+
+
+def check_checkpointing(args: Any) -> None:
+    """Refuse gradient checkpointing through which captured tensors carry no gradient.
+
+    Raises:
+        SettingError: it is so.
+    """
+    settings = args.activation_checkpointing_kwargs or {}
+    if args.activation_checkpointing and settings.get("use_reentrant"):
+        raise SettingError(
+            "activation_checkpointing_kwargs has use_reentrant=True: captured tensors carry no gradient there, and "
+            "every aspect but logits would be lost. Set it to False."
+        )
+
+
+def check_texts(plan: ActivePlan, args: TrainingArguments, tokens_per_batch: int | None, rows: Any) -> None:
+    """Refuse `similarity`, which compares the texts of a batch, where each batch is of one text: it would be 0.
+
+    Raises:
+        SettingError: it is so.
+    """
+    if rows is None or all(active.term.aspect != "similarity" for active in plan.terms):
+        return
+    if tokens_per_batch is None:
+        most, why = args.per_device_train_batch_size, "per_device_train_batch_size"
+    else:
+        most, why = max(map(len, token_batches(row_lengths(rows), tokens_per_batch)), default=0), "tokens_per_batch"
+    if most == 1:
+        raise SettingError(
+            "similarity compares the texts of a batch with each other, and every batch has one text: the term would be "
+            f"0 whatever the student does. Give a larger {why}, or take similarity out of the plan."
+        )
