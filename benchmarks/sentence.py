@@ -238,7 +238,7 @@ def _gain(found: dict[str, dict[tuple[str, int], float]], name: str, digits: int
     if gain is None:
         return ""
     told = f"{gain.mean:+.{digits}f}"
-    return told if gain.overall is None else f"{told} = {gain.overall.text()}"
+    return told if gain.over_seeds is None else f"{told} = {gain.over_seeds.text()}"
 
 
 def table() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
 import makd
 from makd import comparison
@@ -43,6 +43,7 @@ from makd.comparison.setup import majority_score, place_data, prepare_setup, tea
 from makd.comparison.statistics import average, difference, mean, pairs
 from makd.comparison.tables import best_baseline
 from makd.errors import DataError, NumericsError, OutputError, SettingError, UnknownNameError
+from makd.tasks.rows import read_task
 from tests.tasks.test_tasks import PAIRS, write
 
 ROOT = Path(__file__).parents[1]
@@ -418,7 +419,30 @@ class TestSearch:
         folder = teacher_folder(searched, first.task, 1)
         assert folder != teacher_folder(searched, cell.task, 1)
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-        assert (recipe["task"]["evaluation_splits"], recipe["task"]["held_out"]) == (["held_out"], 0.25)
+        assert recipe["task"]["tuning"] == 0.25
+
+    def test_no_trial_is_scored_on_or_taught_a_row_that_cells_are_measured_on(self, tmp_path):
+        """Where the data have no split of their own both kinds of rows come from the training rows."""
+        path = write(tmp_path / "own", train=[{"text": f"text {at}", "label": at % 2} for at in range(400)])
+        task = makd.TaskConfig(name="classification", path=str(path))
+        for share in (0.1, 0.2):  # as large as the search's, the rows were the very same
+            searched = makd.SearchConfig(trials=1, held_out=0.2)
+            experiment = makd.Experiment(
+                teacher="unused", methods=(makd.MethodConfig(name="makd"),), budgets=(makd.Budget(keep_linears=0.5),),
+                output=str(tmp_path / "out"), tasks=(replace(task, held_out=share),), search=searched,
+            )  # fmt: skip
+            cell = all_cells(experiment)[0]
+            (measured,) = read_task(cell.task).evaluation.values()
+            trial = read_task(searched_at(experiment, cell).task)
+            (scored,) = trial.evaluation.values()
+            assert 0.1 < len(scored) / (400 - len(measured)) < 0.3
+            assert not set(measured["text"]) & {*scored["text"], *trial.train["text"]}
+            assert len(scored) + len(trial.train) + len(measured) == 400
+
+    def test_rows_that_a_choice_by_hand_is_made_on_are_not_searched_beside(self, done):
+        task = replace(done[0].tasks[0], tuning=0.2)
+        with pytest.raises(SettingError, match=r"mrpc has `tuning`.*Leave out one of them"):
+            replace(done[0], tasks=(task,), search=makd.SearchConfig(trials=1))
 
     def test_a_search_on_one_task_holds_for_all_and_its_trials_share_a_cache(
         self, done, data, encoder_folder, tmp_path, monkeypatch
@@ -608,7 +632,47 @@ class TestPage:
         ])  # fmt: skip
         row = next(one for one in differences["data"]["values"] if one["name"] == other)
         assert row["gain"] == pytest.approx(100 * gains.mean())
-        assert row["high"] - row["gain"] == pytest.approx(100 * gains.std(ddof=1) / len(gains) ** 0.5)
+        by_task = gains.reshape(2, 2)  # cells stand by seed, then by task
+        assert row["high"] - row["gain"] == pytest.approx(100 * (by_task.var(0, ddof=1).mean() / gains.size) ** 0.5)
+
+    def made_up(self, done, folder, scores):
+        """An experiment whose cells have these scores, by method and seed, of every task."""
+        methods = tuple(makd.MethodConfig(name=name) for name in scores)
+        experiment = replace(done[0], output=str(folder), methods=methods)
+        for cell in all_cells(experiment):
+            if cell.seed in scores[cell.method.name]:
+                line = {**done[1][0], "cell": cell.names, "hash": cell_hash(experiment, cell, {})}
+                del line["rows"]
+                append_line(folder / RESULTS_FILE, {**line, "score": scores[cell.method.name][cell.seed]})
+        return experiment
+
+    def test_one_seed_has_no_standard_error_and_is_no_evidence(self, done, tmp_path):
+        scores = {"makd_paper": {1: 0.51}, "low_rank_svd": {1: 0.5}, "pkd": {1: 0.49}}
+        experiment = self.made_up(done, tmp_path, scores)
+        text = comparison.write_comparison_report(experiment, tmp_path / "grid.html").read_text()
+        assert "of one seed, without an SE" in text
+        assert "One seed has no standard error: nothing of this can be told from chance" in text
+        specs = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+        frontier = next(one for one in specs if one["description"].startswith("Quality against size"))
+        assert [row["error"] for row in frontier["data"]["values"]] == [None] * 3
+
+    def test_a_row_of_fewer_seeds_is_no_best_one(self, done, tmp_path):
+        scores = {"makd_paper": {1: 0.5, 2: 0.6}, "low_rank_svd": {1: 0.4, 2: 0.5}, "pkd": {2: 0.9}}
+        experiment = self.made_up(done, tmp_path, scores)
+        text = comparison.write_comparison_report(experiment, tmp_path / "grid.html").read_text()
+        assert '<p class="answer">makd_paper</p>' in text
+        page = comparison.write_page(experiment, tmp_path / "page.md").read_text()
+        (reference,) = [line for line in page.splitlines() if line.endswith(" | the best baseline |")]
+        assert reference.startswith("| `low_rank_svd` |")
+
+    def test_two_rows_that_come_to_the_same_settings_both_stand_there(self, done, tmp_path):
+        rows = (makd.MethodConfig(name="makd"), makd.MethodConfig(name="twin", method="makd"))
+        experiment = replace(done[0], output=str(tmp_path), methods=rows)
+        for cell in all_cells(experiment):
+            line = {**done[1][0], "cell": cell.names, "hash": cell_hash(experiment, cell, {})}
+            append_line(tmp_path / RESULTS_FILE, line)
+        assert len({line["hash"] for line in read_lines(tmp_path / RESULTS_FILE)}) == 4
+        assert len(comparison.done_lines(experiment, all_cells(experiment))) == 8
 
     def test_the_report_replaces_a_report_and_nothing_else(self, done, tmp_path):
         for _ in range(2):
@@ -717,7 +781,10 @@ class TestPage:
         page = comparison.write_page(experiment, tmp_path / "page.md").read_text().splitlines()
         start = page.index("| `makd_paper` minus | mrpc | stsb | all |")
         assert page[start + 2].startswith("| `low_rank_svd` | 10.00 ± 0.00 | 10.00 ± 0.00 | +10.00, n 4 |")
-        assert page[start + 3].startswith("| `pkd` | 20.00 ± 0.00 | 15.00 ± 5.00 | +17.50 = +7.0 SE (p ")
+        assert page[start + 3].startswith(
+            "| `pkd` | 20.00 ± 0.00 | 15.00 ± 5.00 "
+            "| +17.50 = +7.0 SE over seeds (p 0.02), +7.0 SE over tasks (p 0.09), n 4 |"
+        )
         assert page[start + 4] == ""  # no cell of `minilm` was run
 
     def test_the_majority_class_is_that_of_the_training_rows(self, done, setup):
@@ -745,26 +812,38 @@ class TestStatistics:
         ours = {("a", 1): 0.5, ("a", 2): 0.9, ("b", 1): 0.4, ("c", 9): 1.0}
         gains = pairs(ours, {("a", 1): 0.4, ("a", 2): 0.7, ("b", 1): 0.1})
         assert gains == pytest.approx({("a", 1): 0.1, ("a", 2): 0.2, ("b", 1): 0.3})
-        found = difference(gains)
-        assert found.mean == pytest.approx(0.2)
-        expected = ttest_1samp([0.1, 0.2, 0.3], 0)
-        assert found.overall.count == pytest.approx(expected.statistic)
-        assert found.overall.probability == pytest.approx(expected.pvalue)
-        assert difference(dict.fromkeys(ours, 0.1)).overall is None
+
+    def test_every_task_counts_the_same_in_a_difference_however_many_seeds_it_has(self):
+        gains = {("a", 1): 0.1, ("a", 2): 0.2, ("b", 1): 0.3}
+        assert difference(gains).mean == pytest.approx((0.15 + 0.3) / 2)
         assert difference({}) is None
 
-    def test_what_tasks_differ_by_is_no_spread_of_seeds(self):
+    def test_over_tasks_a_difference_has_the_spread_of_their_means_and_more_seeds_tell_nothing_more(self):
+        means = {"a": 2.0, "b": 0.1, "c": -0.1, "d": 0.0}
+        for seeds in (2, 20):
+            gains = {(task, seed): mean + 0.1 * (-1) ** seed for task, mean in means.items() for seed in range(seeds)}
+            found = difference(gains).over_tasks
+            expected = ttest_1samp(list(means.values()), 0)
+            assert (found.count, found.probability) == pytest.approx((expected.statistic, expected.pvalue))
+        assert difference({("a", 1): 0.1, ("a", 2): 0.3}).over_tasks is None
+
+    def test_over_seeds_a_difference_has_the_spread_within_tasks_and_not_what_tasks_differ_by(self):
         gains = {("a", 1): 0.4, ("a", 2): 0.6, ("b", 1): 0.0, ("b", 2): 0.1, ("b", 3): -0.1}
         found = difference(gains)
         design = np.array([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 3)  # a mean for each task, by least squares
-        values = np.array(list(gains.values()))
-        (squares,) = np.linalg.lstsq(design, values)[1]
-        share = np.full(5, 0.2) @ design  # of each task's mean in the mean of all
+        (squares,) = np.linalg.lstsq(design, np.array(list(gains.values())))[1]
+        share = np.full(2, 0.5)  # of each task's mean in the mean of all
         error = (squares / 3 * share @ np.linalg.inv(design.T @ design) @ share) ** 0.5
-        assert found.within.count == pytest.approx(values.mean() / error)
-        assert found.within.count > found.overall.count
+        assert found.over_seeds.count == pytest.approx(found.mean / error)
+        assert found.over_seeds.probability == pytest.approx(2 * t.sf(found.mean / error, 3))
         one_each = {key: value for key, value in gains.items() if key[1] == 1}
-        assert difference(one_each).within is None
+        assert difference(one_each).over_seeds is None
+        assert difference(dict.fromkeys(gains, 0.1)).over_seeds is None
+
+    def test_of_one_task_it_is_the_paired_t_test(self):
+        found = difference({("a", 1): 0.1, ("a", 2): 0.2, ("a", 3): 0.3}).over_seeds
+        expected = ttest_1samp([0.1, 0.2, 0.3], 0)
+        assert (found.count, found.probability) == pytest.approx((expected.statistic, expected.pvalue))
 
 
 class TestForecast:

@@ -9,11 +9,14 @@ import datasets
 import pytest
 
 import makd
+from makd.cache.identity import hash_weights
 from makd.comparison.known import read_known
 from makd.comparison.results import append_line, read_lines
-from makd.comparison.same_rows import LEARNED, MEASURED
+from makd.comparison.same_rows import LEARNED, MEASURED, TAUGHT
+from makd.comparison.setup import teacher_folder
 from makd.distill.identity import hash_all_columns
 from makd.errors import OutputError
+from makd.loading import load_model
 from tests.tasks.test_tasks import PAIRS, write
 from tests.test_comparison import make
 
@@ -100,6 +103,47 @@ def test_no_table_is_made_of_lines_that_were_measured_on_different_rows(begun, t
         append_line(file, line)
     with pytest.raises(OutputError, match=r"cell mrpc  .* and cell mrpc  .* were measured on different rows"):
         read_known(begun, "experiment.yaml")
+
+
+def test_a_cell_of_another_teacher_is_not_put_beside_one_that_is_done(begun):
+    """As where the folder of teachers was lost, and one is fine-tuned anew on another machine."""
+    change(begun, TAUGHT)
+    with pytest.raises(OutputError, match=r"mrpc  low_rank_svd  1 .* had another teacher than there is now"):
+        makd.compare(begun, only=f"{SECOND},seed=1")
+    assert len(makd.compare(begun, only=f"{SECOND},seed=2")) == 1
+
+
+def test_no_table_is_made_of_cells_of_one_seed_with_two_teachers(begun):
+    makd.compare(begun, only="seed=1")
+    file = Path(begun.output) / "results.jsonl"
+    one, other = read_lines(file)
+    file.write_text("")
+    for line in (one, {**other, "rows": {**other["rows"], TAUGHT: "0" * 16}}):
+        append_line(file, line)
+    with pytest.raises(OutputError, match=r"had different teachers.*rows\.taught_by of their lines differ"):
+        read_known(begun, "experiment.yaml")
+
+
+def test_a_teacher_is_the_same_on_every_machine(first):
+    """Weights decide, and not what a machine computes with them."""
+    (line,) = makd.compare(first, only=f"{FIRST},seed=1")
+    folder = teacher_folder(first, first.tasks[0], 1)
+    teacher = load_model(str(folder), first.tasks[0].kind.head)
+    assert line["rows"][TAUGHT] == hash_weights(teacher)[:16]
+
+
+def test_a_search_does_not_go_on_with_trials_of_other_rows(first, tmp_path):
+    searched = replace(
+        first, output=str(tmp_path / "searched"), search=makd.SearchConfig(trials=1, steps=1), methods=first.methods[:1]
+    )
+    makd.compare(searched, only=f"{FIRST},seed=1")
+    file = tmp_path / "searched" / "search.jsonl"
+    (trial,) = read_lines(file)
+    file.write_text("")
+    append_line(file, {**trial, "rows": {**trial["rows"], MEASURED: "0" * 16}})
+    more = replace(searched, search=replace(searched.search, trials=2))
+    with pytest.raises(OutputError, match=r"Trial 0 of mrpc .* was measured on other rows than there are now"):
+        makd.compare(more, only=f"{FIRST},seed=1")
 
 
 ROWS = {"input_ids": [[1, 2], [3], []], "label": [0, 1, 1], "text": ["a", "b", "é"], "own": [[[1]], [[2], []], []]}

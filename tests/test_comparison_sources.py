@@ -26,7 +26,7 @@ def text(tmp_path):
 
 
 def check(folder, teacher, text):
-    check_sources(folder, [str(teacher), None], [str(text)])
+    check_sources(folder, [str(teacher), None], {str(text): str(text)})
 
 
 def add_a_row(text):
@@ -59,7 +59,7 @@ def test_what_has_changed_is_refused_by_its_path(teacher, text, tmp_path, change
             shutil.copy(text / "train.jsonl", text / "train_2.jsonl")
         else:
             (text / "train.jsonl").rename(text / "test.jsonl")
-    with pytest.raises(OutputError, match=rf"{changed} is not what it was when results in .*runs were begun"):
+    with pytest.raises(OutputError, match=rf"{changed} is not what {changed} was when results in .*runs were begun"):
         check(tmp_path / "runs", teacher, text)
     check(tmp_path / "others", teacher, text)
 
@@ -75,7 +75,7 @@ def test_what_is_written_about_a_model_or_beside_it_changes_nothing(teacher, tex
 
 
 def test_a_path_that_is_new_to_a_folder_is_noted(teacher, text, tmp_path):
-    check_sources(tmp_path / "runs", [str(teacher)], ["org/name", "pydoc"])
+    check_sources(tmp_path / "runs", [str(teacher)], {"org/name": "org/name", "pydoc": "pydoc"})
     check(tmp_path / "runs", teacher, text)
     lines = (tmp_path / "runs" / SOURCES_FILE).read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == [str(teacher), str(text)]
@@ -99,5 +99,18 @@ def test_a_comparison_asks_of_its_tasks_in_the_folder_of_data(teacher, tmp_path,
     experiment = make(tmp_path / "data", teacher, tmp_path / "runs")
     assert makd.compare(experiment) == []
     write(tmp_path / "data" / "mrpc", train=PAIRS[1:], validation=PAIRS[:6])
-    with pytest.raises(OutputError, match=r"data/mrpc is not what it was"):
+    with pytest.raises(OutputError, match=r"data/mrpc is not what mrpc was"):
         makd.compare(experiment)
+
+
+def test_another_folder_of_data_is_other_data_and_the_same_data_elsewhere_are_the_same(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("makd.comparison.run.run_here", lambda *_: None)
+    for folder, rows in (("first", PAIRS), ("second", PAIRS[1:])):
+        (tmp_path / folder).mkdir()
+        for name in ("mrpc", "stsb"):
+            write(tmp_path / folder / name, train=rows, validation=PAIRS[:6])
+    makd.compare(make(tmp_path / "first", teacher, tmp_path / "runs"))
+    with pytest.raises(OutputError, match=r"second/mrpc is not what mrpc was"):
+        makd.compare(make(tmp_path / "second", teacher, tmp_path / "runs"))
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert makd.compare(make(tmp_path / "moved", teacher, tmp_path / "runs")) == []

@@ -262,6 +262,20 @@ class TestLatencies:
         path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda:0"'))
         assert not known_latencies(timed, all_cells(timed))
 
+    def test_another_machine_times_all_anew_and_no_column_has_numbers_of_two(self, timed):
+        path = Path(timed.output) / LATENCY_FILE
+        here = read_lines(path)
+        path.write_text("")
+        for line in here:
+            append_line(path, {**line, "environment": {**line["environment"], "device_name": "elsewhere"}})
+        cells = all_cells(timed)
+        assert {line["environment"]["device_name"] for line in known_latencies(timed, cells).values()} == {"elsewhere"}
+        makd.compare(timed, only="method=low_rank_svd")
+        (own,) = known_latencies(timed, cells).values()
+        assert own["environment"]["device_name"] == here[0]["environment"]["device_name"]
+        makd.compare(timed)
+        assert len(known_latencies(timed, cells)) == 2
+
     def test_rows_of_one_shape_share_a_line(self, experiment, tmp_path):
         rows = (
             makd.MethodConfig(name="low_rank_logits"),

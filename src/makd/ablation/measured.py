@@ -57,7 +57,7 @@ class Measure:
         if found is None:
             return ""
         told = f"{100 * found.mean:+.1f}%" if "%" in self.form else f"{found.mean:+.4f}"
-        return told if found.overall is None else f"{told} = {found.overall.text()}"
+        return told if found.over_seeds is None else f"{told} = {found.over_seeds.text()}"
 
 
 def mean_text(found: Mean | None, form: str) -> str:

@@ -79,7 +79,7 @@ def _clear(decides: Measure, variations: dict[str, list[Line]]) -> dict[str, boo
     found: dict[str, bool] = {}
     for name, own in variations.items():
         gain = decides.gain(variations[WHOLE], own) if name.startswith(OFF) else None
-        if gain is not None and gain.overall is not None and gain.overall.probability < CLEAR:
+        if gain is not None and gain.over_seeds is not None and gain.over_seeds.probability < CLEAR:
             found[name.removeprefix(OFF)] = (gain.mean > 0) is (decides.towards == "more")
     return found
 
@@ -100,13 +100,13 @@ def _differences(lines: Sequence[Line]) -> Markup:
         rows: list[dict[str, Any]] = []
         for name, gain in found.items():
             if gain is not None:
-                error = gain.overall.error if gain.overall is not None else 0.0
-                rows.append({"name": name, "gain": gain.mean, "low": gain.mean - error, "high": gain.mean + error})
+                error = None if gain.over_seeds is None else gain.over_seeds.error
+                rows.append(charts.difference(name, gain.mean, error))
         told = (
             f"Minus that of the {WHOLE}, mean and standard error of differences paired over seeds; "
             f"{measure.towards} is better"
         )
-        cells = [[row["name"], row["gain"], row["high"] - row["gain"]] for row in rows]
+        cells = [[row["name"], row["gain"], row["error"]] for row in rows]
         spec = charts.differences(rows, "difference", ".4~f")
         figures.append(charts.figure(measure.label, told, spec, ["variation", "difference", "standard error"], cells))
     figures.append(_times(variations))

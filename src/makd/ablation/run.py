@@ -80,7 +80,7 @@ def ablate(
         raise SettingError(f"seeds are one or more different numbers; got {[*seeds]}.")
     for seed in seeds:
         check_seed("seeds", seed)
-    check_sources(folder, [teacher, tokenizer], names_of(data))
+    check_sources(folder, [teacher, tokenizer], {name: name for name in names_of(data) if name is not None})
     run = _Asked(teacher, data, budget, tokenizer, folder, on_progress)
     found = variations(
         recipe, examine(take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device()))

@@ -48,10 +48,21 @@ def hash_teacher(model: PreTrainedModel) -> str:
     found = hashlib.sha256(type(model).__name__.encode())
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
     found.update(json.dumps(config, sort_keys=True, default=str).encode())
+    _take_weights(found, model)
+    return found.hexdigest()
+
+
+def hash_weights(model: PreTrainedModel) -> str:
+    """SHA-256 of all weights and buffers, by name: the same on every machine, whatever versions read them."""
+    found = hashlib.sha256()
+    _take_weights(found, model)
+    return found.hexdigest()
+
+
+def _take_weights(found: "hashlib._Hash", model: PreTrainedModel) -> None:
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(_bytes(tensor))
-    return found.hexdigest()
 
 
 def hash_rows(rows: Sequence[Mapping[str, Any]] | Dataset, with_labels: bool = False) -> str:

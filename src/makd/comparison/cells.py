@@ -14,6 +14,7 @@ from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.report import plain
+from makd.tasks import HELD_OUT
 
 KEYS = ("task", "method", "seed", "budget")
 
@@ -38,7 +39,12 @@ class Cell:
         }
 
     def __str__(self) -> str:
-        return "  ".join(str(value) for value in self.names.values())
+        return cell_name(self.names)
+
+
+def cell_name(names: Mapping[str, Any]) -> str:
+    """A cell as it is told, from its `names`."""
+    return "  ".join(str(names[key]) for key in KEYS)
 
 
 def all_cells(experiment: Experiment) -> list[Cell]:
@@ -94,7 +100,10 @@ def teacher_hash(experiment: Experiment, task: Subject, seed: int) -> str:
     recipe["training"] = _said(experiment.finetune.training)
     if recipe["save_dtype"] == "auto":
         del recipe["save_dtype"]  # lines from before there was a choice stay
-    return hash_settings({**base, "task": task, "recipe": recipe})
+    said: dict[str, Any] = plain(task)
+    if task.tuning is None:
+        del said["tuning"]  # lines from before there was a choice stay
+    return hash_settings({**base, "task": said, "recipe": recipe})
 
 
 def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> str:
@@ -122,8 +131,22 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
 def trial_hash(experiment: Experiment, cell: Cell) -> str:
     """Says whether a trial is of these settings: the cell's, the space and how a trial is taught, not how many."""
     search = replace(experiment.search, trials=0, task=None)
+    cell = replace(cell, task=_as_first_noted(cell.task))
     taught = replace(experiment, training=search.shorten(experiment.training))
     return hash_settings({"cell": cell_hash(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)})
+
+
+def _as_first_noted(task: Subject) -> Subject:
+    """The task of a trial as lines from before `tuning` have it, where those were sound and stay.
+
+    They held the trials' rows out of the training rows as rows to measure on are, which were the same ones in part
+    unless a task's official split is measured on.
+    """
+    if isinstance(task, LanguageConfig) or task.tuning is None or task.known.evaluation_splits is None:
+        return task
+    if task.evaluation_splits is not None and set(task.evaluation_splits) - set(task.known.evaluation_splits):
+        return task
+    return replace(task, evaluation_splits=(HELD_OUT,), held_out=task.tuning, tuning=None)
 
 
 def latency_hash(experiment: Experiment, cell: Cell) -> str:

@@ -3,7 +3,7 @@
 A line says on which machine. Students may be taught on one machine and timed on another: the one that they are for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,37 @@ BATCHES = {1: 15, 16: 5}
 
 
 def known_latencies(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """The lines of the methods and budgets of `cells`, by their hash, that were timed on such a device as it has."""
+    """The lines of the methods and budgets of `cells`, by their hash, that were timed on such a device as it has.
+
+    Of several machines those of the last one: milliseconds of two have no place in one column.
+    """
+    lines = _lines(experiment, cells)
+    return _of_machine(lines, _machine(lines[-1]["environment"])) if lines else {}
+
+
+def _lines(experiment: Experiment, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     wanted = {latency_hash(experiment, cell) for cell in cells}
     device = find_device(experiment.device).type
     lines = read_lines(Path(experiment.output) / LATENCY_FILE)
-    return {
-        line["hash"]: line
-        for line in lines
-        if line["hash"] in wanted and line["environment"]["device"].startswith(device)
-    }
+    return [line for line in lines if line["hash"] in wanted and line["environment"]["device"].startswith(device)]
+
+
+def _of_machine(lines: Sequence[dict[str, Any]], machine: object) -> dict[str, dict[str, Any]]:
+    return {line["hash"]: line for line in lines if _machine(line["environment"]) == machine}
+
+
+def _machine(environment: Mapping[str, Any]) -> object:
+    return environment["device_name"], environment["threads"]
 
 
 def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: OnProgress) -> None:
-    """Time the teacher and the student of every method and budget of `cells` that has no line yet.
+    """Time the teacher and the student of every method and budget of `cells` that has no line of this machine yet.
 
     The student is that of the first such cell, before it is taught: its shape is what counts. Rows that differ in what
     they learn alone share a line.
     """
-    known = known_latencies(experiment, cells)
+    here = _machine(describe_environment(find_device(experiment.device), 0))
+    known = _of_machine(_lines(experiment, cells), here)
     missing: dict[str, Cell] = {}
     for cell in cells:
         missing.setdefault(latency_hash(experiment, cell), cell)

@@ -6,7 +6,7 @@ from typing import Any
 
 from makd.comparison.known import Known, budget_tables, introduction, read_known
 from makd.comparison.settings import Experiment, budget_name, short_name
-from makd.comparison.statistics import average, mean, pairs, scores
+from makd.comparison.statistics import average, difference, pairs, scores
 from makd.comparison.tables import mean_of, scores_by_method, settings_table, share_of_teacher
 from makd.html_report import charts
 from makd.html_report.elements import Markup, element, section, table
@@ -80,7 +80,7 @@ def _points(experiment: Experiment, known: Known) -> list[Point]:
             ratios = [] if latency is None else [one["student"] / one["teacher"] for one in latency.values()]
             found.append({
                 "method": method, "budget": budget_name(budget), "size": size, "quality": 100 * share,
-                "error": 100 * (score.error or 0.0) / theirs.value, "seeds": score.count,
+                "error": None if score.error is None else 100 * score.error / theirs.value, "seeds": score.count,
                 "time": plain_mean(ratios) if ratios else None,
             })  # fmt: skip
     return found
@@ -90,15 +90,22 @@ def _glance(experiment: Experiment, known: Known, points: list[Point]) -> Markup
     told = [element("p", text) for text in introduction(experiment, known).split("\n\n")]
     tiles = []
     for budget in dict.fromkeys(point["budget"] for point in points):
-        own = sorted((point for point in points if point["budget"] == budget), key=lambda point: -point["quality"])
+        own = _ranked([point for point in points if point["budget"] == budget])
         best, second = own[0], own[1] if len(own) > 1 else None
+        error = f"SE over seeds {best['error']:.1f}" if best["error"] is not None else "of one seed, without an SE"
         besides = "" if second is None else f"; then {second['method']} with {second['quality']:.1f}%"
         tiles.append(element(
             "div", element("h3", f"Best at {budget}"), element("p", best["method"], class_="answer"),
-            element("p", f"{best['quality']:.1f}% of the teacher's average, SE {best['error']:.1f}{besides}"),
+            element("p", f"{best['quality']:.1f}% of the teacher's average, {error}{besides}"),
             class_="tile",
         ))  # fmt: skip
     return section("glance", "At a glance", element("div", tiles, class_="tiles"), told)
+
+
+def _ranked(points: list[Point]) -> list[Point]:
+    """The best first, of those that have as many seeds as any: one lucky seed is no best method."""
+    most = max(point["seeds"] for point in points)
+    return sorted((point for point in points if point["seeds"] == most), key=lambda point: -float(point["quality"]))
 
 
 def _frontier(points: list[Point]) -> Markup:
@@ -108,7 +115,7 @@ def _frontier(points: list[Point]) -> Markup:
         known = [point for point in points if point[key] is not None]
         if not known:
             continue
-        best = max(known, key=lambda point: float(point["quality"]))
+        best = _ranked(known)[0]
         told = (
             f"Average score, in per cent of the teacher's; bars are standard errors over seeds. Best: {best['method']}"
         )
@@ -130,22 +137,27 @@ def _differences(experiment: Experiment, known: Known) -> Markup:
         rows: list[Point] = []
         for method, theirs in by_method.items():
             gains = pairs(by_method.get(first, {}), theirs)
-            found = mean(100 * gain for gain in gains.values())
+            found = difference({key: 100 * gain for key, gain in gains.items()})
             if method != first and found is not None:
-                error = found.error or 0.0
-                rows.append({"name": method, "gain": found.value, "low": found.value - error,
-                             "high": found.value + error, "pairs": found.count})  # fmt: skip
+                errors = [None if one is None else one.error for one in (found.over_seeds, found.over_tasks)]
+                rows.append(
+                    {**charts.difference(method, found.mean, errors[0]), "tasks": errors[1], "pairs": len(gains)}
+                )
         if not rows:
             continue
         rows.sort(key=lambda row: -float(row["gain"]))
-        clear = sum(row["low"] > 0 for row in rows)
+        known_errors = [row for row in rows if row["error"] is not None]
+        clear = sum(row["low"] > 0 for row in known_errors)
         told = (
-            f"{first} minus each other method, in points of 100 times the score, at {budget_name(budget)}: mean and "
-            "standard error over all pairs of task and seed. More than one standard error above zero: "
-            f"{clear} of {len(rows)}"
+            f"{first} minus each other method, in points of 100 times the score, at {budget_name(budget)}: mean over "
+            "tasks, and its standard error over seeds. "
+        ) + (
+            f"More than one standard error above zero: {clear} of {len(known_errors)}"
+            if known_errors
+            else "One seed has no standard error: nothing of this can be told from chance"
         )
-        cells = [[row["name"], row["gain"], row["gain"] - row["low"], row["pairs"]] for row in rows]
-        head = ["method", f"{first} minus it", "standard error", "pairs"]
+        cells = [[row["name"], row["gain"], row["error"], row["tasks"], row["pairs"]] for row in rows]
+        head = ["method", f"{first} minus it", "standard error over seeds", "over tasks", "pairs"]
         spec = charts.differences(rows, "points", "+.2f")
         figures.append(charts.figure(f"Paired differences at {budget_name(budget)}", told, spec, head, cells))
     if not figures:

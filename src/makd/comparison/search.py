@@ -4,9 +4,9 @@ The first trials are a method's own settings and points that are spread over its
 (Bergstra, Bardenet, Bengio & Kégl 2011, "Algorithms for Hyper-Parameter Optimization", NeurIPS), which draws more often
 where trials were good than where they were not, be it numbers or names. A trial teaches a student on a part of the
 training rows and scores it on the rest, which its teacher has not seen either: a student of one that has is the better
-for not learning. The validation rows are not looked at. It is at the first seed and the first budget, for each method,
-on each task or on one for all; what it finds holds for all. The lines of `search.jsonl` are the study: it is made anew
-from them before each trial.
+for not learning. The rows that cells are measured on, of a split of their own or held out, are not looked at. It is at
+the first seed and the first budget, for each method, on each task or on one for all; what it finds holds for all. The
+lines of `search.jsonl` are the study: it is made anew from them before each trial.
 """
 
 import importlib.util
@@ -25,12 +25,12 @@ from makd.baselines import Choice, SearchSpace, Span
 from makd.comparison.cells import Cell, trial_hash
 from makd.comparison.language import LanguageConfig
 from makd.comparison.results import append_line, read_lines
+from makd.comparison.same_rows import check_trials
 from makd.comparison.settings import Experiment, MethodConfig, Subject, short_name
 from makd.comparison.setup import Setup
 from makd.comparison.teach import teach
 from makd.errors import NumericsError, SettingError
 from makd.progress import OnProgress
-from makd.tasks import HELD_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def searched_at(experiment: Experiment, cell: Cell) -> Cell:
     held_back: Subject = (
         replace(task, held_out=share, other=None, instructions=())
         if isinstance(task, LanguageConfig)
-        else replace(task, evaluation_splits=(HELD_OUT,), held_out=share)
+        else replace(task, tuning=share)
     )
     return replace(cell, task=held_back, seed=experiment.seeds[0], budget=budgets[0])
 
@@ -110,6 +110,7 @@ def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnPro
     """Run the trials of a cell's method that are not on disk, each of which is a line as soon as it is done."""
     path = Path(experiment.output) / SEARCH_FILE
     done = read_trials(experiment, cell, read_lines(path))
+    check_trials(done.values(), str(cell), setup.digests, path)
     space = search_space(experiment, cell.method)
     training = cell.method.lengthened(experiment.search.shorten(experiment.training))
     for number in range(trials_of(experiment, cell)):
@@ -124,7 +125,8 @@ def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnPro
             logger.warning("trial %d of %s has no score: %s", number, cell, error)
         done[number] = {
             "task": cell.names["task"], "method": cell.method.name, "trial": number, "score": score,
-            "settings": found, "seconds": time.perf_counter() - start, "hash": trial_hash(experiment, cell),
+            "settings": found, "seconds": time.perf_counter() - start, "rows": setup.digests,
+            "hash": trial_hash(experiment, cell),
         }  # fmt: skip
         append_line(path, done[number])
         if score is not None:

@@ -188,6 +188,12 @@ class Experiment:
         tasks = [short_name(subject) for subject in self.subjects]
         if self.search.task is not None and self.search.task not in tasks:
             raise unknown_name("task of the search", self.search.task, tasks)
+        tuned = next((short_name(task) for task in self.tasks if task.tuning is not None), None)
+        if self.search.trials and tuned is not None:
+            raise SettingError(
+                f"A search holds back rows of its own (search.held_out), and {tuned} has `tuning`, for a choice by "
+                "hand. Leave out one of them."
+            )
         known = list(dict.fromkeys(name for method in self.methods for name in method.build().search))
         for name in self.search.settings or ():
             if name not in known:

@@ -43,7 +43,7 @@ class Setup:
     teacher: PreTrainedModel
     task: Rows
     digests: dict[str, str]
-    """Of the rows, as a line notes them."""
+    """Of the rows and the teacher, as a line notes them."""
     calibration: list[Batch]
     teacher_scores: dict[str, float]
     """The teacher's metrics on the rows that students are measured on."""
@@ -69,7 +69,7 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
     return Setup(
         teacher=model,
         task=rows,
-        digests=rows_digests(rows),
+        digests=rows_digests(rows, model),
         calibration=make_batches(
             without_targets(rows.train), tokenizer, model, few.batch_size, few.rows, by_length=True
         ),
@@ -89,7 +89,7 @@ def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int,
     return Setup(
         teacher=model,
         task=rows,
-        digests=rows_digests(rows),
+        digests=rows_digests(rows, model),
         calibration=make_batches(rows.distillation, words, model, few.batch_size, few.rows, by_length=True),
         teacher_scores=rows.teacher_scores,
         majority=None,
@@ -185,16 +185,15 @@ def check_data(experiment: Experiment, task: Subject) -> None:
         read_task(place_data(task, experiment.data))
 
 
-def paths_of(experiment: Experiment) -> list[str]:
-    """All paths that its tasks, texts and instructions are read from, where they are looked for."""
+def paths_of(experiment: Experiment) -> dict[str, str]:
+    """All paths that its tasks, texts and instructions are read from, and where each is looked for."""
     found: list[str | None] = []
     for task in experiment.tasks:
-        found += names_of(place_data(task, experiment.data))
+        found += names_of(task)
     for language in experiment.language:
-        placed = place_language(language, experiment.data)
-        texts = [placed.text, *([] if placed.other is None else [placed.other])]
-        found += [path for text in texts for path in names_of(text)] + [one.path for one in placed.instructions]
-    return [path for path in dict.fromkeys(found) if path is not None]
+        texts = [language.text, *([] if language.other is None else [language.other])]
+        found += [path for text in texts for path in names_of(text)] + [one.path for one in language.instructions]
+    return {path: _place(path, experiment.data) for path in found if path is not None}
 
 
 def place_data(task: TaskConfig, data: str | None) -> TaskConfig:

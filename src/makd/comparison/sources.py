@@ -6,7 +6,7 @@ read from this machine's paths, and every other is held to it. What a hub id nam
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from makd.comparison.results import append_line, read_lines
@@ -21,18 +21,20 @@ _OF_A_MODEL = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".txt", ".mod
 """What weights, settings and tokenizers lie in."""
 
 
-def check_sources(folder: Path, models: Iterable[str | None], data: Iterable[str | None]) -> None:
+def check_sources(folder: Path, models: Iterable[str | None], data: Mapping[str, str]) -> None:
     """Refuse other weights or another text than what lines in `folder` are of; note what is new to it.
 
     Args:
         folder: of the results.
         models: names of teachers and tokenizers; None is skipped.
-        data: paths of text; the same.
+        data: paths of text as the settings name them -> where they are on this machine. A text is held to its name, so
+            that another folder of data is seen, and the same text elsewhere is the same.
 
     Raises:
         OutputError: what stands at a path is something else than it was.
     """
-    named = {name: _model_files(name) for name in models if name} | {name: _text_files(name) for name in data if name}
+    named = {name: _model_files(name) for name in models if name}
+    named |= {name: _text_files(place) for name, place in data.items()}
     noted = folder / SOURCES_FILE
     known = {line["path"]: line["sha256"] for line in read_lines(noted)}
     new = {}
@@ -45,9 +47,9 @@ def check_sources(folder: Path, models: Iterable[str | None], data: Iterable[str
             new[name] = found
         elif known[name] != found:
             raise OutputError(
-                f"{name} is not what it was when results in {folder} were begun: its files have changed, and cells of "
-                f"both would stand in one table. Name another output; or take its line out of {noted}, if the change "
-                "is none to the cells that are done."
+                f"{data.get(name, name)} is not what {name} was when results in {folder} were begun: there are other "
+                f"files, and cells of both would stand in one table. Name another output; or take its line out of "
+                f"{noted}, if the change is none to the cells that are done."
             )
     for name, found in new.items():
         append_line(noted, {"path": name, "sha256": found})

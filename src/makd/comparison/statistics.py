@@ -45,11 +45,18 @@ class Difference:
     """How a method's scores differ from another's, paired over task and seed."""
 
     mean: float
-    overall: Errors | None
-    """The spread is that of all pairs: the question is about tasks like these. None where pairs do not differ."""
-    within: Errors | None
-    """The spread is that of the seeds of each task, pooled: the question is about these very tasks, and what a method
-    gains may differ between them. None where each task has one pair, or its pairs do not differ."""
+    """Over tasks, of the means over their seeds."""
+    over_seeds: Errors | None
+    """The spread is that of the seeds of each task, pooled: the question is about these very tasks, taught with other
+    seeds. None where each task has one pair, or its pairs do not differ."""
+    over_tasks: Errors | None
+    """The spread is that of the tasks' means: the question is about other tasks like these, of which more seeds tell
+    nothing more. None of one task, or where tasks do not differ."""
+
+    def text(self) -> str:
+        """The errors for a person; empty where there are none."""
+        known = ((self.over_seeds, " over seeds"), (self.over_tasks, " over tasks"))
+        return ", ".join(errors.text(where) for errors, where in known if errors is not None)
 
 
 def mean(values: Iterable[float]) -> Mean | None:
@@ -80,25 +87,32 @@ def pairs(ours: Scores, theirs: Scores) -> dict[tuple[str, int], float]:
 
 
 def difference(gains: Scores) -> Difference | None:
-    """What `pairs` say together; None of none."""
+    """What `pairs` say together; None of none.
+
+    Every task counts the same, however many of its seeds are there, as in `average`.
+    """
     if not gains:
         return None
-    centre = sum(gains.values()) / len(gains)
     by_task: dict[str, list[float]] = {}
     for (task, _seed), value in gains.items():
         by_task.setdefault(task, []).append(value)
-    overall, within = _errors(centre, [list(gains.values())]), _errors(centre, list(by_task.values()))
-    return Difference(centre, overall, within)
+    groups = list(by_task.values())
+    means = [sum(group) / len(group) for group in groups]
+    centre = sum(means) / len(means)
+    freedom = sum(map(len, groups)) - len(groups)
+    squares = sum((value - middle) ** 2 for group, middle in zip(groups, means, strict=True) for value in group)
+    # of the mean of means: each has the pooled variance over its number of seeds
+    share = sum(1 / len(group) for group in groups) / len(groups) ** 2
+    over_seeds = _errors(centre, squares / freedom * share, freedom) if freedom else None
+    others = len(means) - 1
+    between = sum((middle - centre) ** 2 for middle in means)
+    over_tasks = _errors(centre, between / others / len(means), others) if others else None
+    return Difference(centre, over_seeds, over_tasks)
 
 
-def _errors(centre: float, groups: Sequence[Sequence[float]]) -> Errors | None:
-    """The mean of all numbers, whose spread around the means of their groups is the same in each."""
-    count = sum(map(len, groups))
-    freedom = count - len(groups)
-    if freedom == 0:
+def _errors(centre: float, variance: float, freedom: int) -> Errors | None:
+    """A number in standard errors; None where there is no spread."""
+    error = math.sqrt(variance)
+    if error < _NO_SPREAD:
         return None
-    squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
-    spread = math.sqrt(squares / freedom / count)
-    if spread < _NO_SPREAD:
-        return None
-    return Errors(centre / spread, float(2 * stats.t.sf(math.fabs(centre / spread), freedom)), spread)
+    return Errors(centre / error, float(2 * stats.t.sf(math.fabs(centre / error), freedom)), error)

@@ -30,9 +30,9 @@ def quality_table(experiment: Experiment, lines: Lines) -> TextTable:
         rows.append([*_row(f"`{name}`", found, tasks, teacher), told])
     note = (
         "100 x the task's score, mean ± standard error over seeds. The average is over tasks, of seeds that have all. "
-        "Differences are paired over task and seed, in 100 x the score and in standard errors (SE) with p of a "
-        "two-sided t-test: over all pairs, which asks about tasks like these, and within tasks, over seeds alone, "
-        "which asks about these very tasks."
+        "Differences are paired over task and seed and averaged over tasks, in 100 x the score and in standard errors "
+        "(SE) with p of a two-sided t-test: over seeds, which asks about these very tasks, and over tasks, which asks "
+        "about others like these."
     )
     return TextTable(head, rows, note)
 
@@ -98,11 +98,16 @@ def _told_steps(times: float) -> list[str]:
 
 
 def best_baseline(experiment: Experiment, by_method: Mapping[str, Scores], tasks: Sequence[str]) -> str | None:
-    """Name of the row with the highest average of those that are no methods of ours; None if none has all tasks."""
+    """Name of the row with the highest average of those that are no methods of ours; None if none has all tasks.
+
+    Only rows that have as many seeds as any of them: one lucky seed is no best row.
+    """
     others = [method.name for method in experiment.methods if method.kind not in OURS]
     averages = {name: average(by_method[name], tasks) for name in others if name in by_method}
-    known = {name: found.value for name, found in averages.items() if found is not None}
-    return max(known, key=known.__getitem__) if known else None
+    known = {name: found for name, found in averages.items() if found is not None}
+    most = max((found.count for found in known.values()), default=0)
+    whole = {name: found.value for name, found in known.items() if found.count == most}
+    return max(whole, key=whole.__getitem__) if whole else None
 
 
 def scores_by_method(experiment: Experiment, lines: Lines) -> dict[str, Scores]:
@@ -175,9 +180,5 @@ def _difference(gains: Scores) -> str:
     found = difference(gains)
     if found is None:
         return ""
-    errors = [
-        errors.text(where)
-        for errors, where in ((found.overall, ""), (found.within, " within tasks"))
-        if errors is not None
-    ]
-    return f"{100 * found.mean:+.2f}{' = ' if errors else ''}{', '.join(errors)}, n {len(gains)}"
+    errors = found.text()
+    return f"{100 * found.mean:+.2f}{' = ' if errors else ''}{errors}, n {len(gains)}"

@@ -24,7 +24,7 @@ TOLD = 0.01
 
 
 def split_off(
-    rows: Dataset, share: float, setting: str, columns: Sequence[str] | None = None
+    rows: Dataset, share: float, setting: str, columns: Sequence[str] | None = None, purpose: str = ""
 ) -> tuple[Dataset, Dataset]:
     """The rows to train on, and about `share` of them, at least one, to evaluate on: the same ones in every run.
 
@@ -35,6 +35,7 @@ def split_off(
         share: in (0, 1).
         setting: what it is called, for errors.
         columns: what rows that are alike have in common; None for all. Labels are no part of it.
+        purpose: what they are held out for, if for another than to be measured on: its rows are chosen independently.
 
     Raises:
         DataError: there are fewer than two, or none would be left to train on.
@@ -47,7 +48,7 @@ def split_off(
             f"{setting} = {share} of {len(rows)} rows are all of them, which leaves none to train on. Lower it, or "
             "give more rows."
         )
-    places = [_place(said) for said in _said(rows, columns)]
+    places = [_place(purpose.encode() + said) for said in _said(rows, columns)]
     different = sorted(set(places))
     if len(different) == 1:
         logger.warning("All %s rows say the same: those that are held out are learned from, too", f"{len(rows):,}")

@@ -31,7 +31,7 @@ def figure(
         "description": f"{title}. {told}",
         **spec,
     }
-    cells = [[number(cell) if isinstance(cell, float) else cell for cell in row] for row in rows]
+    cells = [[_cell(one) for one in row] for row in rows]
     return element(
         "figure",
         element("figcaption", element("strong", title), element("span", told)),
@@ -43,6 +43,13 @@ def figure(
             table(head, cells, title, left),
         ),
     )
+
+
+def _cell(value: Any) -> Any:
+    """What a table of numbers has for a value; of one that is not there, as a standard error of one seed, a dash."""
+    if value is None:
+        return "-"
+    return number(value) if isinstance(value, float) else value
 
 
 def lines(
@@ -144,11 +151,17 @@ def bars(data: Rows, label: str, value: str, title: str) -> dict[str, Any]:
     }
 
 
+def difference(name: str, gain: float, error: float | None) -> dict[str, Any]:
+    """A row of `differences`; without a standard error, as of one seed, its bar has no length."""
+    reach = error or 0.0
+    return {"name": name, "gain": gain, "error": error, "low": gain - reach, "high": gain + reach}
+
+
 def differences(data: Rows, title: str, form: str) -> dict[str, Any]:
     """A spec of points with bars of their standard errors, one below the other, beside a line at zero.
 
     Args:
-        data: rows with `name`, `gain`, and the ends of its bar: `low`, `high`.
+        data: rows made by `difference`.
         title: of the x axis.
         form: of the numbers that are shown at a point.
     """
@@ -252,7 +265,7 @@ def spectrum(data: Rows, chosen: Rows, layers: int, upwards: str) -> dict[str, A
 def frontier(
     data: Rows, across: tuple[str, str], upwards: tuple[str, str], by: str, error: str | None = None
 ) -> dict[str, Any]:
-    """A spec of points, each with its name, and with a bar of its standard error where it has one; x are shares."""
+    """A spec of points, each with its name, and a bar of its standard error where that is not None; x are shares."""
     names = list(dict.fromkeys(row[by] for row in data))
     shapes = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
     x = {
@@ -288,6 +301,7 @@ def frontier(
             0,
             {
                 "transform": [
+                    {"filter": f"datum['{error}'] != null"},
                     {"calculate": f"datum['{upwards[0]}'] - datum['{error}']", "as": "low"},
                     {"calculate": f"datum['{upwards[0]}'] + datum['{error}']", "as": "high"},
                 ],

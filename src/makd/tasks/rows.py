@@ -32,6 +32,8 @@ PLAIN = {
 """Kind -> what its text columns and its label column are called from here on."""
 HELD_OUT = "held_out"
 """What training rows are called that are not trained on, but measured on."""
+TUNING = "tuning"
+"""What they are called that are measured on while settings are chosen."""
 ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
 WORDS_AND_TAGS = "Each row of token classification is a list of words and a list of as many tags"
 
@@ -72,6 +74,10 @@ def read_task(config: TaskConfig) -> TaskRows:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
         train, held_out = split_off(train, config.held_out, "task.held_out", _said(config, train))
         evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
+    if config.tuning is not None:
+        # of what is left to train on, and by other digests than those by which rows are held out
+        train, tuned_on = split_off(train, config.tuning, "task.tuning", _said(config, train), TUNING)
+        evaluation = {TUNING: _limit(tuned_on, config.evaluation_rows)}
     labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
     if config.known.kind in NAMED and not labels.is_multi_hot:
         _tell_unlearned(rows, train, where)

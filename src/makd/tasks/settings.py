@@ -53,6 +53,9 @@ class TaskConfig:
     """Tokens by which two windows of a long context overlap; of token classification, at most a quarter of a window."""
     held_out: float = 0.1
     """Share of the training rows to measure on, where the data has no split for it or none is to be used, in (0, 1)."""
+    tuning: float | None = None
+    """Share of the training rows to measure on in the place of the others, in (0, 1): settings that are chosen by them
+    have not seen what None measures on, whether that has a split of its own or is held out."""
     rows: int | None = None
     """At most so many training rows, the first ones; None takes all."""
     evaluation_rows: int | None = None
@@ -77,6 +80,7 @@ class TaskConfig:
             "max_length": (self.max_length is None or self.max_length >= 4, "at least 4 tokens, or null"),
             "stride": (self.stride >= 0, "at least 0"),
             "held_out": (0 < self.held_out < 1, "a share of the rows, in (0, 1)"),
+            "tuning": (self.tuning is None or 0 < self.tuning < 1, "a share of the training rows, in (0, 1), or null"),
             "rows": (self.rows is None or self.rows >= 1, "at least 1, or null for all rows"),
             "evaluation_rows": (self.evaluation_rows is None or self.evaluation_rows >= 1, "at least 1, or null"),
         }  # fmt: skip
