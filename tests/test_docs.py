@@ -57,6 +57,11 @@ TICKED = re.compile(r"`(makd\.[\w.]+)`")
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
+DATA_OF_A_RUN = makd.DataConfig(path="pydoc")
+MADE = ("runs/", "some/teacher")
+"""How names of models begin that an earlier command has made: they know their text, and no other model does."""
+
+
 class Parsed(Exception):
     """The command line understood its words, and would have begun."""
 
@@ -85,7 +90,10 @@ def parse(monkeypatch):
     monkeypatch.setattr(cache_command, "build_cache", stop)
     monkeypatch.setattr(report_command, "write_report", stop)
     monkeypatch.setattr(loading, "load_model", stop)
-    monkeypatch.setattr(pipeline, "data_of", lambda student: makd.DataConfig(path="pydoc"))
+    read = pipeline.data_of
+    monkeypatch.setattr(
+        pipeline, "data_of", lambda model: DATA_OF_A_RUN if str(model).startswith(MADE) else read(model)
+    )
     monkeypatch.setattr("makd.cli.main.set_up_logging", lambda quiet: None)
     monkeypatch.chdir(ROOT)
 
@@ -387,6 +395,22 @@ def test_grids_parse_and_are_described(example, parse):
 def test_launchers_are_read_by_accelerate_and_described(example):
     load_config_from_file(str(example))
     assert f"(accelerate/{example.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+def test_blocks_of_code_are_closed():
+    for page in PAGES:
+        fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.strip().startswith("```")]
+        assert all(fence.strip() == "```" for fence in fences[1::2]), page
+        assert len(fences) % 2 == 0, page
+
+
+def test_the_files_that_the_architecture_names_are_there():
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+/[\w/]+\.py)`", page)
+    assert len(named) > 50
+    assert [
+        name for name in named if not (ROOT / "src" / "makd" / name).is_file() and not (ROOT / name).is_file()
+    ] == []
 
 
 @pytest.mark.parametrize("line", commands())

@@ -10,7 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from makd.cli.demo import reload_in_new_process
 from makd.cli.main import main
+from makd.errors import ModelLoadError
 
 QUICK = [
     "--data.path", "pydoc", "--data.rows", "40", "--data.max_length", "16", "--recipe.training.steps", "2",
@@ -75,6 +77,17 @@ def test_every_command_saves_the_cache_setting_of_the_teacher(run, decoder_folde
         code, _, err = run(*words, "--output", tmp_path / name)
         assert code == 0, err
         assert json.loads((tmp_path / name / "config.json").read_text()).get("use_cache") is True, name
+
+
+def test_a_demo_compares_its_student_on_the_device_of_the_run(run, encoder_folder, tmp_path):
+    """Another device rounds in another way: on the CPU a student of a GPU would not be the same, bit for bit."""
+    output = tmp_path / "student"
+    assert run(*compress(encoder_folder, output))[0] == 0
+    assert "the same, bit for bit" in reload_in_new_process(output, "AutoModel")
+    environment = output / "environment.json"
+    environment.write_text(environment.read_text().replace('"device": "cpu"', '"device": "elsewhere"'))
+    with pytest.raises(ModelLoadError, match="elsewhere"):
+        reload_in_new_process(output, "AutoModel")
 
 
 def test_a_run_that_was_stopped_resumes_to_the_same_student(encoder_folder, tmp_path, monkeypatch, run):

@@ -13,9 +13,9 @@ from makd.registry import Registry
 RELOAD = """
 import makd, sys, transformers
 model = getattr(transformers, sys.argv[2]).from_pretrained(sys.argv[1])
-print(makd.fingerprint(model))
+print(makd.fingerprint(model.to(sys.argv[3])))
 """
-"""What the new process runs."""
+"""What the new process runs: on the device of the run, since another one rounds in its own way."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def reload_in_new_process(folder: str | Path, auto_class: str) -> str:
     Raises:
         ModelLoadError: it does not load, or is not the same bit for bit.
     """
-    command = [sys.executable, "-c", RELOAD, str(folder), auto_class]
+    environment = json.loads((Path(folder) / "environment.json").read_text(encoding="utf-8"))
+    command = [sys.executable, "-c", RELOAD, str(folder), auto_class, environment["device"]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ModelLoadError(f"The student in {folder} does not load in a new process:\n{done.stderr[-2000:]}")
