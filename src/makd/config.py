@@ -26,6 +26,7 @@ class CalibrationConfig:
     rows: int = 400
     """Rows (encoders) or blocks (decoders) of the training data."""
     batch_size: int = 16
+    """Rows of a forward."""
 
     def __post_init__(self) -> None:
         _at_least_one("calibration.rows", self.rows)
@@ -40,6 +41,7 @@ class EvaluationConfig:
     rows: int = 200
     """Held-out rows, at most."""
     batch_size: int = 16
+    """Rows of a forward."""
     pooling: str = AUTO
     """How a text's vector is made of a sentence encoder's hidden states: as a term's `pooling`."""
     stride: int | None = None
@@ -184,6 +186,7 @@ class FinetuneRecipe:
     training: TrainingConfig = field(default_factory=lambda: FINETUNING)
     """Its defaults differ from distillation's: see `FINETUNING`."""
     evaluation_batch_size: int = 32
+    """Rows of a forward while it is measured."""
     dtype: str = "float32"
     """dtype that the model runs in: float32, bfloat16 or float16. While it learns, its parameters are in float32 all
     the same, and its products in bfloat16 if this is."""

@@ -1,6 +1,7 @@
 """The command line as a user meets it: golden paths, and a clear early error for every wrong input."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -380,6 +381,18 @@ def test_an_unknown_command_offers_the_nearest(run):
 
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "scipy", "sklearn", "jsonargparse", "rich", "yaml"}
+
+
+def test_help_says_what_every_setting_of_a_recipe_means(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        main(["compress", "--help"])
+    told = capsys.readouterr().out
+    assert "\n\nexample: makd compress --config examples/minilm.yaml\n" in told
+    assert "Share of the linears' parameters (weights and biases), in (0, 1]" in told
+    silent = re.findall(r"^  (--[\w.]+) \S+\s+\((?:required, )?type: ", told, re.MULTILINE)
+    assert len(re.findall(r"^  --(?:budget|data|recipe)\.\S+ ", told, re.MULTILINE)) > 60
+    assert silent == []
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["compres"]])

@@ -5,6 +5,7 @@ that has found.
 Heavy imports wait until a subcommand runs, so that `makd --help` answers at once.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -109,8 +110,15 @@ def make_parser(name: str, command: Command, function: Callable[..., Outcome]) -
 
     from makd.cli.parsing import SYNTAX
 
+    class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+        """The example stands on a line of its own."""
+
+    # what --help says of a setting is what stands below its field
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog=f"makd {name}",
+        usage=" ".join(["makd", name, *(word.upper() for word in command.positional), "[--SETTING VALUE ...]"]),
+        formatter_class=Help,
         description=f"{command.summary}\n\nexample: {command.example}",
         exit_on_error=False,
         allow_abbrev=False,  # half a flag is a slip, and `--overwrit` would replace a folder

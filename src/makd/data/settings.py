@@ -40,6 +40,7 @@ class Source:
     """Its share of the rows is its weight over the sum of all; above 0."""
     name: str | None = None
     train_split: str = "train"
+    """The split to train on."""
     evaluation_split: str | None = None
     text_columns: tuple[str, ...] | None = None
     prompt_columns: tuple[str, ...] | None = None
@@ -66,6 +67,7 @@ class DataConfig:
     name: str | None = None
     """Configuration of a hub data set, such as `cola` of `nyu-mll/glue`."""
     train_split: str = "train"
+    """The split to train on."""
     evaluation_split: str | None = None
     """None takes `validation`, else `test`, else holds out `held_out` of the training rows."""
     text_columns: tuple[str, ...] | None = None

@@ -41,6 +41,7 @@ class TrainingConfig:
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """How the learning rate falls after that."""
     weight_decay: float = 0.0
+    """AdamW's; biases and norms do not decay."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -33,6 +33,7 @@ class TaskConfig:
     configuration: str | None = None
     """Configuration of a hub data set; not taken from the name when `path` is given."""
     train_split: str = "train"
+    """The split to train on."""
     evaluation_splits: tuple[str, ...] | None = None
     """Splits to measure on; the first one is also the held-out text. None: the official ones; else the first split
     called `validation…` or `dev…`; else `held_out` of the training rows, which `("held_out",)` asks for in any case."""
