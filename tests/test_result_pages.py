@@ -9,17 +9,18 @@ from makd import comparison
 from makd.cli.compare import load_experiment
 
 ROOT = Path(__file__).parents[1]
-LINES, PAGES, EXPERIMENTS = (ROOT / name for name in ("benchmarks/results", "docs/results", "examples/encoder"))
+LINES, PAGES = ROOT / "benchmarks/results", ROOT / "docs/results"
 
 
 @pytest.mark.parametrize(
     ("experiment", "lines", "page"),
     [
-        ("experiment", "encoder", "encoder"),
-        ("ablation", "encoder", "encoder-ablation"),
-        ("longer-teachers", "encoder_longer_teachers", "encoder-longer-teachers"),
-        ("two-cores", "encoder_two_cores", "encoder-two-cores"),
-        ("ablation-tenth", "encoder_ablation_tenth", "encoder-ablation-tenth"),
+        ("encoder/experiment", "encoder", "encoder"),
+        ("encoder/ablation", "encoder", "encoder-ablation"),
+        ("encoder/longer-teachers", "encoder_longer_teachers", "encoder-longer-teachers"),
+        ("encoder/two-cores", "encoder_two_cores", "encoder-two-cores"),
+        ("encoder/ablation-tenth", "encoder_ablation_tenth", "encoder-ablation-tenth"),
+        ("decoder/experiment", "decoder", "decoder"),
     ],
 )
 def test_a_page_is_made_of_its_lines(experiment, lines, page, tmp_path):
@@ -27,7 +28,7 @@ def test_a_page_is_made_of_its_lines(experiment, lines, page, tmp_path):
         name = f"{lines}_{kind}.jsonl" if lines == "encoder" else f"{lines}.jsonl"
         if (LINES / name).is_file() and (lines == "encoder" or kind == "results"):
             shutil.copy(LINES / name, tmp_path / f"{kind}.jsonl")
-    known = load_experiment(str(EXPERIMENTS / f"{experiment}.yaml"), output=str(tmp_path))
-    name = f"examples/encoder/{experiment}.yaml"
+    name = f"examples/{experiment}.yaml"
+    known = load_experiment(str(ROOT / name), output=str(tmp_path))
     made = comparison.write_page(known, tmp_path / f"{page}.md", name).read_text(encoding="utf-8")
     assert made == (PAGES / f"{page}.md").read_text(encoding="utf-8")
