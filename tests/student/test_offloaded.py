@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import makd
 from makd.anatomy import StandIn
+from makd.errors import ModelLoadError
 from tests.models import batch, tiny
 
 STUDENTS = {
@@ -61,3 +62,9 @@ def test_a_student_whose_parts_are_on_disk_gives_what_it_gives_in_memory(name, t
     inputs = batch(plain)
     with torch.no_grad():
         assert torch.equal(placed(**inputs)[0], plain(**inputs)[0])
+
+
+def test_an_offloaded_student_is_not_folded():
+    offloaded = cpu_offload(make_student("factored linears"), torch.device("cpu"))
+    with pytest.raises(ModelLoadError, match="not in memory"):
+        makd.fold(offloaded)
