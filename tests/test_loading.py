@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_map
 
 import makd
 from makd.errors import ModelLoadError, NumericsError
@@ -21,6 +22,7 @@ from makd.loading import (
     take_model,
 )
 from makd.weights.checkpoint import Checkpoint
+from tests.distill.test_trainer import make_arguments
 from tests.models import TINY, tiny
 
 
@@ -340,6 +342,38 @@ def stored_as_codes():
     return model
 
 
+class Codes(torch.Tensor):
+    """Whole numbers and a scale that pass for a float32 tensor, as torchao's `quantize_` leaves weights."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
+
+    def __init__(self, codes, scale):
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, outer_size, outer_stride):
+        return Codes(inner["codes"], inner["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        return function(*tree_map(lambda one: one.codes * one.scale if isinstance(one, cls) else one, args))
+
+
+def quantized_in_place():
+    model = tiny("bert")
+    linear = model.get_submodule("encoder.layer.0.attention.self.query")
+    codes = Codes(torch.ones(32, 32, dtype=torch.int8), torch.ones(32, 1))
+    linear.weight = torch.nn.Parameter(codes, requires_grad=False)
+    return model
+
+
 def offloaded():
     return cpu_offload(tiny("bert"))
 
@@ -353,6 +387,7 @@ def on_meta():
     [
         (quantized, "quantized"),
         (stored_as_codes, "quantized"),
+        (quantized_in_place, r"quantized weights \(encoder.layer.0.attention.self.query.weight is stored as Codes\)"),
         (offloaded, "not in memory"),
         (on_meta, "not in memory"),
     ],
@@ -364,6 +399,18 @@ def test_models_in_hand_that_are_quantized_or_offloaded_are_refused(make, hint):
         makd.factorize(make(), makd.Budget(keep_linears=0.5), solver="svd")
     with pytest.raises(ModelLoadError, match=hint):
         makd.DistillTrainer(tiny("bert"), make(), "feature")
+
+
+def test_a_model_in_hand_that_is_spread_over_devices_is_refused_but_as_a_teacher(tmp_path):
+    model, student = tiny("bert"), tiny("bert")
+    model.hf_device_map = {"embeddings": 0, "encoder.layer.0": 0, "encoder.layer.1": 1, "pooler": 1}
+    with pytest.raises(ModelLoadError, match=r"BertModel is spread over devices \(0, 1\)"):
+        take_model(model, "auto", torch.float32, torch.device("cpu"))
+    with pytest.raises(ModelLoadError, match="spread over devices"):
+        makd.factorize(model, makd.Budget(keep_linears=0.5), solver="svd")
+    with pytest.raises(ModelLoadError, match="spread over devices"):
+        makd.DistillTrainer(model, student, "feature", args=make_arguments(tmp_path))
+    makd.DistillTrainer(student, model, "feature", args=make_arguments(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_attention_heads", -1), ("num_hidden_layers", 10**12)])

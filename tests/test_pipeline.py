@@ -5,14 +5,17 @@ import logging
 import shutil
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import makd
 from makd import pipeline
+from makd.errors import UnsupportedModelError
 from makd.loading import load_model
 from makd.preparation import prepare
+from tests.flash import set_flash
 from tests.models import tiny
 
 BUDGET = makd.Budget(keep_linears=0.5)
@@ -209,3 +212,11 @@ def test_a_teacher_is_not_taught_to_mimic_itself(teacher_folder, tmp_path):
     with pytest.raises(makd.MakdError, match="is the teacher: there is nothing to learn"):
         pipeline.distill(str(teacher_folder), str(teacher_folder), TEXTS, output=tmp_path / "student")
     assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_whose_student_could_not_learn_by_its_attention_is_refused_before_any_work(tmp_path, teacher_folder):
+    teacher = set_flash(AutoModel.from_pretrained(teacher_folder, dtype=torch.bfloat16))
+    with pytest.raises(UnsupportedModelError, match=r"takes 16 bits alone, and a student, .* learns in float32"):
+        makd.compress(teacher, TEXTS, BUDGET, quick(dtype="bfloat16"), tmp_path / "student")
+    made = makd.compress(teacher, TEXTS, BUDGET, quick(steps=0, dtype="bfloat16"), tmp_path / "student")
+    assert "after" in made.metrics["fidelity"]

@@ -3,11 +3,14 @@
 Each stage's own settings stand beside their stage; only `pipeline` and `cli` see the whole.
 """
 
+import functools
+import logging
 from dataclasses import dataclass, field
 
 import torch
 
 from makd.aspects import Plan
+from makd.devices import check_float64, has_float64
 from makd.distill import LayerTeacher, LayerwiseConfig, TrainingConfig
 from makd.errors import SettingError
 from makd.factorization.settings import FactorizeConfig
@@ -16,6 +19,8 @@ from makd.loading import HEADS, check_dtype
 from makd.processes.started import check_device, count, group
 from makd.sentence_encoder import AUTO, check_pooling
 from makd.storage import check_save_dtype
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ class Recipe:
     """dtype of the student on disk: `auto` keeps the checkpoint's, or takes `dtype` where that is narrower; or float32,
     bfloat16 or float16. It is measured as it is saved."""
     device: str = "auto"
-    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
+    """`auto` takes an accelerator if there is one that has float64; or `cpu`, `cuda`, …"""
     seed: int = 0
     """Of everything random: which rows are trained on, where not all are, their order, dropout. Held-out rows are the
     same for every seed."""
@@ -193,7 +198,7 @@ class FinetuneRecipe:
     save_dtype: str = "auto"
     """dtype of the model on disk: `auto` keeps the checkpoint's, or takes `dtype` where that is narrower."""
     device: str = "auto"
-    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
+    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, …"""
     seed: int = 0
     """Of everything random: a new head, order of the rows, dropout. Held-out rows are the same for every seed."""
 
@@ -221,28 +226,51 @@ class FinetuneRecipe:
         Raises:
             SettingError: it is not there.
         """
-        return find_device(self.device)
+        return find_device(self.device, wide=False)
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, *, wide: bool = True) -> torch.device:
     """The device called `name` on this machine; `auto` is an accelerator if there is one.
 
+    Args:
+        name: as in a recipe.
+        wide: whether it has to have float64, as where a model is factorized.
+
     Raises:
-        SettingError: it is not there, or this process's of several.
+        SettingError: it is not there, is not this process's of several, or has no float64.
     """
     if name.partition(":")[0] == "meta":
         raise SettingError("device 'meta' holds no numbers, so nothing can be computed on it. Take auto, cpu or cuda.")
     if count() > 1:
         group()  # makes each process's own accelerator the current one
-    device = _find_device(name)
+    device = _accelerator(wide) if name == "auto" else _named_device(name)
+    if wide:
+        check_float64(device)
     check_device(device)
     return device
 
 
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+def _accelerator(wide: bool) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return torch.device("cpu")
+    if wide and not has_float64(accelerator):
+        _tell_skipped(accelerator)
+        return torch.device("cpu")
+    return accelerator
+
+
+@functools.cache
+def _tell_skipped(accelerator: torch.device) -> None:
+    """Once: a run asks for its device several times."""
+    logger.warning(
+        "The accelerator of this machine, %s, has no float64, which moments and factors are computed in: the CPU is "
+        "used instead",
+        accelerator,
+    )
+
+
+def _named_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -26,13 +26,11 @@ from transformers import (
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.limits import token_limit
 from makd.data.prompts import pad_prompts
+from makd.devices import widest_dtype
 from makd.errors import DataError
 
 _BEGIN = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
 """Settings of a generation config, or of a config, that say how a decoder begins: with which language, for one."""
-
-_WIDE = {"mps": torch.float32}
-"""Kind of device -> what probabilities are added up in, where it has no float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +182,7 @@ def _drawing(
         found.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         found.append(TopPLogitsWarper(sampling.top_p))
-    found.append(_Draw(torch.from_numpy(1 - draws).to(device, _WIDE.get(device.type, torch.float64)), width))
+    found.append(_Draw(torch.from_numpy(1 - draws).to(device, widest_dtype(device)), width))
     return found
 
 

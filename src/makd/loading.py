@@ -319,7 +319,7 @@ def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, devi
     """The model, loaded if it is a name (see `load_model`); one in hand keeps its head and dtype. In eval mode.
 
     Raises:
-        ModelLoadError: see `load_model`; or the one in hand is quantized or offloaded.
+        ModelLoadError: see `load_model`; or the one in hand is quantized, offloaded or spread over devices.
         NumericsError: a weight is NaN or infinite.
     """
     if isinstance(model, str):

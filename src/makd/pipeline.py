@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from makd.anatomy import resolve
 from makd.capture import examine
+from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
 from makd.distill import (
@@ -103,6 +104,7 @@ def compress(
     kinds = ("checkpoints", "factorization")
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=True)
+        _check_learner(run, run.teacher)
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
         _check_layers(run)
@@ -157,6 +159,7 @@ def distill(
         _check_layers(run)
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
+        _check_learner(run, model)
         if not is_student(model) and fingerprint(model) == fingerprint(run.teacher):
             raise SettingError(
                 f"The student, {name_of(student)}, is the teacher: there is nothing to learn. Give a student that makd "
@@ -254,6 +257,12 @@ def _check_layers(run: Run) -> None:
     """Whether layers can be taught one by one, if they are to be, before any work that a refusal would make useless."""
     if run.recipe.layer_teacher is not None:
         check_teachable(examine(run.teacher), run.data.calibration)
+
+
+def _check_learner(run: Run, model: PreTrainedModel) -> None:
+    """Whether `model`, or a student made of it, can learn as it is run, before any work."""
+    if any(stage.training.steps != 0 for stage in run.recipe.trainings):
+        check_float32(model)
 
 
 @in_first

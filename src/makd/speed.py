@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
 from makd.checkpoint import stored_dtype
-from makd.config import Recipe
+from makd.config import Recipe, find_device
 from makd.errors import ModelLoadError, OutputError, SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, parameter_counts
 from makd.evaluation.formats import FormatRow, measure_formats
@@ -120,7 +120,7 @@ def _bench(
     if card and source is not None and not os.access(source, os.W_OK):
         raise OutputError(f"{source} cannot be written to, so its card cannot hold the table. Give --card false.")
     recipe = Recipe(device=settings.device, dtype=settings.dtype, head=head)
-    device, dtype = recipe.find_device(), check_dtype(settings.dtype)
+    device, dtype = find_device(settings.device, wide=False), check_dtype(settings.dtype)
     formats: tuple[FormatRow, ...] = ()
     if settings.formats and data is not None:
         formats = _in_formats(student, teacher, settings, data, recipe, on_progress)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from makd.calibration.store import MEMORY_LIMIT, DiskStore, MemoryStore, choose_store
 from makd.errors import SettingError
@@ -40,6 +41,13 @@ def test_what_is_read_is_what_was_written_bit_for_bit(store, shape, dtype, seed,
     assert found["one"].dtype == dtype
     assert torch.equal(found["one"], tensor)
     assert store.notes("a/0001")["why"] == "é"
+
+
+def test_what_a_device_made_is_kept_in_the_hosts_memory():
+    store = MemoryStore()
+    with FakeTensorMode():
+        store.write("a", {"one": torch.ones(2, device="cuda")})
+        assert store.read("a", "cpu")["one"] is store.read("a", "cpu")["one"]  # nothing is left to be brought
 
 
 def test_an_entry_takes_the_place_of_one_of_its_name(store):

@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from makd.anatomy import Role, resolve
 from makd.capture import Tap, capture
 from makd.capture.attention import _recorders
+from tests.flash import FLASH, set_flash
 from tests.models import batch, tiny
 
 
@@ -31,18 +32,31 @@ def probabilities(call):
         scores = call.softcap * torch.tanh(scores / call.softcap)
     if call.is_causal:
         scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+    if call.window is not None:
+        near = torch.ones_like(scores).bool().triu(1 - call.window).tril(call.window - 1)
+        scores = scores.masked_fill(~near, -torch.inf)
     if call.mask is not None:
-        hidden = ~call.mask if call.mask.dtype == torch.bool else call.mask < -1e30
+        mask = call.mask[:, None, None].bool() if call.mask.dim() == 2 else call.mask
+        hidden = ~mask if mask.dtype == torch.bool else mask < -1e30
         scores = scores.masked_fill(hidden.expand_as(scores), -torch.inf)
     return scores.softmax(-1)
 
 
+NAMES = ["bert", "distilbert", "modernbert", "llama", "mistral", "gemma2", "gpt2", "gpt_neox", "t5", "bart"]
+
+
 @pytest.mark.parametrize(
-    "name", ["bert", "distilbert", "modernbert", "llama", "mistral", "gemma2", "gpt2", "gpt_neox", "t5", "bart"]
+    ("name", "implementation"),
+    [
+        *((name, None) for name in NAMES),  # their own: "sdpa", or "eager"
+        *((name, FLASH) for name in ("bert", "modernbert", "llama", "mistral", "gemma3")),
+    ],
 )
-def test_the_call_says_all_that_attention_depends_on(name):
+def test_the_call_says_all_that_attention_depends_on(name, implementation):
     """Its probabilities are those that an eager model gives: masks, padding, windows, groups, softcap, bias."""
     model, eager = tiny(name), tiny(name)
+    if implementation == FLASH:
+        set_flash(model)
     eager.set_attn_implementation("eager")
     inputs = batch(model, padded=True)
     calls = take_calls(model, inputs)

@@ -57,6 +57,16 @@ def test_nothing_is_copied():
     assert key.untyped_storage().data_ptr() == fused[0].untyped_storage().data_ptr()
 
 
+def test_what_is_recorded_is_brought_to_the_device_that_is_named():
+    """A model that is spread over devices has each layer's tensors elsewhere; `meta` stands for another device."""
+    model = tiny("llama")
+    taps = (Tap(0, "linear", Role.KEY), Tap(1, "hidden"), Tap(1, "attention"))
+    with torch.no_grad(), capture(model, resolve(model), taps, device=torch.device("meta")) as recording:
+        model(**batch(model))
+    assert {tap: tensor.device.type for tap, tensor in recording.tensors.items()} == dict.fromkeys(taps[:2], "meta")
+    assert recording.attention[taps[2]].query.is_meta
+
+
 def test_only_what_was_asked_for_is_kept():
     model = tiny("bert")
     recording, _ = take(model, (Tap(1, "linear", Role.UP),), batch(model))

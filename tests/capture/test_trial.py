@@ -16,6 +16,7 @@ from makd.calibration.statistics import collect_input_moments
 from makd.capture import capture, examine
 from makd.distill.layers import LayerLosses
 from makd.errors import UnsupportedModelError
+from tests.flash import set_flash
 from tests.models import AUTO, CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, tiny
 
 NAMES = (*CONFIGS, *RELATIVES, *STRUCTURAL)
@@ -382,6 +383,11 @@ class TestWhatIsRefused:
 
     def test_a_text_model_that_ends_in_a_pooled_text(self):
         assert "gives (3, 32) first" in refused(transformers.DPRQuestionEncoder(transformers.DPRConfig(**ENCODER)))
+
+    def test_flash_attention_in_float32(self):
+        with pytest.raises(UnsupportedModelError, match=r"takes 16 bits alone, .*set_attn_implementation\('sdpa'\)"):
+            examine(set_flash(tiny("llama")))
+        assert "attention" not in examine(set_flash(tiny("llama").bfloat16())).off
 
     @pytest.mark.skipif(torch.accelerator.is_available(), reason="there it has a backward")
     def test_flex_attention_on_the_cpu(self):

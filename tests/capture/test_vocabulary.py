@@ -103,3 +103,12 @@ def test_a_loss_that_is_more_than_the_cross_entropy_is_noticed():
     found = read_predictions(model)
     assert found.reason is None
     assert found.shift is None
+
+
+def test_what_a_head_is_handed_is_brought_to_its_weight():
+    """In a model that is spread over devices a tied head is with the embeddings; `meta` stands for another device."""
+    model = tiny("llama", head="causal_lm")
+    model.lm_head.to("meta")
+    with torch.no_grad(), withhold_logits(model) as call:
+        model(**batch(model))
+    assert call.inputs.device == call.head.weight.device

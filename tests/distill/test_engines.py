@@ -13,6 +13,7 @@ from makd.distill.engines import check_shared
 from makd.errors import SettingError
 from tests.distill.test_trainer import make_arguments, make_pair
 from tests.models import batch, tiny
+from tests.two_devices import TwoDevices, spread_
 
 PLACES = {
     "model.embed_tokens": "cpu",
@@ -49,6 +50,28 @@ def test_a_teacher_that_is_partly_on_disk_teaches_the_same(on_disk, tmp_path):
 def test_a_teacher_whose_head_is_on_disk_is_refused(tmp_path):
     with pytest.raises(SettingError, match="The head of LlamaForCausalLM is offloaded"):
         loss_with(spread("lm_head"), tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_teacher_that_is_spread_over_devices_teaches_the_same(tied, tmp_path):
+    def teacher():
+        return tiny("llama", head="causal_lm", tie_word_embeddings=tied)
+
+    student = makd.factorize(teacher(), makd.Budget(keep_linears=0.5), solver="svd")
+
+    def loss(teacher):
+        trainer = makd.DistillTrainer(copy.deepcopy(student), teacher, "full", args=make_arguments(tmp_path))
+        inputs = batch(student)
+        inputs["labels"] = inputs["input_ids"]
+        trainer.units.measure([inputs], trainer.anatomy, trainer._recorded, torch.device("cpu"))
+        with torch.no_grad():
+            return float(trainer.compute_loss(trainer.model.train(), inputs))
+
+    expected = loss(teacher())
+    with TwoDevices():
+        # a tied head is where the embeddings are, and the norm before it is not
+        spread_over_two = spread_(teacher(), "model.layers.1", "model.norm", *([] if tied else ["lm_head"]))
+        assert loss(spread_over_two) == expected
 
 
 def test_sharding_that_accelerate_does_not_do_here_is_refused(tmp_path, monkeypatch):

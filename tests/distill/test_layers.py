@@ -2,16 +2,17 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
 import makd
 from makd.aspects import attention_kl, normalised_mse
-from makd.capture import capture
+from makd.capture import AttentionCall, capture
 from makd.distill import DistillTrainer
 from makd.distill.counted import Counted
-from makd.distill.layers import LayerLosses, _score_mask
+from makd.distill.layers import LayerLosses, _score_mask, compare_calls
 from makd.distill.lesson import Lesson
 from tests.distill.test_trainer import make_arguments, make_pair, make_rows
 from tests.models import batch
@@ -171,6 +172,24 @@ def test_gradient_checkpointing_goes_on_saving(tmp_path):
     trainer.model.activation_checkpointing_enable({"use_reentrant": False})
     layers, _ = saved_elements(trainer, inputs)
     assert layers < whole / 2
+
+
+def test_a_window_hides_the_keys_that_a_mask_of_it_hides():
+    generator = torch.Generator().manual_seed(0)
+    theirs, ours = (
+        AttentionCall(
+            *(torch.randn(2, heads, 9, 4, generator=generator) for heads in (4, 2)), None, True, 0.5, None, None
+        )
+        for _ in range(2)
+    )
+    away = torch.arange(9)[:, None] - torch.arange(9)
+    padding = torch.arange(9) < torch.tensor([[9], [6]])
+    near = (away.abs() < 3)[None, None]
+    for mask, whole in ((None, near), (padding, near & padding[:, None, None])):
+        real = None if mask is None else padding
+        by_window = compare_calls(theirs, replace(ours, mask=mask, window=3), real)
+        torch.testing.assert_close(by_window, compare_calls(theirs, replace(ours, mask=whole), real))
+        assert not torch.isclose(by_window, compare_calls(theirs, replace(ours, mask=mask), real))
 
 
 def test_a_plan_s_tap_that_two_terms_share_is_compared_once(tmp_path):

@@ -105,6 +105,13 @@ def test_every_kind_of_prediction_is_compared(head):
     assert 0 <= scores["top1_agreement"] <= 1
 
 
+def test_latency_waits_for_the_models_device_before_and_after_each_forward(monkeypatch):
+    model, waited = tiny("bert"), []
+    monkeypatch.setattr("makd.evaluation.costs.wait", waited.append)
+    latency({"student": model}, batch_size=1, tokens=8, repeats=1)
+    assert waited == [model.device] * 2 * 3  # two forwards before those that count
+
+
 def test_latency_is_timed_at_as_many_tokens_as_a_model_has_positions_for():
     model = tiny("roberta")  # 64 positions, the first of them padding's
     lengths = []

@@ -110,7 +110,7 @@ def test_names_are_the_same_beside_an_adapter_that_is_there():
 
 @pytest.mark.parametrize(
     ("name", "targets"),
-    [("gpt2", ["wte"]), ("gpt2", ["lm_head"]), ("gpt2", ["reduce"]), ("gpt2", ".*table"), ("llama", ["directions"])],
+    [("gpt2", ["wte"]), ("gpt2", ["lm_head"]), ("gpt2", ["reduce"]), ("gpt2", ".*table")],
     ids=str,
 )
 @pytest.mark.parametrize("loaded", [False, True])
@@ -128,7 +128,7 @@ def test_a_dense_vocabulary_that_is_used_twice_gets_no_names():
         makd.adapter_targets(make_student("gpt2"), ["lm_head"])
 
 
-@pytest.mark.parametrize("name", ["wte.table", "wte.directions", "lm_head.reduce", "lm_head.expand"])
+@pytest.mark.parametrize("name", ["wte.table", "lm_head.reduce", "lm_head.expand"])
 @pytest.mark.parametrize("loaded", [False, True])
 def test_an_adapter_on_a_vocabulary_that_is_used_twice_is_refused_where_it_is_put(name, loaded, tmp_path):
     student = make_student("gpt2", vocabulary="factored")
@@ -139,9 +139,26 @@ def test_an_adapter_on_a_vocabulary_that_is_used_twice_is_refused_where_it_is_pu
         adapt(student, [name])
 
 
-def test_an_adapter_that_embeddings_do_not_run_is_refused_where_it_is_put():
+def test_directions_of_a_vocabulary_are_no_linear_to_adapt():
+    student = make_student("llama", vocabulary="factored")
+    with pytest.raises(UnknownNameError, match="Unknown linear to adapt 'directions'"):
+        makd.adapter_targets(student, ["directions"])
+    with pytest.raises(ValueError, match=r"Target module Directions.* is not supported"):
+        adapt(student, ["directions"])
+
+
+def test_an_adapter_on_the_directions_of_a_vocabulary_as_a_parameter_is_merged_to_what_it_gave():
+    student = make_student("llama", vocabulary="factored")
+    before = outputs(student)
+    adapted = adapt(student, [], target_parameters=["embed_tokens.directions.weight"])
+    expected = outputs(adapted)
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(outputs(adapted.merge_and_unload()), expected)
+
+
+def test_an_adapter_on_directions_that_a_head_has_too_is_refused_as_a_parameter():
     with pytest.raises(UnsupportedModelError, match="Leave embeddings and LM head out"):
-        adapt(make_student("llama", vocabulary="factored"), ["directions"])
+        adapt(make_student("gpt2", vocabulary="factored"), [], target_parameters=["wte.directions.weight"])
 
 
 @pytest.mark.parametrize(

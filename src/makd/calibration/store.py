@@ -68,7 +68,7 @@ class Store(ABC):
 
 
 class MemoryStore(Store):
-    """Entries in memory."""
+    """Entries in the host's memory, wherever their tensors were made: a device has less of it."""
 
     def __init__(self) -> None:
         """Nothing is kept yet."""
@@ -76,7 +76,7 @@ class MemoryStore(Store):
 
     def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
-        self._entries[entry] = ({name: tensor.detach() for name, tensor in tensors.items()}, notes or {})
+        self._entries[entry] = ({name: tensor.detach().to("cpu") for name, tensor in tensors.items()}, notes or {})
 
     def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """See `Store`."""

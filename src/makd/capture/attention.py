@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
+
+from makd.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class AttentionCall:
     """Gemma 2's bound on scores: softcap · tanh(score / softcap), before the mask."""
     position_bias: Float[Tensor, "#batch heads tokens key_tokens"] | None
     """T5's learned bias, added to the scores. The student's has its own, and gradients reach it."""
+    window: int | None = None
+    """Keys that are so many tokens away, or more, are not seen, besides `mask`; None sees all."""
 
     def to(self, device: torch.device) -> "AttentionCall":
         """The same on a device; itself where it is there."""
@@ -75,6 +81,26 @@ def attention_is_noted(implementation: str) -> bool:
     return "flex" not in implementation
 
 
+def is_flash(implementation: str) -> bool:
+    """Whether an implementation is FlashAttention, which takes 16 bits alone, and windows as numbers, in no mask."""
+    return bool(is_flash_attention_requested(requested_attention_implementation=implementation))
+
+
+def check_float32(model: PreTrainedModel) -> None:
+    """Whether the attention of `model` can be run in float32, in which a student learns.
+
+    Raises:
+        UnsupportedModelError: it is FlashAttention.
+    """
+    implementation = _implementation(model)
+    if is_flash(implementation):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has attention implementation {implementation!r}, which takes 16 bits alone, and a "
+            "student, which has its teacher's, learns in float32. Call model.set_attn_implementation('sdpa'), or load "
+            "it so."
+        )
+
+
 def _implementation(module: nn.Module) -> str:
     """Name of the implementation that the module's model is set to."""
     config: Any = module.config
@@ -114,12 +140,12 @@ def _own_eager(module: nn.Module) -> Callable[..., Any]:
 def _describe(
     module: nn.Module, name: str, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> AttentionCall:
-    scale = kwargs.get("scaling")
+    scale, window = kwargs.get("scaling"), kwargs.get("sliding_window") if is_flash(name) else None
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if mask is not None and mask.dim() == 4:
         # implementations that take a mask of score shape get the causal part inside it; eager knows no other way
-        is_causal, mask = False, mask[..., : key.shape[-2]]
+        is_causal, mask, window = False, mask[..., : key.shape[-2]], None
     return AttentionCall(
         query=query,
         key=key,
@@ -128,4 +154,5 @@ def _describe(
         scale=float(scale) if scale is not None else query.shape[-1] ** -0.5,
         softcap=kwargs.get("softcap"),
         position_bias=kwargs.get("position_bias"),
+        window=window if window is not None and window < key.shape[-2] else None,
     )

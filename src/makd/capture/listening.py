@@ -77,7 +77,10 @@ def listen(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor
         elif any(differ([after], [before]) for after, before in kept[tap]):
             found.faults[tap] = CHANGED
         else:
-            found.heard[tap] = [part.reshape(*real.shape, -1)[real] for part, real in zip(parts, layouts, strict=True)]
+            found.heard[tap] = [
+                part.reshape(*real.shape, -1)[real.to(part.device)]  # the model may be spread over devices
+                for part, real in zip(parts, layouts, strict=True)
+            ]
     found.output = [_hidden_states(model, anatomy, output, inputs)]
     return found
 
@@ -183,7 +186,7 @@ def _hidden_states(
     real = layer_tokens(anatomy, anatomy.layers[-1], inputs)
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor) and first.dim() == 3 and first.shape[:2] == real.shape:
-        return first[real]
+        return first[real.to(first.device)]
     if anatomy.head is not None:  # what counts is then what the head makes of it
         return first.reshape(1, -1) if isinstance(first, Tensor) else torch.zeros(1, 1)
     shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__

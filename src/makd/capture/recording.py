@@ -1,7 +1,7 @@
 """Station 4: one forward of a model, and the tensors that plans ask for, by layer and role.
 
 Teacher and student have the same anatomy, so the same `Tap`s name the same tensors in both. Tensors are taken by
-reference: nothing is copied, and nothing outlives the `Recording`.
+reference: nothing is copied but from one device to another, and nothing outlives the `Recording`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +51,11 @@ Receiver = Callable[[Tap, Tensor | AttentionCall], None]
 
 @contextmanager
 def capture(
-    model: nn.Module, anatomy: Anatomy, taps: Sequence[Tap], receive: Receiver | None = None
+    model: nn.Module,
+    anatomy: Anatomy,
+    taps: Sequence[Tap],
+    receive: Receiver | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Recording]:
     """Record `taps` of the forward that runs inside the block; hooks are gone after it, also on an error.
 
@@ -63,15 +67,17 @@ def capture(
         taps: what to record.
         receive: is handed each tensor or attention call at once, and the recording stays empty. What it computes for a
             backward is kept as it is, also inside a layer that is checkpointed.
+        device: where what is recorded is brought, as the batch's: a model that is spread over devices has each layer's
+            elsewhere. None leaves it where it is.
     """
     recording = Recording()
     keep = recording.keep if receive is None else _outside_checkpoints(receive)
     with ExitStack() as hooks:
         for name, wanted in _by_module(anatomy, taps).items():
-            handle = model.get_submodule(name).register_forward_hook(_Calls(keep, wanted).keep_output)
+            handle = model.get_submodule(name).register_forward_hook(_Calls(keep, wanted, device).keep_output)
             hooks.callback(handle.remove)
         recorders: dict[nn.Module, Recorder] = {
-            model.get_submodule(name): _Calls(keep, wanted).keep_call
+            model.get_submodule(name): _Calls(keep, wanted, device).keep_call
             for name, wanted in _by_attention(anatomy, taps).items()
         }
         if recorders:
@@ -125,6 +131,7 @@ class _Calls:
 
     keep: Receiver
     wanted: list[tuple[Tap, Layer]]
+    device: torch.device | None
     done: int = 0
 
     def keep_output(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -132,12 +139,16 @@ class _Calls:
         hidden = output[0] if isinstance(output, tuple | list) else output
         for tap, layer in self._now():
             part = None if tap.role is None else layer.roles[tap.role].part
-            self.keep(tap, hidden if part is None else part.select(hidden))
+            self._bring(tap, hidden if part is None else part.select(hidden))
 
     def keep_call(self, call: AttentionCall) -> None:
         """Take what the attention function is given."""
         for tap, _ in self._now():
-            self.keep(tap, call)
+            self._bring(tap, call)
+
+    def _bring(self, tap: Tap, found: Any) -> None:  # Any: what a layer gives need not be what it should
+        movable = self.device is not None and isinstance(found, Tensor | AttentionCall)
+        self.keep(tap, found.to(self.device) if movable else found)
 
     def _now(self) -> list[tuple[Tap, Layer]]:
         """What is wanted of this call, which counts."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Inspection, Layer, Role, describe, resolve
-from makd.capture.attention import attention_is_noted
+from makd.capture.attention import attention_is_noted, check_float32
 from makd.capture.listening import CHANGED, differ, listen
 from makd.capture.recording import Tap
 from makd.capture.routed import faulty_experts
@@ -52,8 +52,8 @@ def examine(model: PreTrainedModel) -> Anatomy:
     found is kept as long as the model is, and looked for again when its structure or config is another.
 
     Raises:
-        UnsupportedModelError: its linears cannot be told apart, or it cannot be run on token ids alone, or a model
-            without a head gives something else than hidden states.
+        UnsupportedModelError: its linears cannot be told apart, or it cannot be run on token ids alone, or in its dtype
+            by its attention; or a model without a head gives something else than hidden states.
     """
     anatomy = resolve(model)
     state = (anatomy, model.config.to_dict(), _implementation(model))
@@ -82,6 +82,8 @@ def _examine(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
         reason = f"{_implementation(model)!r} gives attention masks that are no tensors; load it with 'sdpa'"
         anatomy = replace(anatomy, off={**anatomy.off, "attention": reason})
     tried = _copy_of(model).eval()
+    if tried.dtype == torch.float32:
+        check_float32(tried)
     inputs = _inputs(model)
     with torch.no_grad(), _same_dice(model.device):
         first = listen(tried, anatomy, inputs)

@@ -124,9 +124,12 @@ def read_predictions(model: PreTrainedModel) -> Predictions:
 
 
 def _read_by(linear: Any, hidden: Tensor) -> Tensor:
-    """What the weight of a `VocabularyHead` is applied to: of a factored head, what its first factor makes."""
+    """What the weight of a `VocabularyHead` is applied to: of a factored head, what its first factor makes.
+
+    It is brought to that weight: in a model that is spread over devices, what stands before a tied head is elsewhere.
+    """
     read: Tensor = linear.reduce(hidden) if is_factored(linear) else hidden
-    return read
+    return read.to(linear.weight.device)
 
 
 def _vocabulary_head(model: PreTrainedModel) -> VocabularyHead:

@@ -50,7 +50,7 @@ def bench(
         repeats: forwards of each model that count, the models taking turns.
         threads: threads of torch on a CPU; without it, as many as torch takes.
         dtype: float32, bfloat16 or float16.
-        device: cpu, cuda, cuda:1, ...; auto takes an accelerator if there is one.
+        device: cpu, cuda, ...; auto takes an accelerator if there is one.
         formats: time and measure both in the numbers and runtimes that they may be served in, on the CPU: any of
             torch-float32, torch-bfloat16, torch-int8, onnx-float32, onnx-int8.
         data: text that formats are measured on; without it, what the student was made with.

@@ -159,7 +159,7 @@ class Experiment:
     latency_tokens: int = 128
     """Tokens of a row in the timed forwards."""
     device: str = "auto"
-    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, `cuda:1`, …"""
+    """`auto` takes an accelerator if there is one; or `cpu`, `cuda`, …"""
 
     def __post_init__(self) -> None:
         self._check_lists()

@@ -114,6 +114,10 @@ def _score_mask(call: AttentionCall) -> Tensor | None:
     mask = call.mask
     if mask is not None and mask.dim() == 2:
         mask = mask.bool()[:, None, None, :]
+    if call.window is not None:  # then `mask` is of padding alone
+        queries, keys = (torch.arange(one.shape[-2], device=one.device) for one in (call.query, call.key))
+        near = (queries[:, None] - keys).abs() < call.window
+        mask = near[None, None] if mask is None else mask & near
     if call.position_bias is None:
         return mask
     if mask is None:

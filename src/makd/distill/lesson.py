@@ -107,7 +107,9 @@ class Lesson:
             return Recording(), None, None
         with (
             self.teacher_precision(),
-            capture(self.teacher, self.teacher_anatomy, self.plan.teacher_taps) as recording,
+            capture(
+                self.teacher, self.teacher_anatomy, self.plan.teacher_taps, device=inputs["input_ids"].device
+            ) as recording,
             self._withhold(self.teacher) as head,
             without_cache(self.teacher),
         ):

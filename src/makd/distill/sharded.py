@@ -29,7 +29,7 @@ from makd.distill.engines import (
 )
 from makd.errors import SettingError
 from makd.processes.first import from_first
-from makd.weights.sound import check_numbers_of, check_plain
+from makd.weights.sound import check_in_memory, check_numbers_of
 
 
 @contextmanager
@@ -78,10 +78,10 @@ def check_teacher(teacher: PreTrainedModel) -> None:
         ModelLoadError: it is quantized, or some weights are nowhere.
         SettingError: its head is offloaded: the losses read that themselves.
     """
-    if not any("disk" in str(place) or "cpu" in str(place) for place in getattr(teacher, "hf_device_map", {}).values()):
-        check_plain(teacher)
-        return
     check_numbers_of(teacher)
+    if not any("disk" in str(place) or "cpu" in str(place) for place in getattr(teacher, "hf_device_map", {}).values()):
+        check_in_memory(teacher)
+        return
     head = teacher.get_output_embeddings()
     if head is not None and any(weight.is_meta for weight in head.parameters()):
         raise SettingError(

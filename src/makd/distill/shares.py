@@ -14,6 +14,7 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
+from makd.devices import widest_dtype
 from makd.distill.counted import Mean, count, means_of
 from makd.processes import started as processes
 
@@ -87,7 +88,7 @@ def shares_of(
 def count_vector(plan: ActivePlan, anatomy: Anatomy, batch: Mapping[str, Any], device: torch.device) -> Tensor:
     """What each mean is over in a batch, in the order of `means_of`, as float64 (float32 where a device has none)."""
     found = count(plan, anatomy, batch)
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = widest_dtype(device)
     return torch.stack([torch.as_tensor(found[mean], device=device).to(wide) for mean in means_of(plan)])
 
 

@@ -16,6 +16,7 @@ from makd.anatomy import Anatomy
 from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, variance_sums, variance_unit
 from makd.capture import Recording
+from makd.devices import widest_dtype
 from makd.distill.counted import Counted
 from makd.distill.shares import add_up
 
@@ -57,7 +58,8 @@ class Units(dict[Comparison, float]):
             for one in self._wanted:
                 real, _ = counted.real(one.tap)
                 states = by_token(recording.tensors[one.teacher], real, f"What layer {one.teacher.layer} gives")
-                found = [part.double() for part in variance_sums(states, counted.of(one))]
+                wide = widest_dtype(states.device)
+                found = [part.to(wide) for part in variance_sums(states, counted.of(one))]
                 before = sums.get(one)
                 sums[one] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
         flat = torch.cat([part.reshape(-1).to(device) for one in self._wanted for part in sums[one]])

@@ -13,6 +13,7 @@ from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
 from makd.anatomy.two_stacks import with_end_of_text
+from makd.evaluation.clock import wait
 from makd.weights.shards import weight_files
 
 
@@ -61,15 +62,10 @@ def latency(
     for turn in range(repeats + 2):
         for name, model in models.items():
             with without_cache(model), in_eval(model):  # on neither side: their configs may differ
-                _wait(model)
+                wait(model.device)
                 start = time.perf_counter()
                 model(**inputs[name])
-                _wait(model)
+                wait(model.device)
                 if turn >= 2:  # the first calls set up kernels
                     seconds[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
-
-
-def _wait(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)

@@ -19,6 +19,7 @@ from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token
 from makd.aspects import cosine_distance, variance_sums, variance_unit
 from makd.capture import AttentionCall, Recording, Tap, capture, examine
+from makd.devices import widest_dtype
 from makd.distill.counted import Counted
 from makd.distill.layers import compare_calls
 
@@ -53,8 +54,9 @@ class _Sums:
     channels: Tensor | float = 0.0
 
     def add(self, ours: Tensor, theirs: Tensor, real: Tensor) -> None:
-        wide = theirs.double()
-        self.difference += float((ours.double() - wide).masked_fill(~real.unsqueeze(-1), 0).square().sum())
+        dtype = widest_dtype(theirs.device)
+        wide = theirs.to(dtype)
+        self.difference += float((ours.to(dtype) - wide).masked_fill(~real.unsqueeze(-1), 0).square().sum())
         count, squares, channels = variance_sums(wide, real)
         self.count, self.squares, self.channels = self.count + count, self.squares + squares, self.channels + channels
 

@@ -65,7 +65,7 @@ class BenchConfig:
     dtype: str = "float32"
     """dtype of both models: float32, bfloat16 or float16."""
     device: str = "cpu"
-    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes an accelerator if there is one."""
+    """`cpu`, `cuda`, …; `auto` takes an accelerator if there is one."""
     formats: tuple[str, ...] = ()
     """In which numbers and runtimes both models are timed and measured besides, on the CPU: any of `FORMATS`."""
 

@@ -23,6 +23,7 @@ from makd.anatomy.eval_mode import in_eval
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import ModelSource
 from makd.capture import examine
+from makd.devices import check_float64
 from makd.errors import BudgetError, DataError, SettingError
 from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import assemble, forget, linear_sizes, shed
@@ -92,7 +93,7 @@ def factorize(
         BudgetError: the budget is above the teacher or below the smallest student that the settings allow.
         NumericsError: weights or activations hold NaN or infinity.
         DataError: the solver needs calibration and got none, or it does not reach every linear.
-        SettingError, UnknownNameError: a setting is not allowed.
+        SettingError, UnknownNameError: a setting is not allowed; or the teacher is on a device without float64.
         UnsupportedModelError: the teacher's linears cannot be told apart, it does not read token ids, or the solver
             looks at what it does not show.
     """
@@ -147,6 +148,7 @@ def make_student(
     progress, asked = on_progress or nobody, settings
     check_dense(teacher)
     check_plain(teacher)
+    check_float64(teacher.device)
     anatomy = settings.with_experts(examine(teacher))
     for note in anatomy.notes:
         logger.info("%s: %s", type(teacher).__name__, note)

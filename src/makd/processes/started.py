@@ -94,12 +94,22 @@ def check_alone(what: str, instead: str) -> None:
 
 
 def check_device(device: "torch.device") -> None:
-    """Refuse a device that several processes cannot compute on together.
+    """Refuse a device that a training would not take: transformers' Trainer has a choice of its own.
 
     Raises:
-        SettingError: it is not this process's own accelerator, or is of a kind that cannot be shared.
+        SettingError: it is not the first accelerator that a single process sees; or, of several processes, not this
+            one's own, or of a kind that cannot be shared.
     """
-    if count() == 1 or device.type == "cpu":
+    if device.type == "cpu":
+        return
+    if count() == 1:
+        if device.index not in (None, 0):
+            visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+            meant = visible[device.index] if device.index < len(visible) else device.index
+            raise SettingError(
+                f"device is {device}, and a process takes the first accelerator that it sees, as transformers' Trainer "
+                f"does. Set CUDA_VISIBLE_DEVICES={meant} and take device {device.type}."
+            )
         return
     import torch
 

@@ -90,8 +90,7 @@ def factor_names(model: nn.Module, linears: Collection[str]) -> list[str]:
     for name in found:
         module = model.get_submodule(name)
         weight = getattr(module, "base_layer", module).get_parameter("weight")
-        unread = name.endswith(".directions") and isinstance(_holder(model, name), LowRankEmbedding)
-        if unread or users[id(weight)] > 1:
+        if users[id(weight)] > 1:
             raise used_twice()
     return [name for name, _ in model.named_modules() if name in found]
 

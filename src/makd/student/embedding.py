@@ -3,6 +3,7 @@
 Stands beside `linear`: `vocabulary` makes the factors, `hub` saves and loads the layer.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,30 @@ from makd.student.linear import LowRankLinear, used_twice
 
 TABLES = (".expand.weight", ".table.weight")
 """How the names of the factors with a row for each token end: an LM head's, and the embeddings'."""
+
+
+class Directions(nn.Module):
+    """The factor (rank, d) of a factored vocabulary that tokens are made of.
+
+    No linear, though a tied head applies it as one: what looks for linears (quantizers, adapters) leaves it alone. The
+    product is made in a call, since what offloads a model fetches the weights of a module when that is called.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        rank: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """With nn.Linear's random start."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty((rank, embedding_dim), device=device, dtype=dtype))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, rows: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch dim"]:
+        """Sums of directions."""
+        return rows @ self.weight
 
 
 class LowRankEmbedding(StandIn):
@@ -53,8 +78,7 @@ class LowRankEmbedding(StandIn):
         self.rank = rank
         self.padding_idx = padding_idx
         self.table = nn.Embedding(num_embeddings, rank, padding_idx, device=device, dtype=dtype)
-        # a linear only for its weight (rank, d), which a tied head applies; here it is used transposed
-        self.directions = nn.Linear(embedding_dim, rank, bias=False, device=device, dtype=dtype)
+        self.directions = Directions(embedding_dim, rank, device, dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -69,16 +93,15 @@ class LowRankEmbedding(StandIn):
         """A module's, which peft uses to put an adapter where a factor was.
 
         Raises:
-            UnsupportedModelError: it is `directions`, of which a forward here takes the weight alone, or an LM head has
-                that factor too.
+            UnsupportedModelError: an LM head has that factor too.
         """
-        if (self.tied or name == "directions") and is_adapted(value):
+        if self.tied and is_adapted(value):
             raise used_twice()
         super().__setattr__(name, value)
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Embeddings of token ids."""
-        output: Tensor = self.table(ids) @ self.directions.weight
+        output: Tensor = self.directions(self.table(ids))
         return output
 
     def extra_repr(self) -> str:

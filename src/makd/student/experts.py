@@ -19,15 +19,18 @@ from makd.solvers.stacks import Side, StackFactors
 
 
 class _Factors(nn.Module):
-    """One factor of every expert, or one for all; a module, so that it is called as a linear's factor is."""
+    """One factor of every expert, or one for all.
+
+    It is read by a call: what offloads a model fetches the weights of a module when that is called, and only then.
+    """
 
     def __init__(self, shape: tuple[int, int, int], device: Any, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-    def of(self, expert: int) -> Tensor:
-        """Of one expert, (out, in)."""
-        return self.weight[expert if len(self.weight) > 1 else 0]
+    def forward(self) -> Float[Tensor, "one_or_all out inp"]:
+        """The factor."""
+        return self.weight
 
 
 def highest_rank(out_features: int, in_features: int, shared: Side) -> int:
@@ -65,9 +68,9 @@ class FactoredStack(StandIn):
         self.reduce = _Factors((1 if shared == "reduce" else experts, rank, in_features), device, dtype)
         self.expand = _Factors((1 if shared == "expand" else experts, out_features, rank), device, dtype)
 
-    def multiply(self, expert: int, rows: Float[Tensor, "rows inp"]) -> Float[Tensor, "rows out"]:
-        """B_e (A_e x)."""
-        return nn.functional.linear(nn.functional.linear(rows, self.reduce.of(expert)), self.expand.of(expert))
+    def forward(self) -> StackFactors:
+        """Both factors of all experts."""
+        return StackFactors(expand=self.expand(), reduce=self.reduce())
 
     def dense_weight(self) -> Float[Tensor, "experts out inp"]:
         """B_e A_e of all experts."""
@@ -97,14 +100,23 @@ class FactoredExperts(nn.Module):
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
         """What the architecture's module gives, by the factors."""
-        return run_experts(self, self._multiply, *arguments, **named)
+        # once for all experts: a call may bring a stack's weights from elsewhere
+        factors = {leaf: stack() for leaf, stack in self.named_children() if isinstance(stack, FactoredStack)}
 
-    def _multiply(self, leaf: str, expert: int, rows: Tensor, _tokens: Tensor) -> Tensor:
-        stack, bias = getattr(self, leaf), getattr(self, f"{leaf}_bias", None)
-        if not isinstance(stack, FactoredStack):
-            return dense_product(self, leaf, expert, rows)
-        output = stack.multiply(expert, rows)
-        return output if bias is None else output + bias[expert]
+        def multiply(leaf: str, expert: int, rows: Tensor, _tokens: Tensor) -> Tensor:
+            if leaf not in factors:
+                return dense_product(self, leaf, expert, rows)
+            bias = getattr(self, f"{leaf}_bias", None)
+            output = _product(factors[leaf], expert, rows)
+            return output if bias is None else output + bias[expert]
+
+        return run_experts(self, multiply, *arguments, **named)
+
+
+def _product(factors: StackFactors, expert: int, rows: Float[Tensor, "rows inp"]) -> Float[Tensor, "rows out"]:
+    """B_e (A_e x)."""
+    reduce, expand = (side[expert if len(side) > 1 else 0] for side in (factors.reduce, factors.expand))
+    return nn.functional.linear(nn.functional.linear(rows, reduce), expand)
 
 
 def place_stack_(model: nn.Module, stack: ExpertStack, factored: FactoredStack) -> None:

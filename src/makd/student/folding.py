@@ -19,7 +19,7 @@ from makd.student.embedding import LowRankEmbedding, is_tied_head, untie_factors
 from makd.student.experts import FactoredStack, fold_stack_
 from makd.student.hub import mark_student
 from makd.student.linear import LowRankLinear
-from makd.weights.sound import check_numbers_of
+from makd.weights.sound import check_in_memory, check_numbers_of
 
 
 def factored_linears(model: PreTrainedModel) -> tuple[str, ...]:
@@ -54,10 +54,11 @@ def fold(student: PreTrainedModel, linears: Iterable[str] | None = None) -> PreT
         dropped. A dropped layer stays so: no dense layer does nothing.
 
     Raises:
-        ModelLoadError: the factors are quantized: codes cannot be multiplied out.
+        ModelLoadError: the factors are quantized: codes cannot be multiplied out; or not in memory.
         UnknownNameError: one of `linears` is nothing factored in `student`.
     """
     check_numbers_of(student)
+    check_in_memory(student)
     folded: PreTrainedModel = copy.deepcopy(student)
     fold_(folded, linears)
     return folded

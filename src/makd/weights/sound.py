@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from makd.errors import ModelLoadError, NumericsError
@@ -67,18 +69,34 @@ def not_finite(name: str, whose: str = "The teacher") -> NumericsError:
 
 
 def check_plain(model: PreTrainedModel) -> None:
-    """Whether the weights of a model in hand are there, and are numbers rather than codes of them.
+    """Whether the weights of a model in hand are there, on one device, and are numbers rather than codes of them.
 
     Raises:
-        ModelLoadError: it is quantized, or some weights are not in memory (offloaded, or on the meta device).
+        ModelLoadError: it is quantized, some weights are not in memory (offloaded, or on the meta device), or it is
+            spread over devices.
     """
     check_numbers_of(model)
+    check_in_memory(model)
+    places = sorted(set(map(str, getattr(model, "hf_device_map", {}).values())))
+    if len(places) > 1:
+        raise ModelLoadError(
+            f"{_called(model)} is spread over devices ({', '.join(places)}), and its hooks take what it reads there, "
+            'wherever it is moved. Load it onto one device, as `device_map="cuda"` does; a teacher larger than a '
+            "device can be streamed: `makd factorize --stream`."
+        )
+
+
+def check_in_memory(model: PreTrainedModel) -> None:
+    """Whether all weights of a model in hand are there.
+
+    Raises:
+        ModelLoadError: some are not: offloaded, or on the meta device.
+    """
     absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
     if absent is not None:
-        called = model.name_or_path or type(model).__name__
         raise ModelLoadError(
-            f"The weights of {called} are not in memory: {absent} is on the meta device, as offloading leaves it. "
-            "Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
+            f"The weights of {_called(model)} are not in memory: {absent} is on the meta device, as offloading leaves "
+            "it. Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
             "`makd factorize --stream`."
         )
 
@@ -89,14 +107,29 @@ def check_numbers_of(model: PreTrainedModel) -> None:
     Raises:
         ModelLoadError: it is quantized.
     """
-    called = model.name_or_path or type(model).__name__
-    codes = next((name for name, weight in model.named_parameters() if weight.dtype not in PLAIN), None)
+    codes = next((name for name, weight in model.named_parameters() if not _holds_numbers(weight)), None)
     if codes is not None or getattr(model, "is_quantized", False):
-        what = "" if codes is None else f" ({codes} is stored as {model.get_parameter(codes).dtype})"
+        what = "" if codes is None else f" ({codes} is stored as {_stored_as(model.get_parameter(codes))})"
         raise ModelLoadError(
-            f"{called} holds quantized weights{what}; makd works on plain ones. Load its unquantized version, or call "
-            "its `dequantize()` first."
+            f"{_called(model)} holds quantized weights{what}; makd works on plain ones. Load its unquantized version, "
+            "or call its `dequantize()` first."
         )
+
+
+def _holds_numbers(weight: Tensor) -> bool:
+    """Whether a weight is what its dtype says, and no tensor made of others, as torchao keeps its codes.
+
+    DTensors, in which FSDP keeps a part of a weight, are made of one that is.
+    """
+    return weight.dtype in PLAIN and (isinstance(weight, DTensor) or not is_traceable_wrapper_subclass(weight))
+
+
+def _stored_as(weight: Tensor) -> str:
+    return str(weight.dtype) if weight.dtype not in PLAIN else type(weight.data).__name__
+
+
+def _called(model: PreTrainedModel) -> str:
+    return model.name_or_path or type(model).__name__
 
 
 def dtypes_in(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
