@@ -209,3 +209,44 @@ def test_a_teacher_is_not_taught_to_mimic_itself(teacher_folder, tmp_path):
     with pytest.raises(makd.MakdError, match="is the teacher: there is nothing to learn"):
         pipeline.distill(str(teacher_folder), str(teacher_folder), TEXTS, output=tmp_path / "student")
     assert not (tmp_path / "student").exists()
+
+
+class TestAStudentOfAnotherBuild:
+    """Models that makd did not factorize from their teacher: each is read by its own anatomy."""
+
+    @pytest.fixture
+    def taught(self, teacher_folder, tokenizer, tmp_path):
+        """Teach one of these; gives it and what the run left."""
+
+        def run(name, **sizes):
+            student = tiny(name, vocab_size=300, max_position_embeddings=128, **sizes)
+            student.save_pretrained(tmp_path / "student")
+            tokenizer.save_pretrained(tmp_path / "student")
+            names = str(tmp_path / "student"), str(teacher_folder)
+            report = pipeline.distill(*names, TEXTS, quick(), tmp_path / "taught")
+            files = ("linears", "layers")
+            found = {name: json.loads((report.folder / "report" / f"{name}.json").read_text()) for name in files}
+            return student, report.metrics, found
+
+        return run
+
+    def test_each_side_s_linears_are_counted_by_its_own_names(self, taught, teacher_folder):
+        student, metrics, found = taught("distilbert")
+        teacher = load_model(str(teacher_folder))
+        for side, model in (("teacher", teacher), ("student", student)):
+            assert metrics["params"]["linears"][side] == makd.inspect(model).linear_parameters
+        assert [row["name"] for row in found["linears"]["linears"]] == list(makd.resolve(student).linears)
+
+    def test_what_has_another_width_is_said_not_to_be_compared(self, taught):
+        _, _, found = taught("bert", intermediate_size=32)
+        assert found["layers"]["after"]["missing"]["matrix"] == "up is 32 wide beside the teacher's 64 in layers 0, 1"
+        measured = {row["name"]: row["measured_error"]["after"] for row in found["linears"]["linears"]}
+        assert [name for name, error in measured.items() if error is None] == [
+            f"encoder.layer.{layer}.intermediate.dense" for layer in (0, 1)
+        ]
+
+
+def test_layers_that_a_student_does_without_are_still_the_teacher_s(teacher_folder, tmp_path):
+    recipe = quick(factorize=makd.FactorizeConfig(depth=1))
+    metrics = pipeline.factorize_only(str(teacher_folder), TEXTS, makd.Budget(keep=0.9), recipe, tmp_path / "s").metrics
+    assert metrics["params"]["linears"]["teacher"] == makd.inspect(load_model(str(teacher_folder))).linear_parameters

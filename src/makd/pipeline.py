@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from makd.anatomy import resolve
 from makd.capture import examine
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
@@ -333,7 +332,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_recipe(result, {**names, **data, **settings, "output": run.folder.path})
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", environment)
-    run.findings.write(result, student, resolve(run.teacher))
+    run.findings.write(result, student)
     again = None if run.data.config is None else f"makd {command}"
     card = (run.teacher_name, type(student).__name__, metrics, environment, again)
     write_card(result, run.folder.path.name, *card, run.data.config)

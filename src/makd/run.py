@@ -221,8 +221,8 @@ class Run:
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
-        anatomy, pair = resolve(student), {"teacher": self.teacher, "student": student}
-        counts = {side: parameter_counts(model, anatomy) for side, model in pair.items()}
+        pair = {"teacher": self.teacher, "student": student}
+        counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
         metrics: dict[str, Any] = {
             "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
             "bytes": {"teacher": self.teacher_bytes, "student": student_bytes},

@@ -150,7 +150,7 @@ def _stream(
         write_json(result / "metrics.json", metrics)
         write_json(result / "environment.json", environment)
         findings.made = made
-        findings.write(result, student, anatomy)
+        findings.write(result, student)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment,
             None if _named(data) is None else "makd factorize", _named(data),

@@ -175,7 +175,9 @@ def _compare_embeddings(ours: Tensor, theirs: Tensor, similarity: str) -> dict[s
     check_outputs(theirs, "The teacher's hidden states")
     check_outputs(ours, "The student's hidden states")
     units = [torch.nn.functional.normalize(side, dim=-1) for side in (ours, theirs)]
-    scores = {"cosine": float((units[0] * units[1]).sum(-1).mean())}
+    # vectors of two widths have no angle; similarities among each side's own can be compared all the same
+    alike = ours.shape[-1] == theirs.shape[-1]
+    scores = {"cosine": float((units[0] * units[1]).sum(-1).mean())} if alike else {}
     compared = units if similarity == "cosine" else (ours, theirs)
     ours, theirs = (side[:TEXTS_COMPARED] for side in compared)
     rows, columns = torch.triu_indices(len(ours), len(ours), offset=1)
