@@ -65,6 +65,16 @@ def section(text, name):
     return Found(re.search(rf'<section id="{name}".*?</section>', text, re.DOTALL).group()).text
 
 
+def measured_as(**measured):
+    """The metrics of a run where one measure is (teacher, before, after): perplexity, or a task's."""
+    ((name, values),) = measured.items()
+    sides = dict(zip(("teacher", "before", "after"), values, strict=True))
+    without = {key: value for key, value in METRICS.items() if key != "perplexity"}
+    if name == "perplexity":
+        return {**without, "perplexity": sides}
+    return {**without, "task": {"name": "a task", **{when: {name: value} for when, value in sides.items()}}}
+
+
 class TestWhatAPersonFinds:
     def test_how_much_smaller_faster_and_worse_and_where_it_is_worst(self, page):
         told = section(page(layers=3), "glance")
@@ -76,6 +86,35 @@ class TestWhatAPersonFinds:
         assert "Training closed 36.6% of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
         assert "layer 2, down" in told
         assert "the error is 35.0% of the output's variance" in told
+
+    @pytest.mark.parametrize(
+        ("measured", "told"),
+        [  # teacher, before, after
+            ({"perplexity": (31, 35, 31)}, "Training closed 100.0% of the gap"),
+            ({"perplexity": (31, 35, 30)}, "Training more than closed the gap"),
+            ({"perplexity": (31, 25, 20)}, "Training made it better, and it had no gap to close"),
+            ({"perplexity": (31, 20, 30)}, "Training made it worse"),
+            ({"perplexity": (12, 10, 14)}, "Training made it worse"),
+            ({"perplexity": (12, 14, 14)}, "Training did not help"),
+            ({"accuracy": (0.80, 0.85, 0.81)}, "Training made it worse"),
+            ({"accuracy": (0.80, 0.81, 0.85)}, "Training made it better, and it had no gap to close"),
+            ({"accuracy": (0.80, 0.70, 0.75)}, "Training closed 50.0% of the gap"),
+        ],
+    )
+    def test_what_the_training_did_wherever_the_teacher_is(self, page, measured, told):
+        assert told in section(page(metrics=measured_as(**measured)), "glance")
+
+    @pytest.mark.parametrize(
+        ("measured", "told"),
+        [
+            ({"matthews": (0.50, 0.3, 0.45)}, "How much worse 90.0% of the teacher's"),
+            ({"matthews": (-0.02, 0.0, -0.04)}, "How much worse -0.04 "),
+            ({"r2": (-0.02, 0.0, 0.1)}, "How much worse 0.1 "),
+            ({"matthews": (0.0, 0.0, 0.1)}, "How much worse 0.1 "),
+        ],
+    )
+    def test_a_share_of_the_teachers_score_only_where_it_is_above_nothing(self, page, measured, told):
+        assert told in section(page(metrics=measured_as(**measured)), "glance")
 
     def test_nothing_is_said_of_a_training_that_was_not(self, page):
         metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}

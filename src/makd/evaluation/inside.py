@@ -103,8 +103,8 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
                 real, _ = counted.real(tap)
                 if (sides := _sides(tap, recording, reference)) is None:
                     continue
-                if (why := _difference(tap, *sides)) is not None:
-                    unlike.setdefault(_ASPECTS[tap.kind], {}).setdefault(why, set()).add(tap.layer)
+                if (reason := _difference(tap, *sides)) is not None:
+                    unlike.setdefault(_ASPECTS[tap.kind], {}).setdefault(reason, set()).add(tap.layer)
                     continue
                 _compare(tap, *sides, real, states, means)
             rows, tokens = rows + len(row["input_ids"]), tokens + int(counted.real(Tap(0, "hidden"))[0].sum())
