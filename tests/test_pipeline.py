@@ -161,6 +161,24 @@ def test_progress_is_told_for_every_stage_and_touches_no_number(report, teacher_
     assert last["distil"].tokens == report.metrics["tokens"]["training"]
 
 
+class TestTokensOfCalibration:
+    """Only text that a solver read is counted."""
+
+    def test_are_counted_where_factors_were_fitted(self, report):
+        assert report.metrics["tokens"]["calibration"] > 100
+
+    def test_are_not_spoken_of_by_a_solver_that_reads_none(self, teacher_folder, tmp_path):
+        recipe = quick(factorize=makd.FactorizeConfig(solver="svd"))
+        found = pipeline.factorize_only(str(teacher_folder), TEXTS, BUDGET, recipe, tmp_path / "student").metrics
+        assert found["tokens"].keys() == {"training", "evaluation"}
+
+    def test_are_not_spoken_of_where_a_student_was_there(self, report, teacher_folder, tmp_path):
+        names = str(report.folder), str(teacher_folder)
+        taught = pipeline.distill(*names, TEXTS, quick(), tmp_path / "taught").metrics
+        assert "calibration" not in taught["tokens"]
+        assert "calibration" not in pipeline.evaluate(*names, TEXTS, quick())["tokens"]
+
+
 class TestWeightsThatWereChanged:
     """Numbers as sound as those that makd saved: only the list of what it saved can tell."""
 

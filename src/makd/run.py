@@ -221,7 +221,7 @@ class Run:
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
-        pair = {"teacher": self.teacher, "student": student}
+        pair, made = {"teacher": self.teacher, "student": student}, self.findings.made
         counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
         metrics: dict[str, Any] = {
             "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
@@ -252,7 +252,7 @@ class Run:
                 metrics["latency_ms"], metrics["latency_tokens"] = self._latency(pair)
         metrics["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
         metrics["tokens"] = {
-            "calibration": count_tokens(self.data.calibration),
+            **({"calibration": made.tokens} if made is not None and made.tokens else {}),
             "training": self.training_tokens,
             **({"layerwise": sum(int(one["tokens"]) for one in self.lessons.values())} if self.lessons else {}),
             "evaluation": count_tokens(self.data.held_out_batches),

@@ -337,6 +337,13 @@ class TestAdvice:
         found = advise(read_run(make_run(tmp_path / "many")))
         assert not any("calibration" in one.command for one in found)
 
+    def test_text_that_no_solver_read_is_not_spoken_of(self, tmp_path):
+        few = {**METRICS, "tokens": {**METRICS["tokens"], "calibration": 10_000}}
+        without = {**METRICS, "tokens": {"training": 100_000, "evaluation": 25_000}}
+        further = make_run(tmp_path / "old", metrics=few, recipe={**RECIPE, "student": "runs/start"})  # a makd noted it
+        for run in (further, make_run(tmp_path / "new", metrics=without)):
+            assert not any("fitted" in one.why for one in advise(read_run(run)))
+
     def test_names_with_spaces_are_quoted(self, tmp_path):
         found = advise(read_run(make_run(tmp_path / "my student")))
         assert f"'{tmp_path / 'my student' / 'recipe.yaml'}'" in found[0].command

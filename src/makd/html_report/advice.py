@@ -63,6 +63,13 @@ def command_of(record: Record) -> str:
     return f"makd {command} --config {_quoted(record, 'recipe.yaml')} --output {ANOTHER}"
 
 
+def _tokens_read(record: Record) -> int:
+    """Tokens that the run's solver read; 0 of a run that fitted no factors to any."""
+    if "student" in record.recipe:  # an older makd counted the text of `distill` too, which fitted nothing
+        return 0
+    return int(record.metrics["tokens"].get("calibration", 0))
+
+
 def _quoted(record: Record, *names: str) -> str:
     return shlex.quote(str(record.folder.joinpath(*names)))
 
@@ -92,7 +99,7 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
             f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
         )
     widest = max((row["in_features"] for row in record.of(LINEARS).get("linears", [])), default=0)
-    tokens = record.metrics["tokens"]["calibration"]
+    tokens = _tokens_read(record)
     if rows and 0 < tokens < FEW_TOKENS * widest:
         yield Suggestion(
             f"The factors were fitted to {tokens:,} tokens of text, and the widest linear reads {widest:,} numbers of "
