@@ -57,7 +57,16 @@ def report(teacher_folder, tmp_path_factory):
 def test_the_report_has_the_measurements_and_the_folder(report):
     metrics = report.metrics
     assert metrics == json.loads((report.folder / "metrics.json").read_text())
-    assert metrics.keys() == {"params", "bytes", "fidelity", "shared_inputs", "seconds", "tokens", "fingerprint"}
+    assert metrics.keys() == {
+        "params",
+        "bytes",
+        "fidelity",
+        "shared_inputs",
+        "seconds",
+        "tokens",
+        "measured_on",
+        "fingerprint",
+    }
     assert metrics["bytes"]["student"] == (report.folder / "model.safetensors").stat().st_size
     assert metrics["fidelity"].keys() == {"before", "after"}
     student = AutoModel.from_pretrained(report.folder)
@@ -159,6 +168,13 @@ def test_progress_is_told_for_every_stage_and_touches_no_number(report, teacher_
     last = {word.what: word for word in told}  # every stage comes to its end
     assert all(word.done == word.of for word in last.values())
     assert last["distil"].tokens == report.metrics["tokens"]["training"]
+
+
+def test_rows_that_are_measured_on_are_told_apart(report, teacher_folder, tmp_path):
+    names = str(report.folder), str(teacher_folder)
+    again = pipeline.evaluate(*names, TEXTS, quick())["measured_on"]
+    other = pipeline.evaluate(*names, [text.replace("names", "words") for text in TEXTS], quick())["measured_on"]
+    assert again == report.metrics["measured_on"] != other
 
 
 class TestTokensOfCalibration:

@@ -257,6 +257,7 @@ class Run:
             **({"layerwise": sum(int(one["tokens"]) for one in self.lessons.values())} if self.lessons else {}),
             "evaluation": count_tokens(self.data.held_out_batches),
         }
+        metrics["measured_on"] = self.data.measured_on
         return metrics
 
     def _latency(self, pair: dict[str, PreTrainedModel]) -> tuple[dict[str, dict[str, float]], int]:

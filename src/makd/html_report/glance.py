@@ -40,6 +40,8 @@ class Quality:
     best: Number
     """What a perfect copy would have."""
     higher_is_better: bool = True
+    rows: str = "held_out"
+    """Which rows it was measured on, as `measured_on` in metrics.json calls them."""
 
     @property
     def answer(self) -> str:
@@ -85,7 +87,8 @@ def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
     if "teacher" in task:
         name = "score" if "score" in task["after"] else next(iter(task["after"]))
         before = task.get("before", {}).get(name)
-        return Quality(f"{task['name']} {task_label(name)}", task["after"][name], task["teacher"][name], before, 1.0)
+        label, scores = f"{task['name']} {task_label(name)}", (task["after"][name], task["teacher"][name], before)
+        return Quality(label, *scores, best=1.0, rows="task")
     found = metrics.get("perplexity")
     if found:
         return Quality("perplexity", found["after"], found["teacher"], found.get("before"), 1.0, False)
