@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import yaml
@@ -13,43 +12,14 @@ import yaml
 from makd.cli.demo import Demo
 from makd.errors import OutputError, SettingError
 from makd.html_report import write_report
-from makd.html_report.advice import advise, falling
-from makd.html_report.record import read_run
 from makd.html_report.target import MARK
 from makd.registry import Registry
 from makd.run_files import SAMPLES
-from tests.html_report.made_up import METRICS, RECIPE, make_run
+from tests.html_report.made_up import METRICS, RECIPE, files, make_run, measured_as
+from tests.html_report.reading import Found, section
 
 GONE = {"format": 1, "missing": "the teacher was streamed"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 '\"> & {{x}} ]]> <!--"
-
-
-class Found(HTMLParser):
-    """Elements, texts outside of scripts and styles, and the content of scripts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.texts, self.scripts, self.ids, self._inside = [], [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in ("meta", "input", "br", "link"):
-            self._inside.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._inside.pop() == tag
-
-    def handle_data(self, data):
-        if self._inside and self._inside[-1] in ("script", "style"):
-            self.scripts.append(data)
-        else:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 @pytest.fixture
@@ -59,20 +29,6 @@ def page(tmp_path):
         return path.read_text(encoding="utf-8")
 
     return write
-
-
-def section(text, name):
-    return Found(re.search(rf'<section id="{name}".*?</section>', text, re.DOTALL).group()).text
-
-
-def measured_as(**measured):
-    """The metrics of a run where one measure is (teacher, before, after): perplexity, or a task's."""
-    ((name, values),) = measured.items()
-    sides = dict(zip(("teacher", "before", "after"), values, strict=True))
-    without = {key: value for key, value in METRICS.items() if key != "perplexity"}
-    if name == "perplexity":
-        return {**without, "perplexity": sides}
-    return {**without, "task": {"name": "a task", **{when: {name: value} for when, value in sides.items()}}}
 
 
 class TestWhatAPersonFinds:
@@ -154,6 +110,22 @@ class TestWhatAPersonFinds:
             assert re.search(r"<details>.*<table>.*<td", figure, re.DOTALL)
             assert json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure, re.DOTALL).group(1))
 
+    @pytest.mark.parametrize(("factored", "told"), [(True, "rank 80"), (False, "all stayed dense")])
+    def test_a_vocabulary_has_its_rank_among_the_spectra(self, page, factored, told):
+        contents, name = files(layers=1), "embeddings.word_embeddings"
+        curve = {"name": name, "terms": 576, "ranks": [1, 80], "singular_values": [9.0, 1.0], "errors": [0.9, 0.2]}
+        spectra = {**contents["spectra.json"], "curves": [curve]}
+        vocabulary = [{"name": name, "rank": 80, "predicted_error": 0.2}] if factored else []
+        linears = {**contents["linears.json"], "vocabulary": vocabulary}
+        found = section(page(others={"spectra": spectra, "linears": linears}), "spectra")
+        assert f"vocabulary {told}" in found
+
+    def test_linears_that_stayed_dense_say_so(self, page):
+        contents = files(layers=1)
+        linears = [{**row, "rank": None, "why_dense": "no"} for row in contents["linears.json"]["linears"]]
+        found = section(page(layers=1, others={"linears": {**contents["linears.json"], "linears": linears}}), "spectra")
+        assert found.count("all stayed dense") == len(linears)
+
 
 class TestWhatIsNotThere:
     def test_a_run_of_an_older_makd_says_what_is_missing_and_how_to_get_it(self, tmp_path):
@@ -200,74 +172,6 @@ class TestSafety:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-
-
-def is_ranked(tmp_path, one, two):
-    """Whether a report of two runs names the best, and warns of nothing; else it warns and names none."""
-    runs = [make_run(tmp_path / "one", **one), make_run(tmp_path / "two", **two)]
-    told = section(write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8"), "frontier")
-    assert ("Best quality" in told) != ("not to be compared as" in told)
-    return "Best quality" in told
-
-
-class TestSeveralRuns:
-    def test_they_stand_beside_each_other_and_their_own_sections_are_folded(self, tmp_path):
-        smaller = {**METRICS, "params": {**METRICS["params"], "total": {"teacher": 134_515_008, "student": 67_257_504}}}
-        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=smaller)]
-        text = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-        told = section(text, "frontier")
-        assert "Quality against size" in told
-        assert "Quality against latency" in told
-        assert "67,257,504 (50.0%)" in told
-        assert len(re.findall(r'<details class="run"', text)) == 2
-
-    def test_runs_of_the_same_name_are_told_apart_by_what_is_above_them(self, tmp_path):
-        runs = [make_run(tmp_path / name / "student") for name in ("a", "b")]
-        text = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-        assert "<summary>a/student</summary>" in text
-
-    def test_different_teachers_are_said(self, tmp_path):
-        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", recipe={**RECIPE, "teacher": "another"})]
-        assert "These runs have 2 teachers" in write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-
-    @pytest.mark.parametrize(
-        ("others", "is_alike"),
-        [
-            ({}, True),
-            ({"metrics": {**METRICS, "measured_on": {"held_out": "abc"}}}, True),
-            ({"metrics": {**METRICS, "measured_on": {"held_out": "def"}}}, False),
-            ({"metrics": METRICS}, False),  # of an older makd, which kept no digest
-        ],
-        ids=["the same run", "the same rows", "other rows", "unknown rows"],
-    )
-    def test_runs_that_were_measured_on_other_rows_are_not_ranked(self, tmp_path, others, is_alike):
-        one = {"metrics": {**METRICS, "measured_on": {"held_out": "abc"}}}
-        assert is_ranked(tmp_path, one, {**one, **others}) == is_alike
-
-    @pytest.mark.parametrize(
-        ("others", "is_alike"),
-        [
-            ({}, True),
-            ({"recipe": {**RECIPE, "data": {"path": "other.txt"}}}, False),
-            ({"recipe": {**RECIPE, "recipe": {"evaluation": {"rows": 8}}}}, False),
-            ({"metrics": {**METRICS, "perplexity": {"teacher": 61.5, "before": 70.0, "after": 66.0}}}, False),
-        ],
-        ids=["the same", "another text", "other rows of it", "another score of the teacher"],
-    )
-    def test_runs_of_an_older_makd_are_ranked_where_nothing_speaks_against_it(self, tmp_path, others, is_alike):
-        assert is_ranked(tmp_path, {}, others) == is_alike
-
-    def test_a_task_s_score_hangs_on_the_task_s_rows_alone(self, tmp_path):
-        scored = measured_as(accuracy=(0.8, 0.7, 0.75))
-        runs = [{"metrics": {**scored, "measured_on": {"held_out": text, "task": "abc"}}} for text in ("one", "two")]
-        assert is_ranked(tmp_path, *runs)
-
-    def test_students_of_different_teachers_are_not_ranked(self, tmp_path):
-        assert not is_ranked(tmp_path, {}, {"recipe": {**RECIPE, "teacher": "another"}})
-
-    def test_they_need_a_place(self, tmp_path):
-        with pytest.raises(SettingError, match="--output"):
-            write_report([make_run(tmp_path / "one"), make_run(tmp_path / "two")])
 
 
 class TestTheFile:
@@ -340,46 +244,3 @@ class TestTheCommand:
         assert code == 0
         assert f"report: {tmp_path / 'student' / 'report.html'}" in out.splitlines()
         assert "How much smaller" in (tmp_path / "student" / "report.html").read_text(encoding="utf-8")
-
-
-class TestAdvice:
-    def test_a_student_that_was_not_trained_is_to_be(self, tmp_path):
-        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
-        gone = {"format": 1, "missing": "not trained"}
-        first = advise(read_run(make_run(tmp_path / "student", metrics=metrics, others={"training": gone})))[0]
-        assert first.command == f"makd distill {tmp_path / 'student'} --teacher org/teacher --output ANOTHER"
-
-    def test_a_training_that_made_it_worse_wants_a_smaller_learning_rate(self, tmp_path):
-        fidelity = {"before": METRICS["fidelity"]["after"], "after": {"prediction_kl": 0.3, "top1_agreement": 0.7}}
-        worse = {"teacher": 31.0, "before": 33.0, "after": 36.0}
-        metrics = {**METRICS, "perplexity": worse, "fidelity": fidelity}
-        first = advise(read_run(make_run(tmp_path / "student", metrics=metrics)))[0]
-        assert first.command.endswith("--recipe.training.learning_rate 3.3e-05")
-
-    def test_one_that_is_hardly_faster_is_to_be_timed_in_other_formats(self, tmp_path):
-        latency = {side: {"batch1": 100.0, "batch16": 1000.0} for side in ("teacher", "student")}
-        found = advise(read_run(make_run(tmp_path / "student", metrics={**METRICS, "latency_ms": latency})))
-        assert any("hardly faster" in one.why and one.command.startswith("makd bench ") for one in found)
-
-    def test_little_text_for_wide_linears_wants_more(self, tmp_path):
-        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "calibration": 10_000}}  # 1536 inputs, 10 tokens each
-        found = advise(read_run(make_run(tmp_path / "few", metrics=metrics)))
-        assert any(one.command.endswith("--recipe.calibration.rows 1600") for one in found)
-        found = advise(read_run(make_run(tmp_path / "many")))
-        assert not any("calibration" in one.command for one in found)
-
-    def test_text_that_no_solver_read_is_not_spoken_of(self, tmp_path):
-        few = {**METRICS, "tokens": {**METRICS["tokens"], "calibration": 10_000}}
-        without = {**METRICS, "tokens": {"training": 100_000, "evaluation": 25_000}}
-        further = make_run(tmp_path / "old", metrics=few, recipe={**RECIPE, "student": "runs/start"})  # a makd noted it
-        for run in (further, make_run(tmp_path / "new", metrics=without)):
-            assert not any("fitted" in one.why for one in advise(read_run(run)))
-
-    def test_names_with_spaces_are_quoted(self, tmp_path):
-        found = advise(read_run(make_run(tmp_path / "my student")))
-        assert f"'{tmp_path / 'my student' / 'recipe.yaml'}'" in found[0].command
-
-    def test_falling_compares_the_last_two_quarters(self):
-        losses = [4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0]
-        assert falling([{"loss": one} for one in losses]) == pytest.approx(0.5)
-        assert falling([{"loss": 1.0}] * 7) is None

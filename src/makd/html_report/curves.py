@@ -1,6 +1,7 @@
 """The sections of a run's report that are charts: spectra, layers, training."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from makd.html_report import charts
@@ -35,11 +36,15 @@ def spectra(record: Record) -> Markup:
     if "missing" in found:
         how = AGAIN if "did not keep" in found["missing"] else None
         return section(record.key("spectra"), "Spectra and ranks", missing(found["missing"], how))
-    by_role: dict[str, list[tuple[Mapping[str, Any], list[Any]]]] = {}
+    # of embeddings and head, which are no rows of linears: those that have factors
+    vocabulary = {one["name"]: one["rank"] for one in record.of(LINEARS).get("vocabulary", [])}
+    by_role: dict[str, list[_Curve]] = {}
     for curve in found["curves"]:
         rows = [linears[name] for name in curve["name"].split(" + ") if name in linears]
         roles = [role for row in rows for role in row["roles"]] or ["vocabulary"]
-        by_role.setdefault(" + ".join(roles) + (" as one" if len(rows) > 1 else ""), []).append((curve, rows))
+        by_role.setdefault(" + ".join(roles) + (" as one" if len(rows) > 1 else ""), []).append(
+            _Curve(curve, rows[0]["layer"] if rows else 0, rows[0]["rank"] if rows else vocabulary.get(curve["name"]))
+        )
     layers = 1 + max((row["layer"] for row in linears.values()), default=0)
     figures = [_role_figure(role, curves, layers) for role, curves in by_role.items()]
     told = (
@@ -60,11 +65,21 @@ def spectra(record: Record) -> Markup:
     )
 
 
-def _role_figure(role: str, curves: list[tuple[Mapping[str, Any], list[Any]]], layers: int) -> Markup:
+@dataclass(frozen=True)
+class _Curve:
+    """What was predicted to be lost of one linear, or of several as one."""
+
+    found: Mapping[str, Any]
+    """As `spectra.json` has it."""
+    layer: int
+    rank: int | None
+    """None where it stayed dense."""
+
+
+def _role_figure(role: str, curves: list[_Curve], layers: int) -> Markup:
     data, chosen, cells = [], [], []
-    for curve, rows in curves:
-        layer = rows[0]["layer"] if rows else 0
-        rank = rows[0]["rank"] if rows else None
+    for one in curves:
+        curve, layer, rank = one.found, one.layer, one.rank
         place = {"linear": curve["name"], "layer": layer}
         data += [
             {**place, "rank": at, "value": error} for at, error in zip(curve["ranks"], curve["errors"], strict=True)
@@ -89,7 +104,8 @@ def _role_figure(role: str, curves: list[tuple[Mapping[str, Any], list[Any]]], l
     if chosen:
         most = max(chosen, key=lambda one: one["value"])
         told += f"; most is lost in layer {most['layer']}, {share(most['value'])}"
-    title = f"{role}: {role_name(role.split(' + '))}" if "as one" not in role else role
+    named = role_name(role.split(" + "))
+    title = f"{role}: {named}" if "as one" not in role and named != role else role
     head = ["linear", "layer", "rank", "terms", "rank at which half is lost", "lost at its rank"]
     return charts.figure(title, told, charts.spectrum(data, chosen, layers, "predicted loss"), head, cells)
 
