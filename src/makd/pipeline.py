@@ -50,6 +50,7 @@ from makd.run import Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.start import start_settings
 from makd.storage import find_save_dtype
+from makd.student.counting import count_parameters
 from makd.student.hub import is_student, mark_student
 from makd.tasks import TaskConfig
 from makd.weights.sound import check_finite, round_weights_, stored_in
@@ -333,7 +334,6 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", environment)
     run.findings.write(result, student)
-    again = None if run.data.config is None else f"makd {command}"
-    card = (run.teacher_name, type(student).__name__, metrics, environment, again)
-    write_card(result, run.folder.path.name, *card, run.data.config)
+    card = (run.teacher_name, type(student).__name__, metrics, environment, command, run.data.config)
+    write_card(result, run.folder.path.name, *card, is_factored=bool(count_parameters(student)["factored"]))
     return Report(run.folder.path, metrics)

@@ -152,8 +152,8 @@ def _stream(
         findings.made = made
         findings.write(result, student)
         write_card(
-            result, folder.path.name, teacher, type(model).__name__, metrics, environment,
-            None if _named(data) is None else "makd factorize", _named(data),
+            result, folder.path.name, teacher, type(model).__name__, metrics, environment, "factorize", _named(data),
+            is_factored=True,
         )  # fmt: skip
     return Report(folder.path, metrics)
 

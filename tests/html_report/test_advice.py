@@ -14,6 +14,17 @@ class TestAdvice:
         first = advise(read_run(make_run(tmp_path / "student", metrics=metrics, others={"training": gone})))[0]
         assert first.command == f"makd distill {tmp_path / 'student'} --teacher org/teacher --output ANOTHER"
 
+    def test_what_is_there_without_a_training_is_said_as_it_is(self, tmp_path):
+        untrained = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"training": {"format": 1, "missing": "not trained"}}
+        for name, more, told in (
+            ("start", {"metrics": untrained}, "the closed-form start alone"),
+            ("layers", {"metrics": {**untrained, "layerwise": [{"tokens": 5}]}}, "its layers learned one by one"),
+            ("given", {"metrics": untrained, "recipe": {**RECIPE, "student": "x"}}, "it is as it came"),
+        ):
+            first = advise(read_run(make_run(tmp_path / name, others=gone, **more)))[0]
+            assert told in first.why
+
     def test_a_training_that_made_it_worse_wants_a_smaller_learning_rate(self, tmp_path):
         fidelity = {"before": METRICS["fidelity"]["after"], "after": {"prediction_kl": 0.3, "top1_agreement": 0.7}}
         worse = {"teacher": 31.0, "before": 33.0, "after": 36.0}

@@ -79,6 +79,20 @@ class TestWhatAPersonFinds:
         assert "8.7% worse" in told
         assert "Training" not in told
 
+    def test_a_student_that_was_not_trained_is_measured_once_and_not_after_a_training(self, page):
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"format": 1, "missing": "the student was not trained in this run"}
+        text = page(metrics=metrics, others={"training": gone})
+        for name in ("quality", "map", "layers"):
+            assert "before" not in section(text, name).replace("layers before", "")
+            assert "after training" not in section(text, name)
+
+    def test_one_whose_layers_were_taught_further_has_a_before_and_an_after(self, page):
+        metrics = {**METRICS, "layerwise": [{"tokens": 5}], "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"format": 1, "missing": "the student was not trained in this run"}
+        text = page(metrics=metrics, recipe={**RECIPE, "student": "runs/start"}, others={"training": gone})
+        assert "after training" in section(text, "layers")
+
     def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
         told = section(page(), "glance")
         assert "train longer" in told
@@ -135,8 +149,10 @@ class TestWhatIsNotThere:
         for name in ("map", "spectra", "layers", "training", "warnings"):
             assert "This run was made by a makd that did not keep it. Run it again" in section(text, name)
 
-    def test_the_reason_that_a_run_gave_stands_in_the_place(self, page):
-        assert "The teacher was streamed." in section(page(others={"layers": GONE}), "layers")
+    def test_the_reason_that_a_run_gave_stands_in_the_place_without_advice_that_would_not_help(self, page):
+        told = section(page(others={"layers": GONE}), "layers")
+        assert "The teacher was streamed." in told
+        assert "Run it again" not in told
 
     def test_a_file_of_a_later_format_is_not_guessed_at(self, page):
         assert "Its samples.json has format 2, and this makd reads 1" in page(others={"samples": {"format": 2}})

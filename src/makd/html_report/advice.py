@@ -54,12 +54,7 @@ def advice(record: Record) -> Markup:
 def command_of(record: Record) -> str:
     """What made the run, from its recipe, into another folder."""
     recipe = record.recipe
-    if "student" in recipe:
-        command = "distill"
-    else:
-        command = (
-            "compress" if record.of(TRAINING).get("trainings") or record.metrics["tokens"]["training"] else "factorize"
-        )
+    command = "distill" if "student" in recipe else "compress" if record.is_trained else "factorize"
     return f"makd {command} --config {_quoted(record, 'recipe.yaml')} --output {ANOTHER}"
 
 
@@ -116,9 +111,9 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
 def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: str) -> Iterator[Suggestion]:
     """What the log of the training says."""
     trainings = record.of(TRAINING).get("trainings")
-    if not record.metrics["tokens"]["training"] and not trainings:
+    if not record.is_trained:
         yield Suggestion(
-            "It was not trained yet: what is here is the closed-form start alone.",
+            _untrained(record),
             f"makd distill {_quoted(record)} --teacher {teacher} --output {ANOTHER}",
         )
         return
@@ -143,6 +138,15 @@ def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: 
             f"The loss was still falling at the end ({share(fell)} from the third quarter to the last): train longer.",
             f"{again} {more}",
         )
+
+
+def _untrained(record: Record) -> str:
+    """What is there, of a run that did not train it."""
+    if "student" in record.recipe:
+        return "It was not trained in this run: it is as it came."
+    if record.metrics.get("layerwise"):
+        return "It was not trained as a whole yet: its layers learned one by one, while they were made."
+    return "It was not trained yet: what is here is the closed-form start alone."
 
 
 def falling(log: list[dict[str, Any]]) -> float | None:

@@ -8,7 +8,7 @@ from makd.html_report import charts
 from makd.html_report.charts import AFTER, BEFORE
 from makd.html_report.elements import Markup, element, missing, section
 from makd.html_report.glance import role_name
-from makd.html_report.record import AGAIN, Record
+from makd.html_report.record import Record
 from makd.html_report.words import number, share
 from makd.run_files import LAYERS, LINEARS, SPECTRA, TRAINING
 
@@ -27,15 +27,18 @@ ASPECTS = {
 """Aspect, as it is logged -> what it compares."""
 LOGGED = 400
 """Steps of a curve, at most."""
-WHEN = {"before": BEFORE, "after": AFTER}
+
+
+def moments(record: Record) -> dict[str, str]:
+    """What was measured when, as files call it -> for a reader; a student that was not taught is as it was made."""
+    return {"before": BEFORE, "after": AFTER} if record.is_trained else {"after": "student"}
 
 
 def spectra(record: Record) -> Markup:
     """What each rank is predicted to lose, a chart a role."""
     found, linears = record.of(SPECTRA), {row["name"]: row for row in record.of(LINEARS).get("linears", [])}
     if "missing" in found:
-        how = AGAIN if "did not keep" in found["missing"] else None
-        return section(record.key("spectra"), "Spectra and ranks", missing(found["missing"], how))
+        return section(record.key("spectra"), "Spectra and ranks", missing(found["missing"], found.get("how")))
     # of embeddings and head, which are no rows of linears: those that have factors
     vocabulary = {one["name"]: one["rank"] for one in record.of(LINEARS).get("vocabulary", [])}
     by_role: dict[str, list[_Curve]] = {}
@@ -114,7 +117,7 @@ def layers(record: Record) -> Markup:
     """How far each layer is from the teacher's, before and after the training."""
     found = record.of(LAYERS)
     if "missing" in found:
-        return section(record.key("layers"), "Layer by layer", missing(found["missing"], AGAIN))
+        return section(record.key("layers"), "Layer by layer", missing(found["missing"], found.get("how")))
     measures = {
         "hidden_error": ("Hidden states", "relative error of what leaves the layer: 0 is a copy, 1 a constant"),
         "attention_kl": ("Attention", "how differently tokens look at each other, in nats"),
@@ -124,23 +127,24 @@ def layers(record: Record) -> Markup:
             "mean cosine between the student's and the teacher's: 1 is a copy",
         ),
     }
-    times = [when for when in WHEN if when in found]
+    told_as = moments(record)
+    times = [when for when in told_as if when in found]
     figures = []
     for key, (title, unit) in measures.items():
         data = [
-            {"layer": layer["layer"], "value": layer[key], "when": WHEN[when]}
+            {"layer": layer["layer"], "value": layer[key], "when": told_as[when]}
             for when in times
             for layer in found[when]["layers"]
             if key in layer
         ]
         if not data:
             continue
-        last = [row for row in data if row["when"] == WHEN[times[-1]]]
+        last = [row for row in data if row["when"] == told_as[times[-1]]]
         worst = (min if key == "hidden_cosine" else max)(last, key=lambda row: row["value"])
         told = f"{unit}. Worst: layer {worst['layer']}, {number(worst['value'])}"
         by = "when" if len(times) > 1 else None
         spec = charts.lines(
-            data, ("layer", "layer"), ("value", title.lower()), by, order=[WHEN[when] for when in times]
+            data, ("layer", "layer"), ("value", title.lower()), by, order=[told_as[when] for when in times]
         )
         if key == "hidden_cosine":
             spec["encoding"]["y"]["scale"] = {"zero": False}
@@ -148,13 +152,13 @@ def layers(record: Record) -> Markup:
             [
                 index,
                 *(
-                    next((row["value"] for row in data if row["layer"] == index and row["when"] == WHEN[when]), None)
+                    next((row["value"] for row in data if row["layer"] == index and row["when"] == told_as[when]), None)
                     for when in times
                 ),
             ]
             for index in dict.fromkeys(row["layer"] for row in data)
         ]
-        figures.append(charts.figure(title, told, spec, ["layer", *(WHEN[when] for when in times)], numbers))
+        figures.append(charts.figure(title, told, spec, ["layer", *(told_as[when] for when in times)], numbers))
     shown = found[times[-1]]
     told = (
         f"Measured on {shown['rows']} held-out rows ({shown['tokens']:,} tokens), each layer with what the student's "
@@ -176,11 +180,12 @@ def _missing_aspects(shown: Mapping[str, Any]) -> list[Markup]:
 
 def _roles(record: Record) -> list[Markup]:
     """Errors of linears before and after, as means of roles."""
+    told_as = moments(record)
     rows = record.of(LINEARS).get("linears", [])
     data, cells = [], []
     for role in dict.fromkeys(" ".join(row["roles"]) for row in rows):
         means = {}
-        for when in WHEN:
+        for when in told_as:
             found = [
                 row["measured_error"][when]
                 for row in rows
@@ -188,11 +193,11 @@ def _roles(record: Record) -> list[Markup]:
             ]
             if found:
                 means[when] = sum(found) / len(found)
-                data.append({"role": role, "value": means[when], "when": WHEN[when]})
-        cells.append([role, *(means.get(when) for when in WHEN)])
+                data.append({"role": role, "value": means[when], "when": told_as[when]})
+        cells.append([role, *(means.get(when) for when in told_as)])
     if not data:
         return []
-    times = [name for name in WHEN.values() if any(row["when"] == name for row in data)]
+    times = [name for name in told_as.values() if any(row["when"] == name for row in data)]
     colours = {"domain": times, "range": [charts.COLOURS[0], charts.COLOURS[1]][: len(times)]}
     spec = {
         "data": {"values": data},
@@ -208,14 +213,14 @@ def _roles(record: Record) -> list[Markup]:
     last = [row for row in data if row["when"] == times[-1]]
     worst = max(last, key=lambda row: row["value"])
     told = f"measured error of the linears, a mean over layers. Worst: {worst['role']}, {share(worst['value'])}"
-    return [charts.figure("Linears by role", told, spec, ["role", BEFORE, AFTER], cells)]
+    return [charts.figure("Linears by role", told, spec, ["role", *told_as.values()], cells)]
 
 
 def training(record: Record) -> Markup:
     """The loss of each aspect, step by step."""
     found = record.of(TRAINING)
     if "missing" in found:
-        how = AGAIN if "did not keep" in found["missing"] else "`makd distill` trains it."
+        how = found.get("how", "`makd distill` trains it.")
         return section(record.key("training"), "Training", missing(found["missing"], how))
     parts: list[Markup] = []
     for at, one in enumerate(found["trainings"], start=1):

@@ -163,7 +163,7 @@ def _worse(record: Record) -> Markup:
     quality = quality_of(record.metrics)
     if quality is None:
         return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
-    trained = quality.trained if record.metrics["tokens"]["training"] else ""
+    trained = quality.trained if record.is_trained else ""
     return _tile("How much worse", quality.answer, ". ".join(filter(None, (quality.told, trained))))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from makd.errors import OutputError
 from makd.plain_json import read_json
 from makd.plain_yaml import read_yaml
-from makd.run_files import ABOUT, FOLDER, FORMAT
+from makd.run_files import ABOUT, FOLDER, FORMAT, TRAINING
 
 OLD = "this run was made by a makd that did not keep it"
 AGAIN = "Run it again with this makd to have it."
@@ -24,7 +24,7 @@ class Record:
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
     found: Mapping[str, Mapping[str, Any]]
-    """File of `run_files` -> its content; `missing` says why there is none."""
+    """File of `run_files` -> its content; `missing` says why there is none, and `how` how to get it, if anyhow."""
     prefix: str = ""
     """Of the ids of its sections, where a page has several runs."""
 
@@ -41,6 +41,12 @@ class Record:
     def teacher(self) -> str:
         """As the recipe names it."""
         return str(self.recipe.get("teacher", "its teacher"))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this run taught a student that was there before: as a whole, or layer by layer."""
+        as_a_whole = self.of(TRAINING).get("trainings") or self.metrics["tokens"]["training"]
+        return bool(as_a_whole or ("student" in self.recipe and self.metrics.get("layerwise")))
 
     def of(self, file: str) -> Mapping[str, Any]:
         """The content of one of the run's files for its report."""
@@ -82,8 +88,9 @@ def read_run(folder: str | Path, prefix: str = "") -> Record:
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        return {"missing": OLD}
+        return {"missing": OLD, "how": AGAIN}
     found: dict[str, Any] = read_json(path, dict, OutputError, ADVICE)
     if found.get("format") != FORMAT:
-        return {"missing": f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"}
+        why = f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"
+        return {"missing": why, "how": AGAIN}
     return found

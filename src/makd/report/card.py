@@ -15,8 +15,8 @@ TEMPLATE = """---
 
 # A smaller {architecture}
 
-Made by [makd](https://arxiv.org/abs/2604.03110) from `{teacher}`: its linears are low-rank factors, taught to mimic the
-original. Where makd is installed it loads as any other model (no remote code):
+Made by [makd](https://arxiv.org/abs/2604.03110) from `{teacher}`: {made}.
+Where makd is installed it loads as any other model (no remote code):
 
 ```python
 from transformers import {auto_class}, AutoTokenizer
@@ -26,13 +26,18 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
 {table}
-{latency}Fidelity: on held-out text. All settings are in `recipe.yaml`, all numbers in `metrics.json`,
+{latency}{fidelity}All settings are in `recipe.yaml`, all numbers in `metrics.json`,
 versions and machine in `environment.json`. {again}{licence}
 """
 LATENCY = """\
 Latency: median of forwards of {tokens} tokens a row on {device_name} with {threads} threads, teacher and
 student taking turns. """
+FIDELITY = "Fidelity: on held-out text. "
 NO_LICENCE = " The teacher's licence was not at hand: look it up before you publish."
+
+
+FACTORED, DENSE = "its linears are low-rank factors", "a dense model of its own"
+"""What a student is."""
 
 
 def write_card(
@@ -42,15 +47,28 @@ def write_card(
     architecture: str,
     metrics: Mapping[str, Any],
     environment: Mapping[str, Any],
-    command: str | None,
+    command: str,
     data: Data,
+    *,
+    is_factored: bool,
 ) -> None:
-    """Write the card of the student in `folder`, which will be called `name`.
+    """Write the card of a student. It says of it what was done, and what is there.
 
-    `command` is what repeats the run from its recipe; None where a recipe cannot hold its data.
+    Args:
+        folder: where the student is.
+        name: what that folder will be called.
+        teacher: as the run calls it.
+        architecture: the student's class.
+        metrics: as metrics.json has them.
+        environment: as environment.json has it.
+        command: of makd's that made the student.
+        data: of the run; None where its texts were in hand, which no recipe holds.
+        is_factored: whether anything in the student is low-rank factors; one that was given may be dense.
     """
     source = find_source(teacher)
-    metadata = card_metadata(folder, name, source, architecture, metrics, data)
+    lessons = "training" if metrics["tokens"]["training"] else "layers" if metrics.get("layerwise") else None
+    tags = ("low-rank",) * is_factored + ("distillation",) * (lessons is not None)
+    metadata = card_metadata(folder, name, source, architecture, metrics, data, tags)
     heads = {
         "ForCausalLM": "AutoModelForCausalLM",
         "LMHeadModel": "AutoModelForCausalLM",
@@ -68,10 +86,19 @@ def write_card(
         auto_class=auto_class,
         folder=name,
         table=metrics_markdown(metrics),
+        made=", ".join(filter(None, (FACTORED if is_factored else DENSE, _taught(lessons, command)))),
+        fidelity=FIDELITY if metrics.get("fidelity") else "",
         latency=LATENCY.format(tokens=metrics["latency_tokens"], **environment) if "latency_tokens" in metrics else "",
         again="Its texts were in hand, and no file names them."
-        if command is None
-        else f"`{command} --config recipe.yaml --output ANOTHER` repeats the run.",
+        if data is None
+        else f"`makd {command} --config recipe.yaml --output ANOTHER` repeats the run.",
         licence=NO_LICENCE if metadata.license is None else "",
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def _taught(lessons: str | None, command: str) -> str:
+    """How a student was taught; empty where that was not this run's matter."""
+    if lessons is not None:
+        return "taught to mimic the original" if lessons == "training" else "its layers taught to mimic the original's"
+    return "" if command == "distill" else "not trained yet"
