@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import resolve
 from makd.checkpoint import stored_dtype
@@ -64,6 +64,7 @@ def bench(
     output: str | Path | None = None,
     overwrite: bool = False,
     head: str = "auto",
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     data: Data | None = None,
     on_progress: OnProgress | None = None,
 ) -> BenchReport:
@@ -79,6 +80,7 @@ def bench(
         output: folder for that student; needed with `fold`.
         overwrite: whether a folder that is not empty may be replaced.
         head: which head the teacher is loaded with; `auto` takes the checkpoint's own.
+        tokenizer: where the tokenizer is that formats are measured with, if not with the teacher; or a tokenizer.
         data: held-out rows of it say how good the models are in each of `settings.formats`; None takes what a saved
             student was made with.
         on_progress: called as the work goes on, for progress bars.
@@ -103,7 +105,7 @@ def bench(
         if output is not None:
             inputs = [source, *(model for model in (student, teacher) if isinstance(model, str))]
             target = stack.enter_context(OutputFolder(Path(output), overwrite=overwrite, inputs=inputs))
-        return _bench(student, teacher, settings, card, source, target, head, data, on_progress)
+        return _bench(student, teacher, settings, card, source, target, head, tokenizer, data, on_progress)
 
 
 def _bench(
@@ -114,6 +116,7 @@ def _bench(
     source: Path | None,
     target: OutputFolder | None,
     head: str,
+    tokenizer: str | PreTrainedTokenizerBase | None,
     data: Data | None,
     on_progress: OnProgress | None,
 ) -> BenchReport:
@@ -123,7 +126,7 @@ def _bench(
     device, dtype = recipe.find_device(), check_dtype(settings.dtype)
     formats: tuple[FormatRow, ...] = ()
     if settings.formats and data is not None:
-        formats = _in_formats(student, teacher, settings, data, recipe, on_progress)
+        formats = _in_formats(student, teacher, settings, tokenizer, data, recipe, on_progress)
     with telling("load", on_progress):
         ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
     speed = measure_speed(ours, theirs, settings, on_progress)
@@ -146,12 +149,13 @@ def _in_formats(
     student: str | PreTrainedModel,
     teacher: str | PreTrainedModel,
     settings: BenchConfig,
+    tokenizer: str | PreTrainedTokenizerBase | None,
     data: Data,
     recipe: Recipe,
     on_progress: OnProgress | None,
 ) -> tuple[FormatRow, ...]:
     """Both models in each format, measured as `evaluate` measures."""
-    with start_run(teacher, data, recipe, None, None, False, False, on_progress, student) as run:
+    with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
         model = model_of(student, run.recipe, run.teacher.device)
         return measure_formats(model, run.teacher, run.tokenizer, settings, run.score, on_progress)
 

@@ -14,6 +14,16 @@ class TestAdvice:
         first = advise(read_run(make_run(tmp_path / "student", metrics=metrics, others={"training": gone})))[0]
         assert first.command == f"makd distill {tmp_path / 'student'} --teacher org/teacher --output ANOTHER"
 
+    def test_commands_read_the_pair_as_the_run_did(self, tmp_path):
+        recipe = {**RECIPE, "tokenizer": "my words", "recipe": {**RECIPE["recipe"], "head": "base"}}
+        found = advise(read_run(make_run(tmp_path / "student", recipe=recipe)))
+        (bench,) = [one.command for one in found if one.command.startswith("makd bench")]
+        assert "--teacher org/teacher --tokenizer 'my words' --head base" in bench
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"training": {"format": 1, "missing": "not trained"}}
+        first = advise(read_run(make_run(tmp_path / "start", metrics=metrics, recipe=recipe, others=gone)))[0]
+        assert "--teacher org/teacher --tokenizer 'my words' --recipe.head base" in first.command
+
     def test_what_is_there_without_a_training_is_said_as_it_is(self, tmp_path):
         untrained = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
         gone = {"training": {"format": 1, "missing": "not trained"}}

@@ -1,6 +1,5 @@
 """What to try next: commands that follow from what a run measured, the likeliest to help first."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from makd.html_report.record import Record
 from makd.html_report.words import share
 from makd.measures import worsened
 from makd.run_files import LINEARS, TRAINING
+from makd.shell import command, command_on_pair
 
 MOST = 4
 """Of suggestions: more are not read."""
@@ -54,8 +54,8 @@ def advice(record: Record) -> Markup:
 def command_of(record: Record) -> str:
     """What made the run, from its recipe, into another folder."""
     recipe = record.recipe
-    command = "distill" if "student" in recipe else "compress" if record.is_trained else "factorize"
-    return f"makd {command} --config {_quoted(record, 'recipe.yaml')} --output {ANOTHER}"
+    name = "distill" if "student" in recipe else "compress" if record.is_trained else "factorize"
+    return command(name, config=record.folder / "recipe.yaml", output=ANOTHER)
 
 
 def _tokens_read(record: Record) -> int:
@@ -65,14 +65,18 @@ def _tokens_read(record: Record) -> int:
     return int(record.metrics["tokens"].get("calibration", 0))
 
 
-def _quoted(record: Record, *names: str) -> str:
-    return shlex.quote(str(record.folder.joinpath(*names)))
+def _on_pair(record: Record, name: str, **flags: str) -> str:
+    """A command about the student and its teacher, read as the run's recipe says."""
+    recipe = record.recipe
+    head = (recipe.get("recipe") or {}).get("head")
+    return command_on_pair(name, record.folder, record.teacher, recipe.get("tokenizer"), head, **flags)
 
 
 def _suggest(record: Record) -> Iterator[Suggestion]:
-    teacher, again = shlex.quote(record.teacher), command_of(record)
+    again = command_of(record)
     settings = record.recipe.get("recipe") or {}
-    yield from _training(record, settings, teacher, again)
+    in_formats = _on_pair(record, "bench", formats="[torch-bfloat16, torch-int8]")
+    yield from _training(record, settings, again)
     rows = (settings.get("calibration") or {}).get("rows")
     worst = worst_linear(record)
     budget = record.recipe.get("budget") or {}
@@ -91,7 +95,7 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
         yield Suggestion(
             "It is smaller, but hardly faster: small factors cost a processor as much as one matrix. See which linears "
             "are better dense again, and what other formats give.",
-            f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
+            in_formats,
         )
     widest = max((row["in_features"] for row in record.of(LINEARS).get("linears", [])), default=0)
     tokens = _tokens_read(record)
@@ -104,17 +108,17 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
     if ratios and min(ratios.values()) <= 0.8:
         yield Suggestion(
             "To serve it, see what it gains in narrower formats.",
-            f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
+            in_formats,
         )
 
 
-def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: str) -> Iterator[Suggestion]:
+def _training(record: Record, settings: Mapping[str, Any], again: str) -> Iterator[Suggestion]:
     """What the log of the training says."""
     trainings = record.of(TRAINING).get("trainings")
     if not record.is_trained:
         yield Suggestion(
             _untrained(record),
-            f"makd distill {_quoted(record)} --teacher {teacher} --output {ANOTHER}",
+            _on_pair(record, "distill", output=ANOTHER),
         )
         return
     flag = "recipe.training" if not settings.get("stages") else None
