@@ -7,6 +7,7 @@ with the student whose slow linears are dense again
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,8 @@ from makd.plain_json import read_json
 from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.progress import OnProgress, telling
-from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
+from makd.report import MANIFEST, OutputFolder, describe_environment, folded_card, write_json
 from makd.report.speed import BENCH_FILE, write_speed
-from makd.report.tables import metrics_markdown
 from makd.run import model_of, start_run
 from makd.run_files import FOLDER, PAGE
 from makd.student.folding import fold as folded_copy
@@ -193,13 +193,16 @@ def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Spe
         model = folded_copy(student, speed.fold)
     with target.work() as result:
         if source is not None:
-            _copy_companions(source, result)
+            _copy_companions(source, result, with_findings=not speed.fold)
         model.save_pretrained(result)
-        _update_metrics(model, result)
+        _update_metrics(model, result, target.path.name, speed.fold)
 
 
-def _copy_companions(source: Path, result: Path) -> None:
-    """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling."""
+def _copy_companions(source: Path, result: Path, *, with_findings: bool) -> None:
+    """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling.
+
+    `with_findings` takes what its run found for a report, too: ranks and errors of the linears as they are there.
+    """
     weights = (
         "*.safetensors",
         "*.safetensors.index.json",
@@ -208,7 +211,7 @@ def _copy_companions(source: Path, result: Path) -> None:
         MANIFEST,
         "*.partial",
         "checkpoints",
-        FOLDER,  # ranks and errors of other linears than these are now
+        *(() if with_findings else (FOLDER,)),
         PAGE,
     )
     ignored = shutil.ignore_patterns(*weights)
@@ -219,22 +222,28 @@ def _copy_companions(source: Path, result: Path) -> None:
     shutil.copytree(source, result, ignore=ignore, dirs_exist_ok=True)
 
 
-def _update_metrics(model: PreTrainedModel, result: Path) -> None:
-    """Size and fingerprint in the copied metrics.json and card are made those of the folded student.
+def _update_metrics(model: PreTrainedModel, result: Path, name: str, folded: Sequence[str]) -> None:
+    """The copied metrics.json and card are made those of the student that has the linears `folded` dense again.
 
     Fidelity stays: the outputs are the same but for rounding. Latency goes: bench.json has it.
     """
     file, card = result / "metrics.json", result / "README.md"
     if not file.is_file():
         return
-    old = read_json(file, dict, ModelLoadError, "Remove it, or copy the student's folder again.")
-    new = {name: value for name, value in old.items() if name != "latency_ms"}
+    advice = "Remove it, or copy the student's folder again."
+    old = read_json(file, dict, ModelLoadError, advice)
+    gone = ["latency_ms", "latency_tokens", *(["shared_inputs"] if folded else [])]
+    new = {key: value for key, value in old.items() if key not in gone}
     counts = parameter_counts(model, resolve(model))
     new["params"] = {key: {**sides, "student": counts[key]} for key, sides in old["params"].items()}
     new["bytes"] = {**old["bytes"], "student": bytes_on_disk(result)}
+    if folded:
+        new["folded"] = [*old.get("folded", []), *folded]
     if "fingerprint" in old:
         new["fingerprint"] = fingerprint(model)
     write_json(file, new)
     if card.is_file():
+        written = result / "environment.json"
+        environment = read_json(written, dict, ModelLoadError, advice) if written.is_file() else {}
         text = card.read_text(encoding="utf-8")
-        card.write_text(text.replace(metrics_markdown(old), metrics_markdown(new)), encoding="utf-8")
+        card.write_text(folded_card(text, name, old, new, environment), encoding="utf-8")

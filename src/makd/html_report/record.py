@@ -1,6 +1,6 @@
 """What a run left in its folder, read for its report. Nothing is computed, and no torch is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,16 @@ def read_run(folder: str | Path, prefix: str = "") -> Record:
         metrics,
         recipe if isinstance(recipe, dict) else {},
         read_json(environment, dict, OutputError, ADVICE) if environment.is_file() else {},
-        {name: _read(path / FOLDER / name) for name in ABOUT},
+        {name: _read(path / FOLDER / name, metrics.get("folded", ())) for name in ABOUT},
         prefix,
     )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, folded: Sequence[str]) -> Mapping[str, Any]:
+    """A file of a run for its report; a student with linears `folded` has none, for another's say what is no more."""
     if not path.is_file():
-        return {"missing": OLD, "how": AGAIN}
+        why = f"`makd bench --fold` made {len(folded)} linears dense again: the student that it was made of has this"
+        return {"missing": why, "how": None} if folded else {"missing": OLD, "how": AGAIN}
     found: dict[str, Any] = read_json(path, dict, OutputError, ADVICE)
     if found.get("format") != FORMAT:
         why = f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"

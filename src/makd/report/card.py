@@ -1,5 +1,6 @@
 """Station 9: the README.md of a student, so that who finds the folder knows what it is and how to load it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ LATENCY = """\
 Latency: median of forwards of {tokens} tokens a row on {device_name} with {threads} threads, teacher and
 student taking turns. """
 FIDELITY = "Fidelity: on held-out text. "
+REPEATS = "--config recipe.yaml --output ANOTHER` repeats the run."
 NO_LICENCE = " The teacher's licence was not at hand: look it up before you publish."
 
 
@@ -88,13 +90,46 @@ def write_card(
         table=metrics_markdown(metrics),
         made=", ".join(filter(None, (FACTORED if is_factored else DENSE, _taught(lessons, command)))),
         fidelity=FIDELITY if metrics.get("fidelity") else "",
-        latency=LATENCY.format(tokens=metrics["latency_tokens"], **environment) if "latency_tokens" in metrics else "",
-        again="Its texts were in hand, and no file names them."
-        if data is None
-        else f"`makd {command} --config recipe.yaml --output ANOTHER` repeats the run.",
+        latency=_latency(metrics, environment),
+        again="Its texts were in hand, and no file names them." if data is None else f"`makd {command} {REPEATS}",
         licence=NO_LICENCE if metadata.license is None else "",
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def folded_card(
+    card: str,
+    name: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> str:
+    """The card of a student, made that of the same with some linears dense again; what others wrote in it stays.
+
+    Args:
+        card: of the student with factors.
+        name: what the other's folder will be called.
+        old: metrics of the student with factors.
+        new: metrics of the other.
+        environment: of the run that made the student with factors.
+    """
+    folded = new.get("folded", ())
+    card = card.replace(metrics_markdown(old), metrics_markdown(new))
+    lines = re.compile(r'^((?:model|tokenizer) = \w+\.from_pretrained\()"[^"\n]*"\)$', re.MULTILINE)
+    card = lines.sub(lambda found: f'{found[1]}"{name}")', card, count=2)  # those that makd wrote stand first
+    if "latency_tokens" in old:
+        card = card.replace(_latency(old, environment), "")
+    if folded:
+        card = card.replace(FACTORED, f"{FACTORED}, {len(folded)} of them dense again where that is faster", 1)
+        then = f"{REPEATS.removesuffix('.')} before `makd bench --fold`."
+        card = card.replace(REPEATS, then, 1)
+    return card
+
+
+def _latency(metrics: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """What was timed, as a sentence; empty where nothing was."""
+    tokens = metrics.get("latency_tokens")
+    return "" if tokens is None else LATENCY.format(tokens=tokens, **environment)
 
 
 def _taught(lessons: str | None, command: str) -> str:
