@@ -6,7 +6,7 @@ first one does, and all go on with what it returns; what is done `in_turn` each 
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
@@ -335,5 +335,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_json(result / "environment.json", environment)
     run.findings.write(result, student)
     card = (run.teacher_name, type(student).__name__, metrics, environment, command, run.data.config)
-    write_card(result, run.folder.path.name, *card, is_factored=bool(count_parameters(student)["factored"]))
+    others: Literal["shallow", "dense"] = "shallow" if is_student(student) else "dense"
+    kind = "factored" if count_parameters(student)["factored"] else others
+    write_card(result, run.folder.path.name, *card, kind=kind)
     return Report(run.folder.path, metrics)

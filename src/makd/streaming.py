@@ -153,7 +153,7 @@ def _stream(
         findings.write(result, student)
         write_card(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment, "factorize", _named(data),
-            is_factored=True,
+            kind="factored",
         )  # fmt: skip
     return Report(folder.path, metrics)
 

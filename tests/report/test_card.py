@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import makd
 from makd.data import DataConfig, Source
-from makd.pipeline import distill
+from makd.pipeline import distill, factorize_only
 from makd.report import write_card
 from makd.report.metadata import find_source
 from makd.tasks import TaskConfig
@@ -41,12 +41,12 @@ def cache(tmp_path, monkeypatch):
 
 
 def make_card(
-    folder, teacher="BertModel", architecture="BertModel", data=None, command="compress", is_factored=True, **metrics
+    folder, teacher="BertModel", architecture="BertModel", data=None, command="compress", kind="factored", **metrics
 ):
     """Written, and read as the hub's own library reads it: what it refuses is an error."""
     folder.mkdir(exist_ok=True)
     about = (str(teacher), architecture, METRICS | metrics, ENVIRONMENT, command, data)
-    write_card(folder, "student", *about, is_factored=is_factored)
+    write_card(folder, "student", *about, kind=kind)
     return ModelCard.load(folder / "README.md")
 
 
@@ -340,7 +340,7 @@ UNTAUGHT = {"tokens": {"training": 0, "evaluation": 100}}
             ["low-rank", "distillation"],
         ),
         (
-            {"command": "distill", "is_factored": False},
+            {"command": "distill", "kind": "dense"},
             "a dense model of its own, taught to mimic the original.",
             ["distillation"],
         ),
@@ -351,6 +351,16 @@ def test_it_says_what_was_done_to_the_student(tmp_path, done, told, tags):
     card = make_card(tmp_path / "student", **done)
     assert told in card.text
     assert card.data.tags == ["makd", *tags]
+
+
+def test_a_student_that_lost_layers_alone_is_called_so(run, tmp_path):
+    recipe = makd.Recipe(
+        factorize=makd.FactorizeConfig(depth=1), evaluation=makd.EvaluationConfig(rows=8, latency=False), device="cpu"
+    )
+    texts = [f"The class number {index} is a sequence of names." for index in range(20)]
+    teacher, budget = str(run.parent / "teacher"), makd.Budget(keep=0.9)
+    made = factorize_only(teacher, texts, budget, recipe, tmp_path / "shallow").folder
+    assert "the same without some of its layers, not trained yet." in (made / "README.md").read_text()
 
 
 def test_fidelity_is_spoken_of_only_where_it_was_measured(tmp_path):

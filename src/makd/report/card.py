@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import ModelCard
 
@@ -38,8 +38,14 @@ REPEATS = "--config recipe.yaml --output ANOTHER` repeats the run."
 NO_LICENCE = " The teacher's licence was not at hand: look it up before you publish."
 
 
-FACTORED, DENSE = "its linears are low-rank factors", "a dense model of its own"
-"""What a student is."""
+FACTORED = "its linears are low-rank factors"
+Kind = Literal["factored", "shallow", "dense"]
+KINDS: Mapping[Kind, str] = {
+    "factored": FACTORED,
+    "shallow": "the same without some of its layers",
+    "dense": "a dense model of its own",
+}
+"""What a student is, by what is in the place of the teacher's linears and layers -> for a reader."""
 
 
 def write_card(
@@ -52,7 +58,7 @@ def write_card(
     command: str,
     data: Data,
     *,
-    is_factored: bool,
+    kind: Kind,
 ) -> None:
     """Write the card of a student. It says of it what was done, and what is there.
 
@@ -65,11 +71,11 @@ def write_card(
         environment: as environment.json has it.
         command: of makd's that made the student.
         data: of the run; None where its texts were in hand, which no recipe holds.
-        is_factored: whether anything in the student is low-rank factors; one that was given may be dense.
+        kind: of student: with anything low-rank in it, with nothing but layers left out, or neither.
     """
     source = find_source(teacher)
     lessons = "training" if metrics["tokens"]["training"] else "layers" if metrics.get("layerwise") else None
-    tags = ("low-rank",) * is_factored + ("distillation",) * (lessons is not None)
+    tags = ("low-rank",) * (kind == "factored") + ("distillation",) * (lessons is not None)
     metadata = card_metadata(folder, name, source, architecture, metrics, data, tags)
     heads = {
         "ForCausalLM": "AutoModelForCausalLM",
@@ -88,7 +94,7 @@ def write_card(
         auto_class=auto_class,
         folder=name,
         table=metrics_markdown(metrics),
-        made=", ".join(filter(None, (FACTORED if is_factored else DENSE, _taught(lessons, command)))),
+        made=", ".join(filter(None, (KINDS[kind], _taught(lessons, command)))),
         fidelity=FIDELITY if metrics.get("fidelity") else "",
         latency=_latency(metrics, environment),
         again="Its texts were in hand, and no file names them." if data is None else f"`makd {command} {REPEATS}",
