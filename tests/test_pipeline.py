@@ -60,7 +60,16 @@ def report(teacher_folder, tmp_path_factory):
 def test_the_report_has_the_measurements_and_the_folder(report):
     metrics = report.metrics
     assert metrics == json.loads((report.folder / "metrics.json").read_text())
-    assert metrics.keys() == {"params", "bytes", "fidelity", "shared_inputs", "seconds", "tokens", "fingerprint"}
+    assert metrics.keys() == {
+        "params",
+        "bytes",
+        "fidelity",
+        "shared_inputs",
+        "seconds",
+        "tokens",
+        "measured_on",
+        "fingerprint",
+    }
     assert metrics["bytes"]["student"] == (report.folder / "model.safetensors").stat().st_size
     assert metrics["fidelity"].keys() == {"before", "after"}
     student = AutoModel.from_pretrained(report.folder)
@@ -164,6 +173,31 @@ def test_progress_is_told_for_every_stage_and_touches_no_number(report, teacher_
     assert last["distil"].tokens == report.metrics["tokens"]["training"]
 
 
+def test_rows_that_are_measured_on_are_told_apart(report, teacher_folder, tmp_path):
+    names = str(report.folder), str(teacher_folder)
+    again = pipeline.evaluate(*names, TEXTS, quick())["measured_on"]
+    other = pipeline.evaluate(*names, [text.replace("names", "words") for text in TEXTS], quick())["measured_on"]
+    assert again == report.metrics["measured_on"] != other
+
+
+class TestTokensOfCalibration:
+    """Only text that a solver read is counted."""
+
+    def test_are_counted_where_factors_were_fitted(self, report):
+        assert report.metrics["tokens"]["calibration"] > 100
+
+    def test_are_not_spoken_of_by_a_solver_that_reads_none(self, teacher_folder, tmp_path):
+        recipe = quick(factorize=makd.FactorizeConfig(solver="svd"))
+        found = pipeline.factorize_only(str(teacher_folder), TEXTS, BUDGET, recipe, tmp_path / "student").metrics
+        assert found["tokens"].keys() == {"training", "evaluation"}
+
+    def test_are_not_spoken_of_where_a_student_was_there(self, report, teacher_folder, tmp_path):
+        names = str(report.folder), str(teacher_folder)
+        taught = pipeline.distill(*names, TEXTS, quick(), tmp_path / "taught").metrics
+        assert "calibration" not in taught["tokens"]
+        assert "calibration" not in pipeline.evaluate(*names, TEXTS, quick())["tokens"]
+
+
 class TestWeightsThatWereChanged:
     """Numbers as sound as those that makd saved: only the list of what it saved can tell."""
 
@@ -220,3 +254,44 @@ def test_a_teacher_whose_student_could_not_learn_by_its_attention_is_refused_bef
         makd.compress(teacher, TEXTS, BUDGET, quick(dtype="bfloat16"), tmp_path / "student")
     made = makd.compress(teacher, TEXTS, BUDGET, quick(steps=0, dtype="bfloat16"), tmp_path / "student")
     assert "after" in made.metrics["fidelity"]
+
+
+class TestAStudentOfAnotherBuild:
+    """Models that makd did not factorize from their teacher: each is read by its own anatomy."""
+
+    @pytest.fixture
+    def taught(self, teacher_folder, tokenizer, tmp_path):
+        """Teach one of these; gives it and what the run left."""
+
+        def run(name, **sizes):
+            student = tiny(name, vocab_size=300, max_position_embeddings=128, **sizes)
+            student.save_pretrained(tmp_path / "student")
+            tokenizer.save_pretrained(tmp_path / "student")
+            names = str(tmp_path / "student"), str(teacher_folder)
+            report = pipeline.distill(*names, TEXTS, quick(), tmp_path / "taught")
+            files = ("linears", "layers")
+            found = {name: json.loads((report.folder / "report" / f"{name}.json").read_text()) for name in files}
+            return student, report.metrics, found
+
+        return run
+
+    def test_each_side_s_linears_are_counted_by_its_own_names(self, taught, teacher_folder):
+        student, metrics, found = taught("distilbert")
+        teacher = load_model(str(teacher_folder))
+        for side, model in (("teacher", teacher), ("student", student)):
+            assert metrics["params"]["linears"][side] == makd.inspect(model).linear_parameters
+        assert [row["name"] for row in found["linears"]["linears"]] == list(makd.resolve(student).linears)
+
+    def test_what_has_another_width_is_said_not_to_be_compared(self, taught):
+        _, _, found = taught("bert", intermediate_size=32)
+        assert found["layers"]["after"]["missing"]["matrix"] == "up is 32 wide beside the teacher's 64 in layers 0, 1"
+        measured = {row["name"]: row["measured_error"]["after"] for row in found["linears"]["linears"]}
+        assert [name for name, error in measured.items() if error is None] == [
+            f"encoder.layer.{layer}.intermediate.dense" for layer in (0, 1)
+        ]
+
+
+def test_layers_that_a_student_does_without_are_still_the_teacher_s(teacher_folder, tmp_path):
+    recipe = quick(factorize=makd.FactorizeConfig(depth=1))
+    metrics = pipeline.factorize_only(str(teacher_folder), TEXTS, makd.Budget(keep=0.9), recipe, tmp_path / "s").metrics
+    assert metrics["params"]["linears"]["teacher"] == makd.inspect(load_model(str(teacher_folder))).linear_parameters

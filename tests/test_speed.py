@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 import makd
 from makd import pipeline
 from makd.evaluation import speed as measuring
+from makd.html_report import write_report
 from makd.loading import load_model
 from makd.report.speed import BEGIN, END, with_section
 from makd.student.folding import factored_linears
@@ -100,12 +101,50 @@ def test_fold_saves_a_student_with_the_slow_linears_dense(run, student, encoder_
     assert AutoTokenizer.from_pretrained(output)("text")["input_ids"]
 
 
+@pytest.fixture
+def folded(timed, encoder_folder, tmp_path, slow_factors):
+    """A student whose forwards were timed when it was made, with all linears dense again."""
+    return makd.bench(str(timed), str(encoder_folder), SETTINGS, fold=True, output=tmp_path / "faster").folder
+
+
+@pytest.fixture
+def timed(made, tmp_path):
+    """A student with a card that its owner wrote in."""
+    folder = shutil.copytree(made, tmp_path / "timed")
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMy own notes.\n")
+    return folder
+
+
+class TestTheCardAndTheReportOfAFoldedStudent:
+    def test_say_nothing_of_forwards_that_are_no_more_its_own(self, timed, folded):
+        assert "Latency: median of forwards" in (timed / "README.md").read_text()
+        card, metrics = (folded / "README.md").read_text(), json.loads((folded / "metrics.json").read_text())
+        assert "Latency: median" not in card
+        assert not {"latency_ms", "latency_tokens"} & metrics.keys()
+        assert "\nMy own notes.\n" in card
+
+    def test_say_what_was_folded_and_what_the_recipe_repeats(self, folded, encoder_folder):
+        names = json.loads((folded / "metrics.json").read_text())["folded"]
+        assert sorted(names) == sorted(makd.resolve(AutoModel.from_pretrained(encoder_folder)).linears)
+        card = (folded / "README.md").read_text()
+        assert "12 of them dense again where that is faster" in card
+        assert "--config recipe.yaml --output ANOTHER` repeats the run before `makd bench --fold`." in card
+        assert 'AutoModel.from_pretrained("faster")' in card
+
+    def test_blame_no_older_makd_for_what_was_left_out(self, folded):
+        text = write_report([folded]).read_text(encoding="utf-8")
+        assert "a makd that did not keep it" not in text
+        assert "`makd bench --fold` made 12 linears dense again" in text
+
+
 def test_nothing_to_fold_saves_the_same_student(student, encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "FOLD_FROM", float("inf"))
     report = makd.bench(str(student), str(encoder_folder), SETTINGS, fold=True, output=tmp_path / "same", card=False)
     assert report.speed.added_parameters == 0
     assert makd.fingerprint(load_model(str(tmp_path / "same"))) == makd.fingerprint(load_model(str(student)))
     assert not (student / "bench.json").exists()
+    assert (tmp_path / "same" / "report" / "linears.json").is_file()
+    assert "folded" not in json.loads((tmp_path / "same" / "metrics.json").read_text())
 
 
 def test_weights_keep_their_dtype_whatever_the_bench_is_in(student, encoder_folder, tmp_path, slow_factors):

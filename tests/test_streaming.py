@@ -62,7 +62,11 @@ def test_the_folder_is_that_of_the_path_in_memory(stream, decoder_folder, tmp_pa
     assert metrics["params"] == theirs["params"]
     assert metrics["bytes"] == theirs["bytes"]
     assert metrics["memory"]["peak_bytes"] > 0
-    assert metrics["tokens"]["calibration"] == (256 if flags is not SVD else 0)
+    assert (
+        metrics["tokens"].get("calibration")
+        == theirs["tokens"].get("calibration")
+        == (256 if flags is not SVD else None)
+    )
     assert "fidelity" not in metrics
     assert f"{metrics['params']['total']['student']:,}" in out
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "stream")

@@ -217,15 +217,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ModelLoadError: there is none, or it has neither a padding nor an end-of-text token.
     """
     where = locate(name)
-    files = () if not Path(where.folder).is_dir() or where.gguf_file else tuple(Path(where.folder).glob("*token*"))
-    vocabularies = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-    if Path(where.folder).is_dir() and not where.gguf_file and not files:
-        files = tuple(path for path in Path(where.folder).iterdir() if path.name in vocabularies)
-        if not files:
-            raise ModelLoadError(
-                f"{name} holds no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary). Copy the "
-                "teacher's tokenizer files into it, or name another one with `tokenizer`."
-            )
+    if not may_have_tokenizer(name):
+        raise ModelLoadError(
+            f"{name} holds no tokenizer (no tokenizer.json, tokenizer_config.json or vocabulary). Copy the "
+            "teacher's tokenizer files into it, or name another one with `tokenizer`."
+        )
     arguments = {"gguf_file": where.gguf_file} if where.gguf_file else {}
     with refusing(f"No tokenizer could be loaded from {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(where.folder, trust_remote_code=False, **arguments)
@@ -234,6 +230,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")
         tokenizer.pad_token = tokenizer.eos_token
     return as_in_folder(tokenizer, where.folder)
+
+
+def may_have_tokenizer(name: str) -> bool:
+    """Whether there may be a tokenizer beside the model called `name`: not in a folder here that has no file of one."""
+    where = locate(name)
+    folder = Path(where.folder)
+    if where.gguf_file or not folder.is_dir():
+        return True
+    vocabularies = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+    return any("token" in path.name or path.name in vocabularies for path in folder.iterdir())
 
 
 def _inside_package(name: str) -> Path:

@@ -6,11 +6,10 @@ first one does, and all go on with what it returns; what is done `in_turn` each 
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from makd.anatomy import resolve
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
@@ -52,6 +51,7 @@ from makd.run import Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.start import start_settings
 from makd.storage import find_save_dtype
+from makd.student.counting import count_parameters
 from makd.student.hub import is_student, mark_student
 from makd.tasks import TaskConfig
 from makd.weights.sound import check_finite, round_weights_, stored_in
@@ -342,8 +342,9 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     write_recipe(result, {**names, **data, **settings, "output": run.folder.path})
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", environment)
-    run.findings.write(result, student, resolve(run.teacher))
-    again = None if run.data.config is None else f"makd {command}"
-    card = (run.teacher_name, type(student).__name__, metrics, environment, again)
-    write_card(result, run.folder.path.name, *card, run.data.config)
+    run.findings.write(result, student)
+    card = (run.teacher_name, type(student).__name__, metrics, environment, command, run.data.config)
+    others: Literal["shallow", "dense"] = "shallow" if is_student(student) else "dense"
+    kind = "factored" if count_parameters(student)["factored"] else others
+    write_card(result, run.folder.path.name, *card, kind=kind)
     return Report(run.folder.path, metrics)

@@ -1,5 +1,6 @@
 """Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from makd.data import (
     tokenize,
 )
 from makd.data.settings import BUILT_IN
+from makd.distill.identity import hash_all_columns
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
@@ -63,6 +65,21 @@ class RunData:
     def has_completions(self) -> bool:
         """Whether the rows are prompts with completions, and labels say where these are."""
         return self.task is None and has_completions(self.train)
+
+    @property
+    def measured_on(self) -> dict[str, str]:
+        """Digests of the rows that are measured on, tokens and labels: `held_out`, and a `task`'s own.
+
+        Measurements of two runs may be compared where they are equal.
+        """
+        found = {"held_out": hash_all_columns(self.held_out)[:16]}
+        if self.task is not None:
+            rows = hashlib.sha256()
+            for parts in (self.task.evaluation, self.task.references):
+                for split in sorted(parts):
+                    rows.update(f"{split} {hash_all_columns(parts[split])}\n".encode())
+            found["task"] = rows.hexdigest()[:16]
+        return found
 
     def predicts_text(self, model: PreTrainedModel) -> bool:
         """Whether the rows are text that `model` predicts: all of it, or responses to prompts."""

@@ -221,8 +221,8 @@ class Run:
 
     def measure(self, student: PreTrainedModel, student_bytes: int) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
-        anatomy, pair = resolve(student), {"teacher": self.teacher, "student": student}
-        counts = {side: parameter_counts(model, anatomy) for side, model in pair.items()}
+        pair, made = {"teacher": self.teacher, "student": student}, self.findings.made
+        counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
         metrics: dict[str, Any] = {
             "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
             "bytes": {"teacher": self.teacher_bytes, "student": student_bytes},
@@ -252,11 +252,12 @@ class Run:
                 metrics["latency_ms"], metrics["latency_tokens"] = self._latency(pair)
         metrics["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
         metrics["tokens"] = {
-            "calibration": count_tokens(self.data.calibration),
+            **({"calibration": made.tokens} if made is not None and made.tokens else {}),
             "training": self.training_tokens,
             **({"layerwise": sum(int(one["tokens"]) for one in self.lessons.values())} if self.lessons else {}),
             "evaluation": count_tokens(self.data.held_out_batches),
         }
+        metrics["measured_on"] = self.data.measured_on
         return metrics
 
     def _latency(self, pair: dict[str, PreTrainedModel]) -> tuple[dict[str, dict[str, float]], int]:

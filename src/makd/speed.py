@@ -7,13 +7,14 @@ with the student whose slow linears are dense again
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import resolve
 from makd.checkpoint import stored_dtype
@@ -29,9 +30,8 @@ from makd.plain_json import read_json
 from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.progress import OnProgress, telling
-from makd.report import MANIFEST, OutputFolder, describe_environment, write_json
+from makd.report import MANIFEST, OutputFolder, describe_environment, folded_card, write_json
 from makd.report.speed import BENCH_FILE, write_speed
-from makd.report.tables import metrics_markdown
 from makd.run import model_of, start_run
 from makd.run_files import FOLDER, PAGE
 from makd.student.folding import fold as folded_copy
@@ -64,6 +64,7 @@ def bench(
     output: str | Path | None = None,
     overwrite: bool = False,
     head: str = "auto",
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     data: Data | None = None,
     on_progress: OnProgress | None = None,
 ) -> BenchReport:
@@ -79,6 +80,7 @@ def bench(
         output: folder for that student; needed with `fold`.
         overwrite: whether a folder that is not empty may be replaced.
         head: which head the teacher is loaded with; `auto` takes the checkpoint's own.
+        tokenizer: where the tokenizer is that formats are measured with, if not with the teacher; or a tokenizer.
         data: held-out rows of it say how good the models are in each of `settings.formats`; None takes what a saved
             student was made with.
         on_progress: called as the work goes on, for progress bars.
@@ -103,7 +105,7 @@ def bench(
         if output is not None:
             inputs = [source, *(model for model in (student, teacher) if isinstance(model, str))]
             target = stack.enter_context(OutputFolder(Path(output), overwrite=overwrite, inputs=inputs))
-        return _bench(student, teacher, settings, card, source, target, head, data, on_progress)
+        return _bench(student, teacher, settings, card, source, target, head, tokenizer, data, on_progress)
 
 
 def _bench(
@@ -114,6 +116,7 @@ def _bench(
     source: Path | None,
     target: OutputFolder | None,
     head: str,
+    tokenizer: str | PreTrainedTokenizerBase | None,
     data: Data | None,
     on_progress: OnProgress | None,
 ) -> BenchReport:
@@ -123,7 +126,7 @@ def _bench(
     device, dtype = find_device(settings.device, wide=False), check_dtype(settings.dtype)
     formats: tuple[FormatRow, ...] = ()
     if settings.formats and data is not None:
-        formats = _in_formats(student, teacher, settings, data, recipe, on_progress)
+        formats = _in_formats(student, teacher, settings, tokenizer, data, recipe, on_progress)
     with telling("load", on_progress):
         ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
     speed = measure_speed(ours, theirs, settings, on_progress)
@@ -146,12 +149,13 @@ def _in_formats(
     student: str | PreTrainedModel,
     teacher: str | PreTrainedModel,
     settings: BenchConfig,
+    tokenizer: str | PreTrainedTokenizerBase | None,
     data: Data,
     recipe: Recipe,
     on_progress: OnProgress | None,
 ) -> tuple[FormatRow, ...]:
     """Both models in each format, measured as `evaluate` measures."""
-    with start_run(teacher, data, recipe, None, None, False, False, on_progress, student) as run:
+    with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
         model = model_of(student, run.recipe, run.teacher.device)
         return measure_formats(model, run.teacher, run.tokenizer, settings, run.score, on_progress)
 
@@ -189,13 +193,16 @@ def _save_folded(student: str | PreTrainedModel, source: Path | None, speed: Spe
         model = folded_copy(student, speed.fold)
     with target.work() as result:
         if source is not None:
-            _copy_companions(source, result)
+            _copy_companions(source, result, with_findings=not speed.fold)
         model.save_pretrained(result)
-        _update_metrics(model, result)
+        _update_metrics(model, result, target.path.name, speed.fold)
 
 
-def _copy_companions(source: Path, result: Path) -> None:
-    """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling."""
+def _copy_companions(source: Path, result: Path, *, with_findings: bool) -> None:
+    """Copy what stands beside the weights of a student: tokenizer, recipe, card, pooling.
+
+    `with_findings` takes what its run found for a report, too: ranks and errors of the linears as they are there.
+    """
     weights = (
         "*.safetensors",
         "*.safetensors.index.json",
@@ -204,7 +211,7 @@ def _copy_companions(source: Path, result: Path) -> None:
         MANIFEST,
         "*.partial",
         "checkpoints",
-        FOLDER,  # ranks and errors of other linears than these are now
+        *(() if with_findings else (FOLDER,)),
         PAGE,
     )
     ignored = shutil.ignore_patterns(*weights)
@@ -215,22 +222,28 @@ def _copy_companions(source: Path, result: Path) -> None:
     shutil.copytree(source, result, ignore=ignore, dirs_exist_ok=True)
 
 
-def _update_metrics(model: PreTrainedModel, result: Path) -> None:
-    """Size and fingerprint in the copied metrics.json and card are made those of the folded student.
+def _update_metrics(model: PreTrainedModel, result: Path, name: str, folded: Sequence[str]) -> None:
+    """The copied metrics.json and card are made those of the student that has the linears `folded` dense again.
 
     Fidelity stays: the outputs are the same but for rounding. Latency goes: bench.json has it.
     """
     file, card = result / "metrics.json", result / "README.md"
     if not file.is_file():
         return
-    old = read_json(file, dict, ModelLoadError, "Remove it, or copy the student's folder again.")
-    new = {name: value for name, value in old.items() if name != "latency_ms"}
+    advice = "Remove it, or copy the student's folder again."
+    old = read_json(file, dict, ModelLoadError, advice)
+    gone = ["latency_ms", "latency_tokens", *(["shared_inputs"] if folded else [])]
+    new = {key: value for key, value in old.items() if key not in gone}
     counts = parameter_counts(model, resolve(model))
     new["params"] = {key: {**sides, "student": counts[key]} for key, sides in old["params"].items()}
     new["bytes"] = {**old["bytes"], "student": bytes_on_disk(result)}
+    if folded:
+        new["folded"] = [*old.get("folded", []), *folded]
     if "fingerprint" in old:
         new["fingerprint"] = fingerprint(model)
     write_json(file, new)
     if card.is_file():
+        written = result / "environment.json"
+        environment = read_json(written, dict, ModelLoadError, advice) if written.is_file() else {}
         text = card.read_text(encoding="utf-8")
-        card.write_text(text.replace(metrics_markdown(old), metrics_markdown(new)), encoding="utf-8")
+        card.write_text(folded_card(text, name, old, new, environment), encoding="utf-8")

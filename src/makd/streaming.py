@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, choose_tokenizer, count_tokens
+from makd.data import DataConfig, choose_tokenizer
 from makd.distill import tell_slow_bfloat16
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
@@ -131,8 +131,8 @@ def _stream(
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, batches)
         made: FactorizeReport = student.factorization  # type: ignore[assignment]
+        metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, made.tokens)
         if made.lessons:
             metrics["layerwise"] = [dict(lesson) for lesson in made.lessons.values()]
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
@@ -150,10 +150,10 @@ def _stream(
         write_json(result / "metrics.json", metrics)
         write_json(result / "environment.json", environment)
         findings.made = made
-        findings.write(result, student, anatomy)
+        findings.write(result, student)
         write_card(
-            result, folder.path.name, teacher, type(model).__name__, metrics, environment,
-            None if _named(data) is None else "makd factorize", _named(data),
+            result, folder.path.name, teacher, type(model).__name__, metrics, environment, "factorize", _named(data),
+            kind="factored",
         )  # fmt: skip
     return Report(folder.path, metrics)
 
@@ -190,12 +190,12 @@ def _metrics(
     student: PreTrainedModel,
     anatomy: Anatomy,
     result: Path,
-    batches: list[Batch],
+    tokens: int,
 ) -> dict[str, Any]:
     counts = {"teacher": before, "student": parameter_counts(student, anatomy)}
     return {
         "params": {key: {side: counts[side][key] for side in counts} for key in ("total", "linears")},
         "bytes": {"teacher": teacher_bytes, "student": bytes_on_disk(result)},
         "memory": {"peak_bytes": peak_bytes()},
-        "tokens": {"calibration": count_tokens(batches), "training": 0, "evaluation": 0},
+        "tokens": {**({"calibration": tokens} if tokens else {}), "training": 0, "evaluation": 0},
     }

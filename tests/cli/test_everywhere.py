@@ -12,8 +12,10 @@ import yaml
 
 from makd.cli.completion import SHELLS, complete, known_words
 from makd.cli.main import COMMANDS, main
-from makd.cli.outcome import after_student, command
+from makd.cli.outcome import after_student
+from makd.shell import command
 from tests.cli.test_main import QUICK
+from tests.models import tiny
 
 FAST = [*QUICK, "--recipe.factorize.solver", "svd", "--recipe.evaluation.latency", "false"]
 TIMED = ["--batches", "[1]", "--lengths", "[8]", "--repeats", "1", "--card", "false"]
@@ -132,8 +134,33 @@ def test_commands_to_try_can_be_pasted_whatever_the_folder_is_called():
     assert shlex.split(command("bench", "my runs/a'b", teacher="x y", fold="")) == [
         "makd", "bench", "my runs/a'b", "--teacher", "x y", "--fold",
     ]  # fmt: skip
-    (line,) = [line for line in after_student("run", "t", "words", {"perplexity": {}}) if "evaluate" in line]
-    assert "--tokenizer words" in line
+
+
+def test_commands_to_try_read_the_pair_as_it_was_read():
+    lines = [
+        shlex.split(line, comments=True) for line in after_student("run", "t", "words", "base", {"perplexity": {}})
+    ]
+    found = {line[1]: line[2:] for line in lines}
+    assert found["bench"] == ["run", "--teacher", "t", "--tokenizer", "words", "--head", "base"]
+    assert found["evaluate"][:7] == ["run", "--teacher", "t", "--tokenizer", "words", "--recipe.head", "base"]
+
+
+def test_the_next_command_teaches_a_student_under_another_head(run, folder, tokenizer, tmp_path):
+    tiny("bert", "masked_lm", vocab_size=300).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "words")
+    given = ["--tokenizer", tmp_path / "words", "--recipe.head", "base"]
+    code, out, err = run(*words_of("factorize", folder, tmp_path / "teacher"), *given)
+    assert code == 0, err
+    lines = [shlex.split(line, comments=True) for line in out.partition("next:\n")[2].splitlines()]
+    taught, _, bench, *_ = lines
+    quick = ["--recipe.training.steps", "1", "--recipe.evaluation.latency", "false"]
+    code, _, err = run(*taught[1:], *quick)
+    assert code == 0, err
+    timed = ["--batches", "[1]", "--lengths", "[8]", "--repeats", "1"]
+    code, _, err = run(*bench[1:], *timed)
+    assert code == 0, err
+    code, _, err = run("bench", bench[2], "--teacher", tmp_path / "teacher", *timed)  # with the teacher's own head
+    assert (code, "the student has no head" in err) == (2, True)
 
 
 def test_a_line_comes_before_anything_heavy_is_imported(run, encoder_folder):

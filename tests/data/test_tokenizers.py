@@ -133,3 +133,10 @@ def test_other_models_see_from_the_mask_where_a_text_ends(tokenizer, name, head)
     model = tiny(name, head)
     model.config.pad_token_id = 3
     assert collator(tokenizer, model)([{"input_ids": [5, 6], "attention_mask": [1, 1]}])
+
+
+def test_a_model_without_a_tokenizer_is_not_told_to_name_the_one_that_was_named(encoder_folder, tmp_path, caplog):
+    tiny("bert", vocab_size=300).save_pretrained(tmp_path / "bare")
+    with caplog.at_level("INFO", logger="makd"):
+        assert choose_tokenizer(str(encoder_folder), str(tmp_path / "bare")).get_vocab()
+    assert caplog.messages == [f"No tokenizer beside {tmp_path / 'bare'} to compare with"]

@@ -42,6 +42,12 @@ def test_rank_correlation_is_spearmans_over_all_pairs_of_texts():
     assert makd.fidelity(student, teacher, [inputs])["rank_correlation"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_embeddings_of_another_width_have_similarities_alone():
+    teacher = tiny("bert")
+    scores = makd.fidelity(tiny("bert", hidden_size=16), teacher, [batch(teacher)])
+    assert scores.keys() == {"rank_correlation"}
+
+
 def test_fidelity_does_not_depend_on_how_texts_are_batched():
     teacher = tiny("llama", head="causal_lm")
     student = make_student(teacher)

@@ -133,3 +133,17 @@ def test_an_encoder_decoder_has_both_stacks_and_cross_attention():
     assert len(found.layers) == 4
     assert "cross_attention_kl" in found.layers[3]
     assert "cross_attention_kl" not in found.layers[0]
+
+
+def test_attention_of_other_heads_is_not_compared():
+    teacher = tiny("bert")
+    found = look_inside(tiny("bert", num_attention_heads=2), teacher, [batch(teacher)])
+    assert found.missing == {"attention": "2 heads beside the teacher's 4 in layers 0, 1"}
+    assert "attention_kl" not in found.layers[0]
+
+
+def test_hidden_states_of_another_width_are_not_compared():
+    teacher = tiny("bert")
+    found = look_inside(tiny("bert", hidden_size=16), teacher, [batch(teacher)])
+    assert found.missing["hidden"] == "the output is 16 wide beside the teacher's 32 in layers 0, 1"
+    assert found.linears.keys() == {f"encoder.layer.{layer}.intermediate.dense" for layer in (0, 1)}

@@ -178,8 +178,9 @@ def test_the_student_of_another_teacher_is_refused(pair, changes, hint):
         check_pair(pair[0], tiny("bert", **changes))
 
 
-def test_a_teacher_under_a_head_still_is_the_teacher(pair):
-    check_pair(pair[0], tiny("bert", head="masked_lm"))
+def test_a_teacher_under_another_head_is_refused(pair):
+    with pytest.raises(makd.MakdError, match="the student has no head"):
+        check_pair(pair[0], tiny("bert", head="masked_lm"))
 
 
 def test_dense_students_and_factored_teachers_are_refused(pair):

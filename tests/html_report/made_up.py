@@ -96,3 +96,13 @@ def make_run(folder, layers=2, text="a text", metrics=METRICS, recipe=RECIPE, ot
         if content is not None:
             (folder / FOLDER / name).write_text(json.dumps(content))
     return folder
+
+
+def measured_as(**measured):
+    """The metrics of a run where one measure is (teacher, before, after): perplexity, or a task's."""
+    ((name, values),) = measured.items()
+    sides = dict(zip(("teacher", "before", "after"), values, strict=True))
+    without = {key: value for key, value in METRICS.items() if key != "perplexity"}
+    if name == "perplexity":
+        return {**without, "perplexity": sides}
+    return {**without, "task": {"name": "a task", **{when: {name: value} for when, value in sides.items()}}}

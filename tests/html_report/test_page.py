@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import yaml
@@ -13,43 +12,14 @@ import yaml
 from makd.cli.demo import Demo
 from makd.errors import OutputError, SettingError
 from makd.html_report import write_report
-from makd.html_report.advice import advise, falling
-from makd.html_report.record import read_run
 from makd.html_report.target import MARK
 from makd.registry import Registry
 from makd.run_files import SAMPLES
-from tests.html_report.made_up import METRICS, RECIPE, make_run
+from tests.html_report.made_up import METRICS, RECIPE, files, make_run, measured_as
+from tests.html_report.reading import Found, section
 
 GONE = {"format": 1, "missing": "the teacher was streamed"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 '\"> & {{x}} ]]> <!--"
-
-
-class Found(HTMLParser):
-    """Elements, texts outside of scripts and styles, and the content of scripts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.texts, self.scripts, self.ids, self._inside = [], [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in ("meta", "input", "br", "link"):
-            self._inside.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self._inside.pop() == tag
-
-    def handle_data(self, data):
-        if self._inside and self._inside[-1] in ("script", "style"):
-            self.scripts.append(data)
-        else:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 @pytest.fixture
@@ -59,10 +29,6 @@ def page(tmp_path):
         return path.read_text(encoding="utf-8")
 
     return write
-
-
-def section(text, name):
-    return Found(re.search(rf'<section id="{name}".*?</section>', text, re.DOTALL).group()).text
 
 
 class TestWhatAPersonFinds:
@@ -77,12 +43,55 @@ class TestWhatAPersonFinds:
         assert "layer 2, down" in told
         assert "the error is 35.0% of the output's variance" in told
 
+    @pytest.mark.parametrize(
+        ("measured", "told"),
+        [  # teacher, before, after
+            ({"perplexity": (31, 35, 31)}, "Training closed 100.0% of the gap"),
+            ({"perplexity": (31, 35, 30)}, "Training more than closed the gap"),
+            ({"perplexity": (31, 25, 20)}, "Training made it better, and it had no gap to close"),
+            ({"perplexity": (31, 20, 30)}, "Training made it worse"),
+            ({"perplexity": (12, 10, 14)}, "Training made it worse"),
+            ({"perplexity": (12, 14, 14)}, "Training did not help"),
+            ({"accuracy": (0.80, 0.85, 0.81)}, "Training made it worse"),
+            ({"accuracy": (0.80, 0.81, 0.85)}, "Training made it better, and it had no gap to close"),
+            ({"accuracy": (0.80, 0.70, 0.75)}, "Training closed 50.0% of the gap"),
+        ],
+    )
+    def test_what_the_training_did_wherever_the_teacher_is(self, page, measured, told):
+        assert told in section(page(metrics=measured_as(**measured)), "glance")
+
+    @pytest.mark.parametrize(
+        ("measured", "told"),
+        [
+            ({"matthews": (0.50, 0.3, 0.45)}, "How much worse 90.0% of the teacher's"),
+            ({"matthews": (-0.02, 0.0, -0.04)}, "How much worse -0.04 "),
+            ({"r2": (-0.02, 0.0, 0.1)}, "How much worse 0.1 "),
+            ({"matthews": (0.0, 0.0, 0.1)}, "How much worse 0.1 "),
+        ],
+    )
+    def test_a_share_of_the_teachers_score_only_where_it_is_above_nothing(self, page, measured, told):
+        assert told in section(page(metrics=measured_as(**measured)), "glance")
+
     def test_nothing_is_said_of_a_training_that_was_not(self, page):
         metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
         gone = {"format": 1, "missing": "the student was not trained in this run"}
         told = section(page(metrics=metrics, others={"training": gone}), "glance")
         assert "8.7% worse" in told
         assert "Training" not in told
+
+    def test_a_student_that_was_not_trained_is_measured_once_and_not_after_a_training(self, page):
+        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"format": 1, "missing": "the student was not trained in this run"}
+        text = page(metrics=metrics, others={"training": gone})
+        for name in ("quality", "map", "layers"):
+            assert "before" not in section(text, name).replace("layers before", "")
+            assert "after training" not in section(text, name)
+
+    def test_one_whose_layers_were_taught_further_has_a_before_and_an_after(self, page):
+        metrics = {**METRICS, "layerwise": [{"tokens": 5}], "tokens": {**METRICS["tokens"], "training": 0}}
+        gone = {"format": 1, "missing": "the student was not trained in this run"}
+        text = page(metrics=metrics, recipe={**RECIPE, "student": "runs/start"}, others={"training": gone})
+        assert "after training" in section(text, "layers")
 
     def test_commands_to_try_next_that_follow_from_the_numbers(self, page):
         told = section(page(), "glance")
@@ -115,6 +124,22 @@ class TestWhatAPersonFinds:
             assert re.search(r"<details>.*<table>.*<td", figure, re.DOTALL)
             assert json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure, re.DOTALL).group(1))
 
+    @pytest.mark.parametrize(("factored", "told"), [(True, "rank 80"), (False, "all stayed dense")])
+    def test_a_vocabulary_has_its_rank_among_the_spectra(self, page, factored, told):
+        contents, name = files(layers=1), "embeddings.word_embeddings"
+        curve = {"name": name, "terms": 576, "ranks": [1, 80], "singular_values": [9.0, 1.0], "errors": [0.9, 0.2]}
+        spectra = {**contents["spectra.json"], "curves": [curve]}
+        vocabulary = [{"name": name, "rank": 80, "predicted_error": 0.2}] if factored else []
+        linears = {**contents["linears.json"], "vocabulary": vocabulary}
+        found = section(page(others={"spectra": spectra, "linears": linears}), "spectra")
+        assert f"vocabulary {told}" in found
+
+    def test_linears_that_stayed_dense_say_so(self, page):
+        contents = files(layers=1)
+        linears = [{**row, "rank": None, "why_dense": "no"} for row in contents["linears.json"]["linears"]]
+        found = section(page(layers=1, others={"linears": {**contents["linears.json"], "linears": linears}}), "spectra")
+        assert found.count("all stayed dense") == len(linears)
+
 
 class TestWhatIsNotThere:
     def test_a_run_of_an_older_makd_says_what_is_missing_and_how_to_get_it(self, tmp_path):
@@ -124,8 +149,10 @@ class TestWhatIsNotThere:
         for name in ("map", "spectra", "layers", "training", "warnings"):
             assert "This run was made by a makd that did not keep it. Run it again" in section(text, name)
 
-    def test_the_reason_that_a_run_gave_stands_in_the_place(self, page):
-        assert "The teacher was streamed." in section(page(others={"layers": GONE}), "layers")
+    def test_the_reason_that_a_run_gave_stands_in_the_place_without_advice_that_would_not_help(self, page):
+        told = section(page(others={"layers": GONE}), "layers")
+        assert "The teacher was streamed." in told
+        assert "Run it again" not in told
 
     def test_a_file_of_a_later_format_is_not_guessed_at(self, page):
         assert "Its samples.json has format 2, and this makd reads 1" in page(others={"samples": {"format": 2}})
@@ -161,43 +188,6 @@ class TestSafety:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-
-
-class TestSeveralRuns:
-    def test_they_stand_beside_each_other_and_their_own_sections_are_folded(self, tmp_path):
-        smaller = {**METRICS, "params": {**METRICS["params"], "total": {"teacher": 134_515_008, "student": 67_257_504}}}
-        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=smaller)]
-        text = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-        told = section(text, "frontier")
-        assert "Quality against size" in told
-        assert "Quality against latency" in told
-        assert "67,257,504 (50.0%)" in told
-        assert len(re.findall(r'<details class="run"', text)) == 2
-
-    def test_runs_of_the_same_name_are_told_apart_by_what_is_above_them(self, tmp_path):
-        runs = [make_run(tmp_path / name / "student") for name in ("a", "b")]
-        text = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-        assert "<summary>a/student</summary>" in text
-
-    def test_different_teachers_are_said(self, tmp_path):
-        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", recipe={**RECIPE, "teacher": "another"})]
-        assert "These runs have 2 teachers" in write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-
-    def test_runs_that_were_measured_on_other_rows_are_not_ranked(self, tmp_path):
-        harder = {**METRICS, "perplexity": {"teacher": 61.5, "before": 70.0, "after": 66.0}}
-        runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", metrics=harder)]
-        told = section(write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8"), "frontier")
-        assert "of perplexity in these runs: they were measured on different rows" in told
-        assert "Best quality" not in told
-        alike = section(
-            write_report([runs[0], make_run(tmp_path / "three")], tmp_path / "c.html").read_text(), "frontier"
-        )
-        assert "different rows" not in alike
-        assert "Best quality" in alike
-
-    def test_they_need_a_place(self, tmp_path):
-        with pytest.raises(SettingError, match="--output"):
-            write_report([make_run(tmp_path / "one"), make_run(tmp_path / "two")])
 
 
 class TestTheFile:
@@ -270,39 +260,3 @@ class TestTheCommand:
         assert code == 0
         assert f"report: {tmp_path / 'student' / 'report.html'}" in out.splitlines()
         assert "How much smaller" in (tmp_path / "student" / "report.html").read_text(encoding="utf-8")
-
-
-class TestAdvice:
-    def test_a_student_that_was_not_trained_is_to_be(self, tmp_path):
-        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
-        gone = {"format": 1, "missing": "not trained"}
-        first = advise(read_run(make_run(tmp_path / "student", metrics=metrics, others={"training": gone})))[0]
-        assert first.command == f"makd distill {tmp_path / 'student'} --teacher org/teacher --output ANOTHER"
-
-    def test_a_training_that_made_it_worse_wants_a_smaller_learning_rate(self, tmp_path):
-        fidelity = {"before": METRICS["fidelity"]["after"], "after": {"prediction_kl": 0.3, "top1_agreement": 0.7}}
-        worse = {"teacher": 31.0, "before": 33.0, "after": 36.0}
-        metrics = {**METRICS, "perplexity": worse, "fidelity": fidelity}
-        first = advise(read_run(make_run(tmp_path / "student", metrics=metrics)))[0]
-        assert first.command.endswith("--recipe.training.learning_rate 3.3e-05")
-
-    def test_one_that_is_hardly_faster_is_to_be_timed_in_other_formats(self, tmp_path):
-        latency = {side: {"batch1": 100.0, "batch16": 1000.0} for side in ("teacher", "student")}
-        found = advise(read_run(make_run(tmp_path / "student", metrics={**METRICS, "latency_ms": latency})))
-        assert any("hardly faster" in one.why and one.command.startswith("makd bench ") for one in found)
-
-    def test_little_text_for_wide_linears_wants_more(self, tmp_path):
-        metrics = {**METRICS, "tokens": {**METRICS["tokens"], "calibration": 10_000}}  # 1536 inputs, 10 tokens each
-        found = advise(read_run(make_run(tmp_path / "few", metrics=metrics)))
-        assert any(one.command.endswith("--recipe.calibration.rows 1600") for one in found)
-        found = advise(read_run(make_run(tmp_path / "many")))
-        assert not any("calibration" in one.command for one in found)
-
-    def test_names_with_spaces_are_quoted(self, tmp_path):
-        found = advise(read_run(make_run(tmp_path / "my student")))
-        assert f"'{tmp_path / 'my student' / 'recipe.yaml'}'" in found[0].command
-
-    def test_falling_compares_the_last_two_quarters(self):
-        losses = [4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 1.0, 1.0]
-        assert falling([{"loss": one} for one in losses]) == pytest.approx(0.5)
-        assert falling([{"loss": 1.0}] * 7) is None

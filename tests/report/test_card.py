@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import makd
 from makd.data import DataConfig, Source
+from makd.pipeline import distill, factorize_only
 from makd.report import write_card
 from makd.report.metadata import find_source
 from makd.tasks import TaskConfig
@@ -20,6 +21,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "publish-a-student.md"
 METRICS = {
     "params": {key: {"teacher": 10, "student": 5} for key in ("total", "linears")},
     "fidelity": {"after": {"cosine": 0.9}},
+    "tokens": {"calibration": 100, "training": 100, "evaluation": 100},
 }
 ENVIRONMENT = {"device_name": "a processor", "threads": 1}
 CARD = "---\n{}\n---\n# A teacher\n"
@@ -38,10 +40,13 @@ def cache(tmp_path, monkeypatch):
     return snapshot
 
 
-def make_card(folder, teacher="BertModel", architecture="BertModel", data=None, **metrics):
+def make_card(
+    folder, teacher="BertModel", architecture="BertModel", data=None, command="compress", kind="factored", **metrics
+):
     """Written, and read as the hub's own library reads it: what it refuses is an error."""
     folder.mkdir(exist_ok=True)
-    write_card(folder, "student", str(teacher), architecture, METRICS | metrics, ENVIRONMENT, "makd compress", data)
+    about = (str(teacher), architecture, METRICS | metrics, ENVIRONMENT, command, data)
+    write_card(folder, "student", *about, kind=kind)
     return ModelCard.load(folder / "README.md")
 
 
@@ -318,3 +323,57 @@ def test_latency_is_told_of_what_was_timed_and_only_where_it_was(tmp_path):
     assert "Latency" not in make_card(tmp_path / "student").text
     found = make_card(tmp_path / "student", latency_ms=timed, latency_tokens=64).text
     assert "Latency: median of forwards of 64 tokens a row on a processor with 1 threads" in found
+
+
+UNTAUGHT = {"tokens": {"training": 0, "evaluation": 100}}
+
+
+@pytest.mark.parametrize(
+    ("done", "told", "tags"),
+    [
+        ({}, "its linears are low-rank factors, taught to mimic the original.", ["low-rank", "distillation"]),
+        ({"command": "factorize", **UNTAUGHT}, "its linears are low-rank factors, not trained yet.", ["low-rank"]),
+        ({"command": "distill", **UNTAUGHT}, "its linears are low-rank factors.", ["low-rank"]),
+        (
+            {"command": "factorize", **UNTAUGHT, "layerwise": [{"tokens": 5}]},
+            "its linears are low-rank factors, its layers taught to mimic the original's.",
+            ["low-rank", "distillation"],
+        ),
+        (
+            {"command": "distill", "kind": "dense"},
+            "a dense model of its own, taught to mimic the original.",
+            ["distillation"],
+        ),
+    ],
+    ids=["compressed", "factorized", "not taught further", "layer by layer", "dense"],
+)
+def test_it_says_what_was_done_to_the_student(tmp_path, done, told, tags):
+    card = make_card(tmp_path / "student", **done)
+    assert told in card.text
+    assert card.data.tags == ["makd", *tags]
+
+
+def test_a_student_that_lost_layers_alone_is_called_so(run, tmp_path):
+    recipe = makd.Recipe(
+        factorize=makd.FactorizeConfig(depth=1), evaluation=makd.EvaluationConfig(rows=8, latency=False), device="cpu"
+    )
+    texts = [f"The class number {index} is a sequence of names." for index in range(20)]
+    teacher, budget = str(run.parent / "teacher"), makd.Budget(keep=0.9)
+    made = factorize_only(teacher, texts, budget, recipe, tmp_path / "shallow").folder
+    assert "the same without some of its layers, not trained yet." in (made / "README.md").read_text()
+
+
+def test_fidelity_is_spoken_of_only_where_it_was_measured(tmp_path):
+    assert "Fidelity: on held-out text." in make_card(tmp_path / "student").text
+    assert "Fidelity" not in make_card(tmp_path / "streamed", fidelity={}).text
+
+
+def test_a_dense_student_of_a_run_is_not_called_factored(run, tokenizer, tmp_path):
+    tiny("bert", seed=1, vocab_size=300, max_position_embeddings=128).save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    recipe = makd.Recipe(
+        training=makd.TrainingConfig(steps=1), evaluation=makd.EvaluationConfig(rows=8, latency=False), device="cpu"
+    )
+    texts = [f"The class number {index} is a sequence of names." for index in range(20)]
+    taught = distill(str(tmp_path / "dense"), str(run.parent / "teacher"), texts, recipe, tmp_path / "taught").folder
+    assert "a dense model of its own, taught to mimic the original." in (taught / "README.md").read_text()

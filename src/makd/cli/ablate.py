@@ -5,9 +5,10 @@ from pathlib import Path
 from makd.ablation import TABLE, shown_table, write_ablation_report
 from makd.ablation import ablate as run_ablation
 from makd.cli.main import read_command
-from makd.cli.outcome import Outcome, command
+from makd.cli.outcome import Outcome
 from makd.html_report import check_extra, check_target
 from makd.progress import OnProgress
+from makd.shell import command
 
 
 def ablate(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from makd import speed
-from makd.cli.outcome import Outcome, command
+from makd.cli.outcome import Outcome
 from makd.cli.tasks import task_or_data
 from makd.data import DataConfig
 from makd.evaluation.speed import BenchConfig
@@ -11,6 +11,7 @@ from makd.evaluation.verdict import verdicts
 from makd.progress import OnProgress
 from makd.report.formats import formats_table
 from makd.report.speed import decoding_table, fold_line, linears_table, speed_content, speed_table
+from makd.shell import command_on_pair
 from makd.tasks import TaskConfig
 
 
@@ -31,6 +32,7 @@ def bench(
     data: DataConfig = DataConfig(),  # noqa: B008 - frozen
     task: TaskConfig | None = None,
     head: str = "auto",
+    tokenizer: str | None = None,
     card: bool = True,
     fold: bool = False,
     output: str | None = None,
@@ -56,6 +58,7 @@ def bench(
         data: text that formats are measured on; without it, what the student was made with.
         task: a task instead of text; `--task NAME --task_data PATH` for short.
         head: with which head the teacher is loaded: auto, base, masked_lm, causal_lm, ...
+        tokenizer: where the tokenizer is that formats are measured with, if not with the teacher.
         card: put the table into the student's README.md, and bench.json beside it.
         fold: save the student with those linears dense where factored is slower, to --output.
         output: folder for that student.
@@ -69,7 +72,7 @@ def bench(
     report = speed.bench(
         student, teacher, settings,
         card=card, fold=fold, output=output, overwrite=overwrite, head=head,
-        data=chosen, on_progress=on_progress,
+        tokenizer=tokenizer, data=chosen, on_progress=on_progress,
     )  # fmt: skip
     batch, length = settings.fold_point
     found = report.speed
@@ -91,8 +94,8 @@ def bench(
     content = speed_content(found, report.formats, settings, report.environment)
     after = []
     if folder is not None:
-        after.append(command("evaluate", folder, teacher=teacher) + "   # it is as good as before")
+        after.append(command_on_pair("evaluate", folder, teacher, tokenizer, head) + "   # it is as good as before")
     elif found.fold:
-        faster = command("bench", student, teacher=teacher, fold="", output=f"{student}-folded")
+        faster = command_on_pair("bench", student, teacher, tokenizer, head, fold="", output=f"{student}-folded")
         after.append(f"{faster}   # save it with those linears dense")
     return Outcome({**content, "folder": folder}, shown, after)

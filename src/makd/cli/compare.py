@@ -7,13 +7,14 @@ from typing import Any, get_type_hints
 import jsonargparse
 
 from makd import comparison
-from makd.cli.outcome import Outcome, command
+from makd.cli.outcome import Outcome
 from makd.cli.parsing import PARSING_ERRORS, SYNTAX, check_maps, explain
 from makd.comparison import Cell, Experiment
 from makd.comparison.forecast import forecast_seconds, own_seconds
 from makd.errors import MakdError, SettingError
 from makd.plain_yaml import read_yaml
 from makd.progress import OnProgress
+from makd.shell import command
 
 
 def compare(

@@ -3,12 +3,12 @@
 Commands print nothing themselves: so `--json` and `--quiet` mean the same on all of them.
 """
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from makd.cli.terminal import print_table
+from makd.shell import command, command_on_pair
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,18 @@ def print_outcome(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
         print("\nnext:", *(f"  {line}" for line in outcome.next), sep="\n")
 
 
-def command(*words: object, **flags: object) -> str:
-    """A line of a shell that calls makd; what is None is left out, and an empty text stands for a bare flag."""
-    parts = ["makd", *map(str, words)]
-    for name, value in flags.items():
-        if value is not None:
-            parts += [f"--{name.replace('__', '.')}", *([str(value)] if value != "" else [])]
-    return " ".join(part if part in PLACES else shlex.quote(part) for part in parts)
-
-
-PLACES = frozenset({"texts.txt", "TEACHER"})
-"""What a person is to put something else for."""
-
-
-def after_student(folder: object, teacher: str, tokenizer: str | None, metrics: Mapping[str, Any]) -> list[str]:
-    """What to try with a student that was made."""
-    own = {"teacher": teacher, "tokenizer": tokenizer}
+def after_student(
+    folder: object, teacher: str, tokenizer: str | None, head: str, metrics: Mapping[str, Any]
+) -> list[str]:
+    """What to try with a student that was made of `teacher`, read under `head`."""
+    own = (folder, teacher, tokenizer, head)
     is_decoder = "perplexity" in metrics
     export = {"to": "dense"} if is_decoder else {"to": "onnx", "quantize": "int8"}
     return [
         command("report", folder) + "   # look at it: what was lost, and where",
-        command("bench", folder, teacher=teacher) + "   # is it faster here, and in which format?",
-        command("evaluate", folder, **own) + "   # on its task"
+        command_on_pair("bench", *own) + "   # is it faster here, and in which format?",
+        command_on_pair("evaluate", *own) + "   # on its task"
         if "task" in metrics
-        else command("evaluate", folder, **own, data__path="texts.txt") + "   # on other text",
+        else command_on_pair("evaluate", *own, data__path="texts.txt") + "   # on other text",
         command("export", folder, **export, output=f"{folder}-{export['to']}") + "   # for other runtimes",
     ]

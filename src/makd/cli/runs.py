@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from makd import pipeline, streaming
-from makd.cli.outcome import Outcome, after_student, command
+from makd.cli.outcome import Outcome, after_student
 from makd.cli.tasks import task_or_data
 from makd.cli.terminal import seconds_line
 from makd.config import Recipe
@@ -18,6 +18,7 @@ from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.progress import OnProgress
 from makd.ranks.budget import Budget
 from makd.report import metrics_table
+from makd.shell import command_on_pair
 from makd.solvers import SOLVERS
 from makd.tasks import TaskConfig
 
@@ -63,7 +64,7 @@ def compress(
         teacher, chosen, budget, recipe, output,
         tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
     )  # fmt: skip
-    return _made(report, teacher, after_student(report.folder, teacher, tokenizer, report.metrics))
+    return _made(report, teacher, after_student(report.folder, teacher, tokenizer, recipe.head, report.metrics))
 
 
 def factorize(
@@ -104,8 +105,10 @@ def factorize(
     report = make(
         teacher, chosen, budget, recipe, output, tokenizer=tokenizer, overwrite=overwrite, on_progress=on_progress
     )
-    taught = command("distill", report.folder, teacher=teacher, tokenizer=tokenizer, output=f"{report.folder}-taught")
-    others = after_student(report.folder, teacher, tokenizer, report.metrics)
+    taught = command_on_pair(
+        "distill", report.folder, teacher, tokenizer, recipe.head, output=f"{report.folder}-taught"
+    )
+    others = after_student(report.folder, teacher, tokenizer, recipe.head, report.metrics)
     return _made(report, teacher, [f"{taught}   # teach it", *others])
 
 
@@ -154,7 +157,7 @@ def distill(
         student, teacher, task_or_data(data, task, student), recipe, output,
         tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
     )  # fmt: skip
-    return _made(report, student, after_student(report.folder, teacher, tokenizer, report.metrics))
+    return _made(report, student, after_student(report.folder, teacher, tokenizer, recipe.head, report.metrics))
 
 
 def evaluate(

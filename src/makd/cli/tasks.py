@@ -52,10 +52,11 @@ def task_or_data(data: Any, task: Any, source: str) -> Any:
 def load_finetune() -> Callable[..., Any]:
     """`makd finetune`."""
     from makd import finetuning
-    from makd.cli.outcome import Outcome, command
+    from makd.cli.outcome import Outcome
     from makd.cli.terminal import seconds_line
     from makd.config import FinetuneRecipe
     from makd.report import scores_table
+    from makd.shell import command
     from makd.tasks import TaskConfig
 
     def finetune(

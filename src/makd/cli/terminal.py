@@ -3,6 +3,7 @@
 Imports rich only when something is shown.
 """
 
+import copy
 import functools
 import logging
 import os
@@ -22,15 +23,26 @@ _WIDEST = 500
 
 
 def print_table(renderable: Any) -> None:
-    """Print a table of rich's: as wide as the terminal, or, into a file or pipe, wide enough for every number."""
-    from rich.console import Console
+    """Print a table of rich's: as wide as the terminal, or, into a file or pipe, wide enough for every number.
+
+    Its title is a line of its own: rich would break it, inside words too, where the table is narrower.
+    """
+    from rich.console import Console, Group
     from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
         needed = Measurement.get(console, console.options.update(width=_WIDEST), renderable).maximum
         console.width = max(console.width, needed)
-    console.print(renderable)
+    for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
+        if isinstance(part, Table) and part.title is not None:
+            title = part.title if isinstance(part.title, Text) else Text(str(part.title), style="bold")
+            console.print(title, soft_wrap=True)
+            part = copy.copy(part)
+            part.title = None
+        console.print(part)
 
 
 def seconds_line(metrics: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from makd.errors import DataError, ModelLoadError, SettingError
-from makd.loading import folder_or_name, load_tokenizer
+from makd.loading import folder_or_name, load_tokenizer, may_have_tokenizer
 from makd.sentence_encoder import as_in_folder
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,9 @@ def check_student_tokenizer(
 def own_tokenizer(model: str | PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a model that is given by name; None for one in hand, and where none can be loaded."""
     if not isinstance(model, str):
+        return None
+    if not may_have_tokenizer(model):
+        logger.info("No tokenizer beside %s to compare with", model)
         return None
     try:
         return as_in_folder(load_tokenizer(model), folder_or_name(model))

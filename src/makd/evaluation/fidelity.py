@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from makd.anatomy import Predictions, check_predictions, predictions_of
+from makd.anatomy import Predictions
 from makd.anatomy.batches import check_batches, model_inputs
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens, predicting_tokens
-from makd.errors import DataError, SettingError
+from makd.errors import DataError
+from makd.evaluation.pairing import common_predictions
 from makd.kinds import takes
 from makd.sentence_encoder import (
     AUTO,
@@ -99,7 +100,7 @@ class Fidelity:
     ) -> None:
         """Arguments and errors as of `fidelity`."""
         check_pooling(pooling, "The pooling")
-        self._predictions = _common_predictions(student, teacher)
+        self._predictions = common_predictions(student, teacher)
         self._models, self._pooling, self._tokens = (student, teacher), pooling, tokens
         self._sums: dict[str, tuple[float, int]] = {}
         self._embeddings: list[tuple[Tensor, Tensor]] = []
@@ -137,19 +138,6 @@ class Fidelity:
         return found
 
 
-def _common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> Predictions | None:
-    """What both predict; None if both end in hidden states."""
-    ours, theirs = predictions_of(student), predictions_of(teacher)
-    for model in (student, teacher):
-        check_predictions(model)
-    reason = "the student has no head" if ours is None and theirs is not None else ours and ours.why_not(theirs)
-    if reason:
-        raise SettingError(
-            f"Student and teacher cannot be compared: {reason}. Give the student's own teacher, under the same head."
-        )
-    return ours
-
-
 def _encoder(student: PreTrainedModel, teacher: PreTrainedModel, pooling: str) -> SentenceEncoder:
     """The teacher's, for both; where the student's folder has another one, that is said."""
     encoder = encoder_of(origin_of(teacher), pooling)
@@ -175,7 +163,9 @@ def _compare_embeddings(ours: Tensor, theirs: Tensor, similarity: str) -> dict[s
     check_outputs(theirs, "The teacher's hidden states")
     check_outputs(ours, "The student's hidden states")
     units = [torch.nn.functional.normalize(side, dim=-1) for side in (ours, theirs)]
-    scores = {"cosine": float((units[0] * units[1]).sum(-1).mean())}
+    # vectors of two widths have no angle; similarities among each side's own can be compared all the same
+    alike = ours.shape[-1] == theirs.shape[-1]
+    scores = {"cosine": float((units[0] * units[1]).sum(-1).mean())} if alike else {}
     compared = units if similarity == "cosine" else (ours, theirs)
     ours, theirs = (side[:TEXTS_COMPARED] for side in compared)
     rows, columns = torch.triu_indices(len(ours), len(ours), offset=1)

@@ -27,6 +27,8 @@ TOKENS = 1024
 """That are looked at, about: seconds on a CPU for a model of 100 M parameters."""
 LONGEST = 256
 """Tokens of a forward: a few rows, or the beginning of one."""
+_ASPECTS = {"hidden": "hidden", "linear": "matrix", "attention": "attention", "cross_attention": "attention"}
+"""Kind of a tap -> the aspect that compares what is there."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
 
     Args:
         student: the model that is measured.
-        teacher: the model that it mimics, with as many layers.
+        teacher: the model that it mimics. Where it has other widths, heads or layers, `Inside.missing` says so.
         batches: held-out model inputs; rows are taken from all over them.
 
     Raises:
@@ -89,6 +91,7 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
     taps = tuple(_taps(ours, theirs))
     states: dict[Tap, _Sums] = {}
     means: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    unlike: dict[str, dict[str, set[int]]] = {}
     rows = tokens = 0
     with in_eval(student, teacher), without_cache(student, teacher):
         for row in _choose_rows(batches):
@@ -100,7 +103,12 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
                 student(**inputs)
             for tap in taps:
                 real, _ = counted.real(tap)
-                _compare(tap, recording, reference, real, states, means)
+                if (sides := _sides(tap, recording, reference)) is None:
+                    continue
+                if (reason := _difference(tap, *sides)) is not None:
+                    unlike.setdefault(_ASPECTS[tap.kind], {}).setdefault(reason, set()).add(tap.layer)
+                    continue
+                _compare(tap, *sides, real, states, means)
             rows, tokens = rows + len(row["input_ids"]), tokens + int(counted.real(Tap(0, "hidden"))[0].sum())
     layers: dict[int, dict[str, float]] = {}
     for (index, name), found in means.items():
@@ -110,7 +118,8 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
         if tap.kind == "hidden":
             difference, unit = sums.parts
             layers.setdefault(tap.layer, {})["hidden_error"] = difference / unit
-    return Inside(rows, tokens, dict(sorted(layers.items())), _by_linear(ours, states), dict(theirs.off))
+    missing = {**theirs.off, **{aspect: _unlike(found) for aspect, found in unlike.items()}}
+    return Inside(rows, tokens, dict(sorted(layers.items())), _by_linear(ours, states), missing)
 
 
 def _taps(ours: Anatomy, theirs: Anatomy) -> Iterator[Tap]:
@@ -129,19 +138,39 @@ def _taps(ours: Anatomy, theirs: Anatomy) -> Iterator[Tap]:
                 yield Tap(layer.index, "cross_attention")
 
 
+def _sides(tap: Tap, recording: Recording, reference: Recording) -> tuple[Any, Any] | None:
+    """What student and teacher have at a tap; None where an architecture did not come by there."""
+    ours, theirs = (side.attention.get(tap, side.tensors.get(tap)) for side in (recording, reference))
+    return None if ours is None or theirs is None else (ours, theirs)
+
+
+def _difference(tap: Tap, ours: Any, theirs: Any) -> str | None:
+    """Why what both have at a tap cannot be compared, in words; None if it can."""
+    if isinstance(ours, AttentionCall):
+        heads = ours.query.shape[1], theirs.query.shape[1]
+        return None if heads[0] == heads[1] else f"{heads[0]} heads beside the teacher's {heads[1]}"
+    what = "the output" if tap.role is None else tap.role.value
+    widths = ours.shape[-1], theirs.shape[-1]
+    return None if widths[0] == widths[1] else f"{what} is {widths[0]} wide beside the teacher's {widths[1]}"
+
+
+def _unlike(found: Mapping[str, set[int]]) -> str:
+    """Differences, with the layers that have them, as one reason."""
+    return "; ".join(
+        f"{difference} in layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, sorted(layers)))}"
+        for difference, layers in found.items()
+    )
+
+
 def _compare(
     tap: Tap,
-    recording: Recording,
-    reference: Recording,
+    mine: Any,
+    other: Any,
     real: Tensor,
     states: dict[Tap, _Sums],
     means: dict[tuple[int, str], list[tuple[float, int]]],
 ) -> None:
-    """Add one row at one tap."""
-    found: list[Any] = [side.attention.get(tap, side.tensors.get(tap)) for side in (recording, reference)]
-    if any(one is None for one in found):
-        return  # the architecture did not come by there
-    mine, other = found
+    """Add what student and teacher have at one tap in one row."""
     count = int(real.sum())
     if isinstance(mine, AttentionCall):
         kl = float(compare_calls(other, mine, real))

@@ -2,20 +2,39 @@
 
 from transformers import PreTrainedModel
 
-from makd.anatomy import linear_shape, resolve
+from makd.anatomy import Predictions, check_predictions, linear_shape, predictions_of, resolve
 from makd.errors import SettingError
 from makd.student.folding import factored_linears
+
+
+def common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> Predictions | None:
+    """What both predict; None if both end in hidden states.
+
+    Raises:
+        SettingError: they do not predict the same.
+        UnsupportedModelError: nobody knows what one of them predicts.
+    """
+    ours, theirs = predictions_of(student), predictions_of(teacher)
+    for model in (student, teacher):
+        check_predictions(model)
+    reason = "the student has no head" if ours is None and theirs is not None else ours and ours.why_not(theirs)
+    if reason:
+        raise SettingError(
+            f"Student and teacher cannot be compared: {reason}. Give the student's own teacher, under the same head "
+            "(the setting `head`)."
+        )
+    return ours
 
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Refuse models that are not a factored student and the teacher that it was made from.
 
-    Layers are compared by the roles and shapes of their linears, whatever head either model has; layers that the
-    student does without line up with any.
+    Layers are compared by the roles and shapes of their linears; layers that the student does without line up with
+    any. Both have the same head: a forward with one and a forward without are no two sides of a comparison.
 
     Raises:
-        SettingError: they do not line up, or there is nothing factored in the student.
-        UnsupportedModelError: the linears of one of them cannot be told apart.
+        SettingError: they do not line up, predict something else, or there is nothing factored in the student.
+        UnsupportedModelError: the linears of one of them cannot be told apart, or nobody knows what it predicts.
     """
     if not factored_linears(student):
         raise SettingError(
@@ -48,3 +67,4 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
                 f"This is another teacher's student: of {role!r} in layer {mine.index}, {sizes}. Give the model that "
                 "the student was made from (`teacher` in its recipe.yaml)."
             )
+    common_predictions(student, teacher)

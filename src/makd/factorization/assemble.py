@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
 from makd.calibration.source import LayerSource, ModelSource
-from makd.factorization.calibrate import Calibrated, Job
+from makd.factorization.calibrate import Calibrated, Job, tokens_read
 from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
 from makd.factorization.kept_layers import KeptStudent, take_up_
 from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, enter, make_layers_
@@ -147,7 +147,8 @@ def report(job: Job, calibrated: Calibrated, student: PreTrainedModel, planned: 
     fallbacks = {name: one.fallback for name, one in made.fitted.items() if one.fallback is not None}
     errors = {name: one.error for name, one in made.fitted.items()}
     found = make_report(student, planned.plan, errors, fallbacks, job.outline, job.candidates.left, planned.found)
-    return replace(found, lessons=made.lessons, spectra=tuple(_curves(job, calibrated, planned)))
+    spectra = tuple(_curves(job, calibrated, planned))
+    return replace(found, lessons=made.lessons, spectra=spectra, tokens=tokens_read(job))
 
 
 def _curves(job: Job, calibrated: Calibrated, planned: Planned) -> Iterator[ErrorCurve]:

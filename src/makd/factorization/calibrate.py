@@ -162,7 +162,12 @@ def check_amount(job: Job) -> None:
     """Warn where there is less text than a solver that looks at inputs needs; once, before the work."""
     if job.kind.inputs:
         features = {name: linear_shape(job.source.model.get_submodule(name))[1] for name in job.anatomy.linears}
-        warn_of_little_text(sum(map(_real_tokens, job.batches)), features)
+        warn_of_little_text(tokens_read(job), features)
+
+
+def tokens_read(job: Job) -> int:
+    """Real tokens of the text that the solver reads; 0 for one that needs none, though there may be text."""
+    return sum(map(_real_tokens, job.batches)) if job.kind.needs_text else 0
 
 
 def _real_tokens(batch: Mapping[str, Tensor]) -> int:

@@ -49,6 +49,8 @@ class FactorizeReport:
     """What the ranks were chosen from; empty where no spectra were looked at."""
     lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what teaching it did, where layers were taught: see `makd.distill.LayerLesson`."""
+    tokens: int = 0
+    """Real ones of the text that the solver read; 0 where it reads none."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What `calibrate` (statistics) and `factorize` (layers to drop, decompositions, ranks, factors) took, for every
     student that was tried."""

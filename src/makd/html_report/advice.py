@@ -1,6 +1,5 @@
 """What to try next: commands that follow from what a run measured, the likeliest to help first."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from makd.html_report.record import Record
 from makd.html_report.words import share
 from makd.measures import worsened
 from makd.run_files import LINEARS, TRAINING
+from makd.shell import command, command_on_pair
 
 MOST = 4
 """Of suggestions: more are not read."""
@@ -54,23 +54,29 @@ def advice(record: Record) -> Markup:
 def command_of(record: Record) -> str:
     """What made the run, from its recipe, into another folder."""
     recipe = record.recipe
-    if "student" in recipe:
-        command = "distill"
-    else:
-        command = (
-            "compress" if record.of(TRAINING).get("trainings") or record.metrics["tokens"]["training"] else "factorize"
-        )
-    return f"makd {command} --config {_quoted(record, 'recipe.yaml')} --output {ANOTHER}"
+    name = "distill" if "student" in recipe else "compress" if record.is_trained else "factorize"
+    return command(name, config=record.folder / "recipe.yaml", output=ANOTHER)
 
 
-def _quoted(record: Record, *names: str) -> str:
-    return shlex.quote(str(record.folder.joinpath(*names)))
+def _tokens_read(record: Record) -> int:
+    """Tokens that the run's solver read; 0 of a run that fitted no factors to any."""
+    if "student" in record.recipe:  # an older makd counted the text of `distill` too, which fitted nothing
+        return 0
+    return int(record.metrics["tokens"].get("calibration", 0))
+
+
+def _on_pair(record: Record, name: str, **flags: str) -> str:
+    """A command about the student and its teacher, read as the run's recipe says."""
+    recipe = record.recipe
+    head = (recipe.get("recipe") or {}).get("head")
+    return command_on_pair(name, record.folder, record.teacher, recipe.get("tokenizer"), head, **flags)
 
 
 def _suggest(record: Record) -> Iterator[Suggestion]:
-    teacher, again = shlex.quote(record.teacher), command_of(record)
+    again = command_of(record)
     settings = record.recipe.get("recipe") or {}
-    yield from _training(record, settings, teacher, again)
+    in_formats = _on_pair(record, "bench", formats="[torch-bfloat16, torch-int8]")
+    yield from _training(record, settings, again)
     rows = (settings.get("calibration") or {}).get("rows")
     worst = worst_linear(record)
     budget = record.recipe.get("budget") or {}
@@ -89,10 +95,10 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
         yield Suggestion(
             "It is smaller, but hardly faster: small factors cost a processor as much as one matrix. See which linears "
             "are better dense again, and what other formats give.",
-            f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
+            in_formats,
         )
     widest = max((row["in_features"] for row in record.of(LINEARS).get("linears", [])), default=0)
-    tokens = record.metrics["tokens"]["calibration"]
+    tokens = _tokens_read(record)
     if rows and 0 < tokens < FEW_TOKENS * widest:
         yield Suggestion(
             f"The factors were fitted to {tokens:,} tokens of text, and the widest linear reads {widest:,} numbers of "
@@ -102,17 +108,17 @@ def _suggest(record: Record) -> Iterator[Suggestion]:
     if ratios and min(ratios.values()) <= 0.8:
         yield Suggestion(
             "To serve it, see what it gains in narrower formats.",
-            f"makd bench {_quoted(record)} --teacher {teacher} --formats '[torch-bfloat16, torch-int8]'",
+            in_formats,
         )
 
 
-def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: str) -> Iterator[Suggestion]:
+def _training(record: Record, settings: Mapping[str, Any], again: str) -> Iterator[Suggestion]:
     """What the log of the training says."""
     trainings = record.of(TRAINING).get("trainings")
-    if not record.metrics["tokens"]["training"] and not trainings:
+    if not record.is_trained:
         yield Suggestion(
-            "It was not trained yet: what is here is the closed-form start alone.",
-            f"makd distill {_quoted(record)} --teacher {teacher} --output {ANOTHER}",
+            _untrained(record),
+            _on_pair(record, "distill", output=ANOTHER),
         )
         return
     flag = "recipe.training" if not settings.get("stages") else None
@@ -136,6 +142,15 @@ def _training(record: Record, settings: Mapping[str, Any], teacher: str, again: 
             f"The loss was still falling at the end ({share(fell)} from the third quarter to the last): train longer.",
             f"{again} {more}",
         )
+
+
+def _untrained(record: Record) -> str:
+    """What is there, of a run that did not train it."""
+    if "student" in record.recipe:
+        return "It was not trained in this run: it is as it came."
+    if record.metrics.get("layerwise"):
+        return "It was not trained as a whole yet: its layers learned one by one, while they were made."
+    return "It was not trained yet: what is here is the closed-form start alone."
 
 
 def falling(log: list[dict[str, Any]]) -> float | None:

@@ -1,13 +1,14 @@
 """The sections of a run's report that are charts: spectra, layers, training."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from makd.html_report import charts
 from makd.html_report.charts import AFTER, BEFORE
 from makd.html_report.elements import Markup, element, missing, section
 from makd.html_report.glance import role_name
-from makd.html_report.record import AGAIN, Record
+from makd.html_report.record import Record
 from makd.html_report.words import number, share
 from makd.run_files import LAYERS, LINEARS, SPECTRA, TRAINING
 
@@ -26,20 +27,27 @@ ASPECTS = {
 """Aspect, as it is logged -> what it compares."""
 LOGGED = 400
 """Steps of a curve, at most."""
-WHEN = {"before": BEFORE, "after": AFTER}
+
+
+def moments(record: Record) -> dict[str, str]:
+    """What was measured when, as files call it -> for a reader; a student that was not taught is as it was made."""
+    return {"before": BEFORE, "after": AFTER} if record.is_trained else {"after": "student"}
 
 
 def spectra(record: Record) -> Markup:
     """What each rank is predicted to lose, a chart a role."""
     found, linears = record.of(SPECTRA), {row["name"]: row for row in record.of(LINEARS).get("linears", [])}
     if "missing" in found:
-        how = AGAIN if "did not keep" in found["missing"] else None
-        return section(record.key("spectra"), "Spectra and ranks", missing(found["missing"], how))
-    by_role: dict[str, list[tuple[Mapping[str, Any], list[Any]]]] = {}
+        return section(record.key("spectra"), "Spectra and ranks", missing(found["missing"], found.get("how")))
+    # of embeddings and head, which are no rows of linears: those that have factors
+    vocabulary = {one["name"]: one["rank"] for one in record.of(LINEARS).get("vocabulary", [])}
+    by_role: dict[str, list[_Curve]] = {}
     for curve in found["curves"]:
         rows = [linears[name] for name in curve["name"].split(" + ") if name in linears]
         roles = [role for row in rows for role in row["roles"]] or ["vocabulary"]
-        by_role.setdefault(" + ".join(roles) + (" as one" if len(rows) > 1 else ""), []).append((curve, rows))
+        by_role.setdefault(" + ".join(roles) + (" as one" if len(rows) > 1 else ""), []).append(
+            _Curve(curve, rows[0]["layer"] if rows else 0, rows[0]["rank"] if rows else vocabulary.get(curve["name"]))
+        )
     layers = 1 + max((row["layer"] for row in linears.values()), default=0)
     figures = [_role_figure(role, curves, layers) for role, curves in by_role.items()]
     told = (
@@ -60,11 +68,21 @@ def spectra(record: Record) -> Markup:
     )
 
 
-def _role_figure(role: str, curves: list[tuple[Mapping[str, Any], list[Any]]], layers: int) -> Markup:
+@dataclass(frozen=True)
+class _Curve:
+    """What was predicted to be lost of one linear, or of several as one."""
+
+    found: Mapping[str, Any]
+    """As `spectra.json` has it."""
+    layer: int
+    rank: int | None
+    """None where it stayed dense."""
+
+
+def _role_figure(role: str, curves: list[_Curve], layers: int) -> Markup:
     data, chosen, cells = [], [], []
-    for curve, rows in curves:
-        layer = rows[0]["layer"] if rows else 0
-        rank = rows[0]["rank"] if rows else None
+    for one in curves:
+        curve, layer, rank = one.found, one.layer, one.rank
         place = {"linear": curve["name"], "layer": layer}
         data += [
             {**place, "rank": at, "value": error} for at, error in zip(curve["ranks"], curve["errors"], strict=True)
@@ -89,7 +107,8 @@ def _role_figure(role: str, curves: list[tuple[Mapping[str, Any], list[Any]]], l
     if chosen:
         most = max(chosen, key=lambda one: one["value"])
         told += f"; most is lost in layer {most['layer']}, {share(most['value'])}"
-    title = f"{role}: {role_name(role.split(' + '))}" if "as one" not in role else role
+    named = role_name(role.split(" + "))
+    title = f"{role}: {named}" if "as one" not in role and named != role else role
     head = ["linear", "layer", "rank", "terms", "rank at which half is lost", "lost at its rank"]
     return charts.figure(title, told, charts.spectrum(data, chosen, layers, "predicted loss"), head, cells)
 
@@ -98,7 +117,7 @@ def layers(record: Record) -> Markup:
     """How far each layer is from the teacher's, before and after the training."""
     found = record.of(LAYERS)
     if "missing" in found:
-        return section(record.key("layers"), "Layer by layer", missing(found["missing"], AGAIN))
+        return section(record.key("layers"), "Layer by layer", missing(found["missing"], found.get("how")))
     measures = {
         "hidden_error": ("Hidden states", "relative error of what leaves the layer: 0 is a copy, 1 a constant"),
         "attention_kl": ("Attention", "how differently tokens look at each other, in nats"),
@@ -108,23 +127,24 @@ def layers(record: Record) -> Markup:
             "mean cosine between the student's and the teacher's: 1 is a copy",
         ),
     }
-    times = [when for when in WHEN if when in found]
+    told_as = moments(record)
+    times = [when for when in told_as if when in found]
     figures = []
     for key, (title, unit) in measures.items():
         data = [
-            {"layer": layer["layer"], "value": layer[key], "when": WHEN[when]}
+            {"layer": layer["layer"], "value": layer[key], "when": told_as[when]}
             for when in times
             for layer in found[when]["layers"]
             if key in layer
         ]
         if not data:
             continue
-        last = [row for row in data if row["when"] == WHEN[times[-1]]]
+        last = [row for row in data if row["when"] == told_as[times[-1]]]
         worst = (min if key == "hidden_cosine" else max)(last, key=lambda row: row["value"])
         told = f"{unit}. Worst: layer {worst['layer']}, {number(worst['value'])}"
         by = "when" if len(times) > 1 else None
         spec = charts.lines(
-            data, ("layer", "layer"), ("value", title.lower()), by, order=[WHEN[when] for when in times]
+            data, ("layer", "layer"), ("value", title.lower()), by, order=[told_as[when] for when in times]
         )
         if key == "hidden_cosine":
             spec["encoding"]["y"]["scale"] = {"zero": False}
@@ -132,13 +152,13 @@ def layers(record: Record) -> Markup:
             [
                 index,
                 *(
-                    next((row["value"] for row in data if row["layer"] == index and row["when"] == WHEN[when]), None)
+                    next((row["value"] for row in data if row["layer"] == index and row["when"] == told_as[when]), None)
                     for when in times
                 ),
             ]
             for index in dict.fromkeys(row["layer"] for row in data)
         ]
-        figures.append(charts.figure(title, told, spec, ["layer", *(WHEN[when] for when in times)], numbers))
+        figures.append(charts.figure(title, told, spec, ["layer", *(told_as[when] for when in times)], numbers))
     shown = found[times[-1]]
     told = (
         f"Measured on {shown['rows']} held-out rows ({shown['tokens']:,} tokens), each layer with what the student's "
@@ -160,11 +180,12 @@ def _missing_aspects(shown: Mapping[str, Any]) -> list[Markup]:
 
 def _roles(record: Record) -> list[Markup]:
     """Errors of linears before and after, as means of roles."""
+    told_as = moments(record)
     rows = record.of(LINEARS).get("linears", [])
     data, cells = [], []
     for role in dict.fromkeys(" ".join(row["roles"]) for row in rows):
         means = {}
-        for when in WHEN:
+        for when in told_as:
             found = [
                 row["measured_error"][when]
                 for row in rows
@@ -172,11 +193,11 @@ def _roles(record: Record) -> list[Markup]:
             ]
             if found:
                 means[when] = sum(found) / len(found)
-                data.append({"role": role, "value": means[when], "when": WHEN[when]})
-        cells.append([role, *(means.get(when) for when in WHEN)])
+                data.append({"role": role, "value": means[when], "when": told_as[when]})
+        cells.append([role, *(means.get(when) for when in told_as)])
     if not data:
         return []
-    times = [name for name in WHEN.values() if any(row["when"] == name for row in data)]
+    times = [name for name in told_as.values() if any(row["when"] == name for row in data)]
     colours = {"domain": times, "range": [charts.COLOURS[0], charts.COLOURS[1]][: len(times)]}
     spec = {
         "data": {"values": data},
@@ -192,14 +213,14 @@ def _roles(record: Record) -> list[Markup]:
     last = [row for row in data if row["when"] == times[-1]]
     worst = max(last, key=lambda row: row["value"])
     told = f"measured error of the linears, a mean over layers. Worst: {worst['role']}, {share(worst['value'])}"
-    return [charts.figure("Linears by role", told, spec, ["role", BEFORE, AFTER], cells)]
+    return [charts.figure("Linears by role", told, spec, ["role", *told_as.values()], cells)]
 
 
 def training(record: Record) -> Markup:
     """The loss of each aspect, step by step."""
     found = record.of(TRAINING)
     if "missing" in found:
-        how = AGAIN if "did not keep" in found["missing"] else "`makd distill` trains it."
+        how = found.get("how", "`makd distill` trains it.")
         return section(record.key("training"), "Training", missing(found["missing"], how))
     parts: list[Markup] = []
     for at, one in enumerate(found["trainings"], start=1):

@@ -40,13 +40,15 @@ class Quality:
     best: Number
     """What a perfect copy would have."""
     higher_is_better: bool = True
+    rows: str = "held_out"
+    """Which rows it was measured on, as `measured_on` in metrics.json calls them."""
 
     @property
     def answer(self) -> str:
         """How much worse, in one glance."""
         if self.teacher is None:
             return f"{number(self.student)} of {self.best:g}" if self.best else f"{number(self.student)} off"
-        if not self.teacher:
+        if self.teacher <= 0:  # a correlation, or R²: nothing has a share of it
             return number(self.student)
         ratio = self.student / self.teacher
         if self.higher_is_better:
@@ -61,12 +63,22 @@ class Quality:
         return f"{self.label} {number(self.student)}, the teacher has {number(self.teacher)}"
 
     @property
-    def closed(self) -> Number | None:
-        """How much of the gap to a copy the training has closed, 0 to 1; None where there was none, or no gap."""
-        goal = self.best if self.teacher is None else self.teacher
-        if self.before is None or abs(goal - self.before) < 1e-6:
-            return None
-        return 1 - (goal - self.student) / (goal - self.before)
+    def trained(self) -> str:
+        """What the training did to it, as a sentence without a full stop; empty where nobody measured before it."""
+        if self.before is None:
+            return ""
+        sign = 1 if self.higher_is_better else -1
+        gain, gap = sign * (self.student - self.before), sign * (self._goal - self.before)
+        if gain <= 0:
+            return "Training made it worse" if gain < 0 else "Training did not help"
+        if gap < 1e-6:
+            return "Training made it better, and it had no gap to close"
+        return f"Training closed {share(gain / gap)} of the gap" if gain <= gap else "Training more than closed the gap"
+
+    @property
+    def _goal(self) -> Number:
+        """What it would have without a gap."""
+        return self.best if self.teacher is None else self.teacher
 
 
 def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
@@ -75,7 +87,8 @@ def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
     if "teacher" in task:
         name = "score" if "score" in task["after"] else next(iter(task["after"]))
         before = task.get("before", {}).get(name)
-        return Quality(f"{task['name']} {task_label(name)}", task["after"][name], task["teacher"][name], before, 1.0)
+        label, scores = f"{task['name']} {task_label(name)}", (task["after"][name], task["teacher"][name], before)
+        return Quality(label, *scores, best=1.0, rows="task")
     found = metrics.get("perplexity")
     if found:
         return Quality("perplexity", found["after"], found["teacher"], found.get("before"), 1.0, False)
@@ -150,11 +163,8 @@ def _worse(record: Record) -> Markup:
     quality = quality_of(record.metrics)
     if quality is None:
         return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
-    closed, trained = quality.closed, ""
-    if closed is not None and record.metrics["tokens"]["training"]:
-        closing = f"closed {share(closed)} of the gap" if closed <= 1 else "more than closed the gap"
-        trained = f". Training {closing}" if closed > 0 else ". Training did not help"
-    return _tile("How much worse", quality.answer, quality.told + trained)
+    trained = quality.trained if record.is_trained else ""
+    return _tile("How much worse", quality.answer, ". ".join(filter(None, (quality.told, trained))))
 
 
 def _where(record: Record) -> Markup:

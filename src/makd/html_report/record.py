@@ -1,6 +1,6 @@
 """What a run left in its folder, read for its report. Nothing is computed, and no torch is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from makd.errors import OutputError
 from makd.plain_json import read_json
 from makd.plain_yaml import read_yaml
-from makd.run_files import ABOUT, FOLDER, FORMAT
+from makd.run_files import ABOUT, FOLDER, FORMAT, TRAINING
 
 OLD = "this run was made by a makd that did not keep it"
 AGAIN = "Run it again with this makd to have it."
@@ -24,7 +24,7 @@ class Record:
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
     found: Mapping[str, Mapping[str, Any]]
-    """File of `run_files` -> its content; `missing` says why there is none."""
+    """File of `run_files` -> its content; `missing` says why there is none, and `how` how to get it, if anyhow."""
     prefix: str = ""
     """Of the ids of its sections, where a page has several runs."""
 
@@ -41,6 +41,12 @@ class Record:
     def teacher(self) -> str:
         """As the recipe names it."""
         return str(self.recipe.get("teacher", "its teacher"))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this run taught a student that was there before: as a whole, or layer by layer."""
+        as_a_whole = self.of(TRAINING).get("trainings") or self.metrics["tokens"]["training"]
+        return bool(as_a_whole or ("student" in self.recipe and self.metrics.get("layerwise")))
 
     def of(self, file: str) -> Mapping[str, Any]:
         """The content of one of the run's files for its report."""
@@ -75,15 +81,18 @@ def read_run(folder: str | Path, prefix: str = "") -> Record:
         metrics,
         recipe if isinstance(recipe, dict) else {},
         read_json(environment, dict, OutputError, ADVICE) if environment.is_file() else {},
-        {name: _read(path / FOLDER / name) for name in ABOUT},
+        {name: _read(path / FOLDER / name, metrics.get("folded", ())) for name in ABOUT},
         prefix,
     )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, folded: Sequence[str]) -> Mapping[str, Any]:
+    """A file of a run for its report; a student with linears `folded` has none, for another's say what is no more."""
     if not path.is_file():
-        return {"missing": OLD}
+        why = f"`makd bench --fold` made {len(folded)} linears dense again: the student that it was made of has this"
+        return {"missing": why, "how": None} if folded else {"missing": OLD, "how": AGAIN}
     found: dict[str, Any] = read_json(path, dict, OutputError, ADVICE)
     if found.get("format") != FORMAT:
-        return {"missing": f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"}
+        why = f"its {path.name} has format {found.get('format')!r}, and this makd reads {FORMAT}"
+        return {"missing": why, "how": AGAIN}
     return found

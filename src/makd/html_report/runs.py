@@ -5,7 +5,7 @@ from typing import Any
 
 from makd.html_report import charts
 from makd.html_report.elements import Markup, element, missing, section, table
-from makd.html_report.glance import latency_ratios, quality_of
+from makd.html_report.glance import Quality, latency_ratios, quality_of
 from makd.html_report.record import Record
 from makd.html_report.words import number, share
 from makd.measures import rows
@@ -38,12 +38,12 @@ def frontier(records: Sequence[Record]) -> Markup:
             for name, record, quality in zip(names, records, qualities, strict=True)
             if quality is not None and quality.label == label
         ]
-        goals = {number(quality.teacher) for _, _, quality in known if quality.teacher is not None}
-        if len(goals) > 1 and len(teachers) == 1:
+        is_alike = len({_rows_of(record, quality) for _, record, quality in known}) == 1
+        if not is_alike:
             parts.append(
                 missing(
-                    f"Their teacher has {' and '.join(sorted(goals))} of {label} in these runs: they were measured on "
-                    "different rows, and are not to be compared as they stand"
+                    f"The {label} of these runs was measured on different rows, or they do not say that the rows are "
+                    "the same: it is not to be compared as it stands"
                 )
             )
         data: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def frontier(records: Sequence[Record]) -> Markup:
             direction = "higher is better" if known[0][2].higher_is_better else "lower is better"
             best = (max if known[0][2].higher_is_better else min)(points, key=lambda row: row["quality"])
             told = f"{label}: {direction}; further left is cheaper."
-            if len(goals) < 2:
+            if is_alike and len(teachers) == 1:
                 told += f" Best quality: {best['run']}, {number(best['quality'])}"
             spec = charts.frontier(points, (key, across), ("quality", label), "run")
             figures.append(
@@ -83,6 +83,18 @@ def frontier(records: Sequence[Record]) -> Markup:
             )
         parts.append(element("div", figures, class_="beside"))
     return section("frontier", "Quality, size and latency", *parts, side_by_side(records))
+
+
+def _rows_of(record: Record, quality: Quality) -> str:
+    """What tells the rows that a run was measured on from others."""
+    digest = record.metrics.get("measured_on", {}).get(quality.rows)
+    if digest is not None:
+        return str(digest)
+    # an older makd kept no digest: what the recipe says of the rows, and what the teacher has on them
+    recipe = record.recipe
+    source = recipe.get("task") or recipe.get("data")
+    count = ((recipe.get("recipe") or {}).get("evaluation") or {}).get("rows") if quality.rows == "held_out" else None
+    return repr((source, count, None if quality.teacher is None else number(quality.teacher)))
 
 
 def side_by_side(records: Sequence[Record]) -> Markup:

@@ -6,21 +6,22 @@ from typing import Any
 import yaml
 
 from makd.html_report import charts
+from makd.html_report.curves import moments
 from makd.html_report.elements import Markup, element, join, missing, scrolled, section, table
 from makd.html_report.glance import ROLES, latency_ratios, measured, role_name
-from makd.html_report.record import AGAIN, Record
+from makd.html_report.record import Record
 from makd.html_report.words import number, seconds, share
 from makd.measures import rows as measured_rows
 from makd.run_files import LINEARS, SAMPLES, TRAINING, WARNINGS
-
-FOLDED = 12
-"""Linears of a list beyond which it is folded."""
 
 
 def quality(record: Record) -> Markup:
     """Everything of `metrics.json`, and the student's costs beside the teacher's."""
     metrics = record.metrics
     found = [[name.strip(), *others] for name, *others in measured_rows(metrics)]
+    head = ["measure", "teacher", "before training", "student"]
+    if not record.is_trained:
+        head, found = [*head[:2], head[3]], [[*line[:2], line[3]] for line in found]
     costs = [
         {"what": name, "share": metrics["params"][key]["student"] / metrics["params"][key]["teacher"]}
         for key, name in (("total", "parameters"), ("linears", "of the linears"))
@@ -49,7 +50,6 @@ def quality(record: Record) -> Markup:
             )
         ]
     )
-    head = ["measure", "teacher", "before training", "student"]
     return section(
         record.key("quality"),
         "Quality and costs",
@@ -66,7 +66,7 @@ def linear_map(record: Record) -> Markup:
     """Layers by roles: how much was kept, what was predicted to be lost, and what is."""
     found = record.of(LINEARS)
     if "missing" in found:
-        return section(record.key("map"), "Map of the linears", missing(found["missing"], AGAIN))
+        return section(record.key("map"), "Map of the linears", missing(found["missing"], found.get("how")))
     rows = found["linears"]
     known = {row["layer"] for row in rows}
     roles = sorted({tuple(row["roles"]) for row in rows}, key=_role_order)
@@ -123,7 +123,7 @@ def linear_map(record: Record) -> Markup:
         "Map of the linears",
         *notes,
         element("fieldset", element("legend", "Show"), *switches, *tables, class_="switch"),
-        _all_linears(rows),
+        _all_linears(rows, moments(record)),
     )
 
 
@@ -169,7 +169,7 @@ def _cell(row: Mapping[str, Any], key: str) -> tuple[str, float | None]:
     return ("-", None) if value is None else (f"{100 * value:.2g}", value**0.5)
 
 
-def _all_linears(rows: list[Any]) -> Markup:
+def _all_linears(rows: list[Any], when: Mapping[str, str]) -> Markup:
     lines = [
         [
             row["name"],
@@ -179,8 +179,7 @@ def _all_linears(rows: list[Any]) -> Markup:
             row["rank"] if row["rank"] is not None else f"dense: {row['why_dense']}",
             row["break_even"],
             number(row["predicted_error"]),
-            number(row["measured_error"].get("before")),
-            number(row["measured_error"].get("after")),
+            *(number(row["measured_error"].get(moment)) for moment in when),
             row["fallback"] or "",
         ]
         for row in rows
@@ -193,8 +192,7 @@ def _all_linears(rows: list[Any]) -> Markup:
         "rank",
         "break-even",
         "predicted",
-        "measured before",
-        "measured after",
+        *(f"measured {moment}" if len(when) > 1 else "measured" for moment in when),
         "fallback",
     ]
     return element(
@@ -230,7 +228,7 @@ def samples(record: Record) -> Markup:
     """What both make of a few held-out texts."""
     found = record.of(SAMPLES)
     if "missing" in found:
-        how = "Set recipe.evaluation.samples to keep some." if "samples is 0" in found["missing"] else None
+        how = "Set recipe.evaluation.samples to keep some." if "samples is 0" in found["missing"] else found.get("how")
         return section(record.key("samples"), "Samples", missing(found["missing"], how))
     if found["kind"] == "continuations":
         told = "Held-out prompts, and how each model goes on, by its likeliest token. Marked: from where on they part."
@@ -296,7 +294,7 @@ def warnings(record: Record) -> Markup:
     found, made = record.of(WARNINGS), record.of(LINEARS)
     parts: list[Markup] = []
     if "missing" in found:
-        parts.append(missing(found["missing"], AGAIN))
+        parts.append(missing(found["missing"], found.get("how")))
     else:
         lines = [
             element("li", row["text"], f" ({row['times']} times)" if row["times"] > 1 else None)

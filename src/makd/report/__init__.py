@@ -1,6 +1,6 @@
 """Station 9: what a person looks at, and what a run leaves on disk."""
 
-from makd.report.card import write_card
+from makd.report.card import folded_card, write_card
 from makd.report.findings import Findings
 from makd.report.folder import OutputFolder
 from makd.report.manifest import MANIFEST, tell_changed_weights
@@ -14,6 +14,7 @@ __all__ = [
     "Findings",
     "OutputFolder",
     "describe_environment",
+    "folded_card",
     "metrics_table",
     "noting_warnings",
     "plain",

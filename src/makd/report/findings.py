@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy
+from makd.anatomy import resolve
 from makd.errors import OutputError
 from makd.evaluation.inside import Inside
 from makd.factorization.outcome import FactorizeReport
@@ -54,20 +54,19 @@ class Findings:
         told = [entry for entry in history if "loss" in entry or any(key.startswith("eval_") for key in entry)]
         self.trainings.append({"weights": dict(weights), "off": dict(off), "log": [dict(entry) for entry in told]})
 
-    def write(self, folder: Path, student: PreTrainedModel, anatomy: Anatomy) -> None:
+    def write(self, folder: Path, student: PreTrainedModel) -> None:
         """Write all files into `report/` of a student's folder.
 
         Args:
             folder: of the student.
             student: perhaps empty.
-            anatomy: of the teacher.
 
         Raises:
             NumericsError: a number is NaN or infinite.
         """
         (folder / FOLDER).mkdir(exist_ok=True)
         for name, content in {
-            LINEARS: self._linears(student, anatomy),
+            LINEARS: self._linears(student),
             SPECTRA: self._spectra(),
             TRAINING: {"trainings": self.trainings} if self.trainings else {"missing": NOT_TRAINED},
             LAYERS: self._layers(),
@@ -77,8 +76,8 @@ class Findings:
             known = {"format": FORMAT, "about": ABOUT[name], **_rounded(plain(content))}
             write_json(folder / FOLDER / name, known)
 
-    def _linears(self, student: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
-        rows = linear_rows(student, anatomy, self.made, self.inside)
+    def _linears(self, student: PreTrainedModel) -> dict[str, Any]:
+        rows = linear_rows(student, resolve(student), self.made, self.inside)
         made, earlier = self.made, self._earlier(LINEARS)
         if made is None:
             _take_over_(rows, earlier)

@@ -19,7 +19,7 @@ def linear_rows(
 
     Args:
         student: perhaps empty.
-        anatomy: of the teacher, whose layers the student has.
+        anatomy: of the student.
         made: what factorization said of it; None where this run did not factorize.
         inside: when -> what was measured then.
     """

@@ -28,7 +28,6 @@ Data = DataConfig | TaskConfig | None
 """Of a run; None where its texts were in hand."""
 
 HUB = "https://huggingface.co"
-TAGS = ("makd", "low-rank", "distillation")
 _CARD = "README.md"
 _TASKS = {
     "ForCausalLM": "text-generation",
@@ -90,9 +89,15 @@ def find_source(teacher: str) -> Source:
 
 
 def card_metadata(
-    folder: Path, name: str, source: Source, architecture: str, metrics: Mapping[str, Any], data: Data
+    folder: Path,
+    name: str,
+    source: Source,
+    architecture: str,
+    metrics: Mapping[str, Any],
+    data: Data,
+    tags: tuple[str, ...],
 ) -> ModelCardData:
-    """The head of the card of the student in `folder`, which will be called `name`."""
+    """The head of the card of the student in `folder`, which will be called `name`; `tags` say what was done."""
     sentences = (folder / "modules.json").is_file()
     results = [] if not isinstance(data, TaskConfig) else list(_results(metrics.get("task"), data))
     measured = [result.metric_type for result in results] + (["perplexity"] if "perplexity" in metrics else [])
@@ -106,7 +111,7 @@ def card_metadata(
         library_name="transformers",
         metrics=list(dict.fromkeys(measured)) or None,
         pipeline_tag="sentence-similarity" if sentences else tag,
-        tags=[*TAGS, *(["sentence-transformers"] if sentences else [])],
+        tags=["makd", *tags, *(["sentence-transformers"] if sentences else [])],
         model_name=name if results else None,
         eval_results=results or None,
         license=licence.get("license"),
