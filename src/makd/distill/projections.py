@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, linear_shape
+from makd.anatomy.sizes import head_count, hidden_width
 from makd.aspects import ActivePlan
 from makd.capture import Tap
 from makd.errors import SettingError
@@ -84,10 +85,14 @@ def make_projections(
     widths: dict[str, tuple[int, int]] = {}
     for active in plan.terms:
         if active.term.aspect == "embedding":
-            _check_embedding(student, teacher)
+            _check_embedding(
+                hidden_width(student, anatomy.layers[-1]), hidden_width(teacher, teacher_anatomy.layers[-1])
+            )
         for comparison in active.comparisons:
             if comparison.measure == "attention":
-                _check_heads(student, teacher)
+                ours = head_count(student, anatomy.layers[comparison.tap.layer])
+                theirs = head_count(teacher, teacher_anatomy.layers[comparison.teacher.layer])
+                _check_heads(ours, theirs)
                 continue
             ours = _width(comparison.tap, student, anatomy)
             theirs = _width(comparison.teacher, teacher, teacher_anatomy)
@@ -128,16 +133,16 @@ def check_pair(student: Anatomy, teacher: Anatomy) -> None:
 
 
 def _width(tap: Tap, model: PreTrainedModel, anatomy: Anatomy) -> int:
+    layer = anatomy.layers[tap.layer]
     if tap.role is None:
-        return int(model.config.hidden_size)
-    linear = anatomy.layers[tap.layer].roles[tap.role]
+        return hidden_width(model, layer)
+    linear = layer.roles[tap.role]
     if linear.part is not None:
         return linear.part.features
     return linear_shape(model.get_submodule(linear.module))[0]
 
 
-def _check_embedding(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = (model.config.hidden_size for model in (student, teacher))
+def _check_embedding(ours: int, theirs: int) -> None:
     if ours != theirs:
         raise SettingError(
             f"Embeddings of {ours} (student) and {theirs} (teacher) numbers have no cosine. "
@@ -145,8 +150,7 @@ def _check_embedding(student: PreTrainedModel, teacher: PreTrainedModel) -> None
         )
 
 
-def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = (model.config.num_attention_heads for model in (student, teacher))
+def _check_heads(ours: int, theirs: int) -> None:
     if ours != theirs:
         raise SettingError(
             f"Attention is compared head by head, but the student has {ours} heads and the teacher {theirs}. "
