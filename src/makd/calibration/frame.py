@@ -13,7 +13,7 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy, Layer
 from makd.anatomy.batches import model_inputs
-from makd.anatomy.key_cache import without_cache
+from makd.anatomy.key_cache import without_cache, without_router_logits
 from makd.anatomy.tokens import layer_tokens
 from makd.calibration.replay import Calls, NotLayerByLayer, are_equal
 from makd.calibration.source import LayerSource
@@ -155,6 +155,7 @@ class Frame:
             return forward
 
         with ExitStack() as stack:
+            stack.enter_context(without_router_logits(self.model))
             for layer in self.anatomy.layers:
                 module = self.model.get_submodule(layer.module)
                 module.forward = forward_of(layer)

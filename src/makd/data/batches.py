@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy import predictions_of
 from makd.anatomy.tokens import NO_LABEL
 from makd.anatomy.two_stacks import reads_itself_later
 from makd.data.blocks import join_texts, keep_apart
@@ -40,7 +41,8 @@ Collator = Callable[[list[Mapping[str, Any]]], Batch]
 
 def reads_blocks(model: PreTrainedModel) -> bool:
     """Whether `model` is a causal language model, which reads joined text in blocks instead of rows."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    predictions = predictions_of(model)
+    return predictions is not None and predictions.ahead > 0
 
 
 def tokenize(

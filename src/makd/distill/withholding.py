@@ -4,8 +4,10 @@ import logging
 
 from transformers import PreTrainedModel
 
+from makd.anatomy import predictions_of
 from makd.aspects import ActivePlan
-from makd.capture import has_vocabulary_head, read_predictions
+from makd.capture import has_vocabulary_head, own_shift, why_not_repeated
+from makd.errors import UnsupportedModelError
 
 _logger = logging.getLogger(__name__)
 
@@ -15,18 +17,26 @@ def withheld_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: Act
 
     They have to where the head is none over a vocabulary, or where makd cannot repeat what a model does with what its
     head is handed, which the log says.
+
+    Raises:
+        UnsupportedModelError: the student's own loss is of other tokens than its class says.
     """
     if not (has_vocabulary_head(student) and has_vocabulary_head(teacher)):
         return None
     aspects = {active.term.aspect for active in plan.terms}
     if not aspects & {"logits", "task"}:
         return 0
-    ours = read_predictions(student)
-    reason = ours.reason
+    reason = why_not_repeated(student)
     if reason is None and "logits" in aspects:
-        reason = read_predictions(teacher).reason
-    if reason is None and "task" in aspects and ours.shift is None:
-        reason = "its own loss is more than the cross-entropy of its logits"
+        reason = why_not_repeated(teacher)
+    shift = 0
+    if "task" in aspects:
+        found = own_shift(student)
+        _check_shift(student, found)
+        if found is None:
+            reason = reason or "its own loss is more than the cross-entropy of its logits"
+        else:
+            shift = found
     if reason is not None:
         _logger.warning(
             "%s makes the logits of all tokens at each step, which takes more memory: %s. Smaller batches take less.",
@@ -34,4 +44,20 @@ def withheld_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: Act
             reason,
         )
         return None
-    return ours.shift or 0
+    return shift
+
+
+def _check_shift(student: PreTrainedModel, shift: int | None) -> None:
+    """Refuse a model whose loss looks at other labels than its class says: a step's shares would be counted by these.
+
+    Raises:
+        UnsupportedModelError: it is so.
+    """
+    predictions = predictions_of(student)
+    if shift is None or predictions is None or predictions.ahead == shift:
+        return
+    raise UnsupportedModelError(
+        f"The loss of {type(student).__name__} looks at the label {shift} tokens further on, and makd takes its "
+        f"predictions, by its class, for those of the token {predictions.ahead} further on. Take 'task' out of the "
+        "plan, or load the model under another head (recipe.head)."
+    )
