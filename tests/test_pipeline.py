@@ -209,3 +209,32 @@ def test_a_teacher_is_not_taught_to_mimic_itself(teacher_folder, tmp_path):
     with pytest.raises(makd.MakdError, match="is the teacher: there is nothing to learn"):
         pipeline.distill(str(teacher_folder), str(teacher_folder), TEXTS, output=tmp_path / "student")
     assert not (tmp_path / "student").exists()
+
+
+CHATS = "".join(json.dumps({"prompt": text[:20], "completion": text[20:]}) + "\n" for text in TEXTS)
+REPLAY = makd.Plan(terms=(makd.Term(aspect="logits"),), completions=makd.Completions(student_share=1.0, replay=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "plan", "hint"),
+    [
+        ("t5", "seq2seq_lm", makd.Plan(preset="gkd"), "by causal language models alone"),
+        ("llama", "causal_lm", REPLAY, "keeps 1 completions"),
+        ("llama", "causal_lm", makd.Plan(terms=(makd.Term(aspect="relation"),)), "12 relation_heads do not divide"),
+    ],
+)
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_a_training_would_refuse_is_refused_before_there_is_a_student(
+    name, head, plan, hint, staged, tokenizer, tmp_path
+):
+    teacher = tiny(name, head, vocab_size=300, **({} if name == "t5" else {"max_position_embeddings": 128}))
+    few = makd.TrainingConfig(steps=1, batch_size=4)
+    first = makd.Stage(plan=makd.Plan(preset="kd"), training=few)
+    plans = {"stages": (first, makd.Stage(plan=plan, training=few))} if staged else {"plan": plan, "training": few}
+    recipe = makd.Recipe(evaluation=makd.EvaluationConfig(rows=8, latency=False), device="cpu", **plans)
+    (tmp_path / "chats.jsonl").write_text(CHATS)
+    data = makd.DataConfig(path=str(tmp_path / "chats.jsonl"), template="none", max_length=64)
+    told = []
+    with pytest.raises(makd.MakdError, match=hint):
+        makd.compress(teacher, data, BUDGET, recipe, tmp_path / "out", tokenizer=tokenizer, on_progress=told.append)
+    assert {progress.what for progress in told} == {"load"}

@@ -3,6 +3,7 @@
 A student of `makd.factorize` has the teacher's sizes, and needs none of this.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -82,6 +83,18 @@ def make_projections(
     Raises:
         SettingError: the sizes of the two models do not allow an aspect of the plan.
     """
+    widths = find_widths(plan, student, teacher, anatomy, teacher_anatomy)
+    return Projections(widths, seed) if widths else None
+
+
+def find_widths(
+    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, anatomy: Anatomy, teacher_anatomy: Anatomy
+) -> dict[str, tuple[int, int]]:
+    """What needs a projection by `plan`, as `name_of` calls it -> the student's width and the teacher's.
+
+    Raises:
+        SettingError: the sizes of the two models do not allow an aspect of the plan.
+    """
     widths: dict[str, tuple[int, int]] = {}
     for active in plan.terms:
         if active.term.aspect == "embedding":
@@ -105,7 +118,7 @@ def make_projections(
                         f"The layers' {name_of(comparison.tap)!r} differ in width ({known} and {(ours, theirs)}), and "
                         "one projection serves them all. Choose layers of one width."
                     )
-    return Projections(widths, seed) if widths else None
+    return widths
 
 
 def check_pair(student: Anatomy, teacher: Anatomy) -> None:
@@ -160,7 +173,8 @@ def _check_heads(ours: int, theirs: int) -> None:
 
 def _check_relation(heads: int, widths: tuple[int, int], role: str) -> None:
     if any(width % heads for width in widths):
+        fits = max(number for number in range(1, heads + 1) if math.gcd(*widths) % number == 0)
         raise SettingError(
             f"{heads} relation_heads do not divide the widths of {role!r}: {widths[0]} (student) and {widths[1]} "
-            "(teacher). Give a common divisor."
+            f"(teacher). Give a common divisor, such as {fits}."
         )

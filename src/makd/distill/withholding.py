@@ -13,38 +13,48 @@ _logger = logging.getLogger(__name__)
 
 
 def withheld_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan) -> int | None:
-    """How many tokens on the label is that a prediction is of; None where the models have to make their logits.
-
-    They have to where the head is none over a vocabulary, or where makd cannot repeat what a model does with what its
-    head is handed, which the log says.
+    """The shift of `find_shift`; where there is none for a reason, the log says which.
 
     Raises:
-        UnsupportedModelError: the student's own loss is of other tokens than its class says.
+        UnsupportedModelError: as for `find_shift`.
     """
-    if not (has_vocabulary_head(student) and has_vocabulary_head(teacher)):
-        return None
-    aspects = {active.term.aspect for active in plan.terms}
-    if not aspects & {"logits", "task"}:
-        return 0
-    reason = why_not_repeated(student)
-    if reason is None and "logits" in aspects:
-        reason = why_not_repeated(teacher)
-    shift = 0
-    if "task" in aspects:
-        found = own_shift(student)
-        _check_shift(student, found)
-        if found is None:
-            reason = reason or "its own loss is more than the cross-entropy of its logits"
-        else:
-            shift = found
+    shift, reason = find_shift(student, teacher, plan)
     if reason is not None:
         _logger.warning(
             "%s makes the logits of all tokens at each step, which takes more memory: %s. Smaller batches take less.",
             type(student).__name__,
             reason,
         )
-        return None
     return shift
+
+
+def find_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan) -> tuple[int | None, str | None]:
+    """How many tokens on the label is that a prediction is of; None where the models have to make their logits.
+
+    They have to where the head is none over a vocabulary, or where makd cannot repeat what a model does with what its
+    head is handed.
+
+    Returns:
+        The shift; and the reason why makd cannot, if it cannot.
+
+    Raises:
+        UnsupportedModelError: the student's own loss is of other tokens than its class says.
+    """
+    if not (has_vocabulary_head(student) and has_vocabulary_head(teacher)):
+        return None, None
+    aspects = {active.term.aspect for active in plan.terms}
+    if not aspects & {"logits", "task"}:
+        return 0, None
+    reason = why_not_repeated(student)
+    if reason is None and "logits" in aspects:
+        reason = why_not_repeated(teacher)
+    shift: int | None = 0
+    if "task" in aspects:
+        shift = own_shift(student)
+        _check_shift(student, shift)
+        if reason is None and shift is None:
+            reason = "its own loss is more than the cross-entropy of its logits"
+    return (shift, None) if reason is None else (None, reason)
 
 
 def _check_shift(student: PreTrainedModel, shift: int | None) -> None:
