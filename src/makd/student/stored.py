@@ -134,7 +134,7 @@ def _class_of(model: PreTrainedModel, name: str) -> type[PreTrainedModel]:
 
 
 def _classes_of(model_type: str) -> frozenset[str]:
-    """Names of the classes that transformers builds for a model type; some are another type's, as EXAONE's are Llama's."""
+    """Names of the classes that transformers builds for a model type: of some, another type's (EXAONE's: Llama's)."""
     mappings = (value for name, value in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES"))
     entries = (mapping.get(model_type, ()) for mapping in mappings)
     return frozenset(name for entry in entries for name in ([entry] if isinstance(entry, str) else entry))
