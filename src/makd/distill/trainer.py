@@ -37,6 +37,7 @@ from makd.distill.engines import (
 )
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.lesson import Learned, Lesson
+from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
@@ -165,6 +166,8 @@ class DistillTrainer(Trainer):
             label_names=frozenset(self.label_names),
             teacher_precision=self._teacher_precision,
         )
+        asked = [student] if cache is not None or not self.plan.needs_teacher else [student, self.teacher]
+        self._packed = PackedTexts(asked)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
@@ -267,6 +270,7 @@ class DistillTrainer(Trainer):
             switch_dropout_off_(self.lesson.student)
         shares: Shares | None = inputs.get(SHARE)
         rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARE)}
+        self._packed.check(batch)
         learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
             self._means[True].add(learned.losses, shares or WHOLE)
