@@ -62,14 +62,14 @@ def check_training(
             with each other; completions are to be written by models that write none, or to be kept in fewer than a
             batch has; or a cache lacks what is asked of the teacher.
         DataError: completions are to be written, and the rows do not say where prompts end.
+        UnsupportedModelError: the student's own loss is of other tokens than its class says.
     """
     find_widths(plan, student, teacher, anatomy, teacher_anatomy)
     _check_texts(plan, given)
     if plan.completions.written:
         _check_writers(student, given)
         _check_replay(plan, given)
-    if given.cached:
-        _check_cached(plan, student, teacher)
+    _check_predictions(plan, student, teacher, given)
 
 
 def _check_texts(plan: ActivePlan, given: TrainingRows) -> None:
@@ -116,12 +116,16 @@ def _check_replay(plan: ActivePlan, given: TrainingRows) -> None:
         )
 
 
-def _check_cached(plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Refuse a cache where the student has to make its logits itself."""
-    if not has_vocabulary_head(teacher) or all(active.term.aspect != "logits" for active in plan.terms):
+def _check_predictions(
+    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows
+) -> None:
+    """Refuse a loss of other tokens than the class says; and a cache where the student has to make its own logits."""
+    aspects = {active.term.aspect for active in plan.terms}
+    asks_cache = given.cached and "logits" in aspects and has_vocabulary_head(teacher)
+    if not asks_cache and "task" not in aspects:
         return
     shift, _ = find_shift(student, teacher, plan)
-    if shift is None:
+    if asks_cache and shift is None:
         raise SettingError(
             f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
             "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."
