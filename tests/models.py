@@ -218,6 +218,8 @@ STRUCTURAL: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": ("Glm4Moe", {**_MOE, "head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
                              "topk_group": 1, "first_k_dense_replace": 0}),
     "aria": ("AriaText", {**_MOE, "moe_num_experts": 4, "moe_num_shared_experts": 1, "moe_topk": 2}),
+    "granitemoeshared": ("GraniteMoeShared", {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2,
+                                              "shared_intermediate_size": 32}),
     "qwen2_moe_mixed": ("Qwen2Moe", {**_MOE, "num_experts": 4, "shared_expert_intermediate_size": 32,
                                      "mlp_only_layers": [0]}),
     "glm4_moe_mixed": ("Glm4Moe", {**_MOE, "head_dim": 8, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,

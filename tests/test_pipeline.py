@@ -295,3 +295,32 @@ def test_layers_that_a_student_does_without_are_still_the_teacher_s(teacher_fold
     recipe = quick(factorize=makd.FactorizeConfig(depth=1))
     metrics = pipeline.factorize_only(str(teacher_folder), TEXTS, makd.Budget(keep=0.9), recipe, tmp_path / "s").metrics
     assert metrics["params"]["linears"]["teacher"] == makd.inspect(load_model(str(teacher_folder))).linear_parameters
+
+
+CHATS = "".join(json.dumps({"prompt": text[:20], "completion": text[20:]}) + "\n" for text in TEXTS)
+REPLAY = makd.Plan(terms=(makd.Term(aspect="logits"),), completions=makd.Completions(student_share=1.0, replay=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "plan", "hint"),
+    [
+        ("t5", "seq2seq_lm", makd.Plan(preset="gkd"), "by causal language models alone"),
+        ("llama", "causal_lm", REPLAY, "keeps 1 completions"),
+        ("llama", "causal_lm", makd.Plan(terms=(makd.Term(aspect="relation"),)), "12 relation_heads do not divide"),
+    ],
+)
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_a_training_would_refuse_is_refused_before_there_is_a_student(
+    name, head, plan, hint, staged, tokenizer, tmp_path
+):
+    teacher = tiny(name, head, vocab_size=300, **({} if name == "t5" else {"max_position_embeddings": 128}))
+    few = makd.TrainingConfig(steps=1, batch_size=4)
+    first = makd.Stage(plan=makd.Plan(preset="kd"), training=few)
+    plans = {"stages": (first, makd.Stage(plan=plan, training=few))} if staged else {"plan": plan, "training": few}
+    recipe = makd.Recipe(evaluation=makd.EvaluationConfig(rows=8, latency=False), device="cpu", **plans)
+    (tmp_path / "chats.jsonl").write_text(CHATS)
+    data = makd.DataConfig(path=str(tmp_path / "chats.jsonl"), template="none", max_length=64)
+    told = []
+    with pytest.raises(makd.MakdError, match=hint):
+        makd.compress(teacher, data, BUDGET, recipe, tmp_path / "out", tokenizer=tokenizer, on_progress=told.append)
+    assert {progress.what for progress in told} == {"load"}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
@@ -18,7 +19,9 @@ from makd.distill import (
     DistillTrainer,
     LayerTeacher,
     ReportSteps,
+    TrainingRows,
     check_teachable,
+    check_training,
     float32_weights,
     in_pieces,
     learning,
@@ -108,6 +111,7 @@ def compress(
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
         _check_layers(run)
+        _check_trainings(run, run.teacher)
         student = _factorize(run, budget, trains=True)
         run.scores["before"] = run.score(student)
         run.look_inside("before", student)
@@ -165,6 +169,7 @@ def distill(
                 f"The student, {name_of(student)}, is the teacher: there is nothing to learn. Give a student that makd "
                 "made (`makd factorize`), or another model."
             )
+        _check_trainings(run, model)
         run.scores["before"] = run.score(model)
         run.look_inside("before", model)
         with run.folder.work() as result:
@@ -263,6 +268,19 @@ def _check_learner(run: Run, model: PreTrainedModel) -> None:
     """Whether `model`, or a student made of it, can learn as it is run, before any work."""
     if any(stage.training.steps != 0 for stage in run.recipe.trainings):
         check_float32(model)
+
+
+@in_first
+def _check_trainings(run: Run, student: PreTrainedModel) -> None:
+    """Whether each stage's plan can be learned by `student`, or what is made of it, from the run's rows."""
+    anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
+    for stage in run.recipe.trainings:
+        if stage.training.steps != 0:
+            check_training(
+                activate(stage.plan, anatomy, teacher_anatomy), student, run.teacher, anatomy, teacher_anatomy,
+                TrainingRows(run.data.train, stage.training.batch_size, stage.training.find_tokens(lengths),
+                             cached=run.cache is not None),
+            )  # fmt: skip
 
 
 @in_first

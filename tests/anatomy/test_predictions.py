@@ -10,6 +10,7 @@ from transformers import (
     BertForSequenceClassification,
     ElectraConfig,
     ElectraForPreTraining,
+    PreTrainedConfig,
     PreTrainedModel,
     XLNetConfig,
     XLNetForQuestionAnswering,
@@ -19,6 +20,7 @@ from transformers.models.auto import modeling_auto
 import makd
 from makd.anatomy import check_predictions, predictions_of, resolve
 from makd.aspects import activate
+from makd.capture import own_shift
 from makd.errors import SettingError, UnsupportedModelError
 from tests.models import ENCODER, batch, tiny
 
@@ -54,6 +56,17 @@ def test_language_models_choose_one_token_of_a_vocabulary(name, head):
     assert (found.law, found.each, found.size) == ("classes", "token", None)
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("gemma3_images", "causal_lm"), ("bert_generation", "causal_lm"), ("bert", "causal_lm"), ("bert", "masked_lm"),
+     ("llama", "causal_lm"), ("gpt2", "causal_lm"), ("t5", "seq2seq_lm"), ("bart", "seq2seq_lm"),
+     ("t5gemma", "seq2seq_lm")],
+)  # fmt: skip
+def test_a_language_models_predictions_are_of_the_labels_that_its_own_loss_looks_at(name, head):
+    model = tiny(name, head)
+    assert predictions_of(model).ahead == own_shift(model)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama", "t5", "bart"])
 def test_a_model_without_a_head_predicts_nothing(name):
     assert predictions_of(tiny(name)) is None
@@ -68,7 +81,9 @@ def test_every_language_model_of_transformers_is_known():
         for entry in names.values():
             for name in [entry] if isinstance(entry, str) else entry:
                 cls = type(name, (PreTrainedModel,), {})
-                assert predictions_of(cls.__new__(cls)).law == "classes", name
+                model = cls.__new__(cls)
+                model.config = PreTrainedConfig()
+                assert predictions_of(model).law == "classes", name
 
 
 def test_a_class_of_ones_own_is_read_as_what_it_inherits():

@@ -172,6 +172,11 @@ def test_work_between_layers_is_noticed():
         walk_of(model)
 
 
+def test_several_hidden_states_of_a_token_are_noticed():
+    with pytest.raises(NotLayerByLayer, match=r"shape \(2, \d+, \d+, 32\), which is not one state for each token"):
+        walk_of(tiny("gemma3n"))
+
+
 def test_work_that_only_shows_in_a_whole_forward_is_noticed():
     model = tiny("bert")
     inner, calls = model.encoder.layer[0], []
@@ -272,8 +277,11 @@ def test_students_are_the_same_wherever_states_are_kept(solver, monkeypatch):
     assert makd.fingerprint(one) == makd.fingerprint(two)
 
 
-def test_a_model_with_work_between_layers_gets_the_next_best_solver():
-    model = tiny("deberta_v2", conv_kernel_size=3, conv_act="gelu")
+@pytest.mark.parametrize(
+    ("name", "changes"), [("deberta_v2", {"conv_kernel_size": 3, "conv_act": "gelu"}), ("gemma3n", {})]
+)
+def test_a_model_whose_layers_cannot_be_run_one_by_one_gets_the_next_best_solver(name, changes):
+    model = tiny(name, **changes)
     batches = batches_of(model, 4)
     student = makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=batches)
     same = makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=batches, solver="two_sided")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import makd
-from makd.capture import has_vocabulary_head, read_predictions, withhold_logits
+from makd.capture import has_vocabulary_head, own_shift, why_not_repeated, withhold_logits
 from makd.solvers.factors import Factors
 from tests.models import batch, tiny
 
@@ -52,16 +52,17 @@ class TestEveryVocabularyHead:
         torch.testing.assert_close(model(**inputs).logits, expected)
 
     def test_and_its_own_loss_are_recognised(self, name):
-        found = read_predictions(make(name).train())
-        assert found.reason is None
-        assert found.shift == HEADS[name][2]
+        model = make(name).train()
+        assert why_not_repeated(model) is None
+        assert own_shift(model) == HEADS[name][2]
 
 
 def test_modes_and_hooks_are_as_before_after_reading():
     model = tiny("bert", head="masked_lm").train()
     model.bert.encoder.layer[0].eval()
     before = [module.training for module in model.modules()]
-    read_predictions(model)
+    why_not_repeated(model)
+    own_shift(model)
     assert [module.training for module in model.modules()] == before
     assert not model.get_output_embeddings()._forward_pre_hooks
 
@@ -82,7 +83,7 @@ def test_a_factored_head_is_handed_on_by_its_second_factor():
         model(**inputs)
     assert call.inputs.shape[-1] == 8
     torch.testing.assert_close(call.logits(), model(**inputs).logits)
-    assert read_predictions(model).reason is None
+    assert why_not_repeated(model) is None
 
 
 @pytest.mark.parametrize("head", ["base", "sequence_classification", "token_classification", "question_answering"])
@@ -94,15 +95,20 @@ def test_heads_over_labels_are_no_vocabulary_heads(head):
 def test_logits_that_are_more_than_the_head_says_are_noticed():
     model = tiny("llama", head="causal_lm")
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: output.sin())
-    assert "more than its head" in read_predictions(model).reason
+    assert "more than its head" in why_not_repeated(model)
 
 
 def test_a_loss_that_is_more_than_the_cross_entropy_is_noticed():
     model = tiny("llama", head="causal_lm")
     model.loss_function = lambda logits, labels, **_: nn.functional.cross_entropy(logits[0], labels[0]) + 1
-    found = read_predictions(model)
-    assert found.reason is None
-    assert found.shift is None
+    assert why_not_repeated(model) is None
+    assert own_shift(model) is None
+
+
+def test_a_model_that_makes_logits_of_labelled_tokens_alone_is_recognised():
+    model = tiny("modernbert", head="masked_lm", sparse_prediction=True)
+    assert why_not_repeated(model) is None
+    assert own_shift(model) == 0
 
 
 def test_what_a_head_is_handed_is_brought_to_its_weight():

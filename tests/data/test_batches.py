@@ -8,7 +8,7 @@ from datasets import Dataset
 
 import makd
 from makd.data import collator, make_batches, tokenize
-from tests.models import tiny
+from tests.models import GEMMA2, tiny
 
 TEXTS = ["The names of a class.", "A list", "Sequences are read from left to right, one name after the other."]
 
@@ -24,8 +24,12 @@ def test_an_encoder_reads_a_row_at_a_time_cut_at_max_length(tokenizer):
     assert max(lengths) == 8 > min(lengths)
 
 
-def test_a_block_predicts_its_own_tokens(tokenizer):
-    model = tiny("llama", "causal_lm", vocab_size=300)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("llama", {"vocab_size": 300}), ("gemma3_images", {"text_config": {**GEMMA2, "vocab_size": 300}})],
+)
+def test_a_block_predicts_its_own_tokens(name, settings, tokenizer):
+    model = tiny(name, "causal_lm", **settings)
     batch = make_batches(tokenize(rows(), tokenizer, model, 4), tokenizer, model, batch_size=2)[0]
     begins = batch["input_ids"] == tokenizer.cls_token_id  # what it is given in use
     assert torch.equal(batch["labels"], batch["input_ids"].masked_fill(begins, -100))

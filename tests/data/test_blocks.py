@@ -5,7 +5,9 @@ from datasets import Dataset
 
 import makd
 from makd.data import DataConfig, Rendering, collator, make_batches, tokenize
+from makd.data.conversations import MESSAGES
 from makd.evaluation import perplexity
+from tests.data.chats import chat
 from tests.data.test_marks import marking
 from tests.models import tiny
 
@@ -66,3 +68,13 @@ def test_texts_that_leave_nothing_to_predict_are_left_out_and_counted(tokenizer,
 
 def test_the_setting_is_one_of_the_data():
     assert DataConfig(documents="apart").rendering == APART
+
+
+def test_documents_that_are_never_joined_are_not_to_be_kept_apart(tokenizer, model):
+    conversations = Dataset.from_dict({MESSAGES: [chat("a list", "the names")]})
+    unmarked = Rendering(documents="apart", template="none")
+    with pytest.raises(makd.MakdError, match=r"data\.documents is apart, .* conversations are a row each"):
+        tokenize(conversations, tokenizer, model, 64, rendering=unmarked)
+    for name in ("bert", "t5"):
+        with pytest.raises(makd.MakdError, match="Model reads a row of each text in any case"):
+            read(TEXTS, tokenizer, tiny(name, vocab_size=300))

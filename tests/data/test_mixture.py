@@ -92,6 +92,7 @@ def test_a_source_of_which_nothing_would_be_taken_is_refused(folder):
     [
         ({"mixture": (Source(path="a"),)}, r"two sources or more, .* got 1, and besides nothing"),
         ({"mixture": (Source(path="a"), Source(path="b")), "path": "c"}, r"got 2, and besides data\.path"),
+        ({"mixture": (Source(path="a"), Source(path="b"), Source(path="./a", weight=2.0))}, "has a twice, read alike"),
         ({"stream": True, "path": "a.jsonl"}, r"data\.stream draws data\.rows rows .* got data\.rows None"),
         ({"stream": True, "rows": 3}, r"data\.path None"),
     ],
@@ -99,6 +100,11 @@ def test_a_source_of_which_nothing_would_be_taken_is_refused(folder):
 def test_settings_that_do_not_go_together_are_refused(settings, hint):
     with pytest.raises(makd.MakdError, match=hint):
         DataConfig(**settings)
+
+
+def test_two_splits_or_columns_of_one_place_are_two_sources():
+    sources = (Source(path="a"), Source(path="a", train_split="more"), Source(path="a", text_columns=("title",)))
+    assert DataConfig(mixture=sources).paths == ("a", "a", "a")
 
 
 def test_weights_are_above_zero():

@@ -29,9 +29,9 @@ def inputs():
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": torch.tensor(LABELS)}
 
 
-@pytest.fixture
-def pair():
-    return [tiny("llama", "causal_lm", seed=seed).double() for seed in (0, 1)]
+@pytest.fixture(params=["llama", "gemma3_images"])
+def pair(request):
+    return [tiny(request.param, "causal_lm", seed=seed).double() for seed in (0, 1)]
 
 
 def places(mask):
@@ -102,9 +102,9 @@ def test_relations_of_completions_are_to_every_real_token(pair, inputs):
         real = inputs["attention_mask"][row].bool()
         sides = []
         for model in pair:
-            states = model.model.layers[0].self_attn.v_proj(
-                model.model.layers[0].input_layernorm(model.model.embed_tokens(inputs["input_ids"][row]))
-            )
+            text = getattr(model.model, "language_model", model.model)
+            normed = text.layers[0].input_layernorm(text.embed_tokens(inputs["input_ids"][row]))
+            states = text.layers[0].self_attn.v_proj(normed)
             scores = states[token] @ states[real].T / states.shape[-1] ** 0.5
             sides.append(scores.softmax(-1))
         found.append(kl(sides[1], sides[0]))

@@ -9,6 +9,7 @@ from transformers import AutoConfig, DataCollatorWithFlattening, TrainingArgumen
 
 from makd.anatomy.key_cache import without_cache
 from makd.distill import DistillTrainer, SupervisedTrainer
+from makd.errors import SettingError
 from makd.evaluation import fidelity, perplexity
 from tests.models import tiny
 
@@ -77,3 +78,29 @@ def test_inside_there_is_no_cache_and_afterwards_all_is_as_before_even_after_an_
     with pytest.raises(AttributeError), without_cache(model):
         model.nothing()
     assert model(**packed()).past_key_values is not None
+
+
+@pytest.mark.parametrize(("name", "head"), [("bloom", "causal_lm"), ("mpt", "causal_lm"), ("bert", "masked_lm")])
+def test_models_that_read_across_texts_of_a_row_are_refused_where_there_are_several(tmp_path, name, head):
+    teacher = tiny(name, head)
+    made = trainer(copy.deepcopy(teacher), teacher, tmp_path)
+    one = dict(DataCollatorWithFlattening()([{"input_ids": TEXTS[0]}]))
+    made.compute_loss(made.model, one)
+    with pytest.raises(SettingError, match=f"{type(teacher).__name__} would read each with those before it"):
+        made.compute_loss(made.model, packed())
+
+
+def test_a_mask_beside_positions_lets_texts_of_a_row_read_each_other_and_is_refused(tmp_path):
+    teacher = tiny("llama", "causal_lm")
+    made = trainer(copy.deepcopy(teacher), teacher, tmp_path)
+    batch = packed()
+    with pytest.raises(SettingError, match="give no attention_mask beside them"):
+        made.compute_loss(made.model, {**batch, "attention_mask": torch.ones_like(batch["input_ids"])})
+
+
+def test_positions_of_padding_on_the_left_do_not_begin_a_text(tmp_path):
+    teacher = tiny("bert", "masked_lm")
+    made = trainer(copy.deepcopy(teacher), teacher, tmp_path)
+    ids, mask = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    positions = torch.tensor([[1, 1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    made.compute_loss(made.model, {"input_ids": ids, "attention_mask": mask, "position_ids": positions})

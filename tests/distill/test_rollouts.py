@@ -291,8 +291,14 @@ def test_plain_text_has_no_prompts_to_go_on_from(tmp_path):
 def test_an_encoder_writes_nothing(tmp_path):
     teacher = tiny("bert", head="masked_lm")
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
-    with pytest.raises(SettingError, match="writes no text"):
+    with pytest.raises(SettingError, match="BertForMaskedLM is none"):
         make_trainer(tmp_path, Completions(student_share=1.0), (teacher, student))
+
+
+def test_completions_are_not_written_in_the_place_of_an_encoder_decoders_targets(tmp_path):
+    teacher = tiny("t5", head="seq2seq_lm")
+    with pytest.raises(SettingError, match="by causal language models alone; T5ForConditionalGeneration is none"):
+        make_trainer(tmp_path, Completions(student_share=1.0), (teacher, teacher))
 
 
 def test_settings_of_what_is_written_are_refused_where_nothing_is():

@@ -233,3 +233,10 @@ def test_labels_that_are_not_of_tokens_are_refused(tmp_path):
     inputs = dict(batch(trainer.model), labels=torch.zeros(4, dtype=torch.long))
     with pytest.raises(makd.MakdError, match=r"shape \(4,\).*\(4, 12\)"):
         trainer.compute_loss(trainer.model, inputs)
+
+
+def test_a_loss_of_other_tokens_than_the_class_says_is_refused(tmp_path):
+    teacher, student = make_pair("llama")
+    student.loss_function = lambda logits, labels, **_: torch.nn.functional.cross_entropy(logits[0], labels[0])
+    with pytest.raises(makd.MakdError, match=r"looks at the label 0 tokens further on, .* the token 1 further on"):
+        make_trainer(tmp_path, pair=(teacher, student))

@@ -52,6 +52,16 @@ class TestEveryMixture:
         assert distance(seen, teacher, inputs) < 0.9 * distance(plain, teacher, inputs)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_a_config_that_asks_for_the_routers_logits_makes_no_other_student(name):
+    made = []
+    for asked in (False, True):
+        teacher = tiny(name, "causal_lm", output_router_logits=asked)
+        made.append(makd.factorize(teacher, makd.Budget(keep_linears=0.5), calibration=[batch(teacher)]))
+        assert teacher.config.output_router_logits is made[-1].config.output_router_logits is asked
+    assert all(torch.equal(value, made[1].state_dict()[key]) for key, value in made[0].state_dict().items())
+
+
 class TestOneSideForAll:
     def test_experts_that_look_at_the_same_share_a_and_others_do_not(self):
         teacher = tiny("mixtral")

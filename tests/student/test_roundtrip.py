@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import (
     AriaTextConfig,
+    AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     BigBirdConfig,
     BigBirdModel,
     Dots1Config,
@@ -22,7 +24,7 @@ import makd
 from makd.anatomy import SkippedLayer
 from makd.errors import UnsupportedModelError
 from makd.student.roundtrip import check_round_trip
-from tests.models import CONFIGS, RELATIVES, STRUCTURAL, batch, tiny
+from tests.models import CONFIGS, DECODER, RELATIVES, STRUCTURAL, batch, tiny
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -73,6 +75,19 @@ def test_a_student_of_a_model_with_converters_reloads_bit_for_bit(name, origin, 
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     again.save_pretrained(tmp_path / "again")
     assert makd.fingerprint(AutoModel.from_pretrained(tmp_path / "again")) == makd.fingerprint(student)
+
+
+@pytest.mark.parametrize("model_type", ["exaone", "internlm3", "iquestcoder", "sarvam_moe"])
+def test_a_student_of_a_type_that_borrows_anothers_classes_loads_under_any_head(model_type, tmp_path):
+    settings = STRUCTURAL["glm4_moe"][1] if model_type == "sarvam_moe" else DECODER
+    teacher = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+    student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
+    student.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert makd.fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path)) == makd.fingerprint(student)
+    inputs = batch(student)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs)[0], student.model(**inputs)[0])
 
 
 def test_a_folded_student_of_a_model_with_converters_is_stored_as_its_teacher(tmp_path):

@@ -83,8 +83,10 @@ def tell_experts(
 
 
 def names_expert(module_name: str, module: nn.Module) -> bool:
-    """Whether a module is, or holds, routed experts, by its own name or its class."""
-    words = f"{module_name.rpartition('.')[2]} {type(module).__name__}".lower()
+    """Whether a module is, or holds, routed experts, by its own name, or by its class where that says nothing."""
+    words = module_name.rpartition(".")[2].lower()
+    if "expert" not in words:  # a class may have `Shared` from its model (GraniteMoeSharedExperts)
+        words += f" {type(module).__name__}".lower()
     return "expert" in words and "shared" not in words and not isinstance(module, nn.Linear)
 
 

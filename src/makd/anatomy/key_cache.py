@@ -1,6 +1,9 @@
-"""Station 1: forwards that keep no keys and values. Every forward that makd makes of whole texts is one."""
+"""Station 1: forwards that make nothing besides what is looked at.
 
-from collections.abc import Iterator
+Every forward that makd makes of whole texts keeps no keys and values.
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from transformers import PreTrainedModel
@@ -14,13 +17,30 @@ def without_cache(*models: PreTrainedModel) -> Iterator[None]:
     several packed texts, and lets each read the ones before. A teacher and a student of which one has a cache
     would read different contexts.
     """
+    with _off("use_cache", models):
+        yield
+
+
+@contextmanager
+def without_router_logits(*models: PreTrainedModel) -> Iterator[None]:
+    """Inside, `config.output_router_logits` of these models and their parts is False; afterwards it is what it was.
+
+    A mixture of experts with it makes a loss of its routers' logits in every forward, and fails in one whose layers,
+    and so routers, are not run.
+    """
+    with _off("output_router_logits", models):
+        yield
+
+
+@contextmanager
+def _off(setting: str, models: Iterable[PreTrainedModel]) -> Iterator[None]:
     configs = {id(part.config): part.config for model in models for part in model.modules()
                if isinstance(part, PreTrainedModel)}  # fmt: skip
     with ExitStack() as stack:
         for config in configs.values():
-            if getattr(config, "use_cache", False):
-                stack.callback(setattr, config, "use_cache", config.use_cache)
-                config.use_cache = False
+            if getattr(config, setting, False):
+                stack.callback(setattr, config, setting, getattr(config, setting))
+                setattr(config, setting, False)
         yield
 
 

@@ -4,6 +4,7 @@ Heads put out numbers that look alike: a row of logits may be one choice among c
 plain numbers. A head that is not known by its class is never guessed at.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,17 +25,17 @@ Law = Literal["classes", "labels", "numbers", "places", "unknown"]
 """How a head's numbers are read. `classes`: softmax, one choice. `labels`: a sigmoid each, any of them may hold.
 `numbers`: as they are. `places`: softmax over the tokens of a row. `unknown`: nobody says."""
 
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
-_LANGUAGE = (*_CAUSAL, "ForMaskedLM", "ForConditionalGeneration")
-_LANGUAGE_NAMES = frozenset(
-    name
-    for names in (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    )
-    for entry in names.values()
-    for name in ([entry] if isinstance(entry, str) else entry)
+_LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
+
+
+def _names(mapping: Mapping[str, Any]) -> frozenset[str]:
+    """The classes of one of transformers' mappings."""
+    return frozenset(name for entry in mapping.values() for name in ([entry] if isinstance(entry, str) else entry))
+
+
+_MASKED_NAMES = _names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+_LANGUAGE_NAMES = (
+    _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | _MASKED_NAMES | _names(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 )
 _ROW_LAWS: dict[str, Law] = {
     "single_label_classification": "classes",
@@ -145,7 +146,7 @@ def predictions_of(model: PreTrainedModel) -> Predictions | None:
 
 def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
     if name in _LANGUAGE_NAMES or name.endswith(_LANGUAGE):
-        return Predictions("classes", "token", ahead=int(name.endswith(_CAUSAL)))
+        return Predictions("classes", "token", ahead=_ahead(name, model))
     if name.endswith(("ForQuestionAnswering", "ForQuestionAnsweringSimple")):
         return Predictions("places", "row", ("start_logits", "end_logits"))
     if name.endswith("ForNextSentencePrediction"):
@@ -155,6 +156,12 @@ def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
     if name.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return _labelled(name, model)
     return None
+
+
+def _ahead(name: str, model: PreTrainedModel) -> int:
+    """Every head over a vocabulary continues what it reads, but for those that fill gaps or have a decoder's input."""
+    fills_gaps = name.endswith("ForMaskedLM") or name in _MASKED_NAMES
+    return int(not fills_gaps and not model.config.is_encoder_decoder)
 
 
 def _labelled(name: str, model: PreTrainedModel) -> Predictions:
@@ -182,7 +189,7 @@ def _labelled(name: str, model: PreTrainedModel) -> Predictions:
 def check_predictions(model: PreTrainedModel) -> None:
     """Make sure, before hours of work, that `model` predicts what its class says; six tokens are enough.
 
-    Heads over a vocabulary are not tried: see `makd.capture.read_predictions`.
+    Heads over a vocabulary are not tried: see `makd.capture.why_not_repeated`.
 
     Raises:
         UnsupportedModelError: nobody knows what it predicts, or its output is not what its class says.

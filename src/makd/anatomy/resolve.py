@@ -13,6 +13,7 @@ from makd.anatomy.experts import find_experts, find_stacks, tell_experts
 from makd.anatomy.families import Fused, Place, Stack
 from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
+from makd.anatomy.sizes import config_of
 from makd.anatomy.skipped import SkippedLayer
 from makd.anatomy.structure import find_stack
 from makd.anatomy.table import ANATOMIES, REFUSED
@@ -52,7 +53,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         stacks = [stack]
     layers: list[Layer] = []
     for stack in stacks:
-        layers += _layers(base, prefix, stack, len(layers), model.config)
+        layers += _layers(base, prefix, stack, len(layers), config_of(base, stack.layers))
     if not layers:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model_type!r}) has no layers where its family keeps them, so nothing "

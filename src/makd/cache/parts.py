@@ -24,7 +24,7 @@ from makd.anatomy.tokens import decoder_tokens, encoder_tokens
 from makd.aspects import ActivePlan, keep_predictions
 from makd.cache.encoding import encode, encode_exactly, encode_log_probabilities, encode_tokens
 from makd.cache.settings import CacheConfig
-from makd.capture import AttentionCall, HeadCall, Recording, Tap, has_vocabulary_head, read_predictions
+from makd.capture import AttentionCall, HeadCall, Recording, Tap, has_vocabulary_head, why_not_repeated
 from makd.errors import SettingError
 from makd.sentence_encoder import pool
 
@@ -72,7 +72,7 @@ def _parts_of(
     if aspect in ("embedding", "similarity"):
         yield f"embedding.{pooling}"
     elif aspect == "logits" and has_vocabulary_head(model):
-        reason = read_predictions(model).reason
+        reason = why_not_repeated(model)
         if reason is not None:
             raise SettingError(
                 f"Predictions of {type(model).__name__} cannot be cached: {reason}. Leave out the aspect 'logits', or "

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from makd.anatomy import Anatomy, Layer
 from makd.anatomy.batches import model_inputs
-from makd.anatomy.key_cache import without_cache
-from makd.anatomy.tokens import layer_tokens
+from makd.anatomy.key_cache import without_cache, without_router_logits
+from makd.anatomy.tokens import is_by_token, layer_tokens
 from makd.calibration.replay import Calls, NotLayerByLayer, are_equal
 from makd.calibration.source import LayerSource
 
@@ -59,7 +59,8 @@ class Frame:
         """What the layers are called with for a batch, and the hidden states that enter the first.
 
         Raises:
-            NotLayerByLayer: something besides layers works on the hidden states between two of them, or looks at them.
+            NotLayerByLayer: something besides layers works on the hidden states between two of them, or looks at them;
+                or there are several of a token (Gemma 3n).
         """
         calls = self._enter(batch, torch.clone)
         if not self._compared:
@@ -96,7 +97,13 @@ class Frame:
         inputs, entered = model_inputs(batch, self.source.device), list[Tensor]()
         with self._layers_do(note, entered), suppress(_Enough):
             self.model(**inputs)
-        return Calls(layer_tokens(self.anatomy, self.first, inputs), arguments, entered[0], handed[0])
+        real = layer_tokens(self.anatomy, self.first, inputs)
+        if not is_by_token(entered[0], real):
+            raise NotLayerByLayer(
+                f"The hidden states that enter {self.first.module} have the shape {tuple(entered[0].shape)}, which is "
+                f"not one state for each token of {tuple(real.shape)}, so layers cannot be run one by one."
+            )
+        return Calls(real, arguments, entered[0], handed[0])
 
     def leave(self, batch: Mapping[str, Tensor], calls: Calls, hidden: Tensor) -> Any:
         """The model's output where `hidden` is what its last layer gives, with gradients if they are on."""
@@ -155,6 +162,7 @@ class Frame:
             return forward
 
         with ExitStack() as stack:
+            stack.enter_context(without_router_logits(self.model))
             for layer in self.anatomy.layers:
                 module = self.model.get_submodule(layer.module)
                 module.forward = forward_of(layer)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.tokens import encoder_tokens, layer_tokens
-from makd.capture import VocabularyHead, has_vocabulary_head, read_predictions, withhold_logits
+from makd.capture import VocabularyHead, has_vocabulary_head, why_not_repeated, withhold_logits
 
 TEXT_PROBES = 4
 """Probes of each batch where the outputs belong to whole texts: each text gives one direction a probe, so that a few
@@ -43,7 +43,7 @@ class Probes:
         self.count = TOKEN_PROBES if by_token else TEXT_PROBES
         self.generator = torch.Generator().manual_seed(seed)
         vocabulary = by_token and predictions is not None and predictions.law == "classes" and predictions.size is None
-        self.in_chunks = vocabulary and has_vocabulary_head(model) and read_predictions(model).reason is None
+        self.in_chunks = vocabulary and has_vocabulary_head(model) and why_not_repeated(model) is None
 
     def draw(self, inputs: Mapping[str, Tensor], run: Callable[[], Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Tensors of the model's graph, each with the gradient that one probe has there (None: it is a scalar, with 1).

@@ -6,10 +6,10 @@ from makd.capture.trial import examine, inspect
 from makd.capture.unlabelled import without_labels
 from makd.capture.vocabulary import (
     HeadCall,
-    Predictions,
     VocabularyHead,
     has_vocabulary_head,
-    read_predictions,
+    own_shift,
+    why_not_repeated,
     withhold_logits,
 )
 
@@ -17,7 +17,6 @@ __all__ = [
     "AttentionCall",
     "HeadCall",
     "Kind",
-    "Predictions",
     "Receiver",
     "Recording",
     "Tap",
@@ -26,7 +25,8 @@ __all__ = [
     "examine",
     "has_vocabulary_head",
     "inspect",
-    "read_predictions",
+    "own_shift",
+    "why_not_repeated",
     "withhold_logits",
     "without_labels",
 ]

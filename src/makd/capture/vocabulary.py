@@ -1,6 +1,6 @@
 """What a vocabulary head is handed, without the logits that it would make of it: the largest tensor of a step.
 
-A `VocabularyHead` repeats what the model does from there on; `read_predictions` makes sure of it on a few tokens.
+A `VocabularyHead` repeats what the model does from there on; `why_not_repeated` makes sure of it on a few tokens.
 """
 
 from collections.abc import Iterator
@@ -55,17 +55,6 @@ class HeadCall:
         return self.head.logits(self.inputs)
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """How a model with a vocabulary head makes its predictions, as far as makd repeats it."""
-
-    reason: str | None
-    """Why its logits cannot be repeated from what its head is handed; None where they can."""
-    shift: int | None
-    """Its own loss at a token looks at the label so many tokens further on (causal 1, masked 0). None: it is no plain
-    cross-entropy of the logits."""
-
-
 def has_vocabulary_head(model: PreTrainedModel) -> bool:
     """Whether a linear, dense or factored, is what makes the logits of `model`, with its weight alone: no adapter."""
     head = model.get_output_embeddings()
@@ -95,32 +84,52 @@ def withhold_logits(model: PreTrainedModel) -> Iterator[HeadCall]:
 
 
 @torch.no_grad()
-def read_predictions(model: PreTrainedModel) -> Predictions:
-    """Try on six tokens whether `model` makes logits and loss as its head and config say.
+def why_not_repeated(model: PreTrainedModel) -> str | None:
+    """Why the logits of `model` cannot be repeated from what its head is handed; None where they can.
 
-    Architectures differ in what stands between head and logits; trying is surer than a list of names.
+    Architectures differ in what stands between head and logits; trying on six tokens is surer than a list of names.
     """
     seen: list[Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with in_eval(model):
+            logits = model(**_six_tokens(model)).get("logits")
+    finally:
+        handle.remove()
+    if len(seen) != 1 or logits is None:
+        return f"its head was called {len(seen)} times for one set of logits"
+    repeated = _vocabulary_head(model).logits(_read_by(head, seen[0]))
+    if repeated.shape != logits.shape or not _near(repeated, logits, logits.dtype):
+        return "its logits are more than its head, a factor and a bound"
+    return None
+
+
+@torch.no_grad()
+def own_shift(model: PreTrainedModel) -> int | None:
+    """How many tokens further on the label is that the loss of `model` looks at at a token: causal 1, masked 0.
+
+    None: the loss is no plain cross-entropy of the logits. It is tried on six tokens.
+    """
+    inputs = _six_tokens(model)
+    tokens = inputs["input_ids"]
+    with in_eval(model):
+        # a model may make fewer logits where it has labels (ModernBERT, sparse_prediction)
+        logits, loss = model(**inputs).logits, model(**inputs, labels=tokens).loss
+    for shift in (0, 1):
+        kept, labels = logits[0, : logits.shape[1] - shift].float(), tokens[0, shift:]
+        if loss is not None and _near(nn.functional.cross_entropy(kept, labels), loss.float(), logits.dtype):
+            return shift
+    return None
+
+
+def _six_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a forward is tried on."""
     head = model.get_output_embeddings()
     # where the head is: the model's first weights may be on disk
     tokens = torch.arange(1, 7, device=head.weight.device).remainder(head.out_features)[None]
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens
-    try:
-        with in_eval(model):
-            output = model(**inputs, labels=tokens)
-    finally:
-        handle.remove()
-    logits = output.get("logits")
-    if len(seen) != 1 or logits is None:
-        return Predictions(f"its head was called {len(seen)} times for one set of logits", None)
-    repeated = _vocabulary_head(model).logits(_read_by(head, seen[0]))
-    precision = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 0.05
-    if repeated.shape != logits.shape or not _near(repeated, logits, precision):
-        return Predictions("its logits are more than its head, a factor and a bound", None)
-    return Predictions(None, _own_shift(logits.float(), tokens, output.loss, precision))
+    return inputs | ({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})
 
 
 def _read_by(linear: Any, hidden: Tensor) -> Tensor:
@@ -146,13 +155,7 @@ def _vocabulary_head(model: PreTrainedModel) -> VocabularyHead:
     return VocabularyHead(linear.weight, bias, scale, None if softcap is None else float(softcap))
 
 
-def _own_shift(logits: Tensor, tokens: Tensor, loss: Tensor | None, precision: float) -> int | None:
-    for shift in (0, 1):
-        kept, labels = logits[0, : logits.shape[1] - shift], tokens[0, shift:]
-        if loss is not None and _near(nn.functional.cross_entropy(kept, labels), loss.float(), precision):
-            return shift
-    return None
-
-
-def _near(one: Tensor, other: Tensor, precision: float) -> bool:
+def _near(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors differ by no more than rounding in `dtype`."""
+    precision = 1e-4 if dtype in (torch.float32, torch.float64) else 0.05
     return bool((one - other).abs().max() <= precision * other.abs().max())

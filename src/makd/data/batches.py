@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy import predictions_of
 from makd.anatomy.tokens import NO_LABEL
 from makd.anatomy.two_stacks import reads_itself_later
 from makd.data.blocks import join_texts, keep_apart
@@ -40,7 +41,8 @@ Collator = Callable[[list[Mapping[str, Any]]], Batch]
 
 def reads_blocks(model: PreTrainedModel) -> bool:
     """Whether `model` is a causal language model, which reads joined text in blocks instead of rows."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    predictions = predictions_of(model)
+    return predictions is not None and predictions.ahead > 0
 
 
 def tokenize(
@@ -63,8 +65,9 @@ def tokenize(
     Raises:
         DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before or the
             tokenizer's own tokens leave no room, the rows are pairs and the model reads one text, or conversations and
-            it continues none, or the tokenizer is not this model's.
+            it continues none, the tokenizer is not this model's, or documents are to be kept apart that nothing joins.
     """
+    _check_apart(rows, model, rendering)
     columns = [name for name in ("text", "text_pair") if name in rows.column_names]
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
@@ -94,6 +97,21 @@ def tokenize(
         told = (cut, len(encoded), setting, max_length)
         logger.log(cut_level, "%d of %d rows are longer than %s = %d tokens: cut there", *told)
     return encoded.remove_columns(_CUT).shuffle(seed=seed)
+
+
+def _check_apart(rows: Dataset, model: PreTrainedModel, rendering: Rendering) -> None:
+    """Refuse to be told to keep apart what is never joined."""
+    if rendering.documents == "joined" or (reads_blocks(model) and MESSAGES not in rows.column_names):
+        return
+    why = (
+        f"{type(model).__name__} reads a row of each text"
+        if not reads_blocks(model)
+        else "conversations are a row each"
+    )
+    raise DataError(
+        f"data.documents is {rendering.documents}, which is for plain text that a causal language model would read "
+        f"joined, and {why} in any case. Leave data.documents out."
+    )
 
 
 def _check_continues(model: PreTrainedModel) -> None:

@@ -1,6 +1,7 @@
 """Station 2: what a user says about the text of a run."""
 
 import math
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -140,6 +141,13 @@ class DataConfig:
             raise SettingError(
                 f"data.mixture has two sources or more, each with its own path, splits and columns; got "
                 f"{len(self.mixture)}, and besides {', '.join(f'data.{name}' for name in given) or 'nothing'}."
+            )
+        read = [replace(source, path=os.path.normpath(source.path), weight=1.0) for source in self.mixture]
+        twice = next((source for place, source in enumerate(read) if source in read[:place]), None)
+        if twice is not None:
+            raise SettingError(
+                f"data.mixture has {twice.path} twice, read alike, and each of its rows would come twice. Name it "
+                "once, with a larger weight."
             )
         for source in self.mixture:
             self.of_source(source)

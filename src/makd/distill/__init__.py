@@ -1,5 +1,6 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
+from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
 from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
 from makd.distill.layerwise import LayerTeacher, teach_layers_
@@ -23,10 +24,12 @@ __all__ = [
     "ReportSteps",
     "SupervisedTrainer",
     "TrainingConfig",
+    "TrainingRows",
     "aspect_losses",
     "check_same_everywhere",
     "check_same_run",
     "check_teachable",
+    "check_training",
     "float32_weights",
     "identify_run",
     "in_pieces",

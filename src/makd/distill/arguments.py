@@ -7,10 +7,7 @@ than what was asked for.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import TrainingArguments
-
 from makd.aspects import ActivePlan
-from makd.data import row_lengths, token_batches
 from makd.errors import SettingError
 
 
@@ -54,23 +51,4 @@ def check_checkpointing(args: Any) -> None:
         raise SettingError(
             "activation_checkpointing_kwargs has use_reentrant=True: captured tensors carry no gradient there, and "
             "every aspect but logits would be lost. Set it to False."
-        )
-
-
-def check_texts(plan: ActivePlan, args: TrainingArguments, tokens_per_batch: int | None, rows: Any) -> None:
-    """Refuse `similarity`, which compares the texts of a batch, where each batch is of one text: it would be 0.
-
-    Raises:
-        SettingError: it is so.
-    """
-    if rows is None or all(active.term.aspect != "similarity" for active in plan.terms):
-        return
-    if tokens_per_batch is None:
-        most, why = args.per_device_train_batch_size, "per_device_train_batch_size"
-    else:
-        most, why = max(map(len, token_batches(row_lengths(rows), tokens_per_batch)), default=0), "tokens_per_batch"
-    if most == 1:
-        raise SettingError(
-            "similarity compares the texts of a batch with each other, and every batch has one text: the term would be "
-            f"0 whatever the student does. Give a larger {why}, or take similarity out of the plan."
         )

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Layer, SkippedLayer
 from makd.anatomy.batches import check_batches
 from makd.anatomy.eval_mode import in_eval
+from makd.anatomy.sizes import hidden_width
 from makd.aspects import Plan, activate
 from makd.calibration.replay import Calls
 from makd.calibration.source import ModelSource
@@ -96,7 +97,7 @@ def teach_layers_(
     for one in (anatomy, ours):
         check_teachable(one, given)
     check_pair(ours, anatomy)
-    widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
+    widths = [hidden_width(model, one.layers[0]) for model, one in ((student, ours), (teacher, anatomy))]
     if len(ours.layers) != len(anatomy.layers) or widths[0] != widths[1]:
         raise SettingError(
             "Layers are taught one by one to be what the same layer of the teacher is; the student has "

@@ -3,6 +3,7 @@
 A student of `makd.factorize` has the teacher's sizes, and needs none of this.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, linear_shape
+from makd.anatomy.sizes import head_count, hidden_width
 from makd.aspects import ActivePlan
 from makd.capture import Tap
 from makd.errors import SettingError
@@ -81,13 +83,29 @@ def make_projections(
     Raises:
         SettingError: the sizes of the two models do not allow an aspect of the plan.
     """
+    widths = find_widths(plan, student, teacher, anatomy, teacher_anatomy)
+    return Projections(widths, seed) if widths else None
+
+
+def find_widths(
+    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, anatomy: Anatomy, teacher_anatomy: Anatomy
+) -> dict[str, tuple[int, int]]:
+    """What needs a projection by `plan`, as `name_of` calls it -> the student's width and the teacher's.
+
+    Raises:
+        SettingError: the sizes of the two models do not allow an aspect of the plan.
+    """
     widths: dict[str, tuple[int, int]] = {}
     for active in plan.terms:
         if active.term.aspect == "embedding":
-            _check_embedding(student, teacher)
+            _check_embedding(
+                hidden_width(student, anatomy.layers[-1]), hidden_width(teacher, teacher_anatomy.layers[-1])
+            )
         for comparison in active.comparisons:
             if comparison.measure == "attention":
-                _check_heads(student, teacher)
+                ours = head_count(student, anatomy.layers[comparison.tap.layer])
+                theirs = head_count(teacher, teacher_anatomy.layers[comparison.teacher.layer])
+                _check_heads(ours, theirs)
                 continue
             ours = _width(comparison.tap, student, anatomy)
             theirs = _width(comparison.teacher, teacher, teacher_anatomy)
@@ -100,7 +118,7 @@ def make_projections(
                         f"The layers' {name_of(comparison.tap)!r} differ in width ({known} and {(ours, theirs)}), and "
                         "one projection serves them all. Choose layers of one width."
                     )
-    return Projections(widths, seed) if widths else None
+    return widths
 
 
 def check_pair(student: Anatomy, teacher: Anatomy) -> None:
@@ -128,16 +146,16 @@ def check_pair(student: Anatomy, teacher: Anatomy) -> None:
 
 
 def _width(tap: Tap, model: PreTrainedModel, anatomy: Anatomy) -> int:
+    layer = anatomy.layers[tap.layer]
     if tap.role is None:
-        return int(model.config.hidden_size)
-    linear = anatomy.layers[tap.layer].roles[tap.role]
+        return hidden_width(model, layer)
+    linear = layer.roles[tap.role]
     if linear.part is not None:
         return linear.part.features
     return linear_shape(model.get_submodule(linear.module))[0]
 
 
-def _check_embedding(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = (model.config.hidden_size for model in (student, teacher))
+def _check_embedding(ours: int, theirs: int) -> None:
     if ours != theirs:
         raise SettingError(
             f"Embeddings of {ours} (student) and {theirs} (teacher) numbers have no cosine. "
@@ -145,8 +163,7 @@ def _check_embedding(student: PreTrainedModel, teacher: PreTrainedModel) -> None
         )
 
 
-def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = (model.config.num_attention_heads for model in (student, teacher))
+def _check_heads(ours: int, theirs: int) -> None:
     if ours != theirs:
         raise SettingError(
             f"Attention is compared head by head, but the student has {ours} heads and the teacher {theirs}. "
@@ -156,7 +173,8 @@ def _check_heads(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 def _check_relation(heads: int, widths: tuple[int, int], role: str) -> None:
     if any(width % heads for width in widths):
+        fits = max(number for number in range(1, heads + 1) if math.gcd(*widths) % number == 0)
         raise SettingError(
             f"{heads} relation_heads do not divide the widths of {role!r}: {widths[0]} (student) and {widths[1]} "
-            "(teacher). Give a common divisor."
+            f"(teacher). Give a common divisor, such as {fits}."
         )

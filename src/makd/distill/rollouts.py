@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from makd.aspects import Completions
-from makd.data import Batch, has_completions, prompt_of, reads_blocks, row_lengths, token_batches
+from makd.data import Batch, prompt_of
 from makd.distill.shares import in_order, own_places
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate, stop_tokens
@@ -169,55 +169,6 @@ class Rollouts:
         texts = generate(model, flat, sampling, stops, padding, seed=seed, batch_size=len(flat), places=numbers)
         pairs = iter(zip(flat, texts, strict=True))
         return {place: [next(pairs) for _ in batch] for place, batch in prompts.items()}
-
-
-def check_writers(student: PreTrainedModel, rows: Any, cached: bool) -> None:
-    """Whether the models can write, before there is a training.
-
-    Raises:
-        DataError: the rows do not say where prompts end.
-        SettingError: they write no text, or there is a teacher cache, which has nothing of texts that are yet to be
-            written.
-    """
-    if not reads_blocks(student) or not student.can_generate():
-        raise SettingError(
-            f"The plan has completions written, and {type(student).__name__} writes no text: it is no causal language "
-            "model. Take a plan of the data's own text."
-        )
-    if getattr(rows, "column_names", None) and not has_completions(rows):  # a stream may not know its columns
-        raise DataError(
-            "The plan has completions written, and the rows have no labels: they are plain text, which has no prompts. "
-            "Give data of prompts with responses, or messages; or take a plan of the data's own text."
-        )
-    if cached:
-        raise SettingError(
-            "The plan has completions written while the student learns, and a teacher cache knows the data's alone. "
-            "Train without the cache, or take a plan of the data's own text."
-        )
-
-
-def check_replay(settings: Completions, args: TrainingArguments, tokens_per_batch: int | None, rows: Any) -> None:
-    """Whether every batch can be drawn from what is kept of the student's completions.
-
-    Args:
-        settings: how many are kept.
-        args: the Trainer's, with the rows of a batch where `tokens_per_batch` does not say them.
-        tokens_per_batch: of a training batch, as `DistillTrainer` takes it.
-        rows: to train on.
-
-    Raises:
-        SettingError: a batch has more rows than are kept, so that the student would write anew at every step.
-    """
-    if settings.replay == 0 or not settings.by_student:
-        return
-    widest = args.train_batch_size
-    if tokens_per_batch is not None:
-        widest = max(map(len, token_batches(row_lengths(rows), tokens_per_batch)), default=0)
-    if settings.replay < widest:
-        raise SettingError(
-            f"plan.completions.replay keeps {settings.replay} completions, and a batch has up to {widest} rows: it "
-            f"could never be drawn from them. Keep at least {widest}, or 0 to learn from each once."
-        )
 
 
 def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:

@@ -24,10 +24,10 @@ from makd.anatomy.key_cache import cache_setting_kept
 from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
-from makd.capture import Recording, examine, has_vocabulary_head
+from makd.capture import Recording, examine
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.adapted import check_kept, inside
-from makd.distill.arguments import check_checkpointing, check_loss, check_stream, check_texts
+from makd.distill.arguments import check_checkpointing, check_loss, check_stream
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
@@ -35,19 +35,21 @@ from makd.distill.engines import (
     real_rows,
     set_engine_,
 )
+from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.lesson import Learned, Lesson
+from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.resuming import without_tied
-from makd.distill.rollouts import Rollouts, check_replay, check_writers, evaluate_for_share_
+from makd.distill.rollouts import Rollouts, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.units import Units
 from makd.distill.withholding import withheld_shift
-from makd.errors import CacheError, SettingError
+from makd.errors import CacheError
 from makd.kinds import fit
 from makd.processes.started import count
 from makd.weights.sound import check_plain
@@ -136,11 +138,10 @@ class DistillTrainer(Trainer):
             columns.append(ROW)  # where unused columns are removed, this one stays
         check_stream(tokens_per_batch, self.train_dataset)
         check_checkpointing(self.args)
-        check_texts(self.plan, self.args, tokens_per_batch, self.train_dataset)
+        given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
+        check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
-            check_writers(student, self.train_dataset, cache is not None)
-            check_replay(self.plan.completions, self.args, tokens_per_batch, self.train_dataset)
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed)
@@ -151,8 +152,6 @@ class DistillTrainer(Trainer):
         if self.projections is not None:
             nn.Module.to(self.projections, self.args.device)
         shift = withheld_shift(student, teacher, self.plan)
-        if cache is not None:
-            _check_predictions(student, teacher, self.plan, shift)
         self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
         self.lesson = Lesson(
             student=student,
@@ -167,6 +166,8 @@ class DistillTrainer(Trainer):
             label_names=frozenset(self.label_names),
             teacher_precision=self._teacher_precision,
         )
+        asked = [student] if cache is not None or not self.plan.needs_teacher else [student, self.teacher]
+        self._packed = PackedTexts(asked)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
@@ -269,6 +270,7 @@ class DistillTrainer(Trainer):
             switch_dropout_off_(self.lesson.student)
         shares: Shares | None = inputs.get(SHARE)
         rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARE)}
+        self._packed.check(batch)
         learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
             self._means[True].add(learned.losses, shares or WHOLE)
@@ -358,11 +360,3 @@ def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel
 
 def _hash(rows: Any, student: PreTrainedModel) -> str:
     return hash_rows(rows, with_labels=bool(student.config.is_encoder_decoder))
-
-
-def _check_predictions(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan, shift: int | None) -> None:
-    if shift is None and has_vocabulary_head(teacher) and any(term.term.aspect == "logits" for term in plan.terms):
-        raise SettingError(
-            f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
-            "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."
-        )

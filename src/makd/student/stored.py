@@ -13,6 +13,7 @@ from pathlib import Path
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from makd.anatomy import StandIn
 from makd.anatomy.stand_in import NUMBER
@@ -123,13 +124,20 @@ def _class_of(model: PreTrainedModel, name: str) -> type[PreTrainedModel]:
     if (
         not isinstance(cls, type)
         or not issubclass(cls, PreTrainedModel)
-        or not isinstance(model.config, cls.config_class or ())
+        or not (isinstance(model.config, cls.config_class or ()) or name in _classes_of(model.config.model_type))
     ):
         raise ModelLoadError(
             f"config.json says that this student is a {name}, which transformers has not for model type "
             f"{model.config.model_type!r}. It was changed after saving: copy the student's folder again, whole."
         )
     return cls
+
+
+def _classes_of(model_type: str) -> frozenset[str]:
+    """Names of the classes that transformers builds for a model type: of some, another type's (EXAONE's: Llama's)."""
+    mappings = (value for name, value in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES"))
+    entries = (mapping.get(model_type, ()) for mapping in mappings)
+    return frozenset(name for entry in entries for name in ([entry] if isinstance(entry, str) else entry))
 
 
 def check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:

@@ -1,0 +1,132 @@
+"""Station 7: whether models and rows allow what a plan asks for, before any work that a refusal would make useless.
+
+A run asks with the teacher in the student's place, before it has a student; the trainer asks with the pair itself. So
+nothing that follows from plan, teacher and rows is refused after hours of a factorization.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from makd.anatomy import Anatomy
+from makd.aspects import ActivePlan
+from makd.capture import has_vocabulary_head
+from makd.data import has_completions, reads_blocks, row_lengths, token_batches
+from makd.distill.projections import find_widths
+from makd.distill.withholding import find_shift
+from makd.errors import DataError, SettingError
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What is learned from, and in which batches."""
+
+    rows: Any
+    """To train on; a stream has no length."""
+    batch_size: int
+    """TrainingRows of a batch, where `tokens_per_batch` does not say them."""
+    tokens_per_batch: int | None = None
+    """Of a training batch, as `DistillTrainer` takes it."""
+    cached: bool = False
+    """Whether a cache answers for the teacher."""
+
+    @property
+    def widest(self) -> int:
+        """TrainingRows of the batch that has the most."""
+        if self.tokens_per_batch is None:
+            return self.batch_size
+        return max(map(len, token_batches(row_lengths(self.rows), self.tokens_per_batch)), default=0)
+
+
+def check_training(
+    plan: ActivePlan,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    anatomy: Anatomy,
+    teacher_anatomy: Anatomy,
+    given: TrainingRows,
+) -> None:
+    """Refuse a plan that these models cannot learn by from these rows.
+
+    Args:
+        plan: fitted to the models.
+        student: who learns; the teacher, where there is no student yet.
+        teacher: who is mimicked.
+        anatomy: of the student.
+        teacher_anatomy: of the teacher.
+        given: the rows.
+
+    Raises:
+        SettingError: the sizes of the models do not allow an aspect; every batch is of one text, and texts are compared
+            with each other; completions are to be written by models that write none, or to be kept in fewer than a
+            batch has; or a cache lacks what is asked of the teacher.
+        DataError: completions are to be written, and the rows do not say where prompts end.
+        UnsupportedModelError: the student's own loss is of other tokens than its class says.
+    """
+    find_widths(plan, student, teacher, anatomy, teacher_anatomy)
+    _check_texts(plan, given)
+    if plan.completions.written:
+        _check_writers(student, given)
+        _check_replay(plan, given)
+    _check_predictions(plan, student, teacher, given)
+
+
+def _check_texts(plan: ActivePlan, given: TrainingRows) -> None:
+    """Refuse `similarity`, which compares the texts of a batch, where each batch is of one text: it would be 0."""
+    if given.rows is None or all(active.term.aspect != "similarity" for active in plan.terms) or given.widest != 1:
+        return
+    why = "per_device_train_batch_size" if given.tokens_per_batch is None else "tokens_per_batch"
+    raise SettingError(
+        "similarity compares the texts of a batch with each other, and every batch has one text: the term would be "
+        f"0 whatever the student does. Give a larger {why}, or take similarity out of the plan."
+    )
+
+
+def _check_writers(student: PreTrainedModel, given: TrainingRows) -> None:
+    """Refuse models that write nothing, rows that do not say where prompts end, and a cache of old texts."""
+    if not reads_blocks(student) or not student.can_generate():
+        raise SettingError(
+            "The plan has completions written in the place of the data's, after their prompts, which is done by causal "
+            f"language models alone; {type(student).__name__} is none. Take a plan of the data's own text, such as "
+            "preset kd."
+        )
+    if getattr(given.rows, "column_names", None) and not has_completions(given.rows):  # a stream may not know its own
+        raise DataError(
+            "The plan has completions written, and the rows have no labels: they are plain text, which has no prompts. "
+            "Give data of prompts with responses, or messages; or take a plan of the data's own text."
+        )
+    if given.cached:
+        raise SettingError(
+            "The plan has completions written while the student learns, and a teacher cache knows the data's alone. "
+            "Train without the cache, or take a plan of the data's own text."
+        )
+
+
+def _check_replay(plan: ActivePlan, given: TrainingRows) -> None:
+    """Refuse batches of more rows than are kept, so that the student would write anew at every step."""
+    settings = plan.completions
+    if settings.replay == 0 or not settings.by_student:
+        return
+    widest = given.widest
+    if settings.replay < widest:
+        raise SettingError(
+            f"plan.completions.replay keeps {settings.replay} completions, and a batch has up to {widest} rows: it "
+            f"could never be drawn from them. Keep at least {widest}, or 0 to learn from each once."
+        )
+
+
+def _check_predictions(
+    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows
+) -> None:
+    """Refuse a loss of other tokens than the class says; and a cache where the student has to make its own logits."""
+    aspects = {active.term.aspect for active in plan.terms}
+    asks_cache = given.cached and "logits" in aspects and has_vocabulary_head(teacher)
+    if not asks_cache and "task" not in aspects:
+        return
+    shift, _ = find_shift(student, teacher, plan)
+    if asks_cache and shift is None:
+        raise SettingError(
+            f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
+            "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."
+        )
