@@ -1,5 +1,6 @@
 """A run that was stopped goes on as itself, bit for bit, from its newest whole checkpoint; or it says why not."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -40,12 +41,12 @@ def go(teacher, output, texts=TEXTS, budget=BUDGET, recipe=RECIPE, **more):
     return makd.compress(str(teacher), texts, budget, recipe, output, **more).metrics["fingerprint"]
 
 
-def stopped(teacher, output, recipe=RECIPE, **more):
-    """A run that is stopped in the step after its third."""
-    step = DistillTrainer.training_step
+def stopped(teacher, output, recipe=RECIPE, after=STOP_AFTER, **more):
+    """A run that is stopped in the step after so many, counted over all of its stages."""
+    step, steps = DistillTrainer.training_step, itertools.count()
 
     def stop(self, *arguments, **named):
-        if self.state.global_step == STOP_AFTER:
+        if next(steps) == after:
             raise KeyboardInterrupt
         return step(self, *arguments, **named)
 
@@ -208,9 +209,19 @@ def test_a_stage_whose_first_checkpoint_is_not_whole_begins_again(teacher, tmp_p
     few = replace(TRAINING, steps=2)
     staged = replace(STAGED, stages=(makd.Stage(training=few), makd.Stage(training=TRAINING)))
     unstopped = go(teacher, tmp_path / "whole", recipe=staged)
-    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged, after=5)
     for folder in (checkpoints / "stage_2").iterdir():
         cut_weights(folder)
+    assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
+
+
+def test_adapters_of_a_stage_are_the_same_where_the_run_was_stopped_before_its_first_checkpoint(teacher, tmp_path):
+    adapters = replace(TRAINING, trainable="adapters", adapter_rank=2, learning_rate=1e-2)
+    staged = replace(STAGED, stages=(makd.Stage(training=TRAINING), makd.Stage(training=adapters)))
+    unstopped = go(teacher, tmp_path / "whole", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged, after=4)
+    assert [*checkpoints.glob("stage_*/checkpoint-*")] != []
+    assert [*checkpoints.glob("stage_2/checkpoint-*")] == []
     assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
 
 

@@ -199,7 +199,7 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
         return 0, 0.0
     inside = {id(one) for name, one in model.base_model.named_parameters() if not name.startswith("pooler.")}
     start = time.perf_counter()
-    with learning(model, training):
+    with learning(model, training, recipe.seed):
         for parameter in model.parameters():
             if id(parameter) not in inside:  # head and pooler, which may be new, always learn
                 parameter.requires_grad_(True)
