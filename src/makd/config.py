@@ -139,6 +139,16 @@ class Recipe:
         """What is trained, in order: the stages, or the one plan with its training."""
         return self.stages or (Stage(plan=self.plan, training=self.training),)
 
+    def check_launch(self) -> None:
+        """Whether what started this process lets its trainings be what they are here, before any work.
+
+        Raises:
+            SettingError: as `TrainingConfig.check_launch` raises it.
+        """
+        for stage in self.trainings:
+            if stage.training.steps != 0:
+                stage.training.with_products_in(check_dtype(self.dtype)).check_launch()
+
     @property
     def keeps_checkpoints(self) -> bool:
         """Whether a training that is killed can be gone on with."""

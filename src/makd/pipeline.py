@@ -100,7 +100,8 @@ def compress(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
-    kinds = ("checkpoints", "factorization")
+    kinds, recipe = ("checkpoints", "factorization"), recipe or Recipe()
+    recipe.check_launch()
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=True)
         run.open_cache()
@@ -151,6 +152,8 @@ def distill(
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
+    recipe = recipe or Recipe()
+    recipe.check_launch()
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
         run.open_cache()
         run.identify({"command": "distill"})
