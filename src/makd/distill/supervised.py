@@ -36,7 +36,7 @@ class SupervisedTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
         check_precision(model)
-        set_engine_(kwargs.get("args"))
+        kwargs["args"] = set_engine_(kwargs.get("args"))
         self.dropout = dropout
         self.predictions = predictions_of(model)
         with cache_setting_kept(model):

@@ -124,7 +124,7 @@ class DistillTrainer(Trainer):
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
-        set_engine_(kwargs.get("args"))
+        kwargs["args"] = set_engine_(kwargs.get("args"))
         with cache_setting_kept(student):
             super().__init__(model=model, **kwargs)
         prepare_engine_(self, student, self.anatomy)
