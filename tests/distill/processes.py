@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 tests/distill/processes.py ENGINE FOLDER [CASE MODE]...
 
-MODE is one of `MODES`, or `begin` or `resume` of a run that is stopped.
+MODE is one of `MODES`; or `begin` or `resume` of a run that is stopped; or `fine-tune`, whatever the case.
 
 Two or four batches make a step, whoever reads them. Rows are ragged, some have no label. Plain gradient descent, so
 that an update is the gradient times the rate, whose error can be told.
@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 import makd
 from makd.aspects import PRESETS, Term
+from makd.distill import SupervisedTrainer
 from tests.models import tiny
 
 MODES = {"plain": 2, "accumulated": 4, "checkpointing": 2}
@@ -187,6 +188,16 @@ def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
     }
 
 
+def fine_tune(folder: Path) -> dict[str, float]:
+    """What an evaluation of a fine-tuning tells, of ragged rows, some without a label."""
+    rows = make_rows("sequence_classification", "").select(range(13))
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_eval_batch_size=ROWS, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    model = tiny("bert", head="sequence_classification").double()
+    return {"eval_loss": SupervisedTrainer(model, args=arguments, data_collator=collate).evaluate(rows)["eval_loss"]}
+
+
 def resume(name: str, folder: Path, processes: int, stop: int, resumes: bool, engine: str) -> dict[str, torch.Tensor]:
     """Weights after three steps of Adam, or after `stop` of them, each of which is kept."""
 
@@ -261,7 +272,9 @@ def main() -> None:
     state = PartialState(cpu=True)
     found: dict[tuple[str, str], Any] = {}
     for name, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
-        if mode in ("begin", "resume"):
+        if mode == "fine-tune":
+            found[name, mode] = fine_tune(folder)
+        elif mode in ("begin", "resume"):
             stop = 2 if mode == "begin" else 3
             found[name, mode] = resume(name, folder / "run", state.num_processes, stop, mode == "resume", engine)
         else:
