@@ -128,6 +128,30 @@ def test_a_training_that_other_versions_began_is_gone_on_with_and_they_are_named
     assert caplog.text.count("The training was begun with other versions (torch was 1.0, is ") == 1
 
 
+@pytest.fixture
+def dialogues(tmp_path):
+    """Prompts and responses, for completions that the student writes."""
+    file = tmp_path / "dialogues.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Say {text[:9]}", "response": text}) + "\n" for text in TEXTS))
+    return makd.DataConfig(
+        path=str(file), prompt_columns=("prompt",), response_column="response", template="none", max_length=64
+    )
+
+
+def test_held_out_rows_may_not_differ_where_the_student_s_share_of_the_text_follows_them(
+    decoder_folder, tmp_path, dialogues
+):
+    plan = makd.Plan(preset="distillm", completions=makd.Completions(adaptive=True, max_new_tokens=2))
+    adaptive = replace(RECIPE, plan=plan)
+    unstopped = go(decoder_folder, tmp_path / "whole", dialogues, recipe=adaptive)
+    stopped(decoder_folder, tmp_path / "student", adaptive, texts=dialogues)
+    fewer = replace(adaptive, evaluation=makd.EvaluationConfig(rows=1, latency=False))
+    with pytest.raises(OutputError, match=r"held-out rows \(data, evaluation.rows\) was"):
+        go(decoder_folder, tmp_path / "student", dialogues, recipe=fewer, resume=True)
+    measured_otherwise = replace(adaptive, evaluation=makd.EvaluationConfig(rows=2, latency=False, batch_size=1))
+    assert go(decoder_folder, tmp_path / "student", dialogues, recipe=measured_otherwise, resume=True) == unstopped
+
+
 STAGES = (makd.Stage(training=TRAINING),) * 2
 STAGED = replace(RECIPE, training=makd.TrainingConfig(), stages=STAGES)
 

@@ -155,6 +155,11 @@ class Recipe:
         return any(stage.training.save_every for stage in self.trainings)
 
     @property
+    def learns_by_evaluation(self) -> bool:
+        """Whether what a student learns from depends on how well it does on held-out rows."""
+        return any(stage.plan.writers.adaptive for stage in self.trainings if stage.training.steps != 0)
+
+    @property
     def uses_bfloat16(self) -> bool:
         """Whether some of the work is done in bfloat16."""
         lessons = (self.layerwise.precision, *(stage.training.precision for stage in self.trainings))
