@@ -47,6 +47,8 @@ class Case:
     """Another than the model of the student's size."""
     shards_teacher: bool = False
     prepare: Callable[[Any], None] = lambda student: None
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of the model's config."""
 
 
 def only(aspect: str, **settings: Any) -> makd.Plan:
@@ -97,6 +99,12 @@ CASES: dict[str, Case] = {
     "tied": Case(makd.Plan(), *LLAMA, prepare=tie),
     "sharded teacher": Case(makd.Plan(), *LLAMA, shards_teacher=True),
     "frozen": Case(makd.Plan(), *LLAMA, prepare=freeze),
+    # prompts of 2 to 6 tokens: after 4 and more there is less room than is asked for
+    "gkd near the last position": Case(
+        makd.Plan(preset="gkd", completions=makd.Completions(student_share=1.0, max_new_tokens=11)),
+        *LLAMA,
+        changes={"max_position_embeddings": 14},
+    ),
     "narrower": Case(
         mixed("hidden", "matrix", "task"), *BERT, teacher=lambda: tiny("bert", head="sequence_classification", **WIDE)
     ),
@@ -135,7 +143,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
     """The update of one optimizer step, and what is logged and evaluated."""
     case = CASES[name]
-    teacher = (case.teacher or (lambda: tiny(case.model, head=case.head)))().double()
+    teacher = (case.teacher or (lambda: tiny(case.model, head=case.head, **case.changes)))().double()
     if case.teacher is None:
         student = makd.factorize(
             teacher,

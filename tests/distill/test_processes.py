@@ -35,6 +35,7 @@ FEW = {
         ("tied", "accumulated"),
         ("sharded teacher", "plain"),
         ("gkd", "plain"),
+        ("gkd near the last position", "accumulated"),
         ("narrower", "plain"),
     ],
 }
