@@ -114,6 +114,13 @@ def test_the_teacher_is_taken_as_it_is(done, decoder_folder):
     assert setup.task.evaluate(setup.teacher)["score"] == pytest.approx(1.0)
 
 
+def test_adapters_are_the_same_whichever_row_was_taught_before(data, decoder_folder, tmp_path):
+    rows = {"full": makd.MethodConfig(name="low_rank_objective"), "lora": makd.MethodConfig(name="low_rank_lora")}
+    both = make(data, decoder_folder, tmp_path / "both", seeds=(1,), methods=(rows["full"], rows["lora"]))
+    alone = make(data, decoder_folder, tmp_path / "alone", seeds=(1,), methods=(rows["lora"],))
+    assert makd.compare(both)[1]["fingerprint"] == makd.compare(alone)[0]["fingerprint"]
+
+
 def test_a_cell_that_is_done_is_not_run_again_and_another_text_is_another_cell(done, data, decoder_folder):
     experiment, lines = done
     assert makd.compare(experiment) == lines

@@ -1,6 +1,7 @@
 """`--effort` and `makd.effort`: three recipes, over which whatever a user sets wins."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -112,10 +113,30 @@ def test_flags_and_files_win(recipe_of, tmp_path):
     assert "7 steps of 16 rows, plan fast" in err
 
 
-def test_epochs_that_are_asked_for_are_not_lost_to_its_steps(recipe_of):
-    recipe, err = recipe_of("--effort", "quick", "--recipe.training.epochs", "2")
+@pytest.mark.parametrize("epochs", [2.0, makd.TrainingConfig().epochs])
+@pytest.mark.parametrize("where", ["flag", "part", "file"])
+def test_epochs_that_are_asked_for_are_not_lost_to_its_steps(recipe_of, tmp_path, epochs, where):
+    training = {"training": {"epochs": epochs}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"recipe": training}))
+    words = {
+        "flag": ["--recipe.training.epochs", epochs],
+        "part": ["--recipe", json.dumps(training)],
+        "file": ["--config", tmp_path / "mine.yaml"],
+    }
+    recipe, err = recipe_of("--effort", "quick", *words[where])
     assert recipe.training.steps is None
-    assert "then 2 epochs" in err
+    assert f"then {epochs:g} epochs" in err
+
+
+def test_stages_that_are_asked_for_have_plans_and_trainings_of_their_own(recipe_of):
+    stages = [{"training": {"steps": 3}}, {"plan": {"preset": "logits"}}]
+    recipe, err = recipe_of("--effort", "normal", "--recipe.stages", json.dumps(stages))
+    assert recipe.stages == (
+        makd.Stage(training=makd.TrainingConfig(steps=3)),
+        makd.Stage(plan=makd.Plan(preset="logits")),
+    )
+    assert recipe.calibration == makd.effort("normal").calibration
+    assert "800 rows to calibrate, then the recipe's own 2 stages" in err
 
 
 def test_an_unknown_one_offers_the_nearest(run):

@@ -1,5 +1,6 @@
 """A run that was stopped goes on as itself, bit for bit, from its newest whole checkpoint; or it says why not."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -40,12 +41,12 @@ def go(teacher, output, texts=TEXTS, budget=BUDGET, recipe=RECIPE, **more):
     return makd.compress(str(teacher), texts, budget, recipe, output, **more).metrics["fingerprint"]
 
 
-def stopped(teacher, output, recipe=RECIPE, **more):
-    """A run that is stopped in the step after its third."""
-    step = DistillTrainer.training_step
+def stopped(teacher, output, recipe=RECIPE, after=STOP_AFTER, **more):
+    """A run that is stopped in the step after so many, counted over all of its stages."""
+    step, steps = DistillTrainer.training_step, itertools.count()
 
     def stop(self, *arguments, **named):
-        if self.state.global_step == STOP_AFTER:
+        if next(steps) == after:
             raise KeyboardInterrupt
         return step(self, *arguments, **named)
 
@@ -125,6 +126,30 @@ def test_a_training_that_other_versions_began_is_gone_on_with_and_they_are_named
     note.write_text(json.dumps({**known, "versions": {**known["versions"], "torch": "1.0"}}))
     assert go(teacher, run_left / "student", resume=True) == whole
     assert caplog.text.count("The training was begun with other versions (torch was 1.0, is ") == 1
+
+
+@pytest.fixture
+def dialogues(tmp_path):
+    """Prompts and responses, for completions that the student writes."""
+    file = tmp_path / "dialogues.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Say {text[:9]}", "response": text}) + "\n" for text in TEXTS))
+    return makd.DataConfig(
+        path=str(file), prompt_columns=("prompt",), response_column="response", template="none", max_length=64
+    )
+
+
+def test_held_out_rows_may_not_differ_where_the_student_s_share_of_the_text_follows_them(
+    decoder_folder, tmp_path, dialogues
+):
+    plan = makd.Plan(preset="distillm", completions=makd.Completions(adaptive=True, max_new_tokens=2))
+    adaptive = replace(RECIPE, plan=plan)
+    unstopped = go(decoder_folder, tmp_path / "whole", dialogues, recipe=adaptive)
+    stopped(decoder_folder, tmp_path / "student", adaptive, texts=dialogues)
+    fewer = replace(adaptive, evaluation=makd.EvaluationConfig(rows=1, latency=False))
+    with pytest.raises(OutputError, match=r"held-out rows \(data, evaluation.rows\) was"):
+        go(decoder_folder, tmp_path / "student", dialogues, recipe=fewer, resume=True)
+    measured_otherwise = replace(adaptive, evaluation=makd.EvaluationConfig(rows=2, latency=False, batch_size=1))
+    assert go(decoder_folder, tmp_path / "student", dialogues, recipe=measured_otherwise, resume=True) == unstopped
 
 
 STAGES = (makd.Stage(training=TRAINING),) * 2
@@ -208,9 +233,19 @@ def test_a_stage_whose_first_checkpoint_is_not_whole_begins_again(teacher, tmp_p
     few = replace(TRAINING, steps=2)
     staged = replace(STAGED, stages=(makd.Stage(training=few), makd.Stage(training=TRAINING)))
     unstopped = go(teacher, tmp_path / "whole", recipe=staged)
-    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged, after=5)
     for folder in (checkpoints / "stage_2").iterdir():
         cut_weights(folder)
+    assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
+
+
+def test_adapters_of_a_stage_are_the_same_where_the_run_was_stopped_before_its_first_checkpoint(teacher, tmp_path):
+    adapters = replace(TRAINING, trainable="adapters", adapter_rank=2, learning_rate=1e-2)
+    staged = replace(STAGED, stages=(makd.Stage(training=TRAINING), makd.Stage(training=adapters)))
+    unstopped = go(teacher, tmp_path / "whole", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged, after=4)
+    assert [*checkpoints.glob("stage_*/checkpoint-*")] != []
+    assert [*checkpoints.glob("stage_2/checkpoint-*")] == []
     assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
 
 

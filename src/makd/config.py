@@ -79,14 +79,6 @@ class Stage:
     plan: Plan = field(default_factory=Plan)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
-    def __post_init__(self) -> None:
-        alone = self.training.batch_size == 1 and self.training.tokens_per_batch is None
-        if alone and any(term.aspect == "similarity" for term in self.plan.wanted):
-            raise SettingError(
-                "similarity compares the texts of a batch with each other, and training.batch_size is 1: the term "
-                "would be 0 whatever the student does. Give a larger batch_size, or take similarity out of the plan."
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 @checked("recipe")
@@ -126,8 +118,7 @@ class Recipe:
             HEADS[self.head]
         if self.cache == "":
             raise SettingError("cache is a folder that `makd cache` made, or null; got an empty name.")
-        trainings = self.trainings  # refuses a plan that its training cannot compute
-        if self.cache is not None and any(stage.plan.writers.written for stage in trainings):
+        if self.cache is not None and any(stage.plan.writers.written for stage in self.trainings):
             raise SettingError(
                 f"cache is {self.cache}, and the plan has completions written while the student learns, of which a "
                 "cache knows nothing. Leave out the cache, or take a plan of the data's own text."
@@ -146,10 +137,25 @@ class Recipe:
         """What is trained, in order: the stages, or the one plan with its training."""
         return self.stages or (Stage(plan=self.plan, training=self.training),)
 
+    def check_launch(self) -> None:
+        """Whether what started this process lets its trainings be what they are here, before any work.
+
+        Raises:
+            SettingError: as `TrainingConfig.check_launch` raises it.
+        """
+        for stage in self.trainings:
+            if stage.training.steps != 0:
+                stage.training.with_products_in(check_dtype(self.dtype)).check_launch()
+
     @property
     def keeps_checkpoints(self) -> bool:
         """Whether a training that is killed can be gone on with."""
         return any(stage.training.save_every for stage in self.trainings)
+
+    @property
+    def learns_by_evaluation(self) -> bool:
+        """Whether what a student learns from depends on how well it does on held-out rows."""
+        return any(stage.plan.writers.adaptive for stage in self.trainings if stage.training.steps != 0)
 
     @property
     def uses_bfloat16(self) -> bool:

@@ -46,6 +46,9 @@ EFFORTS: Registry[Effort] = Registry(
 INSTEAD = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
 """A setting -> another one that says the same otherwise: where a user gives that, the first is left to its default."""
 
+OF_STAGES = ("plan.", "training.")
+"""How settings begin that stages have each for itself: where a user gives stages, these are left to their defaults."""
+
 
 def settings_of(name: str, data: object = None) -> dict[str, Any]:
     """What an effort sets, by dotted names inside a recipe.
@@ -83,13 +86,11 @@ def effort(name: str, data: object = None) -> Recipe:
 def told(name: str, recipe: Recipe) -> str:
     """What was chosen, with what the user has set besides, in a line."""
     training, plan = recipe.training, recipe.plan
-    if training.steps == 0 and not recipe.stages:
-        return f"effort {name}: {recipe.calibration.rows:,} rows to calibrate, and no training"
+    begin = f"effort {name}: {recipe.calibration.rows:,} rows to calibrate"
+    if recipe.stages:
+        return f"{begin}, then the recipe's own {len(recipe.stages)} stages"
+    if training.steps == 0:
+        return f"{begin}, and no training"
     how_long = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps:,} steps"
     which = "a plan of your own" if plan.terms else f"plan {plan.preset}"
-    if recipe.stages:
-        how_long, which = f"{len(recipe.stages)} stages", "their plans"
-    return (
-        f"effort {name}: {recipe.calibration.rows:,} rows to calibrate, then {how_long} of {training.batch_size} rows, "
-        f"{which}, learning rate {training.learning_rate:g}"
-    )
+    return f"{begin}, then {how_long} of {training.batch_size} rows, {which}, learning rate {training.learning_rate:g}"

@@ -82,6 +82,8 @@ def finetune(
     started, recipe = time.perf_counter(), recipe or FinetuneRecipe()
     if is_sharding_asked():
         raise SettingError("A fine-tuning has its model whole in each process, and FSDP is asked for. Leave FSDP out.")
+    if recipe.training.steps != 0:
+        recipe.training.with_products_in(check_dtype(recipe.dtype)).check_launch()
     inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else nobody
@@ -199,7 +201,7 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
         return 0, 0.0
     inside = {id(one) for name, one in model.base_model.named_parameters() if not name.startswith("pooler.")}
     start = time.perf_counter()
-    with learning(model, training):
+    with learning(model, training, recipe.seed):
         for parameter in model.parameters():
             if id(parameter) not in inside:  # head and pooler, which may be new, always learn
                 parameter.requires_grad_(True)

@@ -6,12 +6,15 @@ The one way of it, for training on a model's own text and for scoring it. Stands
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 import torch
+import torch.distributed
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -84,6 +87,9 @@ def generate(
     an encoder-decoder, which writes apart from what it reads. Dropout is off meanwhile. What is drawn for a prompt
     depends on `seed` and its place alone, not on the batch that it is in; torch's random state is left as it is.
 
+    A model in pieces (FSDP2) is called equally often in all processes, each of which has to come here, without prompts,
+    too.
+
     Args:
         model: a causal language model, or an encoder-decoder with such a head.
         prompts: token ids, at least one each.
@@ -104,25 +110,56 @@ def generate(
     written: list[list[int]] = [[] for _ in prompts]
     numbers = range(len(prompts)) if places is None else places
     apart = bool(model.config.is_encoder_decoder)
+    calls = [*_batches(model, order, [1 if apart else len(prompt) for prompt in prompts], sampling, batch_size)]
+    idle = _most_calls(model, len(calls)) - len(calls)
     begin = _beginning(model) if apart else {}
+    write = partial(_write, model, sampling=sampling, stops=stops, padding=padding, begin=begin, seed=seed)
     with _without_own_settings(model):
         done = 0
-        for batch in _batches(model, order, [1 if apart else len(prompt) for prompt in prompts], sampling, batch_size):
-            inputs = pad_prompts([prompts[place] for place in batch], padding, "right" if apart else "left")
-            width = 1 if apart else inputs["input_ids"].shape[1]  # tokens before the first that is written
-            chosen = replace(sampling, max_new_tokens=_room(model, width, sampling))
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            tokens: Tensor = model.generate(  # type: ignore[operator]
-                **inputs,
-                generation_config=chosen.settings(stops, padding, begin),
-                logits_processor=_drawing(chosen, seed, [numbers[place] for place in batch], width, model.device),
-            )
-            for place, row in zip(batch, tokens[:, width:].tolist(), strict=True):
-                written[place] = _until_stop(row, stops)
+        for batch in calls:
+            rows = write([prompts[place] for place in batch], [numbers[place] for place in batch])
+            for place, row in zip(batch, rows, strict=True):
+                written[place] = row
             done += len(batch)
             if on_batch is not None:
                 on_batch(done, len(order))
+        for _ in range(idle):
+            write([[padding]], [0])
     return written
+
+
+def _write(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    places: Sequence[int],
+    *,
+    sampling: Sampling,
+    stops: Sequence[int],
+    padding: int,
+    begin: Mapping[str, int | None],
+    seed: int | Sequence[int],
+) -> list[list[int]]:
+    """What is written after the prompts of one batch; `begin` is how a decoder begins."""
+    apart = bool(model.config.is_encoder_decoder)
+    inputs = pad_prompts(prompts, padding, "right" if apart else "left")
+    width = 1 if apart else inputs["input_ids"].shape[1]  # tokens before the first that is written
+    chosen = replace(sampling, max_new_tokens=_room(model, width, sampling))
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    tokens: Tensor = model.generate(  # type: ignore[operator]
+        **inputs,
+        generation_config=chosen.settings(stops, padding, begin),
+        logits_processor=_drawing(chosen, seed, places, width, model.device),
+    )
+    return [_until_stop(row, stops) for row in tokens[:, width:].tolist()]
+
+
+def _most_calls(model: PreTrainedModel, own: int) -> int:
+    """How often the process with the most batches calls a model whose pieces all have to give at once; `own`, whole."""
+    if not isinstance(model, FSDPModule) or not torch.distributed.is_initialized():
+        return own
+    counts = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(counts, own)
+    return max(counts)
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:

@@ -104,7 +104,8 @@ def compress(
     Raises:
         MakdError: with what was wrong, which value, and what is allowed. Nothing that was on disk is lost.
     """
-    kinds = ("checkpoints", "factorization")
+    kinds, recipe = ("checkpoints", "factorization"), recipe or Recipe()
+    recipe.check_launch()
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=True)
         _check_learner(run, run.teacher)
@@ -157,6 +158,8 @@ def distill(
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Teach a saved `student` (further). Arguments and errors are those of `compress`."""
+    recipe = recipe or Recipe()
+    recipe.check_launch()
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, student) as run:
         run.open_cache()
         run.identify({"command": "distill"})
@@ -302,14 +305,14 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
     with float32_weights(student):
         for number, stage in enumerate(stages, start=1):
             if stage.training.steps != 0:
-                checkpoints = run.folder.checkpoints
-                _train(run, student, stage, checkpoints if len(stages) == 1 else checkpoints / f"stage_{number}")
+                checkpoints = run.folder.checkpoints if len(stages) == 1 else run.folder.checkpoints / f"stage_{number}"
+                _train(run, student, stage, number, checkpoints)
 
 
-def _train(run: Run, student: PreTrainedModel, stage: Stage, checkpoints: Path) -> None:
+def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkpoints: Path) -> None:
     training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
     with (
-        learning(student, training),
+        learning(student, training, run.recipe.seed, number),
         in_pieces(student) as learner,
         teaching_in_pieces(run.teacher, training.shard_teacher) as teacher,
     ):

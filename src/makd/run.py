@@ -112,9 +112,14 @@ class Run:
         staged = {"stages": plain(trainings)} if len(trainings) > 1 else plain(trainings[0])
         device, cache = self.teacher.device.type, None if self.cache is None else self.cache.identity
         known = {**plain(settings), **few, **staged, "device": device, "cache": cache}
-        self.identity = identify_run(known, self.data.train, self.tokenizer, self.teacher)
+        self.identity = self.identify_as(known)
         if self.resume:
             check_same_run(self.folder.identity, self.identity)
+
+    def identify_as(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """`identify_run` of this run's rows and models with some settings."""
+        held_out = self.data.held_out if self.recipe.learns_by_evaluation else None
+        return identify_run(settings, self.data.train, self.tokenizer, self.teacher, held_out)
 
     @in_first
     def note_start(self, student: PreTrainedModel) -> None:
@@ -307,7 +312,7 @@ def start_run(
         findings = Findings(warnings, origin=Path(student) if isinstance(student, str) else None)
         run = in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, findings, student))
         if is_shared():
-            check_same_everywhere(identify_run(plain(recipe), run.data.train, run.tokenizer, run.teacher))
+            check_same_everywhere(run.identify_as(plain(recipe)))
         yield run
 
 

@@ -175,7 +175,7 @@ def test_an_identical_copy_has_loss_0_for_what_models_put_out(name, head, tmp_pa
     trainer = makd.DistillTrainer(copy.deepcopy(teacher), teacher, plan, args=arguments)
     trainer.model.eval()
     trainer.compute_loss(trainer.model, inputs)
-    losses = trainer._means[False].take(trainer.args.device)
+    losses = trainer.evaluated.take(trainer.args.device)
     assert losses.keys() == set(aspects)
     if "task" in losses:
         with torch.no_grad():

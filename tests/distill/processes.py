@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 tests/distill/processes.py ENGINE FOLDER [CASE MODE]...
 
-MODE is one of `MODES`, or `begin` or `resume` of a run that is stopped.
+MODE is one of `MODES`; or `begin` or `resume` of a run that is stopped; or `fine-tune`, whatever the case.
 
 Two or four batches make a step, whoever reads them. Rows are ragged, some have no label. Plain gradient descent, so
 that an update is the gradient times the rate, whose error can be told.
@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 import makd
 from makd.aspects import PRESETS, Term
+from makd.distill import SupervisedTrainer
 from tests.models import tiny
 
 MODES = {"plain": 2, "accumulated": 4, "checkpointing": 2}
@@ -46,6 +47,8 @@ class Case:
     """Another than the model of the student's size."""
     shards_teacher: bool = False
     prepare: Callable[[Any], None] = lambda student: None
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of the model's config."""
 
 
 def only(aspect: str, **settings: Any) -> makd.Plan:
@@ -96,6 +99,12 @@ CASES: dict[str, Case] = {
     "tied": Case(makd.Plan(), *LLAMA, prepare=tie),
     "sharded teacher": Case(makd.Plan(), *LLAMA, shards_teacher=True),
     "frozen": Case(makd.Plan(), *LLAMA, prepare=freeze),
+    # prompts of 2 to 6 tokens: after 4 and more there is less room than is asked for
+    "gkd near the last position": Case(
+        makd.Plan(preset="gkd", completions=makd.Completions(student_share=1.0, max_new_tokens=11)),
+        *LLAMA,
+        changes={"max_position_embeddings": 14},
+    ),
     "narrower": Case(
         mixed("hidden", "matrix", "task"), *BERT, teacher=lambda: tiny("bert", head="sequence_classification", **WIDE)
     ),
@@ -134,7 +143,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
     """The update of one optimizer step, and what is logged and evaluated."""
     case = CASES[name]
-    teacher = (case.teacher or (lambda: tiny(case.model, head=case.head)))().double()
+    teacher = (case.teacher or (lambda: tiny(case.model, head=case.head, **case.changes)))().double()
     if case.teacher is None:
         student = makd.factorize(
             teacher,
@@ -185,6 +194,16 @@ def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
         "log": {key: log[key] for key in kept if key in log},
         "eval": {key: evaluated[f"eval_{key}"] for key in kept if f"eval_{key}" in evaluated},
     }
+
+
+def fine_tune(folder: Path) -> dict[str, float]:
+    """What an evaluation of a fine-tuning tells, of ragged rows, some without a label."""
+    rows = make_rows("sequence_classification", "").select(range(13))
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_eval_batch_size=ROWS, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    model = tiny("bert", head="sequence_classification").double()
+    return {"eval_loss": SupervisedTrainer(model, args=arguments, data_collator=collate).evaluate(rows)["eval_loss"]}
 
 
 def resume(name: str, folder: Path, processes: int, stop: int, resumes: bool, engine: str) -> dict[str, torch.Tensor]:
@@ -261,7 +280,9 @@ def main() -> None:
     state = PartialState(cpu=True)
     found: dict[tuple[str, str], Any] = {}
     for name, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
-        if mode in ("begin", "resume"):
+        if mode == "fine-tune":
+            found[name, mode] = fine_tune(folder)
+        elif mode in ("begin", "resume"):
             stop = 2 if mode == "begin" else 3
             found[name, mode] = resume(name, folder / "run", state.num_processes, stop, mode == "resume", engine)
         else:

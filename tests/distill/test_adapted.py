@@ -188,3 +188,20 @@ def test_projections_that_no_checkpoint_would_hold_are_refused(tmp_path):
     student = adapt(tiny("bert", hidden_size=16, intermediate_size=32))
     with pytest.raises(SettingError, match="a PeftModel's checkpoints hold adapters alone"):
         losses(student, tiny("bert"), tmp_path, plan=makd.Plan(terms=(makd.Term(aspect="hidden"),)))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (lambda model: torch.compile(model, backend="eager"), "OptimizedModule.* as torch.compile was given it"),
+        (torch.nn.DataParallel, "DataParallel.* Give the model of transformers itself"),
+        (lambda model: torch.nn.Linear(2, 2), "Linear.* Give the model of transformers itself"),
+    ],
+    ids=["compiled", "in parallel", "no model"],
+)
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_what_is_no_model_of_transformers_is_refused(tmp_path, wrap, told, whose):
+    pair = {"student": tiny("bert"), "teacher": tiny("bert")}
+    pair[whose] = wrap(pair[whose])
+    with pytest.raises(SettingError, match=f"The {whose} is of the class {told}"):
+        DistillTrainer(pair["student"], pair["teacher"], args=make_arguments(tmp_path))

@@ -117,7 +117,7 @@ def test_the_trainer_without_whole_logits_has_the_same_losses(pair, inputs, tmp_
     trainer = DistillTrainer(student, teacher, plan, args=make_arguments(tmp_path))
     assert trainer.lesson.shift == 1
     trainer.compute_loss(student, inputs)
-    logged = trainer._means[False].take(trainer.args.device)
+    logged = trainer.evaluated.take(trainer.args.device)
     ours, theirs = (whole(model, inputs).logits.softmax(-1) for model in (student, teacher))
     expected = torch.stack([kl(theirs[place], ours[place]) for place in PREDICTING]).mean()
     assert logged["logits"] == pytest.approx(float(expected), rel=1e-4)

@@ -11,6 +11,7 @@ import makd
 from makd.distill import DistillTrainer, SupervisedTrainer
 from makd.distill.engines import check_shared
 from makd.errors import SettingError
+from makd.pipeline import distill
 from tests.distill.test_trainer import make_arguments, make_pair
 from tests.models import batch, tiny
 from tests.two_devices import TwoDevices, spread_
@@ -86,6 +87,35 @@ def test_a_fine_tuning_is_not_sharded(tmp_path, monkeypatch):
         makd.finetune("anything", makd.TaskConfig(name="glue/mrpc", path=str(tmp_path)), output=tmp_path / "out")
 
 
+@pytest.mark.parametrize("launched", [None, "no", "bf16", "fp16"])
+@pytest.mark.parametrize(("precision", "meant"), [("float32", "no"), ("bfloat16", "bf16")])
+def test_a_training_has_the_precision_of_its_settings_or_is_refused(tmp_path, monkeypatch, launched, precision, meant):
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    training = makd.TrainingConfig(precision=precision)
+    if meant == "no" and launched not in (None, "no"):
+        with pytest.raises(SettingError, match=f"is float32, and accelerate was told to mix it with {launched}"):
+            training.to_arguments(tmp_path, 0, True)
+    else:
+        trainer = DistillTrainer(tiny("bert"), tiny("bert"), args=training.to_arguments(tmp_path, 0, True))
+        assert trainer.accelerator.mixed_precision == meant
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda: makd.compress("nowhere", ["A text."], makd.Budget(keep_linears=0.5)),
+        lambda: distill("nowhere", "nowhere", ["A text."]),
+        lambda: makd.finetune("nowhere", makd.TaskConfig(name="glue/mrpc", path="nowhere")),
+    ],
+    ids=["compress", "distill", "finetune"],
+)
+def test_another_precision_of_the_launcher_is_told_before_anything_is_read(monkeypatch, begin):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(SettingError, match="accelerate was told"):
+        begin()
+
+
 def test_a_teacher_is_not_sharded_without_fsdp(tmp_path):
     with pytest.raises(SettingError, match="teacher is to be sharded"):
         makd.DistillTrainer(tiny("bert"), tiny("bert"), args=make_arguments(tmp_path), shard_teacher=True)
@@ -105,11 +135,11 @@ def test_embeddings_that_a_head_shares_are(name):
 
 def taught(arguments):
     student, teacher = make_pair()
-    DistillTrainer(student, teacher, args=arguments)
+    return DistillTrainer(student, teacher, args=arguments)
 
 
 def fine_tuned(arguments):
-    SupervisedTrainer(tiny("bert", head="sequence_classification"), args=arguments)
+    return SupervisedTrainer(tiny("bert", head="sequence_classification"), args=arguments)
 
 
 @pytest.mark.parametrize("begin", [taught, fine_tuned])
@@ -120,3 +150,12 @@ def test_one_process_takes_one_of_several_gpus(begin, tmp_path, caplog):
     begin(arguments)
     assert arguments.n_gpu == 1
     assert "torchrun --nproc-per-node 4" in caplog.text
+
+
+@pytest.mark.parametrize("begin", [taught, fine_tuned])
+def test_one_process_takes_one_of_several_gpus_without_arguments_too(begin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    trainer = begin(None)
+    assert (trainer.args.n_gpu, trainer.args.ddp_find_unused_parameters) == (1, True)
+    assert trainer.args.train_batch_size == trainer.args.per_device_train_batch_size

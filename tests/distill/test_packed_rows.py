@@ -34,7 +34,7 @@ def test_an_identical_copy_has_no_loss_on_packed_rows(tmp_path, name):
     made = trainer(copy.deepcopy(teacher), teacher, tmp_path)
     made.model.eval()
     made.compute_loss(made.model, packed())
-    losses = made._means[False].take(made.args.device)
+    losses = made.evaluated.take(made.args.device)
     del losses["task"]
     assert set(losses) == {"matrix", "hidden", "attention", "logits"}
     assert max(losses.values()) < 1e-6

@@ -35,9 +35,12 @@ FEW = {
         ("tied", "accumulated"),
         ("sharded teacher", "plain"),
         ("gkd", "plain"),
+        ("gkd near the last position", "accumulated"),
         ("narrower", "plain"),
     ],
 }
+OTHERS = {"ddp": [("full", "begin"), ("labels", "fine-tune")], "fsdp": [("full", "begin")]}
+"""What else is run there."""
 UNFIT = {"ddp": ("sharded teacher",), "fsdp": ("encoder-decoder",)}
 """What an engine cannot have: see `makd.distill.engines`."""
 ALL = {
@@ -96,7 +99,10 @@ def there(tmp_path_factory):
     def run(engine):
         if engine not in known:
             folder = tmp_path_factory.mktemp(engine)
-            known[engine] = run_there(engine, 2, [*FEW[engine], ("full", "begin")], folder), folder / "run"
+            known[engine] = (
+                run_there(engine, 2, [*FEW[engine], *OTHERS[engine]], folder),
+                folder / "run",
+            )
         return known[engine]
 
     return run
@@ -105,6 +111,10 @@ def there(tmp_path_factory):
 @pytest.mark.parametrize(("engine", "case"), [(engine, case) for engine, cases in FEW.items() for case in cases])
 def test_two_processes_learn_what_one_does(engine, case, there, alone):
     assert_same(there(engine)[0][case], alone(*case))
+
+
+def test_the_loss_of_a_fine_tuning_is_evaluated_in_two_processes_as_in_one(there, tmp_path):
+    assert there("ddp")[0]["labels", "fine-tune"] == pytest.approx(processes.fine_tune(tmp_path), rel=1e-6)
 
 
 def assert_near(found, wanted):

@@ -9,7 +9,7 @@ import makd
 from makd.anatomy import resolve
 from makd.aspects import Term, activate
 from makd.distill.counted import count
-from makd.distill.shares import WHOLE, RunningMeans, share_out
+from makd.distill.shares import WHOLE, RunningMeans, share_out, terms_of
 from tests.models import tiny
 
 
@@ -64,7 +64,7 @@ def test_labels_of_rows_are_those_that_are_there():
 
 def test_what_is_logged_is_weighed_and_leaves_out_what_counts_nothing():
     active, _ = plan(Term(aspect="embedding"), Term(aspect="similarity"))
-    means = RunningMeans(active)
+    means = RunningMeans(terms_of(active))
     means.add({"embedding": torch.tensor(1.0), "similarity": torch.tensor(5.0)}, {"embedding": 0.25, "similarity": 0.0})
     means.add({"embedding": torch.tensor(3.0)}, {"embedding": 0.75})
     assert means.take(torch.device("cpu")) == {"embedding": 2.5}

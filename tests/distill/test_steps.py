@@ -44,6 +44,11 @@ def test_short_rows_in_bfloat16_on_a_cpu_do_without_the_fused_backward(teach, tm
     assert FUSED_BACKWARD not in operations(lambda: teach(tmp_path, bf16=True))
 
 
+def test_accelerates_bfloat16_counts_as_the_arguments_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert FUSED_BACKWARD not in operations(lambda: train(tmp_path))
+
+
 @pytest.mark.parametrize("teach", [train, fine_tune])
 def test_float32_keeps_the_fused_kernel(teach, tmp_path):
     assert FUSED_BACKWARD in operations(lambda: teach(tmp_path))

@@ -37,9 +37,12 @@ def test_two_texts_of_a_batch_are_enough():
     assert trainer(tokens_per_batch=12).plan.terms
 
 
-def test_a_recipe_says_so_before_anything_is_read():
-    training = makd.TrainingConfig(batch_size=1)
-    with pytest.raises(SettingError, match=r"training\.batch_size is 1"):
-        makd.Recipe(plan=PLAN, training=training)
-    with pytest.raises(SettingError, match=r"training\.batch_size is 1"):
-        makd.Stage(plan=PLAN, training=training)
+def test_a_run_says_so_before_it_makes_a_student(encoder_folder, tmp_path):
+    recipe = makd.Recipe(plan=PLAN, training=makd.TrainingConfig(steps=1, batch_size=1), device="cpu")
+    told = []
+    with pytest.raises(SettingError, match="every batch has one text"):
+        makd.compress(
+            str(encoder_folder), makd.DataConfig(path="pydoc", rows=8, max_length=16), makd.Budget(keep_linears=0.5),
+            recipe, tmp_path / "out", on_progress=told.append,
+        )  # fmt: skip
+    assert {progress.what for progress in told} == {"load"}

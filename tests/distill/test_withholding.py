@@ -68,7 +68,7 @@ def losses_and_gradients(trainer, inputs):
     gradients = {
         name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
-    return trainer._means[True].take(trainer.args.device), total.detach(), gradients
+    return trainer.learned.take(trainer.args.device), total.detach(), gradients
 
 
 def assert_near(one, other, tolerance):

@@ -72,7 +72,8 @@ def chunked_logits_loss(
     """Divergences from the teacher's predictions, and the hard loss of the labels, in one pass over chunks of tokens.
 
     Values and gradients are those of the whole logits. Under autocast the products with the heads are in its dtype, as
-    the heads' own would be; softmaxes are in float32 (float64 for float64).
+    the heads' own would be; after it, as in a `DistillTrainer` whose student's forward alone is under it, in that of
+    the weights: more exact, near a teacher above all. Softmaxes are in float32 (float64 for float64).
 
     Args:
         hidden_student: what the student's head is handed; may hold anything in rows that count for no loss.

@@ -54,6 +54,7 @@ def teach(
     start = time.perf_counter()
     with telling("prepare", progress):
         made = method.prepare(setup.teacher, budget, setup.calibration, seed)
+    set_seed(seed)  # a start that is there already draws nothing
     seconds["prepare"] = time.perf_counter() - start + made.saved
     total, tokens = count_steps(task, training), 0
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
@@ -69,7 +70,7 @@ def teach(
                 cache, spent = setup.caches.of(stage.plan, made.student)
                 caching[cache] = spent
             start = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder, learning(made.student, settings):
+            with tempfile.TemporaryDirectory() as folder, learning(made.student, settings, seed, number + 1):
                 trainer = DistillTrainer(
                     made.student,
                     setup.teacher,

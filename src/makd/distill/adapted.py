@@ -14,17 +14,23 @@ from makd.errors import SettingError
 
 
 def inside(model: nn.Module, whose: str) -> PreTrainedModel:
-    """The model that peft has wrapped, adapters in it; `model` itself where it is none of peft's.
+    """The model that peft has wrapped, adapters in it; `model` itself where it is one of transformers'.
 
     Args:
         model: student or teacher.
         whose: how a person calls it, such as "student".
 
     Raises:
-        SettingError: adapters are put before the tokens, whose rows then differ from the other model's, or are mixed.
+        SettingError: adapters are put before the tokens, whose rows then differ from the other model's, or are mixed;
+            or something else is around the model, as `torch.compile` and `DataParallel` put it.
     """
+    if isinstance(model, PreTrainedModel):
+        return model
     if not is_wrapped(model):
-        return model  # type: ignore[return-value]
+        advice = "Give the model of transformers itself"
+        if hasattr(model, "_orig_mod"):
+            advice += ", as torch.compile was given it: losses are made inside its forward"
+        raise SettingError(f"The {whose} is of the class {type(model).__name__}, whose layers are not known. {advice}.")
     wrapped: Any = model
     if not hasattr(wrapped, "get_base_model"):
         raise SettingError(

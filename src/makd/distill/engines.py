@@ -17,14 +17,16 @@ from makd.processes import started as processes
 _logger = logging.getLogger(__name__)
 
 
-def set_engine_(args: TrainingArguments | None) -> None:
+def set_engine_(args: TrainingArguments | None) -> TrainingArguments:
     """Set what depends on a plan: which parameters get a gradient, and that one process has one device.
 
     Args:
-        args: the Trainer's, changed in place.
+        args: the Trainer's, changed in place; None takes those that the Trainer would make itself.
+
+    Returns:
+        What the Trainer is to be given.
     """
-    if args is None:
-        return
+    args = TrainingArguments("tmp_trainer") if args is None else args
     if args.ddp_find_unused_parameters is None:
         # a plan may end inside the model. Transformers says no where layers are checkpointed, for reentrant ones only
         args.ddp_find_unused_parameters = True
@@ -35,6 +37,7 @@ def set_engine_(args: TrainingArguments | None) -> None:
             args.n_gpu,
         )
         args._n_gpu = 1  # transformers would take torch's DataParallel, whose copies of a model no hook sees
+    return args
 
 
 def is_sharding_asked() -> bool:

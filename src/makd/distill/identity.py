@@ -34,6 +34,7 @@ def identify_run(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     teacher: PreTrainedModel | None = None,
+    held_out: Dataset | None = None,
 ) -> dict[str, Any]:
     """What a run is compared by, but for the weights that it starts from: `with_start` adds those.
 
@@ -42,6 +43,7 @@ def identify_run(
         rows: what is trained on, labels too, in their order.
         tokenizer: that made the rows.
         teacher: None where there is none.
+        held_out: what is evaluated on while the student learns; None where no weight depends on that.
     """
     known = {
         name: value * count() if name.rpartition(".")[2] == _PER_PROCESS else value
@@ -52,6 +54,8 @@ def identify_run(
         known["teacher's weights"] = hash_teacher(teacher)
     known |= extensions_of(settings, {} if teacher is None else {"model_type": teacher.config.model_type})
     known["training rows"] = hash_all_columns(rows)
+    if held_out is not None:
+        known["held-out rows (data, evaluation.rows)"] = hash_all_columns(held_out)
     known["tokenizer"] = hash_tokenizer(tokenizer)
     known[VERSIONS] = versions()
     plain: dict[str, Any] = json.loads(json.dumps(known))

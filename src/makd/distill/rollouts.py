@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -91,9 +90,7 @@ class Rollouts:
         written = {place: self._by_teacher(teacher, prompts[place], step, place)
                    for place in prompts if writers[place] == "teacher"}  # fmt: skip
         mine = {place: prompts[place] for place in prompts if writers[place] == "student"}
-        if not mine and "student" in writers and isinstance(student, FSDPModule):
-            self._write("student", student, {here[0]: [_some_prompt(batches[0])]}, step)  # others need its weights
-        elif mine:
+        if "student" in writers:  # in some process: one that has none of its batches may have a part of its weights
             written |= self._write("student", student, mine, step)
         everyone = in_order([written.get(place) for place in here])
         for who, texts in zip(writers, everyone, strict=True):
@@ -166,7 +163,7 @@ class Rollouts:
         flat = [prompt for batch in prompts.values() for prompt in batch]
         numbers = [place * _MOST_ROWS + row for place, batch in prompts.items() for row in range(len(batch))]
         seed, padding = (self.seed, step, int(who == "teacher")), stops[0] if stops else 0
-        texts = generate(model, flat, sampling, stops, padding, seed=seed, batch_size=len(flat), places=numbers)
+        texts = generate(model, flat, sampling, stops, padding, seed=seed, batch_size=max(1, len(flat)), places=numbers)
         pairs = iter(zip(flat, texts, strict=True))
         return {place: [next(pairs) for _ in batch] for place, batch in prompts.items()}
 
@@ -184,12 +181,6 @@ def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
         )
     if args.eval_strategy == IntervalStrategy.NO:
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, 0.1
-
-
-def _some_prompt(batch: Batch) -> list[int]:
-    """The beginning of a row."""
-    first: list[int] = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
-    return first[:1]
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:

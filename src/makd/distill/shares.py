@@ -92,12 +92,18 @@ def count_vector(plan: ActivePlan, anatomy: Anatomy, batch: Mapping[str, Any], d
     return torch.stack([torch.as_tensor(found[mean], device=device).to(wide) for mean in means_of(plan)])
 
 
+def terms_of(plan: ActivePlan) -> dict[str, tuple[Mean, ...]]:
+    """Name of each term -> the means that its loss is the mean of."""
+    return {active.name: active.comparisons or (active.name,) for active in plan.terms}
+
+
 class RunningMeans:
     """Means of losses over all batches and processes since they were last taken."""
 
-    def __init__(self, plan: ActivePlan) -> None:
-        """Nothing is added yet."""
-        self.plan, self.means = plan, means_of(plan)
+    def __init__(self, terms: Mapping[str, Sequence[Mean]]) -> None:
+        """Nothing is added yet; `terms` is what `terms_of` gives."""
+        self.terms = terms
+        self.means = tuple(dict.fromkeys(mean for parts in terms.values() for mean in parts))
         self._sums: Tensor | None = None
 
     def add(self, losses: Mapping[Mean, Tensor], weights: Mapping[Mean, float]) -> None:
@@ -124,8 +130,8 @@ class RunningMeans:
         self._sums = None
         by_mean = {mean: total / n for mean, total, n in zip(self.means, sums, counts, strict=True) if n > 0}
         found: dict[str, float] = {}
-        for active in self.plan.terms:
-            parts = [by_mean[mean] for mean in (active.comparisons or (active.name,)) if mean in by_mean]
+        for name, wanted in self.terms.items():
+            parts = [by_mean[mean] for mean in wanted if mean in by_mean]
             if parts:
-                found[active.name] = sum(parts) / len(parts)
+                found[name] = sum(parts) / len(parts)
         return found

@@ -35,7 +35,7 @@ def training_step(
     with ExitStack() as stack:
         if not dropout:
             stack.enter_context(silent_checkpoints(model))
-        reduced = arguments.bf16 or next(model.parameters()).dtype == torch.bfloat16
+        reduced = arguments.mixed_precision == "bf16" or next(model.parameters()).dtype == torch.bfloat16
         if reduced:
             tell_slow_bfloat16(arguments.device)
         if arguments.device.type == "cpu" and reduced and _longest(inputs) <= LONGEST_WRITTEN_OUT:

@@ -1,28 +1,32 @@
 """Station 7, without a teacher: plain fine-tuning on labels, with the same settings as distillation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from makd.anatomy import predictions_of
 from makd.anatomy.key_cache import cache_setting_kept, without_cache
 from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import set_engine_
+from makd.distill.evaluating import EvaluatingTrainer
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
 from makd.distill.resuming import without_tied
-from makd.distill.shares import SHARE, share_out
+from makd.distill.shares import SHARE, RunningMeans, share_out
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.errors import NumericsError
 from makd.processes.started import count
 
+TASK = "task"
+"""What the loss on the labels is called among means."""
 
-class SupervisedTrainer(Trainer):
+
+class SupervisedTrainer(EvaluatingTrainer):
     """Transformers' Trainer with the model's own loss, a mean over those rows of a step that have a label."""
 
     loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
@@ -36,9 +40,10 @@ class SupervisedTrainer(Trainer):
             kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
         """
         check_precision(model)
-        set_engine_(kwargs.get("args"))
+        kwargs["args"] = set_engine_(kwargs.get("args"))
         self.dropout = dropout
         self.predictions = predictions_of(model)
+        self.evaluated = RunningMeans({TASK: (TASK,)})
         with cache_setting_kept(model):
             super().__init__(model=model, **kwargs)
         self.add_callback(StopWhereBroken())
@@ -51,10 +56,23 @@ class SupervisedTrainer(Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, items
-        ahead = 0 if self.predictions is None else self.predictions.ahead
-        counts = [torch.as_tensor(count_labels(batch, ahead), device=self.args.device).float() for batch in batches]
+        counts = [torch.as_tensor(self._count(batch), device=self.args.device).float() for batch in batches]
         shares = share_out(torch.stack(counts)[:, None])
         return [{**batch, SHARE: share} for batch, [share] in zip(batches, shares, strict=True)], items
+
+    def _count(self, batch: Mapping[str, Any]) -> Tensor | int:
+        return count_labels(batch, 0 if self.predictions is None else self.predictions.ahead)
+
+    def _predict(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, with_logits: bool, noted: bool
+    ) -> tuple[Tensor, Any]:
+        loss, output = self.compute_loss(model, dict(inputs), return_outputs=True)
+        if noted:
+            self.evaluated.add({TASK: loss}, {TASK: float(self._count(inputs))})
+        return loss, output
+
+    def _sum_up(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": means[TASK]}
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """The Trainer's, which takes a tied head for missing."""

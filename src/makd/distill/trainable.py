@@ -5,10 +5,12 @@ the factors afterwards, so that the student is as small as it was.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,14 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def learning(model: PreTrainedModel, training: TrainingConfig) -> Iterator[None]:
+def learning(model: PreTrainedModel, training: TrainingConfig, seed: int, stage: int = 1) -> Iterator[None]:
     """Inside, only what `training.trainable` names learns; afterwards everything may, and adapters are merged.
+
+    Args:
+        model: that learns.
+        training: names what of it does.
+        seed: of adapters: they are the same whatever was drawn before them, and torch's random state is left as it is.
+        stage: number of the training among those that follow each other: each draws others.
 
     Raises:
         SettingError: adapters are asked for, and peft is not installed, or the model has no factors.
     """
     if training.trainable == "adapters":
-        tuner = _adapt_(model, training.adapter_rank)
+        tuner = _adapt_(model, training.adapter_rank, [seed, stage])
         try:
             yield
         except BaseException:
@@ -45,7 +53,7 @@ def learning(model: PreTrainedModel, training: TrainingConfig) -> Iterator[None]
     model.requires_grad_(True)
 
 
-def _adapt_(model: PreTrainedModel, rank: int) -> Any:
+def _adapt_(model: PreTrainedModel, rank: int, seeds: Sequence[int]) -> Any:
     """Put adapters on the factors of `model`, in place, and let them alone learn."""
     try:
         from peft import LoraConfig, LoraModel
@@ -64,4 +72,6 @@ def _adapt_(model: PreTrainedModel, rank: int) -> Any:
             "Adapters go on the factors of linears; those of experts stay as they are. training.trainable 'linears' "
             "learns both"
         )
-    return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=factors), "default")
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=factors), "default")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.key_cache import cache_setting_kept
@@ -28,13 +28,14 @@ from makd.capture import Recording, examine
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.adapted import check_kept, inside
 from makd.distill.arguments import check_checkpointing, check_loss, check_stream
+from makd.distill.counted import means_of
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
     prepare_engine_,
-    real_rows,
     set_engine_,
 )
+from makd.distill.evaluating import EvaluatingTrainer
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.lesson import Learned, Lesson
 from makd.distill.packing import PackedTexts
@@ -44,7 +45,7 @@ from makd.distill.reporting import report_off
 from makd.distill.resuming import without_tied
 from makd.distill.rollouts import Rollouts, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
-from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of
+from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.units import Units
@@ -57,7 +58,7 @@ from makd.weights.sound import check_plain
 _logger = logging.getLogger(__name__)
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(EvaluatingTrainer):
     """Teach `model` to mimic `teacher` as `plan` says.
 
     The batches may hold labels or not; with labels (or a causal language model's own tokens) the plan's `task` term
@@ -118,7 +119,7 @@ class DistillTrainer(Trainer):
         self.student_dropout = student_dropout
         self.tokens_per_batch = tokens_per_batch
         self.teacher_dtype = teacher_dtype
-        self._means = {True: RunningMeans(self.plan), False: RunningMeans(self.plan)}
+        self.learned, self.evaluated = RunningMeans(terms_of(self.plan)), RunningMeans(terms_of(self.plan))
         self.units = Units(self.plan)
         self._told_of_units = False
         self.cache = cache
@@ -126,7 +127,7 @@ class DistillTrainer(Trainer):
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
-        set_engine_(kwargs.get("args"))
+        kwargs["args"] = set_engine_(kwargs.get("args"))
         with cache_setting_kept(student):
             super().__init__(model=model, **kwargs)
         prepare_engine_(self, student, self.anatomy)
@@ -220,18 +221,9 @@ class DistillTrainer(Trainer):
         rows = inputs.pop(ROW, None)
         return self.lesson.teach(inputs, rows)[0]
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, whose loss is a mean over all tokens, as in training, and not one of batches."""
-        self._means[False] = RunningMeans(self.plan)
-        found = super().evaluation_loop(*args, **kwargs)
-        means = self._means[False].take(self.args.device)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        metrics: Any = found.metrics
-        if means and f"{prefix}_loss" in metrics:
-            weights = {active.name: active.term.weight for active in self.plan.terms}
-            metrics[f"{prefix}_loss"] = sum(weights[name] * mean for name, mean in means.items())
-            metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
-        return found
+    def _sum_up(self, means: Mapping[str, float]) -> dict[str, float]:
+        weights = {active.name: active.term.weight for active in self.plan.terms}
+        return {"loss": sum(weights[name] * mean for name, mean in means.items()), **means}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; an adaptive share of the student's completions follows the loss."""
@@ -273,13 +265,19 @@ class DistillTrainer(Trainer):
         self._packed.check(batch)
         learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
-            self._means[True].add(learned.losses, shares or WHOLE)
+            self.learned.add(learned.losses, shares or WHOLE)
             if shares is not None and count() > 1:  # engines take the mean of the processes' gradients
                 learned = replace(learned, total=learned.total * count())
         elif noted:
             counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
-            self._means[False].add(learned.losses, dict(zip(self._means[False].means, counts, strict=True)))
+            self.evaluated.add(learned.losses, dict(zip(means_of(self.plan), counts, strict=True)))
         return learned
+
+    def _predict(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, with_logits: bool, noted: bool
+    ) -> tuple[Tensor, Any]:
+        learned = self._learn(model, inputs, with_logits, noted)
+        return learned.total, learned.output
 
     def _teacher_precision(self) -> AbstractContextManager[Any]:
         if self.teacher_dtype is None:
@@ -314,32 +312,10 @@ class DistillTrainer(Trainer):
             if self.rollouts is not None:
                 self.rollouts.load(checkpoint)
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Any, Any]:
-        """The plan's loss on an evaluation batch, with or without labels, and the student's logits for metrics."""
-        inputs = self._prepare_inputs(inputs)
-        rows = len(inputs["input_ids"])
-        real = real_rows(self, rows)
-        # engines want a forward of every process: one that has nothing left takes a row that does not count
-        few = inputs if real == rows else {name: value[: max(1, real)] for name, value in inputs.items()}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            learned = self._learn(model, few, not prediction_loss_only, noted=real > 0)
-            loss = learned.total.detach()
-            if prediction_loss_only:
-                return loss, None, None
-            if real < rows:  # metrics are gathered from batches of one size
-                learned = self._learn(model, inputs, True, noted=False)
-        return loss, learned.output.get("logits"), inputs.get("labels")
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each aspect's mean loss since the last log."""
         if "loss" in logs:
-            logs.update(self._means[True].take(self.args.device))
+            logs.update(self.learned.take(self.args.device))
         super().log(logs, start_time)
 
 

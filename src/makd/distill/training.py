@@ -1,5 +1,6 @@
 """Station 7: the settings of a training run, and the Trainer's arguments that they stand for."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,8 +106,27 @@ class TrainingConfig:
         """
         return replace(self, precision="bfloat16") if dtype == torch.bfloat16 else self
 
+    def check_launch(self) -> None:
+        """Whether what started this process leaves `precision` as it is; a bfloat16 that is said here always counts.
+
+        Raises:
+            SettingError: accelerate was told to mix precisions, and the Trainer would, without a word.
+        """
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.precision == "float32" and launched != "no":
+            raise SettingError(
+                f"training.precision is float32, and accelerate was told to mix it with {launched} (mixed_precision in "
+                "its config or of `accelerate launch`; ACCELERATE_MIXED_PRECISION). Set that to no; with "
+                "training.precision bfloat16, if bf16 is what was meant."
+            )
+
     def to_arguments(self, output: Path, seed: int, use_cpu: bool) -> TrainingArguments:
-        """The Trainer's arguments; checkpoints go to `output`."""
+        """The Trainer's arguments; checkpoints go to `output`.
+
+        Raises:
+            SettingError: as `check_launch` raises it.
+        """
+        self.check_launch()
         return TrainingArguments(
             output_dir=str(output),
             max_steps=-1 if self.steps is None else self.steps,
