@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -295,6 +297,14 @@ def test_layers_that_a_student_does_without_are_still_the_teacher_s(teacher_fold
     recipe = quick(factorize=makd.FactorizeConfig(depth=1))
     metrics = pipeline.factorize_only(str(teacher_folder), TEXTS, makd.Budget(keep=0.9), recipe, tmp_path / "s").metrics
     assert metrics["params"]["linears"]["teacher"] == makd.inspect(load_model(str(teacher_folder))).linear_parameters
+
+
+def test_adapters_without_what_makes_them_are_refused_before_there_is_a_student(teacher_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
+    recipe, told = replace(quick(), training=makd.TrainingConfig(steps=2, trainable="adapters")), []
+    with pytest.raises(makd.MakdError, match=r"needs peft: pip install 'makd\[adapters\]'"):
+        makd.compress(str(teacher_folder), TEXTS, BUDGET, recipe, tmp_path / "out", on_progress=told.append)
+    assert {progress.what for progress in told} == {"load"}
 
 
 CHATS = "".join(json.dumps({"prompt": text[:20], "completion": text[20:]}) + "\n" for text in TEXTS)

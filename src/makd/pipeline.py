@@ -20,6 +20,7 @@ from makd.distill import (
     LayerTeacher,
     ReportSteps,
     TrainingRows,
+    check_adapters,
     check_teachable,
     check_training,
     float32_weights,
@@ -279,6 +280,7 @@ def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
+            check_adapters(stage.training)
             check_training(
                 activate(stage.plan, anatomy, teacher_anatomy), student, run.teacher, anatomy, teacher_anatomy,
                 TrainingRows(run.data.train, stage.training.batch_size, stage.training.find_tokens(lengths),

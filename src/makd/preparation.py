@@ -1,6 +1,5 @@
 """Station 2 for a whole run: from what the user names (text, texts in hand, a task) to rows and batches of tokens."""
 
-import hashlib
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from makd.data import (
     tokenize,
 )
 from makd.data.settings import BUILT_IN
-from makd.distill.identity import hash_all_columns
+from makd.distill.identity import hash_all_columns, hash_splits
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
@@ -74,11 +73,7 @@ class RunData:
         """
         found = {"held_out": hash_all_columns(self.held_out)[:16]}
         if self.task is not None:
-            rows = hashlib.sha256()
-            for parts in (self.task.evaluation, self.task.references):
-                for split in sorted(parts):
-                    rows.update(f"{split} {hash_all_columns(parts[split])}\n".encode())
-            found["task"] = rows.hexdigest()[:16]
+            found["task"] = hash_splits(self.task.evaluation, self.task.references)[:16]
         return found
 
     def predicts_text(self, model: PreTrainedModel) -> bool:

@@ -13,7 +13,7 @@ import makd
 from makd.data import DataConfig, Source
 from makd.pipeline import distill, factorize_only
 from makd.report import write_card
-from makd.report.metadata import find_source
+from makd.report.metadata import auto_class_of, find_source
 from makd.tasks import TaskConfig
 from tests.models import tiny
 
@@ -142,10 +142,26 @@ def test_a_card_that_is_no_text_gives_nothing(tmp_path, cache):
         ("BertForTokenClassification", "token-classification"),
         ("BertForQuestionAnswering", "question-answering"),
         ("T5ForConditionalGeneration", None),
+        ("Gemma3ForConditionalGeneration", "text-generation"),
+        ("Qwen2VLForConditionalGeneration", "image-text-to-text"),
     ],
 )
 def test_the_task_is_that_of_the_head(architecture, task, tmp_path):
     assert make_card(tmp_path / "student", architecture=architecture).data.pipeline_tag == task
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto"),
+    [
+        ("BertModel", "AutoModel"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("Gemma3ForConditionalGeneration", "AutoModelForCausalLM"),
+        ("Qwen2VLForConditionalGeneration", "AutoModelForImageTextToText"),
+    ],
+)
+def test_it_is_loaded_by_the_class_that_transformers_has_for_it(architecture, auto):
+    assert auto_class_of(architecture) == auto
 
 
 def test_a_student_that_makes_embeddings_is_found_as_such(tmp_path):
@@ -162,7 +178,12 @@ def test_a_student_that_makes_embeddings_is_found_as_such(tmp_path):
         (DataConfig(path="org/texts"), ["org/texts"]),
         (DataConfig(path="texts.jsonl"), None),
         (DataConfig(path="org/texts/more"), None),
-        (DataConfig(mixture=(Source(path="org/one"), Source(path="two.csv"), Source(path="org/one"))), ["org/one"]),
+        (
+            DataConfig(
+                mixture=(Source(path="org/one"), Source(path="two.csv"), Source(path="org/one", train_split="more"))
+            ),
+            ["org/one"],
+        ),
         (TaskConfig(name="glue/sst2"), ["nyu-mll/glue"]),
         (TaskConfig(name="glue/sst2", path="rows.csv", extra_text="org/texts"), ["org/texts"]),
     ],

@@ -10,8 +10,9 @@ from makd.ablation.table import ablation_table
 from makd.ablation.variations import OFF, WHOLE
 from makd.html_report import charts
 from makd.html_report.elements import Markup, element, section, table
-from makd.html_report.page import check_extra, command_line, whole_page
+from makd.html_report.page import check_extra, whole_page
 from makd.html_report.target import check_target, write_target
+from makd.shell import command
 
 CLEAR = 0.05
 """p of the paired t-test below which a difference is called one."""
@@ -46,7 +47,7 @@ def write_ablation_report(found: Ablation, path: str | Path, name: str = "run.ya
         f"What each aspect brings: {Path(name).name}",
         element("span", f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}, a start each, equal steps"),
         parts,
-        command_line("makd", "ablate", name, "--output", found.folder, "--report", path),
+        command("ablate", name, output=found.folder, report=path),
     )
     write_target(path, text)
     return path

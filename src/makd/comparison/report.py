@@ -10,9 +10,10 @@ from makd.comparison.statistics import average, difference, pairs, scores
 from makd.comparison.tables import mean_of, scores_by_method, settings_table, share_of_teacher
 from makd.html_report import charts
 from makd.html_report.elements import Markup, element, section, table
-from makd.html_report.page import check_extra, command_line, short_name_of, whole_page
+from makd.html_report.page import check_extra, short_name_of, whole_page
 from makd.html_report.target import check_target, write_target
 from makd.report.text_table import TextTable
+from makd.shell import command
 
 Point = dict[str, Any]
 """A method at a budget: its names, costs and scores."""
@@ -55,9 +56,7 @@ def write_comparison_report(experiment: Experiment, path: str | Path, name: str 
     settings = _table(settings_table(experiment, known.lines), "Settings")
     parts.append(("settings", "Settings", section("settings", "Settings of the methods", settings)))
     title = f"{Path(name).stem}: students of {short_name_of(experiment.teacher)}"
-    text = whole_page(
-        title, element("code", experiment.teacher), parts, command_line("makd", "compare", name, "--report", path)
-    )
+    text = whole_page(title, element("code", experiment.teacher), parts, command("compare", name, report=path))
     write_target(path, text)
     return path
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from makd.cache.identity import hash_weights
 from makd.comparison.cells import cell_name
 from makd.comparison.language_rows import LanguageRows
-from makd.distill.identity import hash_all_columns
+from makd.distill.identity import hash_all_columns, hash_splits
 from makd.errors import OutputError
 from makd.tasks import Task
 
@@ -34,23 +34,23 @@ def rows_digests(rows: Task | LanguageRows, teacher: PreTrainedModel) -> dict[st
 
     And of the teacher's weights, in the dtype that it runs in.
     """
-    measured = hashlib.sha256()
-    if isinstance(rows, LanguageRows):
-        for batch in (batch for kind in sorted(rows.texts) for batch in rows.texts[kind]):
-            for name in sorted(batch):
-                measured.update(f"{name} {tuple(batch[name].shape)}\n".encode())
-                measured.update(batch[name].cpu().numpy().astype(np.int64).tobytes())
-        for name in sorted(rows.prompts):
-            measured.update(repr((name, rows.prompts[name].ids)).encode())
-    else:
-        for parts in (rows.evaluation, rows.references):
-            for split in sorted(parts):
-                measured.update(f"{split} {hash_all_columns(parts[split])}\n".encode())
+    measured = _hash_texts(rows) if isinstance(rows, LanguageRows) else hash_splits(rows.evaluation, rows.references)
     return {
         LEARNED: hash_all_columns(rows.distillation)[:16],
-        MEASURED: measured.hexdigest()[:16],
+        MEASURED: measured[:16],
         TAUGHT: hash_weights(teacher)[:16],
     }
+
+
+def _hash_texts(rows: LanguageRows) -> str:
+    found = hashlib.sha256()
+    for batch in (batch for kind in sorted(rows.texts) for batch in rows.texts[kind]):
+        for name in sorted(batch):
+            found.update(f"{name} {tuple(batch[name].shape)}\n".encode())
+            found.update(batch[name].cpu().numpy().astype(np.int64).tobytes())
+    for name in sorted(rows.prompts):
+        found.update(repr((name, rows.prompts[name].ids)).encode())
+    return found.hexdigest()
 
 
 def check_rows(lines: Iterable[Mapping[str, Any]], seed: int, found: Mapping[str, str], file: Path) -> None:

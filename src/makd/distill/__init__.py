@@ -11,7 +11,7 @@ from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
 from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
-from makd.distill.trainable import learning
+from makd.distill.trainable import check_adapters, learning
 from makd.distill.trainer import DistillTrainer
 from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig
 
@@ -26,6 +26,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingRows",
     "aspect_losses",
+    "check_adapters",
     "check_same_everywhere",
     "check_same_run",
     "check_teachable",

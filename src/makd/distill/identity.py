@@ -77,6 +77,15 @@ def hash_all_columns(rows: Dataset) -> str:
     return found.hexdigest()
 
 
+def hash_splits(*parts: Mapping[str, Dataset]) -> str:
+    """SHA-256 of everything in several splits, by name, as of a task's rows to measure on and their right answers."""
+    found = hashlib.sha256()
+    for splits in parts:
+        for name in sorted(splits):
+            found.update(f"{name} {hash_all_columns(splits[name])}\n".encode())
+    return found.hexdigest()
+
+
 def write_identity(file: Path, identity: Mapping[str, Any]) -> None:
     """Keep it, on disk when this returns."""
     part = file.with_name(file.name + ".part")

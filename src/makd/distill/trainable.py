@@ -4,6 +4,7 @@ Adapters are peft's LoRA (Hu et al., arXiv 2106.09685): they cost little memory 
 the factors afterwards, so that the student is as small as it was.
 """
 
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def learning(model: PreTrainedModel, training: TrainingConfig, seed: int, stage:
         SettingError: adapters are asked for, and peft is not installed, or the model has no factors.
     """
     if training.trainable == "adapters":
+        check_adapters(training)
         tuner = _adapt_(model, training.adapter_rank, [seed, stage])
         try:
             yield
@@ -53,12 +55,20 @@ def learning(model: PreTrainedModel, training: TrainingConfig, seed: int, stage:
     model.requires_grad_(True)
 
 
+def check_adapters(training: TrainingConfig) -> None:
+    """Refuse adapters where there is nothing that makes them.
+
+    Raises:
+        SettingError: they are asked for, and peft is not installed.
+    """
+    if training.trainable == "adapters" and importlib.util.find_spec("peft") is None:
+        raise SettingError("training.trainable 'adapters' needs peft: pip install 'makd[adapters]'.")
+
+
 def _adapt_(model: PreTrainedModel, rank: int, seeds: Sequence[int]) -> Any:
     """Put adapters on the factors of `model`, in place, and let them alone learn."""
-    try:
-        from peft import LoraConfig, LoraModel
-    except ImportError as error:
-        raise SettingError("training.trainable 'adapters' needs peft: pip install 'makd[adapters]'.") from error
+    from peft import LoraConfig, LoraModel
+
     factored = [name for name in resolve(model).linears if isinstance(model.get_submodule(name), StandIn)]
     factors = factor_names(model, factored)
     if not factors:

@@ -11,12 +11,13 @@ from makd.html_report.advice import advice
 from makd.html_report.curves import layers, spectra, training
 from makd.html_report.elements import Markup, element
 from makd.html_report.glance import glance
-from makd.html_report.page import check_extra, command_line, listed, short_name_of, whole_page
+from makd.html_report.page import check_extra, listed, short_name_of, whole_page
 from makd.html_report.record import ADVICE, Record, read_run
 from makd.html_report.runs import frontier, names_of
 from makd.html_report.sections import linear_map, name_of_run, quality, recipe, samples, warnings
 from makd.html_report.target import check_target, write_target
 from makd.run_files import PAGE
+from makd.shell import command
 
 __all__ = ["check_extra", "check_target", "write_report"]
 
@@ -71,7 +72,7 @@ def _parts(record: Record) -> list[tuple[str, str, Markup]]:
 
 def _one(record: Record) -> str:
     title = f"{record.name}: a smaller {short_name_of(record.teacher)}"
-    return whole_page(title, name_of_run(record), _parts(record), command_line("makd", "report", record.folder))
+    return whole_page(title, name_of_run(record), _parts(record), command("report", record.folder))
 
 
 def _several(records: Sequence[Record]) -> str:
@@ -80,6 +81,4 @@ def _several(records: Sequence[Record]) -> str:
         folded = element("details", element("summary", name), listed(_parts(record)), class_="run", id=f"run-{number}")
         parts.append((f"run-{number}", name, folded))
     folders = [record.folder for record in records]
-    return whole_page(
-        f"{len(records)} students", element("span", "made by makd"), parts, command_line("makd", "report", *folders)
-    )
+    return whole_page(f"{len(records)} students", element("span", "made by makd"), parts, command("report", *folders))

@@ -1,7 +1,6 @@
 """The whole HTML file: styles, the charts' library, contents and sections. Nothing in it leads out of it."""
 
 import importlib.util
-import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cache
@@ -82,11 +81,6 @@ def whole_page(title: str, subtitle: Markup, parts: Sequence[tuple[str, str, Mar
         element("script", _own("report.js")),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
-
-
-def command_line(*words: str | Path) -> str:
-    """Words as a shell takes them."""
-    return shlex.join(map(str, words))
 
 
 def listed(parts: Sequence[tuple[str, str, Markup]]) -> Markup:

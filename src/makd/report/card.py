@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard
 
-from makd.report.metadata import Data, card_metadata, find_source
+from makd.report.metadata import Data, auto_class_of, card_metadata, find_source
 from makd.report.tables import metrics_markdown
 
 TEMPLATE = """---
@@ -77,21 +77,11 @@ def write_card(
     lessons = "training" if metrics["tokens"]["training"] else "layers" if metrics.get("layerwise") else None
     tags = ("low-rank",) * (kind == "factored") + ("distillation",) * (lessons is not None)
     metadata = card_metadata(folder, name, source, architecture, metrics, data, tags)
-    heads = {
-        "ForCausalLM": "AutoModelForCausalLM",
-        "LMHeadModel": "AutoModelForCausalLM",
-        "ForMaskedLM": "AutoModelForMaskedLM",
-        "ForSequenceClassification": "AutoModelForSequenceClassification",
-        "ForTokenClassification": "AutoModelForTokenClassification",
-        "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-        "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-    }
-    auto_class = next((auto for suffix, auto in heads.items() if architecture.endswith(suffix)), "AutoModel")
     text = TEMPLATE.format(
         metadata=metadata.to_yaml(),
         architecture=architecture,
         teacher=source.name,
-        auto_class=auto_class,
+        auto_class=auto_class_of(architecture),
         folder=name,
         table=metrics_markdown(metrics),
         made=", ".join(filter(None, (KINDS[kind], _taught(lessons, command)))),

@@ -16,6 +16,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from makd.data import DataConfig
 from makd.data.settings import BUILT_IN
@@ -36,9 +40,31 @@ _TASKS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForImageTextToText": "image-text-to-text",
     "Model": "feature-extraction",
 }
 """How names of classes end -> the hub's task. It has none of its own for encoder-decoders any more."""
+_AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForImageTextToText": "AutoModelForImageTextToText",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+}
+"""How names of classes end -> transformers' class that loads them by their folder."""
+_NAMED_OTHERWISE = {
+    name: end
+    for end, names in {
+        "ForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "ForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }.items()
+    for entry in names.values()
+    for name in ([entry] if isinstance(entry, str) else entry)
+}
+"""Class -> how it would end by what it does; `Gemma3ForConditionalGeneration` is no encoder-decoder."""
 _METRICS = {
     "accuracy": "accuracy",
     "subset_accuracy": "accuracy",
@@ -69,6 +95,16 @@ class Source:
     hub_id: str | None
     card: Mapping[str, Any]
     """What the head of its own card says; empty where there is none that can be read."""
+
+
+def auto_class_of(architecture: str) -> str:
+    """Transformers' class that loads a model of the class `architecture` by its folder."""
+    return _by_end(architecture, _AUTO_CLASSES) or "AutoModel"
+
+
+def _by_end(architecture: str, known: Mapping[str, str]) -> str | None:
+    name = _NAMED_OTHERWISE.get(architecture, architecture)
+    return next((known[end] for end in known if name.endswith(end)), None)
 
 
 def find_source(teacher: str) -> Source:
@@ -102,7 +138,7 @@ def card_metadata(
     results = [] if not isinstance(data, TaskConfig) else list(_results(metrics.get("task"), data))
     measured = [result.metric_type for result in results] + (["perplexity"] if "perplexity" in metrics else [])
     licence = _licence(source)
-    tag = next((_TASKS[end] for end in _TASKS if architecture.endswith(end)), None)
+    tag = _by_end(architecture, _TASKS)
     return ModelCardData(
         base_model=source.hub_id,
         base_model_relation=None if source.hub_id is None else "finetune",
