@@ -11,7 +11,7 @@ import yaml
 import makd
 from makd.cli.compare import load_experiment
 from makd.comparison.cells import all_cells, cell_hash, latency_hash
-from makd.comparison.same_rows import LEARNED, MEASURED, rows_digests
+from makd.comparison.same_rows import LEARNED, MEASURED
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import searched_at
 from makd.comparison.setup import place_language, prepare_setup
@@ -283,7 +283,7 @@ def test_the_held_out_text_of_a_language_model_counts_and_so_do_its_prompts(data
     (whole,) = experiment.language
 
     def digests(seed=1, **settings):
-        return rows_digests(prepare_setup(experiment, replace(whole, **settings), seed, quiet).task)
+        return prepare_setup(experiment, replace(whole, **settings), seed, quiet).digests
 
     first = digests()
     assert digests() == first

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
@@ -27,13 +27,15 @@ def make_student(keep, head="base", **options):
 
 
 @settings(max_examples=12, deadline=None)
+@example(keep=0.98828125, factored=True, solver="whitened")
 @given(keep=st.floats(0.2, 1.0), factored=st.booleans(), solver=st.sampled_from(["svd", "whitened"]))
 def test_the_budget_is_met_exactly_with_the_vocabulary_too(keep, factored, solver):
     teacher = tiny("bert", **WIDE)
     vocabulary = "factored" if factored else "auto"
     student = make_student(keep, vocabulary=vocabulary, solver=solver, depth="all")
     limit = int(keep * parameters(teacher))
-    assert limit - 64 < parameters(student) <= limit  # the smallest linears' step is 32 + 32
+    # the smallest linears' step is 32 + 32; where those are found to be better dense, the next one's is 64 + 32
+    assert limit - 96 < parameters(student) <= limit
 
 
 def test_a_budget_that_linears_meet_leaves_the_rest_alone():
