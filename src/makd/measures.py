@@ -1,7 +1,7 @@
 """What measurements are called for a person, and a run's `metrics.json` as rows of texts. Needs no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LABELS = {
@@ -57,6 +57,14 @@ TASK_LABELS = {
     "unanswerable_f1": "F1, unanswerable",
 }
 """Metric of a task -> its name for a person. A suffix names the split, as in `accuracy_matched`."""
+
+
+def table_of(metrics: Mapping[str, Any], head: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """`head` and `rows`, without the column from before the training where there was none and it says the same."""
+    found = rows(metrics)
+    same = not metrics["tokens"]["training"] and all(before in ("", after) for _, _, before, after in found)
+    kept = [0, 1, 3] if same else [0, 1, 2, 3]
+    return [head[at] for at in kept], [tuple(row[at] for at in kept) for row in found]
 
 
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

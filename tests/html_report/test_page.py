@@ -81,6 +81,8 @@ class TestWhatAPersonFinds:
 
     def test_a_student_that_was_not_trained_is_measured_once_and_not_after_a_training(self, page):
         metrics = {**METRICS, "tokens": {**METRICS["tokens"], "training": 0}}
+        for part in ("perplexity", "fidelity"):
+            metrics[part] = {**METRICS[part], "after": METRICS[part]["before"]}
         gone = {"format": 1, "missing": "the student was not trained in this run"}
         text = page(metrics=metrics, others={"training": gone})
         for name in ("quality", "map", "layers"):

@@ -11,17 +11,15 @@ from makd.html_report.elements import Markup, element, join, missing, scrolled, 
 from makd.html_report.glance import ROLES, latency_ratios, measured, role_name
 from makd.html_report.record import Record
 from makd.html_report.words import number, seconds, share
-from makd.measures import rows as measured_rows
+from makd.measures import table_of
 from makd.run_files import LINEARS, SAMPLES, TRAINING, WARNINGS
 
 
 def quality(record: Record) -> Markup:
     """Everything of `metrics.json`, and the student's costs beside the teacher's."""
     metrics = record.metrics
-    found = [[name.strip(), *others] for name, *others in measured_rows(metrics)]
-    head = ["measure", "teacher", "before training", "student"]
-    if not record.is_trained:
-        head, found = [*head[:2], head[3]], [[*line[:2], line[3]] for line in found]
+    head, rows = table_of(metrics, ["measure", "teacher", "before training", "student"])
+    found = [[name.strip(), *others] for name, *others in rows]
     costs = [
         {"what": name, "share": metrics["params"][key]["student"] / metrics["params"][key]["teacher"]}
         for key, name in (("total", "parameters"), ("linears", "of the linears"))

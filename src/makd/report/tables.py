@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from makd.measures import rows, task_label
+from makd.measures import table_of, task_label
 from makd.report.text_table import markdown_table
 
 
@@ -22,13 +22,14 @@ def scores_table(task: Mapping[str, Any], title: str) -> Table:
 def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     """The measurements of a run, for the terminal."""
     table = Table(title=title, title_style="bold", title_justify="left")
-    for column in ("", "teacher", "before training", "student"):
+    head, rows = table_of(metrics, ["", "teacher", "before training", "student"])
+    for column in head:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in rows(metrics):
+    for row in rows:
         table.add_row(*row)
     return table
 
 
 def metrics_markdown(metrics: Mapping[str, Any]) -> str:
     """The same for a model card."""
-    return markdown_table(["", "teacher", "student before training", "student"], rows(metrics)) + "\n"
+    return markdown_table(*table_of(metrics, ["", "teacher", "student before training", "student"])) + "\n"
