@@ -26,6 +26,7 @@ from makd.data.settings import BUILT_IN
 from makd.errors import ModelLoadError
 from makd.loading import PACKAGE_SCHEME, locate
 from makd.measures import known_metric, task_label
+from makd.report.record import is_on_disk
 from makd.tasks import TaskConfig
 
 Data = DataConfig | TaskConfig | None
@@ -109,7 +110,7 @@ def _by_end(architecture: str, known: Mapping[str, str]) -> str | None:
 
 def find_source(teacher: str) -> Source:
     """Where the teacher called `teacher` is from, by what is on this machine."""
-    hub_id = None if _is_there(teacher) else _cached_id(teacher)
+    hub_id = None if _is_here(teacher) else _cached_id(teacher)
     if hub_id is not None:
         cached = try_to_load_from_cache(hub_id, _CARD)
         return Source(hub_id, hub_id, _read_card(Path(cached)) if isinstance(cached, str) else {})
@@ -156,11 +157,8 @@ def card_metadata(
     )
 
 
-def _is_there(name: str) -> bool:
-    try:
-        return name.startswith(PACKAGE_SCHEME) or Path(name).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):
-        return False
+def _is_here(name: str) -> bool:
+    return name.startswith(PACKAGE_SCHEME) or is_on_disk(name)
 
 
 def _cached_id(name: str) -> str | None:
@@ -220,7 +218,7 @@ def _data_ids(data: Data) -> Iterator[str]:
 
 
 def _is_data_id(name: str) -> bool:
-    if _is_there(name) or re.search(r"\.\w+$", name):
+    if _is_here(name) or re.search(r"\.\w+$", name):
         return False
     try:
         validate_repo_id(name)

@@ -65,7 +65,7 @@ def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
     known = plain(settings)
     for inside, last in _named_files(known):
         name = inside.get(last)
-        if isinstance(name, str) and name not in NO_FILES and _is_there(name):
+        if isinstance(name, str) and name not in NO_FILES and is_on_disk(name):
             inside[last] = str(Path(name).expanduser().absolute())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
 
@@ -81,7 +81,8 @@ def _named_files(known: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         yield source, "path"
 
 
-def _is_there(name: str) -> bool:
+def is_on_disk(name: str) -> bool:
+    """Whether `name` is that of a file or folder on this machine; `~` is one's own folder."""
     try:
         return bool(name) and Path(name).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # too long for a name of a file; of a user that is not
