@@ -37,7 +37,7 @@ def test_a_table_is_not_made_wider_than_it_needs(capsys):
 
 @pytest.mark.parametrize("inside", [lambda table: table, lambda table: Group(table, "a line below")])
 def test_a_title_that_is_wider_than_its_table_is_one_line(capsys, inside):
-    title = "/work/models/a-teacher-with-a-long-name [base] -> runs/teacher"
+    title = "/home/me/models/a-teacher-with-a-long-name [base] -> runs/teacher"
     table = Table("", "glue/mrpc", title=title)
     table.add_row("accuracy", "0.8")
     print_table(inside(table))
