@@ -28,14 +28,16 @@ Law = Literal["classes", "labels", "numbers", "places", "unknown"]
 _LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
 
 
-def _names(mapping: Mapping[str, Any]) -> frozenset[str]:
-    """The classes of one of transformers' mappings."""
+def class_names(mapping: Mapping[str, Any]) -> frozenset[str]:
+    """The names of all classes in one of transformers' mappings from model types."""
     return frozenset(name for entry in mapping.values() for name in ([entry] if isinstance(entry, str) else entry))
 
 
-_MASKED_NAMES = _names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+_MASKED_NAMES = class_names(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 _LANGUAGE_NAMES = (
-    _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | _MASKED_NAMES | _names(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    class_names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    | _MASKED_NAMES
+    | class_names(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 )
 _ROW_LAWS: dict[str, Law] = {
     "single_label_classification": "classes",

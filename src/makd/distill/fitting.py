@@ -25,7 +25,7 @@ class TrainingRows:
     rows: Any
     """To train on; a stream has no length."""
     batch_size: int
-    """TrainingRows of a batch, where `tokens_per_batch` does not say them."""
+    """Rows of a batch, where `tokens_per_batch` does not say them."""
     tokens_per_batch: int | None = None
     """Of a training batch, as `DistillTrainer` takes it."""
     cached: bool = False
@@ -33,7 +33,7 @@ class TrainingRows:
 
     @property
     def widest(self) -> int:
-        """TrainingRows of the batch that has the most."""
+        """Rows of the batch that has the most."""
         if self.tokens_per_batch is None:
             return self.batch_size
         return max(map(len, token_batches(row_lengths(self.rows), self.tokens_per_batch)), default=0)

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from makd.anatomy.predictions import class_names
 from makd.data import DataConfig
 from makd.data.settings import BUILT_IN
 from makd.errors import ModelLoadError
@@ -62,8 +63,7 @@ _NAMED_OTHERWISE = {
         "ForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         "ForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     }.items()
-    for entry in names.values()
-    for name in ([entry] if isinstance(entry, str) else entry)
+    for name in class_names(names)
 }
 """Class -> how it would end by what it does; `Gemma3ForConditionalGeneration` is no encoder-decoder."""
 _METRICS = {
