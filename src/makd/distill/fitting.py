@@ -46,7 +46,7 @@ def check_training(
     anatomy: Anatomy,
     teacher_anatomy: Anatomy,
     given: TrainingRows,
-) -> None:
+) -> tuple[int | None, str | None]:
     """Refuse a plan that these models cannot learn by from these rows.
 
     Args:
@@ -56,6 +56,9 @@ def check_training(
         anatomy: of the student.
         teacher_anatomy: of the teacher.
         given: the rows.
+
+    Returns:
+        What `find_shift` finds, which is tried on the models.
 
     Raises:
         SettingError: the sizes of the models do not allow an aspect; every batch is of one text, and texts are compared
@@ -69,7 +72,9 @@ def check_training(
     if plan.completions.written:
         _check_writers(student, given)
         _check_replay(plan, given)
-    _check_predictions(plan, student, teacher, given)
+    found = find_shift(student, teacher, plan)
+    _check_cached(plan, student, teacher, given, found[0])
+    return found
 
 
 def _check_texts(plan: ActivePlan, given: TrainingRows) -> None:
@@ -116,16 +121,12 @@ def _check_replay(plan: ActivePlan, given: TrainingRows) -> None:
         )
 
 
-def _check_predictions(
-    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows
+def _check_cached(
+    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows, shift: int | None
 ) -> None:
-    """Refuse a loss of other tokens than the class says; and a cache where the student has to make its own logits."""
-    aspects = {active.term.aspect for active in plan.terms}
-    asks_cache = given.cached and "logits" in aspects and has_vocabulary_head(teacher)
-    if not asks_cache and "task" not in aspects:
-        return
-    shift, _ = find_shift(student, teacher, plan)
-    if asks_cache and shift is None:
+    """Refuse a cache where the student has to make its own logits."""
+    asks_cache = given.cached and any(active.term.aspect == "logits" for active in plan.terms)
+    if asks_cache and has_vocabulary_head(teacher) and shift is None:
         raise SettingError(
             f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
             "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."

@@ -54,7 +54,7 @@ class Lesson:
     teacher_anatomy: Anatomy
     projections: Projections | None
     shift: int | None
-    """As `withheld_shift` gives it: None where the models make their logits."""
+    """As `find_shift` gives it: None where the models make their logits."""
     cache: TeacherCache | None
     units: Units
     label_names: frozenset[str]

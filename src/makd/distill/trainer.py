@@ -49,7 +49,7 @@ from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.units import Units
-from makd.distill.withholding import withheld_shift
+from makd.distill.withholding import tell_whole_logits
 from makd.errors import CacheError
 from makd.kinds import fit
 from makd.processes.started import count
@@ -140,7 +140,8 @@ class DistillTrainer(EvaluatingTrainer):
         check_stream(tokens_per_batch, self.train_dataset)
         check_checkpointing(self.args)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
-        check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
+        shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
+        tell_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
             if self.plan.completions.adaptive:
@@ -152,7 +153,6 @@ class DistillTrainer(EvaluatingTrainer):
         check_kept(model, self.projections)
         if self.projections is not None:
             nn.Module.to(self.projections, self.args.device)
-        shift = withheld_shift(student, teacher, self.plan)
         self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
         self.lesson = Lesson(
             student=student,

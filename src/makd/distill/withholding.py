@@ -12,20 +12,14 @@ from makd.errors import UnsupportedModelError
 _logger = logging.getLogger(__name__)
 
 
-def withheld_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan) -> int | None:
-    """The shift of `find_shift`; where there is none for a reason, the log says which.
-
-    Raises:
-        UnsupportedModelError: as for `find_shift`.
-    """
-    shift, reason = find_shift(student, teacher, plan)
+def tell_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
+    """Log for which `reason` of `find_shift` a student makes the logits of all tokens, if there is one."""
     if reason is not None:
         _logger.warning(
             "%s makes the logits of all tokens at each step, which takes more memory: %s. Smaller batches take less.",
             type(student).__name__,
             reason,
         )
-    return shift
 
 
 def find_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan) -> tuple[int | None, str | None]:
