@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install docs release demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-tenth bench-sentence bench-effort bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
+.PHONY: help install docs release demo demo-lm test soak fuzz check fix test-slow bench-cache bench-encoder bench-teachers bench-two-cores bench-tenth bench-squad bench-sentence bench-effort bench-distillation bench-factorization bench-latency bench-served bench-layerwise bench-growth bench-stream bench-decoder clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -129,9 +129,9 @@ bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hou
 define grid
 	mkdir -p runs/encoder-$(1)
 	test -f runs/encoder-$(1)/results.jsonl || cp benchmarks/results/$(subst -,_,encoder-$(1)).jsonl runs/encoder-$(1)/results.jsonl
-	$(BIN)/makd compare examples/encoder/$(1).yaml --workers $(or $(WORKERS),1)
+	$(BIN)/makd compare examples/encoder/$(1).yaml --output runs/encoder-$(1) --workers $(or $(WORKERS),1)
 	cp runs/encoder-$(1)/results.jsonl benchmarks/results/$(subst -,_,encoder-$(1)).jsonl
-	$(BIN)/makd compare examples/encoder/$(1).yaml --table docs/results/encoder-$(1).md
+	$(BIN)/makd compare examples/encoder/$(1).yaml --output runs/encoder-$(1) --table docs/results/encoder-$(1).md
 endef
 
 bench-teachers: $(READY) ## half of the linears, with teachers that learned for longer, five seeds; needs MAKD_DATA
@@ -142,6 +142,9 @@ bench-two-cores: $(READY) ## the same methods in bfloat16, sized to two cores: h
 
 bench-tenth: $(READY) ## a tenth of the model without each aspect, on two cores: hours, with WORKERS=2; needs MAKD_DATA
 	$(call grid,ablation-tenth)
+
+bench-squad: $(READY) ## answers in a text (SQuAD), sized to two cores: hours, with WORKERS=2; needs MAKD_DATA
+	$(call grid,squad)
 
 bench-sentence: $(READY) ## a sentence encoder from unlabelled text, by what its users measure: two hours; needs MAKD_DATA
 	$(BIN)/python benchmarks/sentence.py run --keep 0.5

@@ -206,7 +206,7 @@ def test_a_task_and_data_at_once_are_refused(capsys, task):
     assert "not both" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", [{"tokens_per_batch": 64}, {"teacher_dtype": "bfloat16"}, {"shard_teacher": True}])
+@pytest.mark.parametrize("setting", [{"teacher_dtype": "bfloat16"}, {"shard_teacher": True}])
 def test_settings_of_distillation_are_refused(setting):
     with pytest.raises(SettingError, match=f"training.{next(iter(setting))} is of distillation"):
         makd.FinetuneRecipe(training=makd.TrainingConfig(**setting))

@@ -185,7 +185,7 @@ FINETUNING: TrainingConfig = TrainingConfig(
 )
 """Devlin et al. (2019): the largest of BERT's learning rates, which small encoders want, 3 epochs, dropout as in the
 model."""
-OF_DISTILLATION = ("tokens_per_batch", "teacher_dtype", "shard_teacher")
+OF_DISTILLATION = ("teacher_dtype", "shard_teacher")
 """Settings of a training that a fine-tuning has no use for."""
 
 
@@ -214,7 +214,7 @@ class FinetuneRecipe:
         if idle:
             raise SettingError(
                 f"recipe.training.{idle[0]} is of distillation, and a fine-tuning does nothing with it; got "
-                f"{getattr(self.training, idle[0])!r}. Leave it out: batches have training.batch_size rows."
+                f"{getattr(self.training, idle[0])!r}. Leave it out."
             )
         check_dtype(self.dtype)
         check_save_dtype(self.save_dtype)

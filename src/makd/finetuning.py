@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from makd.config import FinetuneRecipe
-from makd.data import choose_tokenizer, collator
+from makd.data import choose_tokenizer, collator, row_lengths
 from makd.distill import (
     CHECKPOINT_SIZES,
     ReportSteps,
@@ -205,9 +205,12 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
         for parameter in model.parameters():
             if id(parameter) not in inside:  # head and pooler, which may be new, always learn
                 parameter.requires_grad_(True)
+        # batches of rows as they come, unless tokens are asked for: so teachers of tables were made
+        tokens = None if training.tokens_per_batch is None else training.find_tokens(row_lengths(task.train))
         trainer = SupervisedTrainer(
             model,
             training.student_dropout,
+            tokens_per_batch=tokens,
             args=training.to_arguments(checkpoints, recipe.seed, model.device.type == "cpu"),
             train_dataset=task.train,
             eval_dataset=task.held_out,
@@ -215,9 +218,9 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
             callbacks=[ReportSteps(tuning.progress, "fine-tune")],
         )
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
-        tokens = train(trainer, checkpoints, tuning.folder.resume)
+        read = train(trainer, checkpoints, tuning.folder.resume)
     model.eval()
-    return tokens, time.perf_counter() - start
+    return read, time.perf_counter() - start
 
 
 def _count(task: Task) -> int:

@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 import makd
-from makd.distill import DistillTrainer
+from makd.distill import DistillTrainer, SupervisedTrainer
 from tests.distill.test_trainer import make_arguments, make_pair, same_weights
-from tests.models import batch
+from tests.models import batch, tiny
 
 LENGTHS = [2, 3, 3, 4, 5, 5, 6, 8, 9, 9, 12, 12, 12, 14, 16, 16]
 
@@ -68,6 +68,22 @@ def test_an_epoch_reads_every_row_once_within_the_budget(tmp_path, caplog):
     assert all(rows * width <= 32 for rows, width in shapes)
     assert trainer.state.global_step == len(shapes)
     assert "% of the tokens padding" in caplog.text
+
+
+def test_a_fine_tuning_takes_such_batches_too(tmp_path):
+    model, shapes = tiny("llama", "causal_lm"), []
+
+    def noting(rows):
+        found = collate(rows)
+        shapes.append(tuple(found["input_ids"].shape))
+        return found | {"labels": found["input_ids"]}
+
+    settings = make_arguments(tmp_path, max_steps=-1, num_train_epochs=1)
+    SupervisedTrainer(
+        model, tokens_per_batch=32, args=settings, train_dataset=make_rows(), data_collator=noting
+    ).train()
+    assert sum(rows for rows, _ in shapes) == len(LENGTHS)
+    assert all(rows * width <= 32 for rows, width in shapes)
 
 
 def test_a_run_that_is_cut_within_an_epoch_resumes_to_the_same_student(tmp_path):

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 
+from makd.distill.batched import BatchingTrainer
 from makd.distill.engines import real_rows
 from makd.distill.shares import RunningMeans
 
 
-class EvaluatingTrainer(Trainer, ABC):
+class EvaluatingTrainer(BatchingTrainer, ABC):
     """Transformers' Trainer, whose evaluation loss is a mean over all that is counted, of every row once."""
 
     evaluated: RunningMeans

@@ -37,7 +37,7 @@ class SupervisedTrainer(EvaluatingTrainer):
         Args:
             model: with the head of a task.
             dropout: whether the model's dropout is on in training.
-            kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …
+            kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …; `tokens_per_batch` of `BatchingTrainer`.
         """
         check_precision(model)
         kwargs["args"] = set_engine_(kwargs.get("args"))

@@ -25,9 +25,8 @@ from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
-from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.distill.adapted import check_kept, inside
-from makd.distill.arguments import check_checkpointing, check_loss, check_stream
+from makd.distill.arguments import check_checkpointing, check_loss
 from makd.distill.counted import means_of
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
@@ -117,7 +116,6 @@ class DistillTrainer(EvaluatingTrainer):
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         report_off(self.plan, self.anatomy, self.teacher_anatomy)
         self.student_dropout = student_dropout
-        self.tokens_per_batch = tokens_per_batch
         self.teacher_dtype = teacher_dtype
         self.learned, self.evaluated = RunningMeans(terms_of(self.plan)), RunningMeans(terms_of(self.plan))
         self.units = Units(self.plan)
@@ -129,7 +127,7 @@ class DistillTrainer(EvaluatingTrainer):
         check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
         kwargs["args"] = set_engine_(kwargs.get("args"))
         with cache_setting_kept(student):
-            super().__init__(model=model, **kwargs)
+            super().__init__(model=model, tokens_per_batch=tokens_per_batch, **kwargs)
         prepare_engine_(self, student, self.anatomy)
         self.add_callback(StopWhereBroken())
         if cache is not None:
@@ -137,7 +135,6 @@ class DistillTrainer(EvaluatingTrainer):
             self._set_signature_columns_if_needed()
             columns: Any = self._signature_columns
             columns.append(ROW)  # where unused columns are removed, this one stays
-        check_stream(tokens_per_batch, self.train_dataset)
         check_checkpointing(self.args)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
         shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
@@ -176,25 +173,6 @@ class DistillTrainer(EvaluatingTrainer):
         """The Trainer's, which learns the projections too."""
         with learned_with(self.lesson.student, self.projections):
             return super().train(*args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.tokens_per_batch is None:
-            return super()._get_train_sampler(rows)
-        lengths = row_lengths(rows)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        share = padding_share(lengths, token_batches(lengths, self.tokens_per_batch))
-        sampler = TokenBatchSampler(
-            lengths, self.tokens_per_batch, seed, self.args.process_index, max(1, self.args.world_size)
-        )
-        _logger.info(
-            "%d rows in batches of at most %d tokens: %d an epoch, %.1f %% of the tokens padding",
-            len(lengths),
-            self.tokens_per_batch,
-            sampler.count,
-            100 * share,
-        )
-        return sampler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
