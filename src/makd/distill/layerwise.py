@@ -16,7 +16,7 @@ from makd.calibration.source import ModelSource
 from makd.calibration.store import choose_store
 from makd.calibration.walk import Walk, state_bytes
 from makd.capture import examine
-from makd.distill.layer_lesson import check_teachable, teach_layer_
+from makd.distill.layer_training import check_teachable, teach_layer_
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.projections import check_pair
 from makd.errors import SettingError
@@ -44,7 +44,7 @@ class LayerTeacher:
         """Teach `layer` of `student`, in place; what it learned, None where nothing was to be."""
         if isinstance(student.get_submodule(layer.module), SkippedLayer):
             return None
-        lesson = teach_layer_(
+        result = teach_layer_(
             student,
             walk.model,
             walk.anatomy,
@@ -58,7 +58,7 @@ class LayerTeacher:
             student_calls=self.calls,
             teacher_outputs=lambda batch: walk.states(layer.index + 1, batch),
         )
-        return None if lesson is None else asdict(lesson)
+        return None if result is None else asdict(result)
 
 
 def teach_layers_(

@@ -28,6 +28,7 @@ from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
 from makd.distill.arguments import check_checkpointing, check_loss
 from makd.distill.counted import means_of
+from makd.distill.distillation_forward import DistillationForward, DistillationOutput
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
@@ -36,7 +37,6 @@ from makd.distill.engines import (
 )
 from makd.distill.evaluating import EvaluatingTrainer
 from makd.distill.fitting import TrainingRows, check_training
-from makd.distill.lesson import Learned, Lesson
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
@@ -151,7 +151,7 @@ class DistillTrainer(EvaluatingTrainer):
         if self.projections is not None:
             nn.Module.to(self.projections, self.args.device)
         self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
-        self.lesson = Lesson(
+        self.distillation_forward = DistillationForward(
             student=student,
             teacher=self.teacher,
             plan=self.plan,
@@ -171,7 +171,7 @@ class DistillTrainer(EvaluatingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, which learns the projections too."""
-        with learned_with(self.lesson.student, self.projections):
+        with learned_with(self.distillation_forward.student, self.projections):
             return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -185,7 +185,7 @@ class DistillTrainer(EvaluatingTrainer):
             step = self.state.global_step
             with self.accelerator.autocast():  # around all steps of a generation: weights are rounded once
                 batches = self.rollouts.rewrite(
-                    batches, step, step / self.state.max_steps, self.lesson.student, self.teacher
+                    batches, step, step / self.state.max_steps, self.distillation_forward.student, self.teacher
                 )
             items = self._get_num_items_in_batch(batches, device)
         if self.units.are_missing:
@@ -197,7 +197,7 @@ class DistillTrainer(EvaluatingTrainer):
     def _recorded(self, batch: Mapping[str, Any]) -> Recording:
         inputs = self._prepare_inputs(dict(batch))
         rows = inputs.pop(ROW, None)
-        return self.lesson.teach(inputs, rows)[0]
+        return self.distillation_forward.teacher_forward(inputs, rows)[0]
 
     def _sum_up(self, means: Mapping[str, float]) -> dict[str, float]:
         weights = {active.name: active.term.weight for active in self.plan.terms}
@@ -230,32 +230,34 @@ class DistillTrainer(EvaluatingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The plan's weighted sum on one batch. The Trainer calls it, in training and in evaluation."""
-        learned = self._learn(model, inputs, return_outputs)
-        return (learned.total, learned.output) if return_outputs else learned.total
+        result = self._forward(model, inputs, return_outputs)
+        return (result.total, result.output) if return_outputs else result.total
 
-    def _learn(self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, noted: bool = True) -> Learned:
-        """One batch's lesson, and `noted` for the log."""
-        training = self.lesson.student.training  # an engine's own mode is not always its model's
+    def _forward(
+        self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, noted: bool = True
+    ) -> DistillationOutput:
+        """The forward of one batch, whose losses are `noted` for the log."""
+        training = self.distillation_forward.student.training  # an engine's own mode is not always its model's
         if training and not self.student_dropout:
-            switch_dropout_off_(self.lesson.student)
+            switch_dropout_off_(self.distillation_forward.student)
         shares: Shares | None = inputs.get(SHARE)
         rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARE)}
         self._packed.check(batch)
-        learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
+        result = self.distillation_forward(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
-            self.learned.add(learned.losses, shares or WHOLE)
+            self.learned.add(result.losses, shares or WHOLE)
             if shares is not None and count() > 1:  # engines take the mean of the processes' gradients
-                learned = replace(learned, total=learned.total * count())
+                result = replace(result, total=result.total * count())
         elif noted:
             counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
-            self.evaluated.add(learned.losses, dict(zip(means_of(self.plan), counts, strict=True)))
-        return learned
+            self.evaluated.add(result.losses, dict(zip(means_of(self.plan), counts, strict=True)))
+        return result
 
     def _predict(
         self, model: nn.Module, inputs: Mapping[str, Any], *, with_logits: bool, noted: bool
     ) -> tuple[Tensor, Any]:
-        learned = self._learn(model, inputs, with_logits, noted)
-        return learned.total, learned.output
+        result = self._forward(model, inputs, with_logits, noted)
+        return result.total, result.output
 
     def _teacher_precision(self) -> AbstractContextManager[Any]:
         if self.teacher_dtype is None:

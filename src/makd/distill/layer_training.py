@@ -36,8 +36,8 @@ States = Callable[[int], Float[Tensor, "batch tokens hidden"]]
 
 
 @dataclass(frozen=True)
-class LayerLesson:
-    """What a layer learned."""
+class LayerTrainingResult:
+    """What training a layer did: held-out loss before and after, steps and tokens."""
 
     layer: int
     before: float
@@ -94,7 +94,7 @@ def teach_layer_(
     *,
     student_calls: Sequence[Calls] | None = None,
     teacher_outputs: States | None = None,
-) -> LayerLesson | None:
+) -> LayerTrainingResult | None:
     """Teach `layer` of `student`, in place, what the same layer of `teacher` does.
 
     Nothing else of either model is run or needs its weights: they may be on the meta device. The weights that did best
@@ -218,7 +218,7 @@ class _LayerTraining:
         return total / sum(weights)
 
 
-def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerLesson:
+def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerTrainingResult:
     """Steps until the last, or until the held-out batches say so; `dtypes` are those that parameters are stored in."""
     settings, numbers = training.settings, range(len(training.calls))
     held_out = numbers[settings.held_out_every - 1 :: settings.held_out_every] or numbers[-1:]
@@ -241,7 +241,7 @@ def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype],
                     lowest, kept, best, worse = loss, step, _stored(dtypes), 0
     finally:
         _put_back_(best)
-    return LayerLesson(training.layer.index, before, lowest, step, kept, tokens)
+    return LayerTrainingResult(training.layer.index, before, lowest, step, kept, tokens)
 
 
 def _optimizer(parameters: Sequence[nn.Parameter], settings: LayerwiseConfig) -> torch.optim.Optimizer:

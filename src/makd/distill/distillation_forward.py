@@ -1,9 +1,9 @@
-"""Station 7: teacher, student and losses of one batch, as one forward of the student.
+"""Station 7: teacher, student and losses of a batch, as one forward of the student.
 
 Engines for many processes (DDP, FSDP, DeepSpeed) wrap a module and watch its forward: they reduce the gradients that
 its output leads to, and have a sharded layer's weights whole while it runs. So losses that are made of what lies inside
-a model have to be made inside its forward. `Lesson.give` lets the student's own forward be the whole lesson for one
-call, whatever the engine has put around it.
+a model have to be made inside its forward. `DistillationForward` puts them there for one call, whatever the engine has
+put around the student.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +31,8 @@ from makd.distill.units import Units
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a lesson has come to."""
+class DistillationOutput:
+    """What the forward of one batch has come to."""
 
     total: Float[Tensor, ""]
     """What is minimised."""
@@ -43,8 +43,8 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One batch for teacher and student."""
+class DistillationForward:
+    """Runs teacher, student and losses of a batch as one forward of the student; made once per training."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -60,7 +60,7 @@ class Lesson:
     label_names: frozenset[str]
     teacher_precision: Callable[[], AbstractContextManager[Any]]
 
-    def give(
+    def __call__(
         self,
         wrapped: nn.Module,
         inputs: Mapping[str, Tensor],
@@ -68,8 +68,8 @@ class Lesson:
         shares: Shares,
         *,
         with_logits: bool = False,
-    ) -> Learned:
-        """Run the lesson as a forward of `wrapped`.
+    ) -> DistillationOutput:
+        """Run teacher, student and losses as a forward of `wrapped`.
 
         Args:
             wrapped: the student, or what an engine has made of it.
@@ -94,10 +94,10 @@ class Lesson:
         with _forward_of(self.student) as own:
             self.student.forward = forward
             returned = wrapped(**inputs)
-        return Learned(returned["loss"], **kept)
+        return DistillationOutput(returned["loss"], **kept)
 
     @torch.no_grad()
-    def teach(
+    def teacher_forward(
         self, inputs: Mapping[str, Tensor], rows: Tensor | None
     ) -> tuple[Recording, Any, HeadCall | KeptPredictions | None]:
         """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
@@ -124,8 +124,8 @@ class Lesson:
         shares: Shares,
         with_logits: bool,
     ) -> tuple[Tensor, dict[Mean, Tensor], Any]:
-        """The whole lesson; `own` is the student's forward as it is without one."""
-        recording, teacher_output, teacher_head = self.teach(inputs, rows)
+        """The plan's weighted sum, its means and the student's output; `own` is the forward that was replaced."""
+        recording, teacher_output, teacher_head = self.teacher_forward(inputs, rows)
         layers = LayerLosses(self.anatomy, inputs, recording, self.plan, self.projections, self.units)
         with (
             capture(self.student, self.anatomy, self.plan.taps, layers.receive),
