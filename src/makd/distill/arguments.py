@@ -15,7 +15,7 @@ def check_stream(tokens_per_batch: int | None, rows: Any) -> None:
     """Refuse batches of so many tokens for a stream.
 
     Raises:
-        SettingError: it is so.
+        SettingError: `tokens_per_batch` is given and the training rows are a stream.
     """
     if tokens_per_batch is not None and rows is not None and not hasattr(rows, "__len__"):
         raise SettingError(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
-from makd.anatomy.key_cache import cache_setting_kept
 from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
@@ -33,20 +32,16 @@ from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
     prepare_engine_,
-    set_engine_,
 )
-from makd.distill.evaluating import EvaluatingTrainer
 from makd.distill.fitting import TrainingRows, check_training
+from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
-from makd.distill.resuming import without_tied
 from makd.distill.rollouts import Rollouts, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
-from makd.distill.soundness import StopWhereBroken
-from makd.distill.steps import training_step
 from makd.distill.units import Units
 from makd.distill.withholding import tell_whole_logits
 from makd.errors import CacheError
@@ -57,15 +52,13 @@ from makd.weights.sound import check_plain
 _logger = logging.getLogger(__name__)
 
 
-class DistillTrainer(EvaluatingTrainer):
+class DistillTrainer(MeanLossTrainer):
     """Teach `model` to mimic `teacher` as `plan` says.
 
     The batches may hold labels or not; with labels (or a causal language model's own tokens) the plan's `task` term
     adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`, `hidden`, … and
     `eval_matrix`, … during evaluation.
     """
-
-    loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
 
     def __init__(
         self,
@@ -115,9 +108,8 @@ class DistillTrainer(EvaluatingTrainer):
         check_pair(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         report_off(self.plan, self.anatomy, self.teacher_anatomy)
-        self.student_dropout = student_dropout
         self.teacher_dtype = teacher_dtype
-        self.learned, self.evaluated = RunningMeans(terms_of(self.plan)), RunningMeans(terms_of(self.plan))
+        self.learned = RunningMeans(terms_of(self.plan))
         self.units = Units(self.plan)
         self._told_of_units = False
         self.cache = cache
@@ -125,11 +117,15 @@ class DistillTrainer(EvaluatingTrainer):
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
-        kwargs["args"] = set_engine_(kwargs.get("args"))
-        with cache_setting_kept(student):
-            super().__init__(model=model, tokens_per_batch=tokens_per_batch, **kwargs)
+        super().__init__(
+            model,
+            student,
+            RunningMeans(terms_of(self.plan)),
+            dropout=student_dropout,
+            tokens_per_batch=tokens_per_batch,
+            **kwargs,
+        )
         prepare_engine_(self, student, self.anatomy)
-        self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
             self._set_signature_columns_if_needed()
@@ -216,12 +212,6 @@ class DistillTrainer(EvaluatingTrainer):
             self.rollouts.note(metrics["eval_loss"])
         return metrics
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The Trainer's: loss and backward of one batch."""
-        with training_step(model, inputs, self.args, self.student_dropout):
-            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        return loss
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -238,7 +228,7 @@ class DistillTrainer(EvaluatingTrainer):
     ) -> DistillationOutput:
         """The forward of one batch, whose losses are `noted` for the log."""
         training = self.distillation_forward.student.training  # an engine's own mode is not always its model's
-        if training and not self.student_dropout:
+        if training and not self.dropout:
             switch_dropout_off_(self.distillation_forward.student)
         shares: Shares | None = inputs.get(SHARE)
         rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARE)}
@@ -276,10 +266,6 @@ class DistillTrainer(EvaluatingTrainer):
             self.units.save(output_dir)
             if self.rollouts is not None:
                 self.rollouts.save(output_dir)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The Trainer's, which takes a tied head for missing."""
-        super()._issue_warnings_after_load(without_tied(load_result, self.model))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_checkpoint(self, Path(resume_from_checkpoint))
