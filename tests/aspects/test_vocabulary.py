@@ -245,7 +245,7 @@ def test_bfloat16_values_are_exact_for_what_the_heads_round_to():
     case = Case(torch.bfloat16)
     found = case.chunked(labels=case.labels)
     ours, theirs = case.head.logits(case.hidden), case.teacher_head.logits(case.teacher_hidden)
-    expected = logits.logits_kl(ours, theirs, MASK)
+    expected = logits.logits_divergence(ours, theirs, MASK)
     torch.testing.assert_close(found.soft[0], expected, rtol=1e-5, atol=0)
     assert found.total.dtype == torch.float32
     wide = torch.autograd.grad(case.dense(labels=case.labels)[0], case.leaves)
@@ -260,7 +260,7 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_the_softmax_and_gradients_wi
         found = case.chunked()
         ours, theirs = case.head.logits(case.hidden), case.teacher_head.logits(case.teacher_hidden)
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(found.total, logits.logits_kl(ours, theirs, MASK), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.total, logits.logits_divergence(ours, theirs, MASK), rtol=1e-5, atol=0)
     wide = torch.autograd.grad(case.dense()[0], case.leaves)
     for got, exact in zip(torch.autograd.grad(found.total, case.leaves), wide, strict=True):
         assert got.dtype == torch.float32
