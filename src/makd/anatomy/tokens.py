@@ -80,21 +80,21 @@ def completion_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch token
     return real & (labels != NO_LABEL)
 
 
-def predicting_tokens(inputs: Mapping[str, Tensor], ahead: int) -> Bool[Tensor, "batch tokens"]:
+def predicting_tokens(inputs: Mapping[str, Tensor], label_shift: int) -> Bool[Tensor, "batch tokens"]:
     """Real tokens whose prediction is of a completion's token.
 
     Args:
         inputs: the batch, with labels.
-        ahead: how many tokens after the one that it stands at a prediction is of: 1 for causal language models.
+        label_shift: how many tokens after the one that it stands at a prediction is of: 1 for causal language models.
 
     Raises:
         DataError: the batch has no label for each of its tokens.
     """
     found = completion_tokens(inputs)
-    if ahead == 0:
+    if label_shift == 0:
         return found
     earlier = torch.zeros_like(found)
-    earlier[:, :-ahead] = found[:, ahead:]
+    earlier[:, :-label_shift] = found[:, label_shift:]
     return earlier & encoder_tokens(inputs)
 
 

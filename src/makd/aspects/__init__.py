@@ -1,6 +1,6 @@
 """Station 5: what the student mimics. Losses are pure functions of tensors; they know no model and no trainer."""
 
-from makd.aspects.activation import ActivePlan, ActiveTerm, Comparison, activate
+from makd.aspects.active_plan import ActivePlan, ActiveTerm, Comparison, activate
 from makd.aspects.attention import attention_kl
 from makd.aspects.attention_mean import attention_loss
 from makd.aspects.completions import Completions

@@ -1,7 +1,7 @@
 """Station 5, states: outputs of layers, of linears inside them and of experts, compared token by token.
 
-`normalised_mse` is the loss of the aspects `hidden`, `matrix` and `experts`. It reads each side once and keeps one tensor
-(the difference) for the backward pass.
+`normalised_mse` is the loss of the aspects `hidden`, `matrix` and `experts`. It reads each side once and keeps one
+tensor (the difference) for the backward pass.
 """
 
 from typing import Any

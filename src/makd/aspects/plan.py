@@ -1,6 +1,6 @@
 """Station 5, the table of the method: which aspects act at which layers, with which weight.
 
-A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.activation` fits it to a model.
+A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.active_plan` fits it to a model.
 """
 
 from collections.abc import Callable

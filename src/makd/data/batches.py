@@ -42,7 +42,7 @@ Collator = Callable[[list[Mapping[str, Any]]], Batch]
 def reads_blocks(model: PreTrainedModel) -> bool:
     """Whether `model` is a causal language model, which reads joined text in blocks instead of rows."""
     predictions = predictions_of(model)
-    return predictions is not None and predictions.ahead > 0
+    return predictions is not None and predictions.label_shift > 0
 
 
 def tokenize(

@@ -21,13 +21,13 @@ from makd.anatomy.key_cache import without_cache
 from makd.aspects import ActivePlan, KeptPredictions
 from makd.cache import TeacherCache
 from makd.capture import HeadCall, Recording, capture, withhold_logits, without_labels
-from makd.distill.counted import Mean
+from makd.distill.counted import LossKey
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import by_term, mean_losses, prediction_losses, weighted_sum
 from makd.distill.projections import Projections
 from makd.distill.sharded import hold_head, reaching_output
 from makd.distill.shares import Shares
-from makd.distill.units import Units
+from makd.distill.teacher_variances import TeacherVariances
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DistillationOutput:
 
     total: Float[Tensor, ""]
     """What is minimised."""
-    losses: Mapping[Mean, Float[Tensor, ""]]
+    losses: Mapping[LossKey, Float[Tensor, ""]]
     """Each mean alone, unweighted and without gradient."""
     output: Any
     """The student's ModelOutput."""
@@ -53,10 +53,10 @@ class DistillationForward:
     """Of the student."""
     teacher_anatomy: Anatomy
     projections: Projections | None
-    shift: int | None
-    """As `find_shift` gives it: None where the models make their logits."""
+    label_shift: int | None
+    """As `shared_label_shift` gives it: None where the models make their logits."""
     cache: TeacherCache | None
-    units: Units
+    teacher_variances: TeacherVariances
     label_names: frozenset[str]
     teacher_precision: Callable[[], AbstractContextManager[Any]]
 
@@ -89,7 +89,7 @@ class DistillationForward:
             total, kept["losses"], kept["output"] = self._run(own, batch, rows, shares, with_logits)
             return {"loss": total}  # an engine looks for gradients in all that is returned: the sum alone has them
 
-        if self.shift is not None:
+        if self.label_shift is not None:
             hold_head(self.student)
         with _forward_of(self.student) as own:
             self.student.forward = forward
@@ -123,10 +123,10 @@ class DistillationForward:
         rows: Tensor | None,
         shares: Shares,
         with_logits: bool,
-    ) -> tuple[Tensor, dict[Mean, Tensor], Any]:
+    ) -> tuple[Tensor, dict[LossKey, Tensor], Any]:
         """The plan's weighted sum, its means and the student's output; `own` is the forward that was replaced."""
         recording, teacher_output, teacher_head = self.teacher_forward(inputs, rows)
-        layers = LayerLosses(self.anatomy, inputs, recording, self.plan, self.projections, self.units)
+        layers = LayerLosses(self.anatomy, inputs, recording, self.plan, self.projections, self.teacher_variances)
         with (
             capture(self.student, self.anatomy, self.plan.taps, layers.receive),
             self._withhold(self.student) as head,
@@ -137,7 +137,7 @@ class DistillationForward:
         terms, predicted = by_term(self.plan, losses, shares), None
         if head is not None:
             predicted, alone = prediction_losses(
-                self.plan, self.anatomy, inputs, teacher_head, head, shift=self.shift or 0, shares=shares
+                self.plan, self.anatomy, inputs, teacher_head, head, label_shift=self.label_shift or 0, shares=shares
             )
             losses.update(alone)
             terms |= alone
@@ -148,7 +148,7 @@ class DistillationForward:
 
     def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:
         """A forward inside makes no logits of a whole batch, if it need not."""
-        return nullcontext() if self.shift is None else withhold_logits(model)
+        return nullcontext() if self.label_shift is None else withhold_logits(model)
 
     def _without_labels(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = without_labels(model, inputs, {"labels", *self.label_names})

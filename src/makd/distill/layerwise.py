@@ -18,7 +18,7 @@ from makd.calibration.walk import Walk, state_bytes
 from makd.capture import examine
 from makd.distill.layer_training import check_teachable, teach_layer_
 from makd.distill.layerwise_settings import LayerwiseConfig
-from makd.distill.projections import check_pair
+from makd.distill.projections import check_layer_map
 from makd.errors import SettingError
 from makd.factorization.layers import begin_, enter, make_layers_, student_states
 from makd.progress import OnProgress, Progress, nobody
@@ -96,7 +96,7 @@ def teach_layers_(
     anatomy, ours, given = examine(teacher), examine(student), list(check_batches(batches, student))
     for one in (anatomy, ours):
         check_teachable(one, given)
-    check_pair(ours, anatomy)
+    check_layer_map(ours, anatomy)
     widths = [hidden_width(model, one.layers[0]) for model, one in ((student, ours), (teacher, anatomy))]
     if len(ours.layers) != len(anatomy.layers) or widths[0] != widths[1]:
         raise SettingError(

@@ -14,9 +14,9 @@ from makd.distill.dropout import switch_dropout_off_
 from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
-from makd.distill.shares import SHARE, RunningMeans, share_out
+from makd.distill.shares import SHARE, RunningMeans, step_shares
 from makd.errors import NumericsError
-from makd.processes.started import count
+from makd.processes.started import process_count
 
 TASK = "task"
 """What the loss on the labels is called among means."""
@@ -46,11 +46,11 @@ class SupervisedTrainer(MeanLossTrainer):
         if not batches:
             return batches, items
         counts = [torch.as_tensor(self._count(batch), device=self.args.device).float() for batch in batches]
-        shares = share_out(torch.stack(counts)[:, None])
+        shares = step_shares(torch.stack(counts)[:, None])
         return [{**batch, SHARE: share} for batch, [share] in zip(batches, shares, strict=True)], items
 
     def _count(self, batch: Mapping[str, Any]) -> Tensor | int:
-        return count_labels(batch, 0 if self.predictions is None else self.predictions.ahead)
+        return count_labels(batch, 0 if self.predictions is None else self.predictions.label_shift)
 
     def _predict(
         self, model: nn.Module, inputs: Mapping[str, Any], *, with_logits: bool, noted: bool
@@ -89,5 +89,5 @@ class SupervisedTrainer(MeanLossTrainer):
                 "it is so from the first step on, look at the labels for numbers that are far too large."
             )
         if share is not None:
-            loss = loss * (share * count())  # engines take the mean of the processes' gradients
+            loss = loss * (share * process_count())  # engines take the mean of the processes' gradients
         return (loss, output) if return_outputs else loss

@@ -26,7 +26,7 @@ from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
 from makd.distill.arguments import check_checkpointing, check_loss
-from makd.distill.counted import means_of
+from makd.distill.counted import loss_keys
 from makd.distill.distillation_forward import DistillationForward, DistillationOutput
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
@@ -37,16 +37,16 @@ from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
-from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
+from makd.distill.projections import PROJECTIONS, Projections, check_layer_map, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.rollouts import Rollouts, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
-from makd.distill.units import Units
+from makd.distill.teacher_variances import TeacherVariances
 from makd.distill.withholding import tell_whole_logits
 from makd.errors import CacheError
 from makd.kinds import fit
-from makd.processes.started import count
+from makd.processes.started import process_count
 from makd.weights.sound import check_plain
 
 _logger = logging.getLogger(__name__)
@@ -105,13 +105,13 @@ class DistillTrainer(MeanLossTrainer):
         check_precision(student)
         self.anatomy: Anatomy = examine(student)
         self.teacher_anatomy: Anatomy = examine(teacher)
-        check_pair(self.anatomy, self.teacher_anatomy)
+        check_layer_map(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         report_off(self.plan, self.anatomy, self.teacher_anatomy)
         self.teacher_dtype = teacher_dtype
         self.learned = RunningMeans(terms_of(self.plan))
-        self.units = Units(self.plan)
-        self._told_of_units = False
+        self.teacher_variances = TeacherVariances(self.plan)
+        self._told_of_variances = False
         self.cache = cache
         if cache is not None:
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
@@ -133,7 +133,7 @@ class DistillTrainer(MeanLossTrainer):
             columns.append(ROW)  # where unused columns are removed, this one stays
         check_checkpointing(self.args)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
-        shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
+        label_shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
         tell_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
@@ -154,9 +154,9 @@ class DistillTrainer(MeanLossTrainer):
             anatomy=self.anatomy,
             teacher_anatomy=self.teacher_anatomy,
             projections=self.projections,
-            shift=shift,
+            label_shift=label_shift,
             cache=cache,
-            units=self.units,
+            teacher_variances=self.teacher_variances,
             label_names=frozenset(self.label_names),
             teacher_precision=self._teacher_precision,
         )
@@ -184,9 +184,9 @@ class DistillTrainer(MeanLossTrainer):
                     batches, step, step / self.state.max_steps, self.distillation_forward.student, self.teacher
                 )
             items = self._get_num_items_in_batch(batches, device)
-        if self.units.are_missing:
+        if self.teacher_variances.are_missing:
             with self.compute_loss_context_manager():
-                self.units.measure(batches, self.anatomy, self._recorded, self.args.device)
+                self.teacher_variances.measure(batches, self.anatomy, self._recorded, self.args.device)
         shares = shares_of(self.plan, self.anatomy, batches, self.args.device)
         return [{**batch, SHARE: share} for batch, share in zip(batches, shares, strict=True)], items
 
@@ -201,8 +201,8 @@ class DistillTrainer(MeanLossTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; an adaptive share of the student's completions follows the loss."""
-        if self.units.are_missing and not self._told_of_units:
-            self._told_of_units = True
+        if self.teacher_variances.are_missing and not self._told_of_variances:
+            self._told_of_variances = True
             _logger.warning(
                 "Evaluated before the first step: squared differences are in units of each batch, and after it in "
                 "those of the training. The losses are not to be compared"
@@ -236,11 +236,11 @@ class DistillTrainer(MeanLossTrainer):
         result = self.distillation_forward(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
             self.learned.add(result.losses, shares or WHOLE)
-            if shares is not None and count() > 1:  # engines take the mean of the processes' gradients
-                result = replace(result, total=result.total * count())
+            if shares is not None and process_count() > 1:  # engines take the mean of the processes' gradients
+                result = replace(result, total=result.total * process_count())
         elif noted:
             counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
-            self.evaluated.add(result.losses, dict(zip(means_of(self.plan), counts, strict=True)))
+            self.evaluated.add(result.losses, dict(zip(loss_keys(self.plan), counts, strict=True)))
         return result
 
     def _predict(
@@ -263,7 +263,7 @@ class DistillTrainer(MeanLossTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            self.units.save(output_dir)
+            self.teacher_variances.save(output_dir)
             if self.rollouts is not None:
                 self.rollouts.save(output_dir)
 
@@ -274,7 +274,7 @@ class DistillTrainer(MeanLossTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.units.load(checkpoint)
+            self.teacher_variances.load(checkpoint)
             if self.rollouts is not None:
                 self.rollouts.load(checkpoint)
 

@@ -57,7 +57,7 @@ def receive() -> Any:
     return value
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
     _wait(lambda: dist.barrier(started.group(), async_op=True))
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.data import tokenize
 from makd.errors import DataError
 from makd.mapped import map_rows
-from makd.tasks.places import LOST
+from makd.tasks.answer_spans import LOST
 from makd.tasks.settings import TaskConfig
 from makd.tasks.windows import check_questions
 from makd.tasks.words import IGNORED, encode_words

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from makd.anatomy import predictions_of
-from makd.anatomy.predictions import Law
+from makd.anatomy.predictions import Target
 from makd.errors import SettingError
 from makd.loading import load_config, load_learner, locate
 from makd.tasks.labels import place_outputs
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_TYPES = {"classification": "single_label_classification", "multi_label": "multi_label_classification"}
 """Kind of task -> what transformers calls it."""
-LAWS: dict[str, Law] = {
+TARGETS: dict[str, Target] = {
     "classification": "classes",
     "multi_label": "labels",
     "regression": "numbers",
@@ -123,10 +123,10 @@ def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]
             f"{name} predicts {model.config.num_labels} labels; the task {config.name} has {wanted}"
             f"{': ' + ', '.join(labels) if labels else ' (a number)'}. Take a model that was fine-tuned on this task."
         )
-    law, found = LAWS[config.known.kind], predictions_of(model)
-    if found is None or found.law != law:
+    target, found = TARGETS[config.known.kind], predictions_of(model)
+    if found is None or found.target != target:
         raise SettingError(
-            f"The task {config.name} has {law} to predict; {name} predicts {found}, by its config (problem_type "
+            f"The task {config.name} has {target} to predict; {name} predicts {found}, by its config (problem_type "
             f"{getattr(model.config, 'problem_type', None)!r}, num_labels {model.config.num_labels}). Take a model "
             "that was fine-tuned on this task, or correct its config.json."
         )

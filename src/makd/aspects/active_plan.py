@@ -165,7 +165,7 @@ def _tells_completions(term: Term, anatomy: Anatomy) -> bool:
     """Whether a batch says which tokens are completions: what an encoder-decoder predicts all is."""
     if anatomy.is_encoder_decoder:
         return term.aspect == "logits" and anatomy.predictions is not None
-    return anatomy.predictions is not None and anatomy.predictions.ahead > 0
+    return anatomy.predictions is not None and anatomy.predictions.label_shift > 0
 
 
 def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Comparison]:

@@ -24,7 +24,7 @@ FILE = "units.json"
 """Where a checkpoint keeps them."""
 
 
-class Units(dict[Comparison, float]):
+class TeacherVariances(dict[Comparison, float]):
     """The unit of each comparison of squared differences; empty until they are measured."""
 
     def __init__(self, plan: ActivePlan) -> None:
