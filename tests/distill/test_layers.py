@@ -11,7 +11,7 @@ import makd
 from makd.aspects import attention_kl, normalised_mse
 from makd.capture import AttentionCall, capture
 from makd.distill import DistillTrainer
-from makd.distill.counted import Counted
+from makd.distill.counted import TokenMasks
 from makd.distill.distillation_forward import DistillationForward
 from makd.distill.layers import LayerLosses, _score_mask, compare_calls
 from tests.distill.test_trainer import make_arguments, make_pair, make_rows
@@ -52,7 +52,7 @@ def unreduced(trainer, inputs):
         trainer.teacher(**inputs)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps) as ours:
         trainer.model(**inputs)
-    tokens = Counted(trainer.anatomy, inputs).real
+    tokens = TokenMasks(trainer.anatomy, inputs).real
     total = 0.0
     for active in trainer.plan.terms:
         parts = []

@@ -29,7 +29,7 @@ from makd.identities import differences
 from makd.plain_json import read_json
 
 
-class Recalled(NamedTuple):
+class CachedTeacherOutput(NamedTuple):
     """A teacher's side of a batch, as its forward would have left it."""
 
     recording: Recording
@@ -147,7 +147,9 @@ class TeacherCache:
                     f"makes {size}. Train without a cache, or with a student of the whole vocabulary."
                 )
 
-    def recall(self, rows: Sequence[int], plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Recalled:
+    def recall(
+        self, rows: Sequence[int], plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]
+    ) -> CachedTeacherOutput:
         """What the teacher said about `rows`, laid out as in `inputs`; zeros in its padding.
 
         Args:
@@ -183,7 +185,7 @@ class TeacherCache:
         elif "logits" in aspects:
             start, end = (batch.read(name, self.dtype) for name in ("start_logits", "end_logits"))
             output = QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
-        return Recalled(recording, output, predictions)
+        return CachedTeacherOutput(recording, output, predictions)
 
     def _predictions(self, batch: "_Batch", plan: ActivePlan) -> KeptPredictions:
         temperatures = {active.term.temperature for active in plan.terms if active.term.aspect == "logits"}

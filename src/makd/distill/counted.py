@@ -19,7 +19,7 @@ LossKey = Comparison | str
 """What is a mean of its own: a comparison inside the layers, or the name of another term."""
 
 
-class Counted:
+class TokenMasks:
     """The tokens of one batch, as comparisons inside the layers count them."""
 
     def __init__(self, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> None:
@@ -66,7 +66,7 @@ def count(plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> d
     Returns:
         By `loss_keys`; `task` counts labels, and 0 where there are none.
     """
-    counted, found = Counted(anatomy, inputs), dict[LossKey, Tensor | int]()
+    counted, found = TokenMasks(anatomy, inputs), dict[LossKey, Tensor | int]()
     known: dict[tuple[str, bool, str], Tensor | int] = {}
     for comparison in plan.comparisons:
         tap = comparison.tap

@@ -17,7 +17,7 @@ from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, variance_sums, variance_unit
 from makd.capture import Recording
 from makd.devices import widest_dtype
-from makd.distill.counted import Counted
+from makd.distill.counted import TokenMasks
 from makd.distill.shares import add_up
 
 FILE = "units.json"
@@ -54,7 +54,7 @@ class TeacherVariances(dict[Comparison, float]):
         """
         sums: dict[Comparison, list[Tensor]] = {}
         for batch in batches:
-            recording, counted = teach(batch), Counted(anatomy, batch)
+            recording, counted = teach(batch), TokenMasks(anatomy, batch)
             for one in self._wanted:
                 real, _ = counted.real(one.tap)
                 states = by_token(recording.tensors[one.teacher], real, f"What layer {one.teacher.layer} gives")
