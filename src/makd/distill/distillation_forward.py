@@ -6,8 +6,8 @@ a model have to be made inside its forward. `DistillationForward` puts them ther
 put around the student.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.key_cache import without_cache
+from makd.anatomy.replaced_forward import replaced_forward
 from makd.aspects import ActivePlan, KeptPredictions
 from makd.cache import TeacherCache
 from makd.capture import HeadCall, Recording, capture, withhold_logits, without_labels
@@ -91,8 +92,8 @@ class DistillationForward:
 
         if self.label_shift is not None:
             hold_head(self.student)
-        with _forward_of(self.student) as own:
-            self.student.forward = forward
+        own = self.student.forward
+        with replaced_forward(self.student, forward):
             returned = wrapped(**inputs)
         return DistillationOutput(returned["loss"], **kept)
 
@@ -153,15 +154,3 @@ class DistillationForward:
     def _without_labels(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = without_labels(model, inputs, {"labels", *self.label_names})
         return found
-
-
-@contextmanager
-def _forward_of(model: nn.Module) -> Iterator[Callable[..., Any]]:
-    """The forward of `model`, which is its own again after the block, whatever it was given inside."""
-    before = vars(model).get("forward")
-    try:
-        yield model.forward
-    finally:
-        vars(model).pop("forward", None)
-        if before is not None:
-            model.forward = before
