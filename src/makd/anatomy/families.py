@@ -168,3 +168,8 @@ def projections(of: str, output: str) -> tuple[str, str, str, str]:
 
 FC: Mapping[Role, Place] = {Role.UP: "fc1", Role.DOWN: "fc2"}
 GATED: Mapping[Role, Place] = {Role.GATE: "mlp.gate_proj", Role.UP: "mlp.up_proj", Role.DOWN: "mlp.down_proj"}
+
+OWN_ATTENTION: Mapping[str, str] = {
+    "attention": "the architecture computes attention by itself, outside the attention interface"
+}
+"""What is off where an architecture has no call of transformers' attention to look at."""

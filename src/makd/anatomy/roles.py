@@ -50,6 +50,8 @@ SAME_INPUT = (
 )
 """Roles of a layer that read the same tensor, but for those that are `apart`."""
 
+FEED_FORWARD_ROLES = (Role.GATE, Role.UP, Role.DOWN)
+
 
 @dataclass(frozen=True)
 class OutputSlice:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 _LEAST_VARIANCE = 1e-6
 """Share of the mean square below which float32 cannot tell a variance from rounding."""
 
-_LEAST_NORM = 1e-6
+LEAST_NORM = 1e-6
 """Vectors shorter than this have no direction; a smaller bound would let their gradients overflow."""
 
 
@@ -95,7 +95,7 @@ def cosine_distance(
 
     def directions(states: Tensor) -> Tensor:
         known = states if mask is None else torch.where(mask.unsqueeze(-1), states, 0)
-        return torch.nn.functional.normalize(known.to(wide), dim=-1, eps=_LEAST_NORM)
+        return torch.nn.functional.normalize(known.to(wide), dim=-1, eps=LEAST_NORM)
 
     with torch.autocast(student.device.type, enabled=False):
         distances = (directions(student) - directions(teacher.detach())).square().sum(-1) / 2

@@ -61,7 +61,7 @@ def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
     for module, recorder in recorders.items():
         _recorders.setdefault(module, []).append(recorder)
     # without a config a module does not choose an implementation, so it calls none
-    implementations = {_implementation(module) for module in recorders if hasattr(module, "config")}
+    implementations = {attention_implementation(module) for module in recorders if hasattr(module, "config")}
     installed = [name for name in implementations if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "_makd_inner")]
     for name in installed:
         _install(name)
@@ -92,7 +92,7 @@ def check_float32(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModelError: it is FlashAttention.
     """
-    implementation = _implementation(model)
+    implementation = attention_implementation(model)
     if is_flash(implementation):
         raise UnsupportedModelError(
             f"{type(model).__name__} has attention implementation {implementation!r}, which takes 16 bits alone, and a "
@@ -101,10 +101,9 @@ def check_float32(model: PreTrainedModel) -> None:
         )
 
 
-def _implementation(module: nn.Module) -> str:
+def attention_implementation(module: nn.Module) -> str:
     """Name of the implementation that the module's model is set to."""
-    config: Any = module.config
-    return str(config._attn_implementation or "eager")
+    return str(getattr(module.config, "_attn_implementation", None) or "eager")
 
 
 def _install(name: str) -> None:

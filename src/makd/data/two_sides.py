@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data.completions import CUT, WHOLE, ConversationRow
 from makd.data.conversations import Message
 from makd.data.rendering import Conversation
@@ -53,7 +53,7 @@ def decoder_reads(model: PreTrainedModel, labels: Int[Tensor, "rows tokens"]) ->
         )
     shifted = torch.roll(labels, 1, dims=1)
     shifted[:, 0] = start
-    return shifted.masked_fill(shifted == NO_LABEL, padding)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, padding)
 
 
 class TwoSides:

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Role
-from makd.anatomy.tokens import NO_LABEL, completion_tokens, layer_tokens, predicting_tokens, role_tokens
+from makd.anatomy.tokens import IGNORE_INDEX, completion_tokens, layer_tokens, predicting_tokens, role_tokens
 from makd.aspects import ActivePlan, ActiveTerm, Comparison, Term, next_labels
 from makd.capture import Tap
 
@@ -117,4 +117,4 @@ def count_labels(inputs: Mapping[str, Tensor], label_shift: int) -> Tensor | int
     if labels.is_floating_point():
         return (~labels.isnan()).sum()
     tokens = next_labels(labels) if label_shift and labels.dim() == 2 else labels
-    return torch.as_tensor(tokens != NO_LABEL).sum()
+    return torch.as_tensor(tokens != IGNORE_INDEX).sum()

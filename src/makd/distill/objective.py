@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Predictions
-from makd.anatomy.tokens import layer_tokens
+from makd.anatomy.tokens import IGNORE_INDEX, layer_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
@@ -133,7 +133,7 @@ def task_loss(inputs: Inputs, output: Any, predictions: Predictions | None = Non
     if bool(torch.isnan(loss)):  # a mean over no rows: with some, the model's own cross-entropy left the others out
         absent = None
         if labels is not None:
-            absent = labels == -100
+            absent = labels == IGNORE_INDEX
         elif starts is not None:
             absent = starts >= inputs["input_ids"].shape[1]
         if absent is not None and bool(absent.all()):
