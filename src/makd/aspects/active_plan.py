@@ -82,11 +82,6 @@ class ActivePlan:
         return tuple(dict.fromkeys(comparison.teacher for comparison in self.comparisons))
 
     @property
-    def needs_completions(self) -> bool:
-        """Whether any term counts completions alone, so that the rows have to say where they are."""
-        return any(active.term.tokens == "completion" for active in self.terms)
-
-    @property
     def needs_teacher(self) -> bool:
         """Whether anything is mimicked. Not with `task` alone, which is plain fine-tuning."""
         return any(active.term.aspect != "task" for active in self.terms)

@@ -76,11 +76,6 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
-def has_whole_checkpoint(folder: Path) -> bool:
-    """Whether a training, or one of the stages that stand in folders of their own, can be gone on with."""
-    return newest_step(folder) is not None
-
-
 def newest_step(folder: Path) -> str | None:
     """Where a run can go on, as a person is told: `step 50`, or `step 50 of stage_2`; None where it cannot."""
     if not folder.is_dir():

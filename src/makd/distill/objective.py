@@ -46,13 +46,12 @@ def aspect_losses(
     layers: Mapping[Comparison, Float[Tensor, ""]],
     teacher_output: Any,
     student_output: Any,
-    with_predictions: bool = True,
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of every aspect of `plan` on one batch, unweighted, each a mean over its layers, roles and real tokens.
 
     Arguments are those of `mean_losses`.
     """
-    return by_term(plan, mean_losses(plan, anatomy, inputs, layers, teacher_output, student_output, with_predictions))
+    return by_term(plan, mean_losses(plan, anatomy, inputs, layers, teacher_output, student_output))
 
 
 def mean_losses(
