@@ -34,7 +34,7 @@ class Layout:
         return OutputSlice(start, start + parts[index] * width // groups, groups)
 
     def counted(self, config: Any) -> str:
-        """The same in numbers."""
+        """The layout for a person, with the numbers that the config has."""
         parts = " + ".join(str(_count(part, config)) for part in self.parts)
         groups = _count(self.groups, config)
         return parts if groups == 1 else f"{parts}, in {groups} groups"

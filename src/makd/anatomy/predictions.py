@@ -69,7 +69,7 @@ class Predictions:
         """The numbers in a model's output, (rows, choices) or (rows, tokens, choices); of places (rows, tokens).
 
         Raises:
-            UnsupportedModelError: they are not there, or not of this shape.
+            UnsupportedModelError: the output lacks these numbers, or has them in another shape.
         """
         if self.target == "unknown":
             raise UnsupportedModelError(f"The model's predictions cannot be compared: {self.reason}.")
@@ -189,7 +189,7 @@ def _labelled(name: str, model: PreTrainedModel) -> Predictions:
 
 @torch.no_grad()
 def check_predictions(model: PreTrainedModel) -> None:
-    """Make sure, before hours of work, that `model` predicts what its class says; six tokens are enough.
+    """Refuse, before hours of work, a `model` that does not predict what its class says; six tokens are enough.
 
     Heads over a vocabulary are not tried: see `makd.capture.why_not_repeated`.
 

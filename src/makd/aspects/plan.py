@@ -172,7 +172,7 @@ class Term:
         select_layers(self.layers, 1 if isinstance(self.layers, str) else 10**6)
 
     def _check_comparison(self) -> None:
-        """Of what is compared inside the layers."""
+        """Refuse settings that the aspect does not have where it compares inside the layers."""
         if self.aspect in ASPECTS.own and self.aspect not in _COUNTED.get(self.tokens, (self.aspect,)):
             raise SettingError(
                 f"With tokens {self.tokens!r} these aspects can be compared: {', '.join(_COUNTED[self.tokens])}; got "

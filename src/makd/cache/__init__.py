@@ -1,4 +1,4 @@
-"""Station 6: what a teacher says about the training rows, on disk, so that later epochs need no teacher."""
+"""Station 6: a teacher's outputs on the training rows, on disk, so that later epochs need no teacher."""
 
 from makd.cache.identity import hash_teacher, hash_tokenizer, identify
 from makd.cache.parts import needs

@@ -41,7 +41,7 @@ class AttentionCall:
     """Keys that are so many tokens away, or more, are not seen, besides `mask`; None sees all."""
 
     def to(self, device: torch.device) -> "AttentionCall":
-        """The same on a device; itself where it is there."""
+        """This call with its tensors on `device`; itself where they are there."""
         if self.query.device == device:
             return self
         mask, bias = (None if one is None else one.to(device) for one in (self.mask, self.position_bias))
@@ -87,10 +87,10 @@ def is_flash(implementation: str) -> bool:
 
 
 def check_float32(model: PreTrainedModel) -> None:
-    """Whether the attention of `model` can be run in float32, in which a student learns.
+    """Refuse attention that cannot be run in float32, in which a student learns.
 
     Raises:
-        UnsupportedModelError: it is FlashAttention.
+        UnsupportedModelError: the attention implementation of `model` is FlashAttention.
     """
     implementation = attention_implementation(model)
     if is_flash(implementation):

@@ -20,10 +20,10 @@ from makd.errors import DataError
 
 
 def check_writes(model: PreTrainedModel) -> None:
-    """Whether an encoder-decoder writes text.
+    """Refuse an encoder-decoder that writes no text.
 
     Raises:
-        DataError: it does not.
+        DataError: `model` cannot generate.
     """
     if not model.can_generate():
         raise DataError(

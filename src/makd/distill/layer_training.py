@@ -43,7 +43,7 @@ class LayerTrainingResult:
     before: float
     """Loss on the held-out batches as the layer came."""
     after: float
-    """The same as it leaves: not above `before`."""
+    """Loss on the held-out batches as the layer leaves: not above `before`."""
     steps: int
     """That were taken."""
     kept: int
@@ -53,15 +53,15 @@ class LayerTrainingResult:
 
 
 def check_teachable(anatomy: Anatomy, batches: Sized) -> None:
-    """Whether the layers of a model can be run, and so taught, one by one.
+    """Refuse models whose layers cannot be run, and so taught, one by one.
 
     Args:
         anatomy: of the model.
         batches: what they would learn from.
 
     Raises:
-        SettingError: they cannot.
-        DataError: there are fewer than two batches.
+        SettingError: the model has two stacks, its layers share weights, or they cannot be run in forward order.
+        DataError: fewer than two batches are given.
     """
     reason = anatomy.solvers_off.get("in_forward_order")
     if anatomy.is_encoder_decoder:
@@ -121,7 +121,7 @@ def teach_layer_(
 
     Raises:
         SettingError: the layers of the model cannot be run one by one.
-        DataError: there are fewer than two batches.
+        DataError: fewer than two batches are given.
         NumericsError: a loss is NaN or infinite.
     """
     check_teachable(anatomy, calls)
@@ -182,10 +182,10 @@ class _LayerTraining:
         self.tokens = [int(call.real.sum()) for call in self.calls]
 
     def loss(self, number: int) -> Float[Tensor, ""]:
-        """The plan's on one batch.
+        """The plan's weighted sum on batch `number`.
 
         Raises:
-            NumericsError: it is not finite.
+            NumericsError: the sum is not finite.
         """
         real = self.calls[number].real
         inputs = {"input_ids": real, "attention_mask": real}  # which tokens are real is all that is asked of them

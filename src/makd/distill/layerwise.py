@@ -90,7 +90,7 @@ def teach_layers_(
 
     Raises:
         SettingError: the layers cannot be taught one by one, or the models do not line up.
-        DataError: there are fewer than two batches.
+        DataError: fewer than two batches are given.
         NumericsError: a loss is NaN or infinite.
     """
     anatomy, ours, given = examine(teacher), examine(student), list(check_batches(batches, student))

@@ -173,7 +173,7 @@ def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
     """Let a training with an adaptive share evaluate, after each tenth of its steps unless it says when.
 
     Raises:
-        SettingError: there are no held-out rows.
+        SettingError: no held-out rows are given.
     """
     if not has_held_out:
         raise SettingError(

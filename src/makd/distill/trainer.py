@@ -84,7 +84,7 @@ class DistillTrainer(MeanLossTrainer):
             tokens_per_batch: tokens of a training batch on each device, padding counted, in the place of a number of
                 rows: see `makd.data.token_batches`. None leaves batches to the Trainer.
             teacher_dtype: of the teacher's products in training and evaluation, by autocast; None: as the student's.
-            cache: what the teacher says about the rows of `train_dataset`, so that training steps do not ask it.
+            cache: the teacher's outputs on the rows of `train_dataset`, so that training steps do not ask it.
                 Evaluation does, on rows that are not in there.
             shard_teacher: whether the teacher is spread over the processes, as FSDP2 does the student; for good. By
                 default it is whole in each, or where its `device_map` has put it.

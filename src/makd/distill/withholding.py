@@ -57,7 +57,7 @@ def _check_label_shift(student: PreTrainedModel, label_shift: int | None) -> Non
     """Refuse a model whose loss looks at other labels than its class says: a step's shares would be counted by these.
 
     Raises:
-        UnsupportedModelError: it is so.
+        UnsupportedModelError: `label_shift` is not that of the predictions of the model's class.
     """
     predictions = predictions_of(student)
     if label_shift is None or predictions is None or predictions.label_shift == label_shift:

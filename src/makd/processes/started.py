@@ -87,7 +87,7 @@ def check_alone(what: str, instead: str) -> None:
         instead: what to do next.
 
     Raises:
-        SettingError: there are several.
+        SettingError: the run was started as several processes.
     """
     if process_count() > 1:
         raise SettingError(f"{what} runs in one process, and this one was started {process_count()} times. {instead}")

@@ -16,7 +16,7 @@ from makd.tasks.windows import check_questions
 from makd.tasks.words import encode_words
 
 NOWHERE = 1_000_000
-"""The same for a place in a row: transformers takes places beyond the row's end out of the loss."""
+"""An answer's place where there is none to learn: transformers takes places beyond the row's end out of the loss."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TARGETS = ("label", "labels", "start_positions", "end_positions")
 

@@ -52,7 +52,7 @@ def load_task_model(
 
     Raises:
         SettingError: no such head fits this model.
-        ModelLoadError: it cannot be loaded.
+        ModelLoadError: the model cannot be loaded.
     """
     kind = rows.config.kind
     config = load_config(name) if locate(name).gguf_file is None else None
@@ -98,13 +98,13 @@ def _kept_names(rows: TaskRows, theirs: Sequence[str], name: str) -> dict[str, A
 
 
 def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]) -> tuple[int, ...]:
-    """Whether `model` predicts what the task asks for: this kind of head, as many labels, of the same names.
+    """Refuse a `model` that does not predict what the task asks for: its kind of head, its labels by their names.
 
     Returns:
         For each output of the head its place in `labels`; empty where labels have no names.
 
     Raises:
-        SettingError: it does not.
+        SettingError: the head is of another kind, or has other labels.
     """
     name, cls, kind = model.name_or_path or "the model", type(model).__name__, config.kind
     if not cls.endswith(kind.classes):
