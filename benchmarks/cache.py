@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
@@ -29,6 +30,7 @@ from makd.aspects import activate
 from makd.cache import ROW, CacheConfig, TeacherCache, identify, write_cache
 from makd.data import DataConfig, collator, load_texts, tokenize
 from makd.distill import DistillTrainer
+from makd.distill.distillation_forward import DistillationForward
 from makd.loading import load_model, load_tokenizer
 from makd.report import describe_environment
 
@@ -108,23 +110,24 @@ def measure(
     trainer: DistillTrainer, rows: Dataset, seconds: float, batch_size: int
 ) -> dict[str, list[tuple[float, float]]]:
     """Clock and processor seconds of each step, by kind, after one turn of each that is not counted."""
-    batches = []
+    batches, teacher_forward = [], DistillationForward.teacher_forward
     for start in range(0, len(rows), batch_size):
         batch = trainer.data_collator([{**rows[index], ROW: index} for index in range(start, start + batch_size)])
         with torch.no_grad():
-            batches.append((batch, trainer._teach({k: v for k, v in batch.items() if k != ROW}, batch[ROW])))
+            inputs = {k: v for k, v in batch.items() if k != ROW}
+            batches.append((batch, trainer.distillation_forward.teacher_forward(inputs, batch[ROW])))
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
-    teach = trainer._teach
 
     def step(kind: str, index: int) -> tuple[float, float]:
         batch, remembered = batches[index]
         inputs = {name: value for name, value in batch.items() if kind != "live" or name != ROW}
         recording, *heads = remembered  # a step empties the recording that it gets
         copied = replace(recording, tensors=dict(recording.tensors), attention=dict(recording.attention))
-        trainer._teach = (lambda *_: (copied, *heads)) if kind == "free" else teach
+        theirs = (lambda *_: (copied, *heads)) if kind == "free" else teacher_forward
         begun, processor_begun = time.perf_counter(), time.process_time()
-        trainer.training_step(trainer.model, inputs)
+        with patch.object(DistillationForward, "teacher_forward", theirs):
+            trainer.training_step(trainer.model, inputs)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         return time.perf_counter() - begun, time.process_time() - processor_begun

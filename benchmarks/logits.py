@@ -2,7 +2,7 @@
 
     python benchmarks/logits.py --dtype bfloat16 | tail -1 >> benchmarks/results/logits.jsonl
 
-Dense is two whole logits and `logits_kl`, which itself makes no float32 copy of them. Repeats of the two alternate, so
+Dense is two whole logits and `logits_divergence`, which itself makes no float32 copy. Repeats of the two alternate, so
 that what else runs on the machine slows both; ratios are chunked / dense, medians over the pairs. Processor seconds
 are those of this process alone. Memory is the process's peak above what it held before, the head's gradient included
 (Linux only).
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from makd.aspects import chunked_logits_loss, logits_kl
+from makd.aspects import chunked_logits_loss, logits_divergence
 from makd.capture import VocabularyHead
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     student, head = (hidden + 0.3 * torch.randn_like(hidden)).requires_grad_(), weight.clone().requires_grad_()
 
     def dense() -> Tensor:
-        return logits_kl(nn.functional.linear(student, head), nn.functional.linear(hidden, weight))
+        return logits_divergence(nn.functional.linear(student, head), nn.functional.linear(hidden, weight))
 
     def chunked() -> Tensor:
         return chunked_logits_loss(student, VocabularyHead(head), hidden, VocabularyHead(weight)).total

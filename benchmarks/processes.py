@@ -66,7 +66,7 @@ def measure(model: str, way: str, steps: int) -> dict[str, Any] | None:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=steps,
-            per_device_train_batch_size=ROWS // started.count(),
+            per_device_train_batch_size=ROWS // started.process_count(),
             report_to="none",
             save_strategy="no",
             use_cpu=True,
@@ -148,7 +148,7 @@ def main() -> None:
         found = measure(given.model, given.way, given.steps)
         if found is not None:
             print(json.dumps(found), flush=True)
-        if started.count() > 1:
+        if started.process_count() > 1:
             torch.distributed.destroy_process_group()
     elif given.what == "table":
         print(table())

@@ -78,7 +78,7 @@ def test_a_student_is_taught_and_looked_into_on_one(request, tmp_path):
     assert found.linears == pytest.approx(expected.linears, rel=1e-4)
     trainer = makd.DistillTrainer(student, teacher, "feature", args=make_arguments(tmp_path), train_dataset=make_rows())
     trainer.train()
-    assert all(unit > 0 for unit in trainer.units.values())
+    assert all(unit > 0 for unit in trainer.teacher_variances.values())
 
 
 def test_another_than_the_first_accelerator_is_refused_in_one_process():

@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,23 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 LONGEST = 400
 """Lines. A longer module has two ideas."""
 SAYS_NOTHING = {"utils", "util", "misc", "helpers", "helper", "common", "base", "core"}
+
+DESCRIBED = ("anatomy", "aspects", "baselines", "cache", "capture", "data", "distill", "generation.py", "processes",
+             "sentence_encoder", "tasks")  # fmt: skip
+"""Where docstrings of functions are held to the rules below."""
+EMPTY_CONDITION = re.compile(
+    r"^ *\w+: (it|they|one|some) (is|are|does|do|has|have|can|cannot|would|would not|is so|is not|does not|has not)\.$",
+    re.M,
+)
+"""What is said under "Raises" and names no condition."""
+
+
+def functions(path):
+    """Name and docstring of every function in a module that has one."""
+    nodes = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)
+    ]
+    return [(node.name.lstrip("_"), ast.get_docstring(node)) for node in nodes if ast.get_docstring(node)]
 
 
 def name(path):
@@ -33,6 +51,22 @@ class TestEveryModule:
 
     def test_has_a_name_that_says_what_is_in_it(self, path):
         assert not {path.stem, *path.relative_to(SOURCE).parts[:-1]} & SAYS_NOTHING
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.relative_to(SOURCE).parts[0] in DESCRIBED], ids=name)
+class TestEveryFunction:
+    def test_that_checks_says_what_it_refuses(self, path):
+        assert not [one for one, text in functions(path) if one.startswith("check_") and not text.startswith("Refuse")]
+
+    def test_that_asks_says_whether(self, path):
+        asking = [(one, text) for one, text in functions(path) if one.startswith(("is_", "has_"))]
+        assert not [one for one, text in asking if not text.startswith("Whether")]
+
+    def test_is_described_without_its_neighbour(self, path):
+        assert not [one for one, text in functions(path) if text.startswith("The same")]
+
+    def test_says_when_it_raises(self, path):
+        assert not [one for one, text in functions(path) if EMPTY_CONDITION.search(text)]
 
 
 def test_shapes_in_signatures_are_checked_while_tests_run():

@@ -16,7 +16,7 @@ from makd.errors import SettingError
 from makd.factorization.settings import FactorizeConfig
 from makd.kinds import checked
 from makd.loading import HEADS, check_dtype
-from makd.processes.started import check_device, count, group
+from makd.processes.started import check_device, group, process_count
 from makd.sentence_encoder import AUTO, check_pooling
 from makd.storage import check_save_dtype
 
@@ -247,7 +247,7 @@ def find_device(name: str, *, wide: bool = True) -> torch.device:
     """
     if name.partition(":")[0] == "meta":
         raise SettingError("device 'meta' holds no numbers, so nothing can be computed on it. Take auto, cpu or cuda.")
-    if count() > 1:
+    if process_count() > 1:
         group()  # makes each process's own accelerator the current one
     device = _accelerator(wide) if name == "auto" else _named_device(name)
     if wide:

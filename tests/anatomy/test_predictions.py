@@ -1,4 +1,4 @@
-"""What heads predict: every known one by its law, and no unknown one by a guess."""
+"""What heads predict: every known one by what it predicts, and no unknown one by a guess."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from transformers.models.auto import modeling_auto
 import makd
 from makd.anatomy import check_predictions, predictions_of, resolve
 from makd.aspects import activate
-from makd.capture import own_shift
+from makd.capture import label_shift_of
 from makd.errors import SettingError, UnsupportedModelError
 from tests.models import ENCODER, batch, tiny
 
@@ -29,7 +29,7 @@ NUMBERS = {"num_labels": 3, "problem_type": "regression"}
 
 
 @pytest.mark.parametrize(
-    ("head", "settings", "law", "each"),
+    ("head", "settings", "target", "each"),
     [
         ("sequence_classification", {"num_labels": 3}, "classes", "row"),
         ("sequence_classification", SEVERAL, "labels", "row"),
@@ -42,10 +42,10 @@ NUMBERS = {"num_labels": 3, "problem_type": "regression"}
         ("masked_lm", {}, "classes", "token"),
     ],
 )
-def test_a_head_is_read_by_its_class_and_config(head, settings, law, each):
+def test_a_head_is_read_by_its_class_and_config(head, settings, target, each):
     model = tiny("bert", head, **settings)
     found = predictions_of(model)
-    assert (found.law, found.each) == (law, each)
+    assert (found.target, found.each) == (target, each)
     assert resolve(model).predictions == found
     check_predictions(model)
 
@@ -53,7 +53,7 @@ def test_a_head_is_read_by_its_class_and_config(head, settings, law, each):
 @pytest.mark.parametrize(("name", "head"), [("llama", "causal_lm"), ("t5", "seq2seq_lm"), ("bart", "seq2seq_lm")])
 def test_language_models_choose_one_token_of_a_vocabulary(name, head):
     found = predictions_of(tiny(name, head))
-    assert (found.law, found.each, found.size) == ("classes", "token", None)
+    assert (found.target, found.each, found.size) == ("classes", "token", None)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_language_models_choose_one_token_of_a_vocabulary(name, head):
 )  # fmt: skip
 def test_a_language_models_predictions_are_of_the_labels_that_its_own_loss_looks_at(name, head):
     model = tiny(name, head)
-    assert predictions_of(model).ahead == own_shift(model)
+    assert predictions_of(model).label_shift == label_shift_of(model)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "t5", "bart"])
@@ -83,19 +83,19 @@ def test_every_language_model_of_transformers_is_known():
                 cls = type(name, (PreTrainedModel,), {})
                 model = cls.__new__(cls)
                 model.config = PreTrainedConfig()
-                assert predictions_of(model).law == "classes", name
+                assert predictions_of(model).target == "classes", name
 
 
 def test_a_class_of_ones_own_is_read_as_what_it_inherits():
     class Mine(BertForSequenceClassification):
         pass
 
-    assert predictions_of(Mine(BertConfig(**ENCODER, **SEVERAL))).law == "labels"
+    assert predictions_of(Mine(BertConfig(**ENCODER, **SEVERAL))).target == "labels"
 
 
 def test_next_sentences_are_one_of_two_classes():
     model = BertForNextSentencePrediction(BertConfig(**ENCODER))
-    assert (predictions_of(model).law, predictions_of(model).size) == ("classes", 2)
+    assert (predictions_of(model).target, predictions_of(model).size) == ("classes", 2)
     check_predictions(model)
 
 
@@ -125,7 +125,7 @@ class TestUnknownHeads:
 
     def test_a_problem_type_that_a_head_does_not_have_is_unknown(self):
         found = predictions_of(tiny("bert", "token_classification", problem_type="multi_label_classification"))
-        assert (found.law, "multi_label" in found.reason) == ("unknown", True)
+        assert (found.target, "multi_label" in found.reason) == ("unknown", True)
 
     def test_an_output_that_is_not_what_the_class_says_is_told(self):
         settings = {"vocab_size": 64, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 64}
@@ -156,7 +156,7 @@ def test_electras_discriminator_says_yes_or_no_of_each_token():
     model = ElectraForPreTraining(ElectraConfig(**ENCODER, embedding_size=16)).eval()
     inputs = batch(model)
     predictions = predictions_of(model)
-    assert (predictions.law, predictions.each) == ("labels", "token")
+    assert (predictions.target, predictions.each) == ("labels", "token")
     output = model(**inputs)
     real = inputs["attention_mask"].bool()
     rows = predictions.rows(output, real)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.aspects import DIVERGENCES, SoftLoss, chunked_logits_loss, divergence, logits, next_labels, vocabulary
-from makd.aspects.vocabulary import IGNORED
 from makd.capture import VocabularyHead
 
 BATCH, TOKENS, VOCABULARY, OURS, THEIRS = 3, 5, 23, 8, 10
@@ -50,7 +50,7 @@ class Case:
         self.teacher_hidden = draw(BATCH, TOKENS, THEIRS)
         self.teacher_head = VocabularyHead(draw(teacher_size, THEIRS), draw(teacher_size) if bias else None, **head)
         self.labels = torch.randint(student_size, (BATCH, TOKENS), generator=generator)
-        self.labels[0, 1], self.labels[2] = IGNORED, IGNORED
+        self.labels[0, 1], self.labels[2] = IGNORE_INDEX, IGNORE_INDEX
 
     @property
     def leaves(self):
@@ -79,7 +79,7 @@ class Case:
         total = sum(loss.weight * part for loss, part in zip(soft, parts, strict=True))
         hard = None
         if labels is not None:
-            hard = functional.cross_entropy(ours.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+            hard = functional.cross_entropy(ours.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
             total = total + hard_weight * hard
         return total, parts, hard
 
@@ -156,7 +156,7 @@ def test_a_comparison_without_a_teacher_and_a_temperature_of_zero_are_refused():
 @pytest.mark.parametrize("garbage", [1e4, float("inf"), float("nan")])
 def test_what_stands_in_the_padding_never_counts(garbage):
     case = Case()
-    labels = torch.where(MASK, case.labels, IGNORED)
+    labels = torch.where(MASK, case.labels, IGNORE_INDEX)
     labels[0, 4] = 3  # a label where nothing is compared
     kept = MASK.clone()
     kept[0, 4] = True
@@ -175,11 +175,11 @@ def test_the_label_of_the_next_token_is_the_causal_models_own_loss():
     case = Case()
     ours = case.head.logits(case.hidden).double()
     expected = functional.cross_entropy(
-        ours[:, :-1].flatten(0, 1), case.labels[:, 1:].flatten(), ignore_index=IGNORED
+        ours[:, :-1].flatten(0, 1), case.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
     )  # fmt: skip
     found = case.chunked(soft=(), labels=next_labels(case.labels))
     torch.testing.assert_close(found.hard.double(), expected, rtol=1e-5, atol=0)
-    assert next_labels(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, IGNORED]]
+    assert next_labels(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, IGNORE_INDEX]]
 
 
 @pytest.mark.parametrize(("student_size", "teacher_size"), [(23, 20), (20, 23)])
@@ -208,7 +208,7 @@ def test_is_zero_for_equal_sides_and_positive_otherwise():
 
 def test_nothing_that_counts_is_no_loss_and_no_gradient():
     case = Case()
-    found = case.chunked(mask=torch.zeros_like(MASK), labels=torch.full_like(case.labels, IGNORED))
+    found = case.chunked(mask=torch.zeros_like(MASK), labels=torch.full_like(case.labels, IGNORE_INDEX))
     found.total.backward()
     assert found.total == found.hard == found.soft[0] == 0
     assert (case.weight.grad == 0).all()
@@ -245,7 +245,7 @@ def test_bfloat16_values_are_exact_for_what_the_heads_round_to():
     case = Case(torch.bfloat16)
     found = case.chunked(labels=case.labels)
     ours, theirs = case.head.logits(case.hidden), case.teacher_head.logits(case.teacher_hidden)
-    expected = logits.logits_kl(ours, theirs, MASK)
+    expected = logits.logits_divergence(ours, theirs, MASK)
     torch.testing.assert_close(found.soft[0], expected, rtol=1e-5, atol=0)
     assert found.total.dtype == torch.float32
     wide = torch.autograd.grad(case.dense(labels=case.labels)[0], case.leaves)
@@ -260,7 +260,7 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_the_softmax_and_gradients_wi
         found = case.chunked()
         ours, theirs = case.head.logits(case.hidden), case.teacher_head.logits(case.teacher_hidden)
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(found.total, logits.logits_kl(ours, theirs, MASK), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.total, logits.logits_divergence(ours, theirs, MASK), rtol=1e-5, atol=0)
     wide = torch.autograd.grad(case.dense()[0], case.leaves)
     for got, exact in zip(torch.autograd.grad(found.total, case.leaves), wide, strict=True):
         assert got.dtype == torch.float32

@@ -8,7 +8,7 @@ import torch
 import makd
 from makd.anatomy import resolve
 from makd.aspects import activate
-from makd.baselines import BASELINES, Choice, PlannedStage, Prepared
+from makd.baselines import BASELINES, Choice, PlannedStage, PreparedStudent
 from makd.baselines.sizes import count_linears
 from makd.errors import SettingError, UnknownNameError
 from tests.distill.test_trainer import make_arguments, make_rows
@@ -95,7 +95,7 @@ class TestEveryBaseline:
 
 def test_steps_are_shared_out_with_at_least_one_for_each_stage(teacher):
     stages = tuple(PlannedStage(plan=makd.Plan(), share=share) for share in (0.01, 0.98, 0.01))
-    made = Prepared(student=teacher, stages=stages)
+    made = PreparedStudent(student=teacher, stages=stages)
     assert made.steps(10) == (1, 8, 1)
     with pytest.raises(makd.MakdError, match="3 stages need as many steps"):
         made.steps(2)

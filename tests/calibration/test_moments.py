@@ -29,8 +29,12 @@ def crossed(*pairs):
     return moments
 
 
+def sums(moments):
+    return {"rows": torch.tensor(moments.rows), **moments._sums()}
+
+
 def same(one, two):
-    one, two = one.to_tensors(), two.to_tensors()
+    one, two = sums(one), sums(two)
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name])
@@ -64,34 +68,6 @@ def test_moments_of_different_sizes_or_kinds_do_not_merge():
         crossed((rows(), rows(features=3))).merge(seen(rows()))
     with pytest.raises(ValueError, match=r"3 targets and .* 4 targets"):
         crossed((rows(), rows(features=3))).merge(crossed((rows(), rows(features=4))))
-
-
-@pytest.mark.parametrize("make", [lambda: seen(rows()), lambda: crossed((rows(), rows(features=3)))])
-def test_moments_survive_a_file_and_go_on(make, tmp_path):
-    moments = make()
-    torch.save(moments.to_tensors(), tmp_path / "moments.pt")
-    read = type(moments).from_tensors(torch.load(tmp_path / "moments.pt"))
-    same(read, moments)
-    assert type(read) is type(moments)
-    read.merge(moments)
-    assert read.rows == 2 * moments.rows
-
-
-def test_tensors_are_a_copy():
-    moments = seen(rows())
-    tensors = moments.to_tensors()
-    before = tensors["products"].clone()
-    moments.update(rows())
-    assert torch.equal(tensors["products"], before)
-
-
-def test_tensors_of_another_kind_are_refused():
-    with pytest.raises(ValueError, match="not the tensors of moments"):
-        InputMoments.from_tensors({"weight": torch.ones(2)})
-    with pytest.raises(ValueError, match="not the tensors of cross moments"):
-        CrossMoments.from_tensors(seen(rows()).to_tensors())
-    with pytest.raises(ValueError, match="InputMoments are"):
-        InputMoments.from_tensors(crossed((rows(), rows(features=3))).to_tensors())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -179,7 +155,7 @@ def test_pairs_of_inputs_say_all_of_the_teachers_outputs(count, features, out, h
         if len(student[part]):
             pairs.update_pairs(student[part], teacher[part])
     outputs = teacher @ weight.T + (0 if bias is None else bias)
-    found, expected = pairs.of_outputs(weight, bias).to_tensors(), crossed((student, outputs)).to_tensors()
+    found, expected = sums(pairs.of_outputs(weight, bias)), sums(crossed((student, outputs)))
     assert found.keys() == expected.keys()
     assert found.pop("target_squares").isnan().all(), "inputs do not say them"
     for name in found:
@@ -205,7 +181,7 @@ def test_pairs_that_overflow_are_refused_and_leave_no_trace():
     with pytest.raises(NumericsError, match="activations"):
         pairs.update_pairs(torch.full((2, 3), 1e30), torch.full((2, 3), 1e-9))
     assert pairs.rows == 0
-    assert not any(tensor.any() for tensor in pairs.to_tensors().values())
+    assert not any(tensor.any() for tensor in sums(pairs).values())
 
 
 def test_pairs_of_other_sizes_are_refused():

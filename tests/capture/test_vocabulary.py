@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import makd
-from makd.capture import has_vocabulary_head, own_shift, why_not_repeated, withhold_logits
+from makd.capture import has_vocabulary_head, label_shift_of, why_not_repeated, withhold_logits
 from makd.solvers.factors import Factors
 from tests.models import batch, tiny
 
@@ -54,7 +54,7 @@ class TestEveryVocabularyHead:
     def test_and_its_own_loss_are_recognised(self, name):
         model = make(name).train()
         assert why_not_repeated(model) is None
-        assert own_shift(model) == HEADS[name][2]
+        assert label_shift_of(model) == HEADS[name][2]
 
 
 def test_modes_and_hooks_are_as_before_after_reading():
@@ -62,7 +62,7 @@ def test_modes_and_hooks_are_as_before_after_reading():
     model.bert.encoder.layer[0].eval()
     before = [module.training for module in model.modules()]
     why_not_repeated(model)
-    own_shift(model)
+    label_shift_of(model)
     assert [module.training for module in model.modules()] == before
     assert not model.get_output_embeddings()._forward_pre_hooks
 
@@ -102,13 +102,13 @@ def test_a_loss_that_is_more_than_the_cross_entropy_is_noticed():
     model = tiny("llama", head="causal_lm")
     model.loss_function = lambda logits, labels, **_: nn.functional.cross_entropy(logits[0], labels[0]) + 1
     assert why_not_repeated(model) is None
-    assert own_shift(model) is None
+    assert label_shift_of(model) is None
 
 
 def test_a_model_that_makes_logits_of_labelled_tokens_alone_is_recognised():
     model = tiny("modernbert", head="masked_lm", sparse_prediction=True)
     assert why_not_repeated(model) is None
-    assert own_shift(model) == 0
+    assert label_shift_of(model) == 0
 
 
 def test_what_a_head_is_handed_is_brought_to_its_weight():

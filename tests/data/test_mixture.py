@@ -9,7 +9,7 @@ from datasets import Dataset
 
 import makd
 from makd.data import DataConfig, Source, load_texts, read_settings
-from makd.data.mixture import share_out
+from makd.data.mixture import apportion
 from makd.report import plain
 from tests.data.chats import chat
 
@@ -73,8 +73,8 @@ def test_the_seed_says_which_rows_are_taken(folder):
 
 def test_left_over_rows_go_to_the_largest_remainders():
     shares = [Fraction(1, 6), Fraction(2, 6), Fraction(3, 6)]
-    assert share_out(10, shares) == [2, 3, 5]  # 1.67, 3.33, 5
-    assert share_out(12, shares) == [2, 4, 6]
+    assert apportion(10, shares) == [2, 3, 5]  # 1.67, 3.33, 5
+    assert apportion(12, shares) == [2, 4, 6]
 
 
 def test_texts_and_conversations_are_not_mixed(folder):

@@ -83,7 +83,7 @@ def test_checkpoints_and_saved_models_hold_adapters_alone_and_load_as_such(taugh
         assert not list(place.glob("model*.safetensors"))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(folder / "student")
-    student = type(trainer.lesson.student).from_pretrained(folder / "student")
+    student = type(trainer.distillation_forward.student).from_pretrained(folder / "student")
     loaded = PeftModel.from_pretrained(student, tmp_path)
     inputs = batch(student)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_checkpoints_and_saved_models_hold_adapters_alone_and_load_as_such(taugh
 
 def test_a_training_goes_on_from_a_checkpoint_to_the_same_adapters(taught, tmp_path):
     folder, teacher, trainer, _ = taught
-    student = type(trainer.lesson.student).from_pretrained(folder / "student")
+    student = type(trainer.distillation_forward.student).from_pretrained(folder / "student")
     resumed = DistillTrainer(
         model=adapt(student, task_type="CAUSAL_LM"),
         teacher=teacher,

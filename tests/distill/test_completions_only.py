@@ -115,7 +115,7 @@ def test_the_trainer_without_whole_logits_has_the_same_losses(pair, inputs, tmp_
     student, teacher = (model.float() for model in pair)
     plan = makd.Plan(terms=(makd.Term(aspect="logits", tokens="completion"), makd.Term(aspect="task")))
     trainer = DistillTrainer(student, teacher, plan, args=make_arguments(tmp_path))
-    assert trainer.lesson.shift == 1
+    assert trainer.distillation_forward.label_shift == 1
     trainer.compute_loss(student, inputs)
     logged = trainer.evaluated.take(trainer.args.device)
     ours, theirs = (whole(model, inputs).logits.softmax(-1) for model in (student, teacher))

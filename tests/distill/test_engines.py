@@ -64,7 +64,7 @@ def test_a_teacher_that_is_spread_over_devices_teaches_the_same(tied, tmp_path):
         trainer = makd.DistillTrainer(copy.deepcopy(student), teacher, "full", args=make_arguments(tmp_path))
         inputs = batch(student)
         inputs["labels"] = inputs["input_ids"]
-        trainer.units.measure([inputs], trainer.anatomy, trainer._recorded, torch.device("cpu"))
+        trainer.teacher_variances.measure([inputs], trainer.anatomy, trainer._recorded, torch.device("cpu"))
         with torch.no_grad():
             return float(trainer.compute_loss(trainer.model.train(), inputs))
 

@@ -11,9 +11,9 @@ import makd
 from makd.aspects import attention_kl, normalised_mse
 from makd.capture import AttentionCall, capture
 from makd.distill import DistillTrainer
-from makd.distill.counted import Counted
+from makd.distill.counted import TokenMasks
+from makd.distill.distillation_forward import DistillationForward
 from makd.distill.layers import LayerLosses, _score_mask, compare_calls
-from makd.distill.lesson import Lesson
 from tests.distill.test_trainer import make_arguments, make_pair, make_rows
 from tests.models import batch
 
@@ -52,7 +52,7 @@ def unreduced(trainer, inputs):
         trainer.teacher(**inputs)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps) as ours:
         trainer.model(**inputs)
-    tokens = Counted(trainer.anatomy, inputs).real
+    tokens = TokenMasks(trainer.anatomy, inputs).real
     total = 0.0
     for active in trainer.plan.terms:
         parts = []
@@ -133,10 +133,10 @@ def test_the_teachers_tensors_die_while_the_students_forward_runs(checkpointing,
     if checkpointing:
         trainer.model.activation_checkpointing_enable({"use_reentrant": False})
     alive, seen = {}, []
-    teach = Lesson.teach
+    teacher_forward = DistillationForward.teacher_forward
 
-    def noting(lesson, inputs, rows):
-        theirs, *rest = teach(lesson, inputs, rows)
+    def noting(forward, inputs, rows):
+        theirs, *rest = teacher_forward(forward, inputs, rows)
         alive.update({tap: weakref.ref(tensor) for tap, tensor in theirs.tensors.items() if tap.kind == "linear"})
         return theirs, *rest
 
@@ -144,7 +144,7 @@ def test_the_teachers_tensors_die_while_the_students_forward_runs(checkpointing,
         gc.collect()
         seen.append(sum(reference() is not None for reference in alive.values()))
 
-    monkeypatch.setattr(Lesson, "teach", noting)
+    monkeypatch.setattr(DistillationForward, "teacher_forward", noting)
     for layer in trainer.anatomy.layers:
         trainer.model.get_submodule(layer.module).register_forward_hook(count)
     trainer.compute_loss(trainer.model.train(), dict(batch(trainer.model)))
@@ -195,7 +195,7 @@ def test_a_window_hides_the_keys_that_a_mask_of_it_hides():
 def test_a_plan_s_tap_that_two_terms_share_is_compared_once(tmp_path):
     trainer = make_trainer(tmp_path)
     inputs = batch(trainer.model)
-    theirs, *_ = trainer.lesson.teach(inputs, None)
+    theirs, *_ = trainer.distillation_forward.teacher_forward(inputs, None)
     layers = LayerLosses(trainer.anatomy, inputs, theirs, trainer.plan)
     with capture(trainer.model, trainer.anatomy, trainer.plan.taps, layers.receive) as empty:
         trainer.model(**inputs)

@@ -93,11 +93,11 @@ def test_a_taught_layer_gives_more_nearly_what_the_teachers_gives(name, head):
     pair = Pair(name, head)
     real = pair.calls[3].real
     before = squared(*reversed(pair.outputs(3)), real)
-    lesson = pair.teach()
+    result = pair.teach()
     after = squared(*reversed(pair.outputs(3)), real)
     assert after < 0.95 * before
-    assert lesson.before == pytest.approx(float(before), rel=1e-4)
-    assert lesson.after == pytest.approx(float(after), rel=1e-4)
+    assert result.before == pytest.approx(float(before), rel=1e-4)
+    assert result.after == pytest.approx(float(after), rel=1e-4)
 
 
 def test_only_the_layer_learns_and_all_of_it():
@@ -175,22 +175,22 @@ def test_a_layer_that_only_got_worse_is_what_it_was(patience):
     pair = Pair()
     before = weights(pair.student)
     settings = replace(FEW, learning_rate=1.0, schedule="constant_with_warmup", patience=patience)
-    lesson = pair.teach(settings)
+    result = pair.teach(settings)
     assert changed(before, pair.student) == set()
-    assert lesson.after == lesson.before
-    assert lesson.kept == 0
-    assert lesson.steps == (12 if patience is None else 6)
+    assert result.after == result.before
+    assert result.kept == 0
+    assert result.steps == (12 if patience is None else 6)
 
 
 def test_the_best_weights_are_kept_not_the_last():
     """A long stay at a rate that is too high, after a first look at a good place."""
     pair = Pair()
     settings = replace(FEW, steps=60, learning_rate=0.2, warmup=0.99, evaluate_every=5, patience=None)
-    lesson = pair.teach(settings)
-    assert 0 < lesson.kept < 60
+    result = pair.teach(settings)
+    assert 0 < result.kept < 60
     ours = squared(*reversed(pair.outputs(3)), pair.calls[3].real)
-    assert lesson.after == pytest.approx(float(ours), rel=1e-4)
-    assert lesson.after < lesson.before
+    assert result.after == pytest.approx(float(ours), rel=1e-4)
+    assert result.after < result.before
 
 
 def test_one_step_is_adamws_on_the_plans_loss():
@@ -223,9 +223,9 @@ def test_one_step_is_adamws_on_the_plans_loss():
         name: value.detach() - 1e-3 * value.grad / (value.grad.abs() + 1e-8) for name, value in layer.named_parameters()
     }
     settings = replace(FEW, steps=1, learning_rate=1e-3, warmup=0.0, batch_tokens=sum(counts[:3]))
-    lesson = pair.teach(settings)
-    assert lesson.kept == 1
-    assert lesson.tokens == sum(counts[:3])
+    result = pair.teach(settings)
+    assert result.kept == 1
+    assert result.tokens == sum(counts[:3])
     for name, value in pair.student.get_submodule(pair.layer.module).named_parameters():
         torch.testing.assert_close(value.detach(), expected[name], rtol=0, atol=1e-9)
 
@@ -277,20 +277,20 @@ def test_a_layers_output_is_compared_once_where_the_plan_does():
 
 def test_a_layer_in_bfloat16_is_no_worse_as_it_is_stored():
     pair = Pair(dtype=torch.bfloat16)
-    lesson = pair.teach(replace(FEW, learning_rate=1e-2))
+    result = pair.teach(replace(FEW, learning_rate=1e-2))
     assert all(parameter.dtype == torch.bfloat16 for parameter in pair.student.parameters())
-    assert lesson.after < lesson.before
+    assert result.after < result.before
     theirs = pair.outputs(3)[0].float()
     pair.student.float()  # the same numbers, in exact products
     with torch.no_grad():
         ours = run_layer(pair.student, pair.layer, pair.calls[3], pair.ours[3].float())
-    assert lesson.after == pytest.approx(float(squared(ours, theirs, pair.calls[3].real)), rel=1e-3)
+    assert result.after == pytest.approx(float(squared(ours, theirs, pair.calls[3].real)), rel=1e-3)
 
 
 def test_products_in_bfloat16_teach_too():
     pair = Pair()
-    lesson = pair.teach(FEW.with_products_in(torch.bfloat16))
-    assert lesson.after < lesson.before
+    result = pair.teach(FEW.with_products_in(torch.bfloat16))
+    assert result.after < result.before
     assert all(parameter.dtype == torch.float32 for parameter in pair.student.parameters())
 
 
@@ -320,8 +320,8 @@ def test_two_batches_are_needed():
 
 def test_of_few_batches_the_last_is_held_out():
     pair = Pair()
-    lesson = pair.teach(replace(FEW, held_out_every=100))
-    assert lesson.before == pytest.approx(float(squared(*reversed(Pair().outputs(3)), pair.calls[3].real)), rel=1e-4)
+    result = pair.teach(replace(FEW, held_out_every=100))
+    assert result.before == pytest.approx(float(squared(*reversed(Pair().outputs(3)), pair.calls[3].real)), rel=1e-4)
 
 
 def test_states_that_are_not_numbers_are_told_with_the_layer():
@@ -372,7 +372,7 @@ def test_a_finished_student_is_taught_layer_by_layer(name, head):
     after = makd.fidelity(student, teacher, batches[3:])[measure]
     assert (after > before) if measure == "cosine" else (after < before)
     assert list(lessons) == [0, 1]
-    assert all(lesson["after"] < lesson["before"] for lesson in lessons.values())
+    assert all(result["after"] < result["before"] for result in lessons.values())
     assert [one.done for one in done if one.what == "teach layers"] == [0, 1, 2]
     assert {one.of for one in done if one.what == "teach layers"} == {2}
 

@@ -9,7 +9,7 @@ import makd
 from makd.anatomy import resolve
 from makd.aspects import Term, activate
 from makd.distill.counted import count
-from makd.distill.shares import WHOLE, RunningMeans, share_out, terms_of
+from makd.distill.shares import WHOLE, RunningMeans, step_shares, terms_of
 from tests.models import tiny
 
 
@@ -26,7 +26,7 @@ def rows(*lengths, labels=None):
 @given(st.lists(st.lists(st.integers(0, 1000), min_size=2, max_size=2), min_size=1, max_size=6))
 def test_shares_add_up_to_one_and_go_by_what_is_counted(counts):
     table = torch.tensor(counts, dtype=torch.float64)
-    shares = torch.tensor(share_out(table), dtype=torch.float64)
+    shares = torch.tensor(step_shares(table), dtype=torch.float64)
     whole = table.sum(0)
     assert torch.allclose(shares.sum(0), (whole > 0).double())
     assert torch.allclose(shares * whole, table)

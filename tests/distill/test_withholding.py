@@ -83,10 +83,12 @@ def assert_near(one, other, tolerance):
 def test_losses_and_gradients_are_those_of_the_dense_way(name, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(vocabulary, "_CHUNK_BYTES", 4 * 7 * VOCABULARY)
     trainer = make_trainer(tmp_path, name, plan)
-    assert trainer.lesson.shift == {"causal_lm": 1}.get(MODELS[name][0], 0) or plan is PLANS["hidden"]
+    assert (
+        trainer.distillation_forward.label_shift == {"causal_lm": 1}.get(MODELS[name][0], 0) or plan is PLANS["hidden"]
+    )
     inputs = labelled(trainer.model)
     logged, total, gradients = losses_and_gradients(trainer, inputs)
-    trainer.lesson = replace(trainer.lesson, shift=None)
+    trainer.distillation_forward = replace(trainer.distillation_forward, label_shift=None)
     dense_logged, dense_total, dense_gradients = losses_and_gradients(trainer, inputs)
     assert_near(logged, dense_logged, 1e-5)
     torch.testing.assert_close(total, dense_total, rtol=1e-5, atol=1e-6)
@@ -120,7 +122,7 @@ def test_no_logits_of_a_whole_batch_are_made(name, plan, tmp_path, monkeypatch):
     with SeesLogits() as seen:
         trainer.compute_loss(trainer.model.train(), inputs).backward()
     assert seen.elements <= 32 * VOCABULARY < tokens * VOCABULARY
-    trainer.lesson = replace(trainer.lesson, shift=None)
+    trainer.distillation_forward = replace(trainer.distillation_forward, label_shift=None)
     with SeesLogits() as seen:
         trainer.compute_loss(trainer.model.train(), inputs)
     assert seen.elements >= tokens * VOCABULARY
@@ -132,7 +134,7 @@ def test_a_tied_embedding_is_trained_through_both_its_uses(tmp_path):
     trainer = make_trainer(tmp_path, pair=(teacher, student), plan=PLANS["two and the task"])
     inputs = labelled(student)
     _, _, gradients = losses_and_gradients(trainer, inputs)
-    trainer.lesson = replace(trainer.lesson, shift=None)
+    trainer.distillation_forward = replace(trainer.distillation_forward, label_shift=None)
     _, _, dense = losses_and_gradients(trainer, inputs)
     assert_near(gradients, dense, 1e-4)
     assert gradients["model.embed_tokens.weight"].abs().max() > 0
@@ -143,10 +145,10 @@ def test_a_factored_head_is_trained_in_both_factors(tmp_path):
     weight = student.lm_head.weight.detach().clone()
     student.lm_head = makd.LowRankLinear.from_factors(Factors(expand=weight[:, :8], reduce=weight[:8], error=0.0), None)
     trainer = make_trainer(tmp_path, pair=(teacher, student))
-    assert trainer.lesson.shift == 1
+    assert trainer.distillation_forward.label_shift == 1
     inputs = labelled(student)
     _, _, gradients = losses_and_gradients(trainer, inputs)
-    trainer.lesson = replace(trainer.lesson, shift=None)
+    trainer.distillation_forward = replace(trainer.distillation_forward, label_shift=None)
     _, _, dense = losses_and_gradients(trainer, inputs)
     assert_near(gradients, dense, 1e-4)
     assert gradients["lm_head.reduce.weight"].abs().max() > 0
@@ -211,7 +213,7 @@ def test_a_model_that_makd_cannot_repeat_makes_its_logits_and_the_log_says_why(t
     student.lm_head.register_forward_hook(lambda _module, _inputs, output: output.sin())
     with caplog.at_level(logging.WARNING, "makd"):
         trainer = make_trainer(tmp_path, pair=(teacher, student))
-    assert trainer.lesson.shift is None
+    assert trainer.distillation_forward.label_shift is None
     assert "makes the logits of all tokens" in caplog.text
     assert losses_and_gradients(trainer, labelled(student))[0]["logits"] > 0
 
@@ -221,7 +223,7 @@ def test_classification_keeps_its_logits_and_takes_any_divergence(tmp_path):
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")
     plan = makd.Plan(terms=(makd.Term(aspect="logits", divergence="total_variation"),))
     trainer = DistillTrainer(student, teacher, plan, args=make_arguments(tmp_path), train_dataset=Dataset.from_dict({}))
-    assert trainer.lesson.shift is None
+    assert trainer.distillation_forward.label_shift is None
     inputs = batch(student)
     loss = trainer.compute_loss(student, dict(inputs))
     p, q = (model(**inputs).logits.softmax(-1) for model in (teacher, student))

@@ -28,7 +28,7 @@ def recipe(processes: int) -> makd.Recipe:
 
 def main(encoder: str, output: Path) -> None:
     shard_on_a_cpu()
-    makd.compress(encoder, TEXTS, BUDGET, recipe(started.count()), output / "student")
+    makd.compress(encoder, TEXTS, BUDGET, recipe(started.process_count()), output / "student")
     started.close()
 
 

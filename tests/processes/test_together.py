@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import makd
-from makd.cache.shares import find_gaps, share_out
+from makd.cache.shares import find_gaps, split_between_processes
 from makd.cache.write import shards_of
 from makd.processes import started
 from makd.processes.first import from_first, in_turn
@@ -140,23 +140,23 @@ class TestSharingOut:
         assert find_gaps([(0, 2)], 2) == []
 
     def test_each_reads_about_as_many_tokens(self):
-        assert share_out([(0, 6)], [1, 1, 1, 1, 2, 2], 2) == [[(0, 4)], [(4, 6)]]
+        assert split_between_processes([(0, 6)], [1, 1, 1, 1, 2, 2], 2) == [[(0, 4)], [(4, 6)]]
 
     def test_all_gaps_are_read_by_somebody_once(self):
-        shares = share_out([(1, 3), (5, 9)], [3] * 10, 3)
+        shares = split_between_processes([(1, 3), (5, 9)], [3] * 10, 3)
         assert [place for share in shares for start, end in share for place in range(start, end)] == [1, 2, 5, 6, 7, 8]
         assert shares == [[(1, 3)], [(5, 7)], [(7, 9)]]
 
     def test_where_there_is_less_than_processes_some_read_nothing(self):
-        assert share_out([], [1, 2], 2) == [[], []]
-        assert sorted(share_out([(0, 1)], [5], 3)) == [[], [], [(0, 1)]]
+        assert split_between_processes([], [1, 2], 2) == [[], []]
+        assert sorted(split_between_processes([(0, 1)], [5], 3)) == [[], [], [(0, 1)]]
 
 
 class TestOneProcess:
     def test_is_the_first_of_one(self, monkeypatch):
         monkeypatch.delenv("RANK", raising=False)
         monkeypatch.setenv("WORLD_SIZE", "7")  # of something else
-        assert (started.count(), started.index(), started.is_first()) == (1, 0, True)
+        assert (started.process_count(), started.process_index(), started.is_first()) == (1, 0, True)
 
     def test_opens_nothing(self, monkeypatch):
         monkeypatch.setattr(started, "_open", lambda: pytest.fail("opened"))

@@ -77,15 +77,15 @@ def main(encoder: str, task: str, output: Path) -> None:
     made: list[int] = []
     told: list[str] = []
     found: dict[str, object] = {"first": started.is_first(), "called": started.name()}
-    torch.manual_seed(started.index())
+    torch.manual_seed(started.process_index())
     found["holder"] = describe(from_first(Holder))
     found["next random number"] = float(torch.rand(1))
     from_first(lambda: made.append(1))
     found["made"] = len(made)
-    found["nested"] = from_first(lambda: from_first(started.index))
-    found["in turn"] = in_turn(started.index)
+    found["nested"] = from_first(lambda: from_first(started.process_index))
+    found["in turn"] = in_turn(started.process_index)
     found["errors"] = [error_of(make, how) for make in (refuse, fail) for how in (from_first, in_turn)]
-    given = {"seed": 1, "training rows": f"rows {started.index()}"}
+    given = {"seed": 1, "training rows": f"rows {started.process_index()}"}
     found["given something else"] = error_of(lambda: check_same_everywhere(given), lambda make: make())
 
     def tell(progress: makd.Progress) -> None:
@@ -111,7 +111,7 @@ def main(encoder: str, task: str, output: Path) -> None:
         makd.compress(encoder, TEXTS, BUDGET, RECIPE, output / "student")
     except MakdError as error:
         found["refused"] = [type(error).__name__, str(error)]
-    (output / f"{started.index()}.json").write_text(json.dumps(found), encoding="utf-8")
+    (output / f"{started.process_index()}.json").write_text(json.dumps(found), encoding="utf-8")
     started.close()
 
 

@@ -7,9 +7,10 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.progress import nobody
 from makd.tasks import TaskConfig, load_task, read_task
-from makd.tasks.words import IGNORED, NO_WORD, encode_words
+from makd.tasks.words import NO_WORD, encode_words
 from tests.models import tiny
 from tests.tasks.test_tasks import SIZES
 
@@ -80,7 +81,7 @@ def test_a_byte_level_tokenizer_reads_words_as_it_reads_their_text(tmp_path, byt
     for line in encoded:
         named = [word for word in line["words"] if word != NO_WORD]
         assert named == list(range(len(SENTENCE)))
-        assert [tag for tag in line["labels"] if tag != IGNORED] == TAGS
+        assert [tag for tag in line["labels"] if tag != IGNORE_INDEX] == TAGS
 
 
 def test_a_word_piece_tokenizer_gives_what_it_gives_for_words_one_by_one(tmp_path, tokenizer):
@@ -90,7 +91,7 @@ def test_a_word_piece_tokenizer_gives_what_it_gives_for_words_one_by_one(tmp_pat
     assert encoded["input_ids"][0] == one_by_one["input_ids"][0]
     words = one_by_one.word_ids(0)
     first = [word is not None and word not in words[:place] for place, word in enumerate(words)]
-    expected = [TAGS[word] if real else IGNORED for word, real in zip(words, first, strict=True)]
+    expected = [TAGS[word] if real else IGNORE_INDEX for word, real in zip(words, first, strict=True)]
     assert encoded["labels"][0] == expected
 
 
@@ -108,7 +109,7 @@ class TestLongRows:
             assert named == list(range(48))
             for line in own:
                 for word, tag in zip(line["words"], line["labels"], strict=True):
-                    assert tag == (IGNORED if word == NO_WORD else self.LONG[1][word])
+                    assert tag == (IGNORE_INDEX if word == NO_WORD else self.LONG[1][word])
 
     def test_a_word_has_its_tag_where_it_has_most_context(self, tmp_path, tokenizer):
         rows = read_task(tagged(tmp_path, [self.LONG] * 2, max_length=24))
@@ -166,7 +167,7 @@ def test_tags_that_are_missing_are_neither_learned_nor_measured(tmp_path, tokeni
     task = TaskConfig(name="token_classification", path=str(path), **settings)
     learner = model(vocab_size=300)
     loaded = load_task(task, tokenizer, learner)
-    assert [tag for tag in loaded.train[0]["labels"] if tag != IGNORED] == [0, 1, 0]
+    assert [tag for tag in loaded.train[0]["labels"] if tag != IGNORE_INDEX] == [0, 1, 0]
     predicted, true = loaded._predict(learner, "held_out", loaded.held_out, 4, nobody)
     assert true == [["O", "B-PER", "O"]] * len(loaded.held_out)
     assert [len(tags) for tags in predicted] == [3] * len(loaded.held_out)

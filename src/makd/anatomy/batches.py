@@ -21,7 +21,7 @@ ADVICE = "Give a list of what `tokenizer(texts, padding=True, return_tensors='pt
 
 
 def check_batches(batches: Iterable[Mapping[str, Tensor]], model: PreTrainedModel) -> Iterator[Mapping[str, Tensor]]:
-    """The same batches, each one looked at when it is asked for.
+    """Refuse batches that `model` cannot read; gives them on, each one looked at when it is asked for.
 
     Args:
         batches: model inputs, as a DataLoader gives them.
@@ -81,7 +81,11 @@ def _check_ids(name: str, ids: Tensor, vocabulary: int) -> None:
 
 
 def _check_length(batch: Mapping[str, Any], model: PreTrainedModel, tokens: int) -> None:
-    """Rows of several packed texts may be longer than `tokens`: each text has positions from 0."""
+    """Refuse rows of more than `tokens` tokens; packed texts may be longer, each has positions from 0.
+
+    Raises:
+        DataError: a row is longer, or a position lies beyond those that the model has.
+    """
     called, positions, limit = type(model).__name__, batch.get("position_ids"), position_limit(model)
     last = int(positions.max()) if isinstance(positions, Tensor) and positions.numel() > 0 else None
     packed = last is not None

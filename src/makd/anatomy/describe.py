@@ -59,7 +59,7 @@ class Inspection:
         yield to_table(self)
 
     def __str__(self) -> str:
-        """The same as plain text."""
+        """`to_table` as plain text."""
         console = Console(width=120, no_color=True)
         with console.capture() as capture:
             console.print(to_table(self))
@@ -113,7 +113,7 @@ def _count(model: PreTrainedModel, names: Iterable[str]) -> int:
 
 
 def inspection_content(inspection: Inspection) -> dict[str, Any]:
-    """The same as `to_table`, with every linear in a row of its own, for machines."""
+    """What `to_table` shows, with every linear in a row of its own, for machines."""
     anatomy = inspection.anatomy
     counts = {name: getattr(inspection, name) for name in inspection.__dataclass_fields__ if "parameters" in name}
     return {

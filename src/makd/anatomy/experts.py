@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from makd.anatomy.roles import Anatomy, ExpertStack, Layer, Role
+from makd.anatomy.roles import FEED_FORWARD_ROLES, Anatomy, ExpertStack, Layer
 
-_FEED_FORWARD = (Role.GATE, Role.UP, Role.DOWN)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FIRST, _LAST = ("gate_up_proj", "up_proj"), "down_proj"
 
@@ -67,7 +66,7 @@ def tell_experts(
         return ()
     layer = next(layer for layer in layers if any(name.startswith(f"{layer.module}.") for name in experts))
     inside = experts[0].removeprefix(f"{layer.module}.").rpartition(".")[0]
-    roles = [role for role in _FEED_FORWARD if role in layer.roles]
+    roles = [role for role in FEED_FORWARD_ROLES if role in layer.roles]
     others = ", ".join(f"{role.value} = {layer.roles[role].module.removeprefix(f'{layer.module}.')}" for role in roles)
     told = f"are what every token goes through alone ({others})" if roles else "are nobody's beside them"
     first = next((stack for stack in stacks), None)

@@ -34,7 +34,7 @@ class Layout:
         return OutputSlice(start, start + parts[index] * width // groups, groups)
 
     def counted(self, config: Any) -> str:
-        """The same in numbers."""
+        """The layout for a person, with the numbers that the config has."""
         parts = " + ".join(str(_count(part, config)) for part in self.parts)
         groups = _count(self.groups, config)
         return parts if groups == 1 else f"{parts}, in {groups} groups"
@@ -168,3 +168,8 @@ def projections(of: str, output: str) -> tuple[str, str, str, str]:
 
 FC: Mapping[Role, Place] = {Role.UP: "fc1", Role.DOWN: "fc2"}
 GATED: Mapping[Role, Place] = {Role.GATE: "mlp.gate_proj", Role.UP: "mlp.up_proj", Role.DOWN: "mlp.down_proj"}
+
+OWN_ATTENTION: Mapping[str, str] = {
+    "attention": "the architecture computes attention by itself, outside the attention interface"
+}
+"""What is off where an architecture has no call of transformers' attention to look at."""

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 from makd.anatomy.eval_mode import in_eval
 from makd.errors import UnsupportedModelError
 
-Law = Literal["classes", "labels", "numbers", "places", "unknown"]
+Target = Literal["classes", "labels", "numbers", "places", "unknown"]
 """How a head's numbers are read. `classes`: softmax, one choice. `labels`: a sigmoid each, any of them may hold.
 `numbers`: as they are. `places`: softmax over the tokens of a row. `unknown`: nobody says."""
 
@@ -39,7 +39,7 @@ _LANGUAGE_NAMES = (
     | _MASKED_NAMES
     | class_names(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 )
-_ROW_LAWS: dict[str, Law] = {
+_ROW_TARGETS: dict[str, Target] = {
     "single_label_classification": "classes",
     "multi_label_classification": "labels",
     "regression": "numbers",
@@ -51,7 +51,7 @@ _ROW_LAWS: dict[str, Law] = {
 class Predictions:
     """What a model with a head predicts."""
 
-    law: Law
+    target: Target
     each: Literal["token", "row"] = "row"
     """What has a prediction."""
     outputs: tuple[str, ...] = ("logits",)
@@ -62,16 +62,16 @@ class Predictions:
     """What these are called in the model's config, if it says."""
     reason: str = ""
     """Why they are not known."""
-    ahead: int = 0
+    label_shift: int = 0
     """How many tokens after the one that it stands at a prediction is of: 1 for causal language models."""
 
     def read(self, output: Any) -> list[Tensor]:
         """The numbers in a model's output, (rows, choices) or (rows, tokens, choices); of places (rows, tokens).
 
         Raises:
-            UnsupportedModelError: they are not there, or not of this shape.
+            UnsupportedModelError: the output lacks these numbers, or has them in another shape.
         """
-        if self.law == "unknown":
+        if self.target == "unknown":
             raise UnsupportedModelError(f"The model's predictions cannot be compared: {self.reason}.")
         found = []
         for name in self.outputs:
@@ -81,12 +81,12 @@ class Predictions:
                     f"The model's output has no {name}, which its head should give; it has {', '.join(output)}. "
                     "Load it under another head (recipe.head)."
                 )
-            if self.each == "token" and self.law == "labels" and values.dim() == 2:
+            if self.each == "token" and self.target == "labels" and values.dim() == 2:
                 values = values[..., None]  # ELECTRA's discriminator: one number a token
             wanted = 3 if self.each == "token" else 2
             if values.dim() != wanted:
                 raise UnsupportedModelError(
-                    f"{name} in the model's output has the shape {tuple(values.shape)}; of {self.law} one "
+                    f"{name} in the model's output has the shape {tuple(values.shape)}; of {self.target} one "
                     f"{self.each} each it would have {wanted} dimensions. Load it under another head (recipe.head)."
                 )
             found.append(values)
@@ -106,11 +106,11 @@ class Predictions:
         """
         found = self.read(output)
         tokens = tokens.to(found[0].device)
-        if self.law == "places":
+        if self.target == "places":
             lowest = torch.finfo(torch.float32).min
             return torch.cat([values.float().masked_fill(~tokens, lowest) for values in found])
         values = found[0][tokens] if self.each == "token" else found[0]
-        if self.law == "labels":
+        if self.target == "labels":
             return torch.stack([values, torch.zeros_like(values)], dim=-1).flatten(0, 1)
         return values
 
@@ -118,21 +118,21 @@ class Predictions:
         """Why these cannot be compared with a teacher's; None where they can."""
         if teacher is None:
             return "the teacher has no head, so it predicts nothing"
-        if self.law == "unknown" or teacher.law == "unknown":
+        if self.target == "unknown" or teacher.target == "unknown":
             return self.reason or teacher.reason
-        if (self.law, self.each, self.outputs) != (teacher.law, teacher.each, teacher.outputs):
+        if (self.target, self.each, self.outputs) != (teacher.target, teacher.each, teacher.outputs):
             return f"the student predicts {self}, its teacher {teacher}"
         if self.size != teacher.size:
-            return f"the student predicts {self.size} {self.law}, its teacher {teacher.size}"
+            return f"the student predicts {self.size} {self.target}, its teacher {teacher.size}"
         if self.names != teacher.names and set(self.names) == set(teacher.names):
             return (
-                f"the student's {self.law} are {', '.join(self.names)}, in this order, its teacher's "
+                f"the student's {self.target} are {', '.join(self.names)}, in this order, its teacher's "
                 f"{', '.join(teacher.names)}"
             )
         return None
 
     def __str__(self) -> str:
-        return f"{self.law} of each {self.each}"
+        return f"{self.target} of each {self.each}"
 
 
 def predictions_of(model: PreTrainedModel) -> Predictions | None:
@@ -148,7 +148,7 @@ def predictions_of(model: PreTrainedModel) -> Predictions | None:
 
 def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
     if name in _LANGUAGE_NAMES or name.endswith(_LANGUAGE):
-        return Predictions("classes", "token", ahead=_ahead(name, model))
+        return Predictions("classes", "token", label_shift=_label_shift(name, model))
     if name.endswith(("ForQuestionAnswering", "ForQuestionAnsweringSimple")):
         return Predictions("places", "row", ("start_logits", "end_logits"))
     if name.endswith("ForNextSentencePrediction"):
@@ -160,7 +160,7 @@ def _by_class(name: str, model: PreTrainedModel) -> Predictions | None:
     return None
 
 
-def _ahead(name: str, model: PreTrainedModel) -> int:
+def _label_shift(name: str, model: PreTrainedModel) -> int:
     """Every head over a vocabulary continues what it reads, but for those that fill gaps or have a decoder's input."""
     fills_gaps = name.endswith("ForMaskedLM") or name in _MASKED_NAMES
     return int(not fills_gaps and not model.config.is_encoder_decoder)
@@ -180,16 +180,16 @@ def _labelled(name: str, model: PreTrainedModel) -> Predictions:
         return Predictions("numbers" if size == 1 else "classes", "token", size=size, names=names)
     if kind is None:  # as transformers takes it
         return Predictions("numbers" if size == 1 else "classes", size=size, names=names)
-    if kind not in _ROW_LAWS:
-        known = ", ".join(_ROW_LAWS)
+    if kind not in _ROW_TARGETS:
+        known = ", ".join(_ROW_TARGETS)
         return Predictions("unknown", reason=f"its problem_type is {kind!r}, which is none of {known}")
-    law = _ROW_LAWS[kind]
-    return Predictions("numbers" if law == "classes" and size == 1 else law, size=size, names=names)
+    target = _ROW_TARGETS[kind]
+    return Predictions("numbers" if target == "classes" and size == 1 else target, size=size, names=names)
 
 
 @torch.no_grad()
 def check_predictions(model: PreTrainedModel) -> None:
-    """Make sure, before hours of work, that `model` predicts what its class says; six tokens are enough.
+    """Refuse, before hours of work, a `model` that does not predict what its class says; six tokens are enough.
 
     Heads over a vocabulary are not tried: see `makd.capture.why_not_repeated`.
 
@@ -199,7 +199,7 @@ def check_predictions(model: PreTrainedModel) -> None:
     predictions = predictions_of(model)
     if predictions is None:
         return
-    if predictions.law == "unknown":
+    if predictions.target == "unknown":
         raise UnsupportedModelError(
             f"The predictions of {type(model).__name__} can be neither taught nor measured: {predictions.reason}. Load "
             "the model under a head that is known, with recipe.head: base, masked_lm, causal_lm, seq2seq_lm, "

@@ -91,7 +91,7 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
     """(out_features, in_features) of a linear: `nn.Linear`, transformers' `Conv1D`, or a factored one.
 
     Raises:
-        UnsupportedModelError: it is none of these.
+        UnsupportedModelError: the module is none of these.
     """
     if isinstance(linear, Conv1D):
         return linear.weight.shape[1], linear.weight.shape[0]

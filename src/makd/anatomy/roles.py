@@ -50,6 +50,8 @@ SAME_INPUT = (
 )
 """Roles of a layer that read the same tensor, but for those that are `apart`."""
 
+FEED_FORWARD_ROLES = (Role.GATE, Role.UP, Role.DOWN)
+
 
 @dataclass(frozen=True)
 class OutputSlice:
@@ -102,7 +104,7 @@ class Layer:
     attention: str | None
     """Name of the module that calls transformers' attention interface with this layer's self-attention, if any."""
     cross_attention: str | None = None
-    """The same for cross-attention."""
+    """Name of the module that calls the interface with this layer's cross-attention, if any."""
     apart: frozenset[Role] = frozenset()
     """Roles that read another tensor than the ones which `SAME_INPUT` puts them beside."""
 

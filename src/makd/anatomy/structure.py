@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from makd.anatomy.experts import names_expert
 from makd.anatomy.families import LATENT, Fused, Place, Stack
-from makd.anatomy.roles import Role
+from makd.anatomy.roles import FEED_FORWARD_ROLES, Role
 from makd.anatomy.skipped import SkippedLayer
 from makd.errors import UnsupportedModelError
 
@@ -30,7 +30,6 @@ FROM_LATENT = "kv_b_proj"
 """How the linear's name ends that makes keys and values, head by head, from what `kv_latent` gives."""
 
 NEEDED = (Role.QUERY, Role.KEY, Role.VALUE, Role.UP, Role.DOWN)
-FEED_FORWARD = (Role.GATE, Role.UP, Role.DOWN)
 
 
 def find_stack(
@@ -134,10 +133,10 @@ def _read_all(layers: nn.ModuleList) -> Reading | None:
             found.append(roles)
     if len(found) == 1:
         return found[0], ()
-    same = [{role: place for role, place in roles.items() if role not in FEED_FORWARD} for roles in found]
+    same = [{role: place for role, place in roles.items() if role not in FEED_FORWARD_ROLES} for roles in found]
     if any(roles != same[0] for roles in same):
         return None
-    feed_forwards = [{role: place for role, place in roles.items() if role in FEED_FORWARD} for roles in found]
+    feed_forwards = [{role: place for role, place in roles.items() if role in FEED_FORWARD_ROLES} for roles in found]
     return same[0], tuple(sorted(feed_forwards, key=len, reverse=True))
 
 
@@ -157,7 +156,7 @@ def _read(layer: nn.Module) -> dict[Role, Place] | None:
             return None
         roles |= found
     is_mixture = any(name and names_expert(name, module) for name, module in layer.named_modules())
-    needed = [role for role in NEEDED if not (is_mixture and role in FEED_FORWARD)]
+    needed = [role for role in NEEDED if not (is_mixture and role in FEED_FORWARD_ROLES)]
     if not all(role in roles for role in needed) or (Role.UP in roles) != (Role.DOWN in roles):
         return None
     return roles

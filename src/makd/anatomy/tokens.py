@@ -9,8 +9,8 @@ from torch import Tensor
 from makd.anatomy.roles import Anatomy, Layer, Role
 from makd.errors import DataError, UnsupportedModelError
 
-NO_LABEL = -100
-"""Label of a token that nobody has to predict, as everywhere in transformers."""
+IGNORE_INDEX = -100
+"""Label of a token, or a row, that no loss looks at, as everywhere in torch and transformers."""
 
 
 def encoder_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]:
@@ -41,7 +41,7 @@ def decoder_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch tokens"]
     if "decoder_attention_mask" in inputs:
         return inputs["decoder_attention_mask"].bool()
     if "labels" in inputs:
-        return inputs["labels"] != -100
+        return inputs["labels"] != IGNORE_INDEX
     if "decoder_input_ids" in inputs:
         return torch.ones_like(inputs["decoder_input_ids"], dtype=torch.bool)
     raise DataError("An encoder-decoder's batch needs `decoder_input_ids` or `labels` besides `input_ids`.")
@@ -77,24 +77,24 @@ def completion_tokens(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch token
             f"Completions alone are to count (tokens: completion), and a batch has {found}. Give one label a token, "
             "-100 on what is no completion; or let all tokens count."
         )
-    return real & (labels != NO_LABEL)
+    return real & (labels != IGNORE_INDEX)
 
 
-def predicting_tokens(inputs: Mapping[str, Tensor], ahead: int) -> Bool[Tensor, "batch tokens"]:
+def predicting_tokens(inputs: Mapping[str, Tensor], label_shift: int) -> Bool[Tensor, "batch tokens"]:
     """Real tokens whose prediction is of a completion's token.
 
     Args:
         inputs: the batch, with labels.
-        ahead: how many tokens after the one that it stands at a prediction is of: 1 for causal language models.
+        label_shift: how many tokens after the one that it stands at a prediction is of: 1 for causal language models.
 
     Raises:
         DataError: the batch has no label for each of its tokens.
     """
     found = completion_tokens(inputs)
-    if ahead == 0:
+    if label_shift == 0:
         return found
     earlier = torch.zeros_like(found)
-    earlier[:, :-ahead] = found[:, ahead:]
+    earlier[:, :-label_shift] = found[:, label_shift:]
     return earlier & encoder_tokens(inputs)
 
 

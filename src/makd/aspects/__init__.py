@@ -1,6 +1,6 @@
 """Station 5: what the student mimics. Losses are pure functions of tensors; they know no model and no trainer."""
 
-from makd.aspects.activation import ActivePlan, ActiveTerm, Comparison, activate
+from makd.aspects.active_plan import ActivePlan, ActiveTerm, Comparison, activate
 from makd.aspects.attention import attention_kl
 from makd.aspects.attention_mean import attention_loss
 from makd.aspects.completions import Completions
@@ -11,11 +11,10 @@ from makd.aspects.embedding import (
     similarity_mse,
     vector_distance,
 )
-from makd.aspects.hidden import cosine_distance, hidden_mse, normalised_mse, variance_sums, variance_unit
+from makd.aspects.hidden import cosine_distance, normalised_mse, variance_sums, variance_unit
 from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.layers import spread_layers
-from makd.aspects.logits import label_divergence, logits_divergence, logits_kl, regression_mse
-from makd.aspects.matrix import matrix_mse
+from makd.aspects.logits import label_divergence, logits_divergence, regression_mse
 from makd.aspects.own import own_loss
 from makd.aspects.plan import ASPECTS, PRESETS, Aspect, Loss, Plan, Preset, Term
 from makd.aspects.relation import relation_kl
@@ -48,13 +47,10 @@ __all__ = [
     "divergence",
     "embedding_distance",
     "forward_kl",
-    "hidden_mse",
     "keep_predictions",
     "kept_divergence",
     "label_divergence",
     "logits_divergence",
-    "logits_kl",
-    "matrix_mse",
     "next_labels",
     "normalised_mse",
     "own_loss",

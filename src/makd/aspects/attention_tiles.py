@@ -168,7 +168,7 @@ def as_scores_shape(mask: Tensor | None, shape: tuple[int, int, int, int]) -> Te
     return mask
 
 
-class Comparison(NamedTuple):
+class AttentionPair(NamedTuple):
     """Teacher and student, checked and fitted to each other."""
 
     tensors: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -188,7 +188,7 @@ def compare(
     is_causal: bool,
     scale: float | None,
     softcap: float | None,
-) -> Comparison:
+) -> AttentionPair:
     """Arguments are those of `attention_kl`.
 
     Raises:
@@ -208,7 +208,7 @@ def compare(
     mask_teacher = None if mask_teacher is None else mask_teacher.detach()
     mask_student = mask_teacher if attention_mask_student is None else as_scores_shape(attention_mask_student, shape)
     ours, theirs = (query.shape[-1] ** -0.5 if scale is None else scale for query in (query_student, query_teacher))
-    return Comparison(
+    return AttentionPair(
         (query_teacher.detach(), key_teacher.detach(), query_student, key_student),
         mask_teacher,
         mask_student,

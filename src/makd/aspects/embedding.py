@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from makd.aspects.hidden import LEAST_NORM
 from makd.sentence_encoder import pool
-
-_LEAST_NORM = 1e-6
-"""Vectors shorter than this have no direction; a smaller bound would let their gradients overflow."""
 
 
 @dataclass(frozen=True)
@@ -61,4 +59,4 @@ def similarity_mse(
 
 def _unit(vectors: Tensor) -> Tensor:
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    return torch.nn.functional.normalize(vectors, dim=-1, eps=_LEAST_NORM)
+    return torch.nn.functional.normalize(vectors, dim=-1, eps=LEAST_NORM)

@@ -29,7 +29,7 @@ class KeptPredictions:
     """Temperature -> logarithm of the probability that all other tokens have together."""
 
     def flatten(self) -> "KeptPredictions":
-        """The same with one axis of rows."""
+        """These predictions with all axes of rows joined into one."""
         missing = {temperature: mass.flatten() for temperature, mass in self.log_missing.items()}
         return KeptPredictions(
             self.vocabulary, self.tokens.flatten(0, -2), self.log_probabilities.flatten(0, -2), missing

@@ -21,16 +21,6 @@ _CHUNK_ELEMENTS = 2**21
 many short operations wait for each other when other processes want the cores."""
 
 
-def logits_kl(
-    student: Float[Tensor, "*rows student_vocabulary"],
-    teacher: Float[Tensor, "*rows teacher_vocabulary"],
-    mask: Bool[Tensor, "*rows"] | None = None,
-    temperature: float = 1.0,
-) -> Float[Tensor, ""]:
-    """KL(teacher ‖ student) · τ² in nats, mean over real rows; P = softmax(logits / τ): see `logits_divergence`."""
-    return logits_divergence(student, teacher, mask, temperature)
-
-
 def logits_divergence(
     student: Float[Tensor, "*rows student_vocabulary"],
     teacher: Float[Tensor, "*rows teacher_vocabulary"],
@@ -38,7 +28,7 @@ def logits_divergence(
     temperature: float = 1.0,
     divergence: Divergence = forward_kl,
 ) -> Float[Tensor, ""]:
-    """A divergence of softmax(logits / τ), times τ², mean over real rows.
+    """A divergence of softmax(logits / τ), times τ², mean over real rows: KL(teacher ‖ student) in nats by default.
 
     The factor τ² keeps the gradient's size when τ changes. Source: Hinton, Vinyals & Dean, arXiv 1503.02531.
 

@@ -1,6 +1,6 @@
 """Station 5, the table of the method: which aspects act at which layers, with which weight.
 
-A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.activation` fits it to a model.
+A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.active_plan` fits it to a model.
 """
 
 from collections.abc import Callable
@@ -172,7 +172,7 @@ class Term:
         select_layers(self.layers, 1 if isinstance(self.layers, str) else 10**6)
 
     def _check_comparison(self) -> None:
-        """Of what is compared inside the layers."""
+        """Refuse settings that the aspect does not have where it compares inside the layers."""
         if self.aspect in ASPECTS.own and self.aspect not in _COUNTED.get(self.tokens, (self.aspect,)):
             raise SettingError(
                 f"With tokens {self.tokens!r} these aspects can be compared: {', '.join(_COUNTED[self.tokens])}; got "

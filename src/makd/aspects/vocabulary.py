@@ -14,13 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.aspects.divergences import Divergence, forward_kl, log_probabilities
 from makd.aspects.kept import KeptPredictions, kept_divergence
 from makd.aspects.logits import common_vocabulary
 from makd.capture import VocabularyHead
 
-IGNORED = -100
-"""Label of a token that has none, as everywhere in transformers."""
 _CHUNK_BYTES = 3 * 2**25
 """Logits of each model that exist at a time: 100 MB, of a vocabulary of 152 000 in float32 those of 165 tokens. The
 gradient of the head's weight is read and written once a chunk, so small chunks would wait for memory."""
@@ -83,8 +82,8 @@ def chunked_logits_loss(
         mask: True at rows whose predictions are compared; None for all of them.
         soft: the comparisons. Each is a mean over the rows of `mask`, over the vocabulary that both heads have: one
             that is padded further is cut, and that is said once.
-        labels: of each row's prediction, `IGNORED` where there is none: `next_labels` for causal models. The hard loss
-            is a mean over the labelled rows, over the student's whole vocabulary. With no label it is 0.
+        labels: of each row's prediction, `IGNORE_INDEX` where there is none: `next_labels` for causal models. The hard
+            loss is a mean over the labelled rows, over the student's whole vocabulary. With no label it is 0.
         hard_weight: factor of the hard loss in the total.
         kept_teacher: predictions of the rows that were kept, in the place of `hidden_teacher` and `head_teacher`.
 
@@ -107,7 +106,7 @@ def chunked_logits_loss(
     flat = hidden_student.flatten(0, -2)
     compared = torch.ones(len(flat), dtype=torch.bool, device=flat.device) if mask is None else mask.flatten()
     compared = compared if soft else torch.zeros_like(compared)
-    targets = torch.full_like(compared, IGNORED, dtype=torch.long) if labels is None else labels.flatten()
+    targets = torch.full_like(compared, IGNORE_INDEX, dtype=torch.long) if labels is None else labels.flatten()
     job = _Job(head_student, _product_dtype(hidden_student), teacher, kept, tuple(soft), compared, targets, hard_weight)
     with torch.autocast(flat.device.type, enabled=False):
         total, parts = _ChunkedLosses.apply(flat, head_student.weight, head_student.bias, job)
@@ -115,8 +114,8 @@ def chunked_logits_loss(
 
 
 def next_labels(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
-    """For each token the label of the one after it, which a causal model predicts there; `IGNORED` for the last."""
-    shifted = torch.full_like(labels, IGNORED)
+    """Each token's label is that of the one after it, as a causal model predicts it; the last has `IGNORE_INDEX`."""
+    shifted = torch.full_like(labels, IGNORE_INDEX)
     shifted[:, :-1] = labels[:, 1:]
     return shifted
 
@@ -136,7 +135,7 @@ class _Job:
     kept: KeptPredictions | None  # in its place
     soft: tuple[SoftLoss, ...]
     compared: Tensor  # (rows,), bool
-    targets: Tensor  # (rows,), IGNORED where there is no label
+    targets: Tensor  # (rows,), IGNORE_INDEX where there is no label
     hard_weight: float
 
 
@@ -150,7 +149,7 @@ class _ChunkedLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, Tensor]:
         pass_ = _Pass(job, hidden, weight, bias, ctx.needs_input_grad[:3])
-        rows = (job.compared | (job.targets != IGNORED)).nonzero().squeeze(-1)
+        rows = (job.compared | (job.targets != IGNORE_INDEX)).nonzero().squeeze(-1)
         pass_.taken = len(rows)
         step = max(1, _CHUNK_BYTES // (job.dtype.itemsize * len(weight)))
         pass_.make_room(min(step, len(rows)))
@@ -204,7 +203,7 @@ class _Pass:
             self.teacher_weight = job.teacher.head.weight.detach()[: self.common].to(place, kept_in)
             bias = job.teacher.head.bias
             self.teacher_bias = None if bias is None else bias.detach()[: self.common].to(place, kept_in)
-        self.counts = [int(job.compared.sum())] * len(job.soft) + [int((job.targets != IGNORED).sum())]
+        self.counts = [int(job.compared.sum())] * len(job.soft) + [int((job.targets != IGNORE_INDEX).sum())]
         factors = [loss.weight * loss.temperature / max(1, self.counts[0]) for loss in job.soft]
         factors.append(job.hard_weight / max(1, self.counts[-1]))
         self.largest = max(map(abs, factors)) or 1.0
@@ -294,7 +293,7 @@ class _Pass:
         if self.counts[-1]:
             log_q, places = student.at(1.0), targets.clamp(min=0)[:, None]
             slope = log_q.exp().scatter_add_(-1, places, torch.full_like(places, -1, dtype=self.wide))
-            slopes.append(self._count(-1, -log_q.gather(-1, places).squeeze(-1), slope, targets != IGNORED))
+            slopes.append(self._count(-1, -log_q.gather(-1, places).squeeze(-1), slope, targets != IGNORE_INDEX))
         return slopes[0] if len(slopes) == 1 else torch.stack(slopes).sum(0)
 
     def _count(self, index: int, values: Tensor, slope: Tensor, counted: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from makd.baselines.low_rank_logits import LowRankLogits
 from makd.baselines.low_rank_objective import LowRankObjective
 from makd.baselines.makd_best import BestMakd
 from makd.baselines.makd_paper import PaperMakd
-from makd.baselines.method import Baseline, Choice, PlannedStage, Prepared, SearchSpace, Span
+from makd.baselines.method import Baseline, Choice, PlannedStage, PreparedStudent, SearchSpace, Span
 from makd.baselines.minilm import MiniLM
 from makd.baselines.minilm_v2 import MiniLMv2
 from makd.baselines.narrow import narrower
@@ -61,7 +61,7 @@ __all__ = [
     "PaperMakd",
     "PatientDistillation",
     "PlannedStage",
-    "Prepared",
+    "PreparedStudent",
     "SearchSpace",
     "Span",
     "TinyBert",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, Span, prepared
 from makd.baselines.shallow import fewer_layers
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -40,7 +40,7 @@ class DistilBert:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         terms = (
             Term(aspect="logits", weight=self.logits_weight, temperature=self.temperature),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Plan, activate
 from makd.baselines.influence import by_influence
-from makd.baselines.method import LEARNING_RATES, Batches, PlannedStage, Prepared, SearchSpace
+from makd.baselines.method import LEARNING_RATES, Batches, PlannedStage, PreparedStudent, SearchSpace
 from makd.baselines.shallow import fewer_layers
 from makd.capture import examine
 from makd.errors import SettingError
@@ -35,11 +35,11 @@ class DroppedLayers:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         if calibration is None:
             raise SettingError("Which layers change least is measured on text: give the baseline calibration batches.")
         student = fewer_layers(teacher, budget, by_influence(teacher, calibration))
         plan = Plan(preset=self.objective)
         activate(plan, examine(student), examine(teacher))
-        return Prepared(student=student, stages=(PlannedStage(plan=plan),))
+        return PreparedStudent(student=student, stages=(PlannedStage(plan=plan),))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace
+from makd.baselines.method import LEARNING_RATES, Batches, PreparedStudent, SearchSpace
 from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -29,7 +29,7 @@ class LowRankFineTuning:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         start = low_rank_start(teacher, budget, self.start, "uniform", calibration)
         return prepared_from(teacher, start, ((Term(aspect="task"),), 1.0))

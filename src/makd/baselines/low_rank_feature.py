@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Prepared, SearchSpace, Span
+from makd.baselines.method import LEARNING_RATES, Batches, PreparedStudent, SearchSpace, Span
 from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -38,7 +38,7 @@ class LowRankFeature:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         start = low_rank_start(teacher, budget, self.start, "uniform", calibration)
         terms = (

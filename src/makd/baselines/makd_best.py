@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Plan, Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, Span
 from makd.baselines.starts import low_rank_start, prepared_by
 from makd.errors import SettingError
 from makd.kinds import checked
@@ -66,7 +66,7 @@ class BestMakd:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         start = low_rank_start(teacher, budget, self.start, "auto", calibration)
         # with whose text the preset is of: the data's, the teacher's or the student's

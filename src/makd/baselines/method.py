@@ -34,7 +34,7 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedStudent:
     """A student before its training, and how it is trained."""
 
     student: PreTrainedModel
@@ -115,7 +115,7 @@ class Baseline(Protocol):
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """Make the student, within `budget`, and say how it is trained.
 
         Args:
@@ -126,7 +126,9 @@ class Baseline(Protocol):
         """
 
 
-def prepared(teacher: PreTrainedModel, student: PreTrainedModel, *stages: tuple[tuple[Term, ...], float]) -> Prepared:
+def prepared(
+    teacher: PreTrainedModel, student: PreTrainedModel, *stages: tuple[tuple[Term, ...], float]
+) -> PreparedStudent:
     """A student with its stages (terms, share of the steps), which are checked against both models.
 
     Raises:
@@ -135,4 +137,4 @@ def prepared(teacher: PreTrainedModel, student: PreTrainedModel, *stages: tuple[
     made = tuple(PlannedStage(plan=Plan(terms=terms), share=share) for terms, share in stages)
     for stage in made:
         activate(stage.plan, examine(student), examine(teacher))
-    return Prepared(student=student, stages=made)
+    return PreparedStudent(student=student, stages=made)

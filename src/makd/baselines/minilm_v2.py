@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, prepared
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, prepared
 from makd.baselines.narrow import Initial, narrower
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -45,7 +45,7 @@ class MiniLMv2:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         config = teacher.config
         key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

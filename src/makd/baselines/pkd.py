@@ -12,7 +12,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, Prepared, SearchSpace, Span, prepared
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, Span, prepared
 from makd.baselines.shallow import fewer_layers
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -42,7 +42,7 @@ class PatientDistillation:
 
     def prepare(
         self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
-    ) -> Prepared:
+    ) -> PreparedStudent:
         """See `Baseline`."""
         student = fewer_layers(teacher, budget, self.start)
         depth = student.config.num_hidden_layers

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedModel
 
 from makd.aspects import Plan, Term, activate
-from makd.baselines.method import Batches, PlannedStage, Prepared, prepared
+from makd.baselines.method import Batches, PlannedStage, PreparedStudent, prepared
 from makd.capture import examine
 from makd.factorization.factorize import factorize
 from makd.ranks.budget import Budget
@@ -28,7 +28,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _LastStart:
     made_of: tuple[Budget, str, str]
     calibration: Batches | None
     teacher: int
@@ -37,25 +37,27 @@ class _Kept:
     seconds: float
 
 
-_LAST: "WeakKeyDictionary[PreTrainedModel, _Kept]" = WeakKeyDictionary()
+_LAST: "WeakKeyDictionary[PreTrainedModel, _LastStart]" = WeakKeyDictionary()
 """Of each teacher the last start, for the next method."""
 
 
-def prepared_from(teacher: PreTrainedModel, start: Start, *stages: tuple[tuple[Term, ...], float]) -> Prepared:
+def prepared_from(teacher: PreTrainedModel, start: Start, *stages: tuple[tuple[Term, ...], float]) -> PreparedStudent:
     """`prepared` from a start."""
     return replace(prepared(teacher, start.student, *stages), saved=start.saved)
 
 
 def prepared_by(
     teacher: PreTrainedModel, start: Start, plan: Plan, trainable: Literal["all", "linears", "adapters"] | None = None
-) -> Prepared:
+) -> PreparedStudent:
     """A start with one stage of `plan`, which is checked against both models.
 
     Raises:
         SettingError: a term does not fit the models.
     """
     activate(plan, examine(start.student), examine(teacher))
-    return Prepared(student=start.student, stages=(PlannedStage(plan=plan, trainable=trainable),), saved=start.saved)
+    return PreparedStudent(
+        student=start.student, stages=(PlannedStage(plan=plan, trainable=trainable),), saved=start.saved
+    )
 
 
 def low_rank_start(
@@ -71,5 +73,5 @@ def low_rank_start(
     student = factorize(teacher, budget, solver=solver, ranks=ranks, calibration=calibration)
     seconds = time.perf_counter() - start
     if isinstance(calibration, list):  # anything else may be read only once, or change
-        _LAST[teacher] = _Kept(made_of, calibration, written, copy.deepcopy(student), seconds)
+        _LAST[teacher] = _LastStart(made_of, calibration, written, copy.deepcopy(student), seconds)
     return Start(student, 0.0)

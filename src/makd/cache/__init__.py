@@ -1,8 +1,8 @@
-"""Station 6: what a teacher says about the training rows, on disk, so that later epochs need no teacher."""
+"""Station 6: a teacher's outputs on the training rows, on disk, so that later epochs need no teacher."""
 
 from makd.cache.identity import hash_teacher, hash_tokenizer, identify
 from makd.cache.parts import needs
-from makd.cache.read import Recalled, TeacherCache
+from makd.cache.read import CachedTeacherOutput, TeacherCache
 from makd.cache.rows import ROW, RowCollator, number_rows
 from makd.cache.settings import CacheConfig
 from makd.cache.write import take_up, write_cache
@@ -10,7 +10,7 @@ from makd.cache.write import take_up, write_cache
 __all__ = [
     "ROW",
     "CacheConfig",
-    "Recalled",
+    "CachedTeacherOutput",
     "RowCollator",
     "TeacherCache",
     "hash_teacher",

@@ -36,12 +36,12 @@ def encode(name: str, values: Tensor, dtype: str) -> dict[str, Tensor]:
 
 
 def encode_exactly(name: str, values: Tensor, dtype: str) -> dict[str, Tensor]:
-    """The same for what int8 is too coarse for: embeddings, logits, log-probabilities."""
+    """`encode`, in float16 for int8: of embeddings, logits and log-probabilities, for which that is too coarse."""
     return encode(name, values, "float16" if dtype == "int8" else dtype)
 
 
 def encode_log_probabilities(name: str, values: Tensor, dtype: str) -> dict[str, Tensor]:
-    """The same for log-probabilities, of which minus infinity stays finite."""
+    """`encode_exactly` of log-probabilities, of which minus infinity is made finite."""
     return encode_exactly(name, values.clamp_min(_LEAST_LOG_PROBABILITY), dtype)
 
 

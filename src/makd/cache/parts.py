@@ -154,7 +154,7 @@ def extract(
     predictions = anatomy.predictions
     assert predictions is not None  # `activate` has no logits term without
     predictions.read(output)  # says so where they are not there
-    by_token = predictions.each == "token" or predictions.law == "places"
+    by_token = predictions.each == "token" or predictions.target == "places"
     for name in predictions.outputs:
         values = output[name][mask] if by_token else output[name]
         stored |= _on(last if by_token else "text", encode_exactly(name, values, settings.dtype))

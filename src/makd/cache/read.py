@@ -1,4 +1,4 @@
-"""Station 6: training from a cache. What the teacher said about a batch's rows, in the form that its forward gives it.
+"""Station 6: training from a cache. The teacher's outputs on a batch's rows, in the form that its forward gives it.
 
 Shards are mapped into memory: what is read is what a batch needs, and the system keeps what it has room for.
 """
@@ -29,7 +29,7 @@ from makd.identities import differences
 from makd.plain_json import read_json
 
 
-class Recalled(NamedTuple):
+class CachedTeacherOutput(NamedTuple):
     """A teacher's side of a batch, as its forward would have left it."""
 
     recording: Recording
@@ -57,7 +57,7 @@ class _Layout:
 
 
 class TeacherCache:
-    """What a teacher said about the rows of one data set: made by `makd cache`, read by the Trainer."""
+    """A teacher's outputs on the rows of one data set: made by `makd cache`, read by the Trainer."""
 
     def __init__(self, folder: Path, content: Mapping[str, Any]) -> None:
         """Use `open`, which makes sure that the cache is of the teacher and data at hand."""
@@ -119,10 +119,10 @@ class TeacherCache:
         return len(self._places)
 
     def check_plan(self, plan: ActivePlan, student: PreTrainedModel) -> None:
-        """Make sure that all is there that `plan` compares with.
+        """Refuse a `plan` that compares with something that the cache does not have.
 
         Raises:
-            CacheError: something is not; the text says which aspect asks for it.
+            CacheError: a part that `plan` needs is not in the cache; the text says which aspect asks for it.
             SettingError: the student's predictions cannot be compared with kept ones.
         """
         for need in needs(plan, student):
@@ -147,8 +147,10 @@ class TeacherCache:
                     f"makes {size}. Train without a cache, or with a student of the whole vocabulary."
                 )
 
-    def recall(self, rows: Sequence[int], plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Recalled:
-        """What the teacher said about `rows`, laid out as in `inputs`; zeros in its padding.
+    def recall(
+        self, rows: Sequence[int], plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]
+    ) -> CachedTeacherOutput:
+        """The teacher's outputs on `rows`, laid out as in `inputs`; zeros in its padding.
 
         Args:
             rows: index in the data set of each row of the batch, in the batch's order.
@@ -183,7 +185,7 @@ class TeacherCache:
         elif "logits" in aspects:
             start, end = (batch.read(name, self.dtype) for name in ("start_logits", "end_logits"))
             output = QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
-        return Recalled(recording, output, predictions)
+        return CachedTeacherOutput(recording, output, predictions)
 
     def _predictions(self, batch: "_Batch", plan: ActivePlan) -> KeptPredictions:
         temperatures = {active.term.temperature for active in plan.terms if active.term.aspect == "logits"}
@@ -282,7 +284,11 @@ def _decoded(values: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor
 
 
 def _check_note(folder: Path, content: Mapping[str, Any]) -> None:
-    """Whether what is looked up in `cache.json` is there, and of its kind."""
+    """Refuse a `cache.json` that lacks what is looked up in it, or has it of another kind.
+
+    Raises:
+        CacheError: an entry is missing or of another kind.
+    """
     shards, settings = content.get("shards"), content.get("settings")
     if not isinstance(shards, list) or not all(isinstance(name, str) and Path(name).name == name for name in shards):
         raise _damaged(folder, f"{FINISHED} has no list of files beside it under `shards`")

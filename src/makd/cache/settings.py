@@ -10,7 +10,7 @@ from makd.kinds import checked
 @dataclass(frozen=True, kw_only=True)
 @checked("cache")
 class CacheConfig:
-    """How what a teacher says about the training rows is kept on disk. What is kept follows from the recipe's plan."""
+    """How a teacher's outputs on the training rows are kept on disk. What is kept follows from the recipe's plan."""
 
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
     """How numbers are stored. int8: states only, with a factor for each token (and head); the rest is float16 then."""

@@ -17,7 +17,7 @@ def find_gaps(done: Sequence[Span], rows: int) -> list[Span]:
     return [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
 
 
-def share_out(gaps: Sequence[Span], lengths: Sequence[int], processes: int) -> list[list[Span]]:
+def split_between_processes(gaps: Sequence[Span], lengths: Sequence[int], processes: int) -> list[list[Span]]:
     """What each process reads of the gaps: one after the other, with about as many tokens each.
 
     Args:

@@ -30,13 +30,13 @@ from makd.anatomy.key_cache import without_cache
 from makd.aspects import ActivePlan
 from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
 from makd.cache.settings import CacheConfig
-from makd.cache.shares import Span, find_gaps, share_out
+from makd.cache.shares import Span, find_gaps, split_between_processes
 from makd.capture import capture, has_vocabulary_head, withhold_logits, without_labels
 from makd.errors import CacheError, SettingError
 from makd.identities import differences
 from makd.plain_json import read_json
-from makd.processes.first import in_first, meet
-from makd.processes.started import count, index, is_first
+from makd.processes.first import in_first, wait_for_everyone
+from makd.processes.started import is_first, process_count, process_index
 from makd.progress import OnProgress, Progress, nobody
 
 FORMAT = 2
@@ -88,7 +88,7 @@ def write_cache(
     gaps = find_gaps(_begin(folder, content), len(rows))
     sizes = [len(row["input_ids"]) for row in rows]
     order = sorted(range(len(rows)), key=sizes.__getitem__)
-    own = share_out(gaps, [sizes[row] for row in order], count())[index()]
+    own = split_between_processes(gaps, [sizes[row] for row in order], process_count())[process_index()]
     open_rows = sum(end - start for start, end in gaps)
     of = len(rows) - open_rows + sum(end - start for start, end in own)
     done = len(rows) - open_rows
@@ -103,7 +103,7 @@ def write_cache(
                 shard.write(folder)
                 shard = _Shard(shard.end)
             tell(Progress("cache", done, of, "rows"))
-    meet()
+    wait_for_everyone()
     return _finish(folder, content, teacher, len(rows))
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, ExpertStack
+from makd.anatomy.replaced_forward import replaced_forward
 from makd.anatomy.routed import dense_product, run_experts
 from makd.anatomy.tokens import layer_tokens
 from makd.calibration.moments import InputMoments
@@ -85,8 +86,8 @@ class ExpertWatcher:
         with ExitStack() as undo:
             for name, inside in modules.items():
                 module = self.model.get_submodule(name)
-                module.forward = self._forward(module, inside, inputs, on_output)
-                undo.callback(delattr, module, "forward")
+                forward = self._forward(module, inside, inputs, on_output)
+                undo.enter_context(replaced_forward(module, forward))
             yield
 
     def _forward(

@@ -14,6 +14,7 @@ from torch import Tensor
 from makd.anatomy import Anatomy, Layer
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache, without_router_logits
+from makd.anatomy.replaced_forward import replaced_forward
 from makd.anatomy.tokens import is_by_token, layer_tokens
 from makd.calibration.replay import Calls, NotLayerByLayer, are_equal
 from makd.calibration.source import LayerSource
@@ -165,8 +166,7 @@ class Frame:
             stack.enter_context(without_router_logits(self.model))
             for layer in self.anatomy.layers:
                 module = self.model.get_submodule(layer.module)
-                module.forward = forward_of(layer)
-                stack.callback(delattr, module, "forward")
+                stack.enter_context(replaced_forward(module, forward_of(layer)))
             yield
 
 

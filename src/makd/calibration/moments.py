@@ -4,8 +4,7 @@
 rows of some width, and only their second moments are asked for. `CrossMoments` adds the targets that regression needs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from makd.errors import NumericsError
 from makd.weights.finite import is_finite
-
-Moments = TypeVar("Moments", bound="InputMoments")
 
 PRODUCT_ROWS = 8192
 """Rows whose products are added up in the inputs' own precision before they go to the float64 sum."""
@@ -106,32 +103,6 @@ class InputMoments:
         for name, tensor in mine.items():
             tensor += theirs[name].to(tensor.device)
         self.rows += other.rows
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """All that was seen, as tensors for a file (safetensors, torch.save)."""
-        return {"rows": torch.tensor(self.rows), **{name: tensor.clone() for name, tensor in self._sums().items()}}
-
-    @classmethod
-    def from_tensors(cls: type[Moments], tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Moments:
-        """The moments that `to_tensors` of the same class wrote; more can be added to them.
-
-        Raises:
-            ValueError: the tensors are of another kind.
-        """
-        if "products" not in tensors:
-            raise ValueError(f"These are not the tensors of moments: {', '.join(sorted(tensors))}.")
-        moments = cls._empty(tensors, device)
-        sums = moments._sums()
-        if tensors.keys() != {"rows", *sums}:
-            raise ValueError(f"{cls.__name__} are {', '.join(('rows', *sums))}; got {', '.join(sorted(tensors))}.")
-        for name, tensor in sums.items():
-            tensor.copy_(tensors[name])
-        moments.rows = int(tensors["rows"])
-        return moments
-
-    @classmethod
-    def _empty(cls: type[Moments], tensors: Mapping[str, Tensor], device: torch.device | str) -> Moments:
-        return cls(len(tensors["products"]), device=device)
 
     def _sums(self) -> dict[str, Tensor]:
         """What adds up when moments do, but for the number of rows."""
@@ -237,12 +208,6 @@ class CrossMoments(InputMoments):
         own += torch.outer(mean - self.mean, some) - torch.outer(mean, seen)
         cross += torch.outer(target - self.target_mean, some) - torch.outer(target, seen)
         return own, cross
-
-    @classmethod
-    def _empty(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> "CrossMoments":
-        if "cross" not in tensors:
-            raise ValueError(f"These are not the tensors of cross moments: {', '.join(sorted(tensors))}.")
-        return cls(tensors["cross"].shape[1], tensors["cross"].shape[0], device)
 
     def _sums(self) -> dict[str, Tensor]:
         return {

@@ -42,7 +42,9 @@ class Probes:
         by_token = predictions is not None and predictions.each == "token"
         self.count = TOKEN_PROBES if by_token else TEXT_PROBES
         self.generator = torch.Generator().manual_seed(seed)
-        vocabulary = by_token and predictions is not None and predictions.law == "classes" and predictions.size is None
+        vocabulary = (
+            by_token and predictions is not None and predictions.target == "classes" and predictions.size is None
+        )
         self.in_chunks = vocabulary and has_vocabulary_head(model) and why_not_repeated(model) is None
 
     def draw(self, inputs: Mapping[str, Tensor], run: Callable[[], Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -85,8 +87,8 @@ class Probes:
             mask = tokens[..., None].to(output[0].dtype)
             values = normalize((output[0] * mask).sum(1) / mask.sum(1), dim=-1)
         else:
-            values = predictions.rows(output, encoder_tokens(inputs) if predictions.law == "places" else tokens)
-            if predictions.law != "numbers":
+            values = predictions.rows(output, encoder_tokens(inputs) if predictions.target == "places" else tokens)
+            if predictions.target != "numbers":
                 return self._likelihood(values)
         probe: Tensor = (values * torch.randn(values.shape, generator=self.generator).to(values)).sum()
         return probe

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Layer, linear_shape
+from makd.anatomy.replaced_forward import replaced_forward
 from makd.anatomy.tokens import by_token
 from makd.errors import SettingError
 
@@ -78,8 +79,7 @@ def outputs_known(model: nn.Module, known: Mapping[str, Tensor], silent: Iterabl
     with ExitStack() as stack:
         for name in (*known, *silent):
             module = model.get_submodule(name)
-            module.forward = _Replay(module, known.get(name))
-            stack.callback(delattr, module, "forward")
+            stack.enter_context(replaced_forward(module, _Replay(module, module.forward, known.get(name))))
         yield
 
 
@@ -88,12 +88,14 @@ class _Replay:
     """A forward of `module` whose first call is no work: it gives `output`, or zeros where that is None."""
 
     module: nn.Module
+    forward: Callable[..., Any]
+    """The module's own, for all later calls."""
     output: Tensor | None
     is_done: bool = False
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         if self.is_done:
-            return type(self.module).forward(self.module, *args, **named)
+            return self.forward(*args, **named)
         given, self.output, self.is_done = self.output, None, True
         if given is None:
             return args[0].new_zeros(*args[0].shape[:-1], linear_shape(self.module)[0])

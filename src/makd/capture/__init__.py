@@ -8,7 +8,7 @@ from makd.capture.vocabulary import (
     HeadCall,
     VocabularyHead,
     has_vocabulary_head,
-    own_shift,
+    label_shift_of,
     why_not_repeated,
     withhold_logits,
 )
@@ -25,7 +25,7 @@ __all__ = [
     "examine",
     "has_vocabulary_head",
     "inspect",
-    "own_shift",
+    "label_shift_of",
     "why_not_repeated",
     "withhold_logits",
     "without_labels",

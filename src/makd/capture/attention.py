@@ -41,7 +41,7 @@ class AttentionCall:
     """Keys that are so many tokens away, or more, are not seen, besides `mask`; None sees all."""
 
     def to(self, device: torch.device) -> "AttentionCall":
-        """The same on a device; itself where it is there."""
+        """This call with its tensors on `device`; itself where they are there."""
         if self.query.device == device:
             return self
         mask, bias = (None if one is None else one.to(device) for one in (self.mask, self.position_bias))
@@ -61,7 +61,7 @@ def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
     for module, recorder in recorders.items():
         _recorders.setdefault(module, []).append(recorder)
     # without a config a module does not choose an implementation, so it calls none
-    implementations = {_implementation(module) for module in recorders if hasattr(module, "config")}
+    implementations = {attention_implementation(module) for module in recorders if hasattr(module, "config")}
     installed = [name for name in implementations if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "_makd_inner")]
     for name in installed:
         _install(name)
@@ -87,12 +87,12 @@ def is_flash(implementation: str) -> bool:
 
 
 def check_float32(model: PreTrainedModel) -> None:
-    """Whether the attention of `model` can be run in float32, in which a student learns.
+    """Refuse attention that cannot be run in float32, in which a student learns.
 
     Raises:
-        UnsupportedModelError: it is FlashAttention.
+        UnsupportedModelError: the attention implementation of `model` is FlashAttention.
     """
-    implementation = _implementation(model)
+    implementation = attention_implementation(model)
     if is_flash(implementation):
         raise UnsupportedModelError(
             f"{type(model).__name__} has attention implementation {implementation!r}, which takes 16 bits alone, and a "
@@ -101,10 +101,9 @@ def check_float32(model: PreTrainedModel) -> None:
         )
 
 
-def _implementation(module: nn.Module) -> str:
+def attention_implementation(module: nn.Module) -> str:
     """Name of the implementation that the module's model is set to."""
-    config: Any = module.config
-    return str(config._attn_implementation or "eager")
+    return str(getattr(module.config, "_attn_implementation", None) or "eager")
 
 
 def _install(name: str) -> None:

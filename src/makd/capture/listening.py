@@ -25,7 +25,7 @@ CHANGED = "are changed in place by the model after they were given"
 
 
 @dataclass
-class Heard:
+class LayerTrace:
     """What one forward gave, real tokens only."""
 
     heard: dict[Tap, list[Tensor]] = field(default_factory=dict)
@@ -38,9 +38,9 @@ class Heard:
     """Layer -> roles that do not read what the others of their `SAME_INPUT` read, where there are any."""
 
 
-def listen(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Heard:
+def listen(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> LayerTrace:
     """One forward, with every tensor that a plan may compare noted as it is then, and looked at again afterwards."""
-    found = Heard()
+    found = LayerTrace()
     kept: dict[Tap, list[tuple[Tensor, Tensor]]] = {}
     taps = tuple(_taps(anatomy))
 

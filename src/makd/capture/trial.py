@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Inspection, Layer, Role, describe, resolve
-from makd.capture.attention import attention_is_noted, check_float32
+from makd.capture.attention import attention_implementation, attention_is_noted, check_float32
 from makd.capture.listening import CHANGED, differ, listen
 from makd.capture.recording import Tap
 from makd.capture.routed import faulty_experts
@@ -56,7 +56,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
             by its attention; or a model without a head gives something else than hidden states.
     """
     anatomy = resolve(model)
-    state = (anatomy, model.config.to_dict(), _implementation(model))
+    state = (anatomy, model.config.to_dict(), attention_implementation(model))
     known = _KNOWN.get(model)
     if known is None or known[0] != state:
         known = _KNOWN[model] = (state, _examine(model, anatomy))
@@ -66,20 +66,17 @@ def examine(model: PreTrainedModel) -> Anatomy:
 _KNOWN: "WeakKeyDictionary[PreTrainedModel, tuple[Any, Anatomy]]" = WeakKeyDictionary()
 
 
-def _implementation(model: PreTrainedModel) -> str:
-    return str(getattr(model.config, "_attn_implementation", None) or "eager")
-
-
 def _examine(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
     if any(parameter.is_meta for parameter in model.parameters()):
         return replace(anatomy, notes=(*anatomy.notes, "weights are not in memory, so no forward was tried"))
-    if not attention_is_noted(_implementation(model)):
+    implementation = attention_implementation(model)
+    if not attention_is_noted(implementation):
         if model.device.type == "cpu" and not torch.accelerator.is_available():
             raise UnsupportedModelError(
-                f"{type(model).__name__} has attention implementation {_implementation(model)!r}, which has no "
+                f"{type(model).__name__} has attention implementation {implementation!r}, which has no "
                 "backward on the CPU. Call model.set_attn_implementation('sdpa'), or load it so."
             )
-        reason = f"{_implementation(model)!r} gives attention masks that are no tensors; load it with 'sdpa'"
+        reason = f"{implementation!r} gives attention masks that are no tensors; load it with 'sdpa'"
         anatomy = replace(anatomy, off={**anatomy.off, "attention": reason})
     tried = _copy_of(model).eval()
     if tried.dtype == torch.float32:

@@ -106,7 +106,7 @@ def why_not_repeated(model: PreTrainedModel) -> str | None:
 
 
 @torch.no_grad()
-def own_shift(model: PreTrainedModel) -> int | None:
+def label_shift_of(model: PreTrainedModel) -> int | None:
     """How many tokens further on the label is that the loss of `model` looks at at a token: causal 1, masked 0.
 
     None: the loss is no plain cross-entropy of the logits. It is tried on six tokens.

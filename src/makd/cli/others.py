@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from makd.errors import MakdError
 from makd.processes.first import was_told
-from makd.processes.started import count, name
+from makd.processes.started import name, process_count
 
 GRACE = 15.0
 """Seconds that a process which met an error leaves the first one to tell of it. When that one ends, this one is ended
@@ -37,7 +37,7 @@ def run_silently(command: Callable[[], int]) -> int:
 def is_of_lost_process(error: Exception) -> bool:
     """Whether `error` is what a process meets in the middle of its work when another one is gone."""
     known = ("LostProcessError", "DistBackendError", "DistNetworkError", "DistStoreError")
-    return count() > 1 and (type(error).__name__ in known or "gloo/" in str(error))
+    return process_count() > 1 and (type(error).__name__ in known or "gloo/" in str(error))
 
 
 @contextmanager

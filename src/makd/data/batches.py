@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import predictions_of
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.anatomy.two_stacks import reads_itself_later
 from makd.data.blocks import join_texts, keep_apart
 from makd.data.completions import OneText, encode_conversations
@@ -42,7 +42,7 @@ Collator = Callable[[list[Mapping[str, Any]]], Batch]
 def reads_blocks(model: PreTrainedModel) -> bool:
     """Whether `model` is a causal language model, which reads joined text in blocks instead of rows."""
     predictions = predictions_of(model)
-    return predictions is not None and predictions.ahead > 0
+    return predictions is not None and predictions.label_shift > 0
 
 
 def tokenize(
@@ -175,7 +175,7 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
             batch |= targets
         elif blocks:
             apart = (batch["attention_mask"] == 0) | torch.isin(batch["input_ids"], given)
-            batch["labels"] = batch["input_ids"].masked_fill(apart, -100)
+            batch["labels"] = batch["input_ids"].masked_fill(apart, IGNORE_INDEX)
         if two_stacks:
             batch["decoder_input_ids"] = decoder_reads(model, batch["input_ids"]) if later else batch["input_ids"]
             batch["decoder_attention_mask"] = batch["attention_mask"]
@@ -186,13 +186,13 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
 
 def _other_side(rows: list[Mapping[str, Any]], model: PreTrainedModel) -> Batch:
     """What a decoder reads and is to predict, in its own length."""
-    labels = torch.full((len(rows), max(len(row["labels"]) for row in rows)), NO_LABEL)
+    labels = torch.full((len(rows), max(len(row["labels"]) for row in rows)), IGNORE_INDEX)
     for line, row in zip(labels, rows, strict=True):
         line[: len(row["labels"])] = torch.tensor(row["labels"])
     return {
         "labels": labels,
         "decoder_input_ids": decoder_reads(model, labels),
-        "decoder_attention_mask": (labels != NO_LABEL).long(),
+        "decoder_attention_mask": (labels != IGNORE_INDEX).long(),
     }
 
 
@@ -201,7 +201,7 @@ def _targets(rows: list[Mapping[str, Any]], width: int, padding_side: str) -> Ba
     if "label" in rows[0]:
         return {"labels": torch.tensor([row["label"] for row in rows])}
     if "labels" in rows[0]:
-        labels = torch.full((len(rows), width), -100)
+        labels = torch.full((len(rows), width), IGNORE_INDEX)
         for line, row in zip(labels, rows, strict=True):
             place = line[width - len(row["labels"]) :] if padding_side == "left" else line[: len(row["labels"])]
             place.copy_(torch.tensor(row["labels"]))

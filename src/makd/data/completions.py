@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data.conversations import MESSAGES, Message
 from makd.data.rendering import Conversation, Encoded, make_encoder
 from makd.data.settings import Rendering
@@ -110,7 +110,7 @@ def encode_conversations(
         made = iter(read([one for one, fate in zip(conversations, fates, strict=True) if fate is None]))
         found = [next(made) if fate is None else _left_out(fate) for fate in fates]
         check_vocabulary(chain.from_iterable(row.input_ids for row in found), vocabulary)
-        check_vocabulary((token for row in found for token in row.labels if token != NO_LABEL), vocabulary)
+        check_vocabulary((token for row in found for token in row.labels if token != IGNORE_INDEX), vocabulary)
         return {
             "input_ids": [row.input_ids for row in found],
             "attention_mask": [[1] * len(row.input_ids) for row in found],
@@ -143,7 +143,7 @@ def _row(encoded: Encoded, max_length: int) -> ConversationRow:
         return _left_out(LONG_PROMPT)
     return ConversationRow(
         input_ids=ids,
-        labels=[token if one else NO_LABEL for token, one in zip(ids, learned, strict=True)],
+        labels=[token if one else IGNORE_INDEX for token, one in zip(ids, learned, strict=True)],
         fate=WHOLE if len(ids) == len(encoded.ids) else CUT,
         learned=sum(learned),
         tokens=len(ids),

@@ -37,7 +37,7 @@ PAIRS = (
     (("prompt",), (), ("completion", "response")),
     (("instruction",), ("input", "context"), ("response", "output")),
 )
-"""The same of prompts with responses: what has to be there, what may be there besides, and which of these answers."""
+"""Columns of prompts with responses: what has to be there, what may be there besides, and which of these answers."""
 UNREAD = ("system", "system_prompt", "tools", "functions")
 """Columns that people put beside those of conversations."""
 CARRIED = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking")

@@ -26,12 +26,12 @@ ABOUT = (
 
 
 def check_whole(folder: Path, configuration: str | None = None) -> None:
-    """Whether all data files in `folder` would be read, in one split or another.
+    """Refuse a `folder` of which some data files would be read, in one split or another, and others not.
 
     A README with a list of configurations says itself what belongs together: there nothing is checked.
 
     Raises:
-        DataError: some would not.
+        DataError: some data files would be left out.
     """
     card = folder / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):

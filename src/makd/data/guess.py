@@ -20,10 +20,10 @@ def string_columns(rows: Dataset) -> list[str]:
 
 
 def check_strings(rows: Dataset, columns: Iterable[str], where: str) -> None:
-    """Whether these columns of the data `where` hold text.
+    """Refuse columns of the data `where` that hold no text.
 
     Raises:
-        DataError: one holds something else.
+        DataError: one of `columns` holds something else than text.
     """
     for name in columns:
         kind = getattr(rows.features[name], "dtype", rows.features[name])

@@ -58,7 +58,7 @@ def given_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def check_room(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int, setting: str, texts: int = 1
 ) -> None:
-    """Whether `length` tokens fit into the model, and a token of each of `texts` into them.
+    """Refuse a `length` of more tokens than the model has positions, or with no room for a token of each of `texts`.
 
     Args:
         tokenizer: whose own tokens take room.
@@ -68,7 +68,8 @@ def check_room(
         texts: 1, or 2 for pairs.
 
     Raises:
-        DataError: they do not fit; or the model has too few token types for pairs.
+        DataError: `length` is too long for the model, or too short for the texts; or the model has too few token
+            types for pairs.
     """
     limit = token_limit(model)
     if limit is not None and limit < length:

@@ -34,7 +34,7 @@ def mix(
     shares = [Fraction(weight) / total for weight in weights]
     most = min(math.floor(len(rows) / share) for rows, share in zip(sources, shares, strict=True))
     count = most if limit is None else min(limit, most)
-    counts = share_out(count, shares)
+    counts = apportion(count, shares)
     if not all(counts):
         empty = names[counts.index(0)]
         raise DataError(f"Of a mixture of {count} rows {empty} would have none. Raise its weight, or data.rows.")
@@ -54,7 +54,7 @@ def mix(
     )
 
 
-def share_out(count: int, shares: Sequence[Fraction]) -> list[int]:
+def apportion(count: int, shares: Sequence[Fraction]) -> list[int]:
     """`count` in whole parts of these shares, which add up to 1: what is left over goes to the largest remainders."""
     exact = [share * count for share in shares]
     parts = [math.floor(one) for one in exact]

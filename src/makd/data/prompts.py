@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data.batches import Batch
 from makd.errors import DataError
 
@@ -79,10 +79,10 @@ def pad_prompts(prompts: Sequence[Sequence[int]], padding: int, side: Literal["l
 def _last_answer(row: Row) -> tuple[int, int]:
     """Where the last run of labelled tokens begins and ends."""
     labels = row.get("labels") or []
-    learned = [place for place, label in enumerate(labels) if label != NO_LABEL]
+    learned = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
     if not learned:
         raise DataError("A row holds no answer: none of its tokens has a label. Give rows of prompts with responses.")
     end = start = learned[-1]
-    while start > 0 and labels[start - 1] != NO_LABEL:
+    while start > 0 and labels[start - 1] != IGNORE_INDEX:
         start -= 1
     return start, end + 1

@@ -225,7 +225,7 @@ def read_settings(written: Mapping[str, Any]) -> DataConfig:
     """The settings that a file holds.
 
     Raises:
-        UnknownNameError: it has a setting that there is not.
+        UnknownNameError: `written` has a setting that there is not.
     """
     sources = [make_settings(Source, "setting of a source", each) for each in written.get("mixture") or ()]
     return make_settings(DataConfig, "setting of data", {**written, "mixture": sources})

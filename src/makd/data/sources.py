@@ -202,7 +202,7 @@ def rename_columns(rows: Dataset, names: Mapping[str, str]) -> Dataset:
 
 
 def hold_out(texts: Sequence[Any], config: DataConfig) -> Texts:
-    """The same for texts in hand, or rows of columns as dicts: `config.held_out` of them are for evaluation.
+    """Texts in hand, or rows of columns as dicts, in two parts: `config.held_out` of them are for evaluation.
 
     Raises:
         DataError: fewer than two of them are not blank, one is no string, or none is left to train on; or their columns

@@ -34,7 +34,7 @@ def choose_tokenizer(
     otherwise (with `add_prefix_space`, say) are taken, and told. A model in hand may differ from where it came from.
 
     Raises:
-        ModelLoadError: it cannot be loaded.
+        ModelLoadError: the tokenizer cannot be loaded.
         SettingError: some id stands for another token than in the model's own.
     """
     name = model if isinstance(model, str) else model.name_or_path or type(model).__name__
@@ -58,10 +58,10 @@ def choose_tokenizer(
 def check_student_tokenizer(
     student: str | PreTrainedModel, words: PreTrainedTokenizerBase
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a saved `student`, which reads as `words` does; None if there is none.
+    """Refuse a saved `student` whose tokenizer does not read as `words` does; gives it, None if there is none.
 
     Raises:
-        SettingError: it reads otherwise.
+        SettingError: the student's tokenizer reads some text otherwise.
     """
     own = own_tokenizer(student)
     if own is None:
@@ -117,10 +117,10 @@ def different_reading(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBa
 
 
 def check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:
-    """Whether a model with embeddings for `vocabulary` tokens has one for each of `ids`.
+    """Refuse `ids` for which a model with embeddings for `vocabulary` tokens has none.
 
     Raises:
-        DataError: it has not.
+        DataError: the highest of `ids` is not below `vocabulary`.
     """
     highest = max(ids, default=0)
     if highest >= vocabulary:
@@ -131,10 +131,10 @@ def check_vocabulary(ids: Iterable[int], vocabulary: int) -> None:
 
 
 def check_padding_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Whether a decoder that classifies texts finds their ends: it reads the last token that is not its padding token.
+    """Refuse a decoder that would not find the ends of the texts that it classifies: before its own padding token.
 
     Raises:
-        DataError: it knows none, or another one than the tokenizer pads with.
+        DataError: the model has no padding token, or another one than the tokenizer pads with.
     """
     kind, padding = model.config.model_type, model.config.get_text_config().pad_token_id
     one_sided = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data.completions import CUT, WHOLE, ConversationRow
 from makd.data.conversations import Message
 from makd.data.rendering import Conversation
@@ -20,10 +20,10 @@ from makd.errors import DataError
 
 
 def check_writes(model: PreTrainedModel) -> None:
-    """Whether an encoder-decoder writes text.
+    """Refuse an encoder-decoder that writes no text.
 
     Raises:
-        DataError: it does not.
+        DataError: `model` cannot generate.
     """
     if not model.can_generate():
         raise DataError(
@@ -53,7 +53,7 @@ def decoder_reads(model: PreTrainedModel, labels: Int[Tensor, "rows tokens"]) ->
         )
     shifted = torch.roll(labels, 1, dims=1)
     shifted[:, 0] = start
-    return shifted.masked_fill(shifted == NO_LABEL, padding)
+    return shifted.masked_fill(shifted == IGNORE_INDEX, padding)
 
 
 class TwoSides:

@@ -2,7 +2,7 @@
 
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
-from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
+from makd.distill.layer_training import LayerTrainingResult, check_teachable, teach_layer_
 from makd.distill.layerwise import LayerTeacher, teach_layers_
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.objective import aspect_losses, weighted_sum
@@ -18,8 +18,8 @@ from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig
 __all__ = [
     "CHECKPOINT_SIZES",
     "DistillTrainer",
-    "LayerLesson",
     "LayerTeacher",
+    "LayerTrainingResult",
     "LayerwiseConfig",
     "ReportSteps",
     "SupervisedTrainer",

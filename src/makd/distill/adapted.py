@@ -1,7 +1,7 @@
 """Station 7: what is a model's own in one that peft has wrapped, so that it can learn or teach with its adapters.
 
 A `PeftModel` is a module around a model, in whose place some linears have adapters. Its forward is the model's, so a
-lesson goes through it as through any engine; layers, head and config are looked for in the model inside.
+forward goes through it as through any engine; layers, head and config are looked for in the model inside.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ def check_stream(tokens_per_batch: int | None, rows: Any) -> None:
     """Refuse batches of so many tokens for a stream.
 
     Raises:
-        SettingError: it is so.
+        SettingError: `tokens_per_batch` is given and the training rows are a stream.
     """
     if tokens_per_batch is not None and rows is not None and not hasattr(rows, "__len__"):
         raise SettingError(
@@ -28,7 +28,8 @@ def check_loss(args: Any, own_loss: Any, eval_dataset: Any, plan: ActivePlan) ->
     """Refuse what the Trainer would do with a loss, and the plan's does not.
 
     Raises:
-        SettingError: it is so.
+        SettingError: `args` smooth labels, a `compute_loss_func` is given, or an adaptive share has several evaluation
+            sets to follow.
     """
     if own_loss is not None or getattr(args, "label_smoothing_factor", None):
         name = "label_smoothing_factor" if own_loss is None else "compute_loss_func"
@@ -44,7 +45,7 @@ def check_checkpointing(args: Any) -> None:
     """Refuse gradient checkpointing through which captured tensors carry no gradient.
 
     Raises:
-        SettingError: it is so.
+        SettingError: `args` have gradient checkpointing with use_reentrant=True.
     """
     settings = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and settings.get("use_reentrant"):

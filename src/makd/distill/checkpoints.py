@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from makd.processes.first import meet
+from makd.processes.first import wait_for_everyone
 
 LIST = "whole.json"
 """Name of a file -> SHA-256 of its content."""
@@ -26,7 +26,7 @@ class ListFiles(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer calls it after the last file of a checkpoint."""
-        meet()
+        wait_for_everyone()
         if args.should_save:
             list_files(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -74,11 +74,6 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """After how many steps it was written."""
     return int(checkpoint.name.partition("-")[2])
-
-
-def has_whole_checkpoint(folder: Path) -> bool:
-    """Whether a training, or one of the stages that stand in folders of their own, can be gone on with."""
-    return newest_step(folder) is not None
 
 
 def newest_step(folder: Path) -> str | None:

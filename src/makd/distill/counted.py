@@ -11,15 +11,15 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Role
-from makd.anatomy.tokens import NO_LABEL, completion_tokens, layer_tokens, predicting_tokens, role_tokens
+from makd.anatomy.tokens import IGNORE_INDEX, completion_tokens, layer_tokens, predicting_tokens, role_tokens
 from makd.aspects import ActivePlan, ActiveTerm, Comparison, Term, next_labels
 from makd.capture import Tap
 
-Mean = Comparison | str
+LossKey = Comparison | str
 """What is a mean of its own: a comparison inside the layers, or the name of another term."""
 
 
-class Counted:
+class TokenMasks:
     """The tokens of one batch, as comparisons inside the layers count them."""
 
     def __init__(self, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> None:
@@ -50,12 +50,12 @@ class Counted:
         return None if everywhere else real
 
 
-def means_of(plan: ActivePlan) -> tuple[Mean, ...]:
+def loss_keys(plan: ActivePlan) -> tuple[LossKey, ...]:
     """All means that a plan's losses are made of, in a fixed order."""
     return (*plan.comparisons, *(active.name for active in plan.terms if not active.comparisons))
 
 
-def count(plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> dict[Mean, Tensor | int]:
+def count(plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> dict[LossKey, Tensor | int]:
     """How many tokens, rows or pairs of rows of a batch each mean of a plan is over.
 
     Args:
@@ -64,9 +64,9 @@ def count(plan: ActivePlan, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> d
         inputs: the batch, with labels if it has some.
 
     Returns:
-        By `means_of`; `task` counts labels, and 0 where there are none.
+        By `loss_keys`; `task` counts labels, and 0 where there are none.
     """
-    counted, found = Counted(anatomy, inputs), dict[Mean, Tensor | int]()
+    counted, found = TokenMasks(anatomy, inputs), dict[LossKey, Tensor | int]()
     known: dict[tuple[str, bool, str], Tensor | int] = {}
     for comparison in plan.comparisons:
         tap = comparison.tap
@@ -87,22 +87,27 @@ def predicting(term: Term, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Bo
     """The tokens whose predictions a term of logits compares."""
     real = layer_tokens(anatomy, anatomy.layers[-1], inputs)
     if term.tokens == "completion" and anatomy.predictions is not None and not anatomy.is_encoder_decoder:
-        return real & predicting_tokens(inputs, anatomy.predictions.ahead)
+        return real & predicting_tokens(inputs, anatomy.predictions.label_shift)
     return real
 
 
 def _count_term(active: ActiveTerm, anatomy: Anatomy, inputs: Mapping[str, Tensor], rows: int) -> Tensor | int:
     aspect, predictions = active.term.aspect, anatomy.predictions
     if aspect == "task":
-        return count_labels(inputs, 0 if predictions is None else predictions.ahead)
+        return count_labels(inputs, 0 if predictions is None else predictions.label_shift)
     if aspect == "similarity":
         return rows * (rows - 1)
-    if aspect == "logits" and predictions is not None and predictions.each == "token" and predictions.law != "places":
+    if (
+        aspect == "logits"
+        and predictions is not None
+        and predictions.each == "token"
+        and predictions.target != "places"
+    ):
         return predicting(active.term, anatomy, inputs).sum()
     return rows
 
 
-def count_labels(inputs: Mapping[str, Tensor], ahead: int) -> Tensor | int:
+def count_labels(inputs: Mapping[str, Tensor], label_shift: int) -> Tensor | int:
     """Labels that a model's own loss is a mean over: of tokens or rows, other than -100, NaN or beyond the row."""
     labels, starts = inputs.get("labels"), inputs.get("start_positions")
     if labels is None:
@@ -111,5 +116,5 @@ def count_labels(inputs: Mapping[str, Tensor], ahead: int) -> Tensor | int:
         return (starts < inputs["input_ids"].shape[1]).sum()
     if labels.is_floating_point():
         return (~labels.isnan()).sum()
-    tokens = next_labels(labels) if ahead and labels.dim() == 2 else labels
-    return torch.as_tensor(tokens != NO_LABEL).sum()
+    tokens = next_labels(labels) if label_shift and labels.dim() == 2 else labels
+    return torch.as_tensor(tokens != IGNORE_INDEX).sum()

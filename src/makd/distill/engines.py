@@ -115,7 +115,7 @@ def check_same_teacher(teacher: PreTrainedModel) -> None:
     Raises:
         SettingError: its weights differ.
     """
-    if processes.count() == 1:
+    if processes.process_count() == 1:
         return
     weights = [weight for weight in teacher.parameters() if weight.device.type != "meta"]
     mine = repr([float(weight.detach().double().sum()) for weight in weights])  # text: NaN equals itself

@@ -14,7 +14,7 @@ from makd.aspects import ActivePlan
 from makd.capture import has_vocabulary_head
 from makd.data import has_completions, reads_blocks, row_lengths, token_batches
 from makd.distill.projections import find_widths
-from makd.distill.withholding import find_shift
+from makd.distill.withholding import shared_label_shift
 from makd.errors import DataError, SettingError
 
 
@@ -58,7 +58,7 @@ def check_training(
         given: the rows.
 
     Returns:
-        What `find_shift` finds, which is tried on the models.
+        What `shared_label_shift` finds, which is tried on the models.
 
     Raises:
         SettingError: the sizes of the models do not allow an aspect; every batch is of one text, and texts are compared
@@ -72,7 +72,7 @@ def check_training(
     if plan.completions.written:
         _check_writers(student, given)
         _check_replay(plan, given)
-    found = find_shift(student, teacher, plan)
+    found = shared_label_shift(student, teacher, plan)
     _check_cached(plan, student, teacher, given, found[0])
     return found
 
@@ -122,11 +122,11 @@ def _check_replay(plan: ActivePlan, given: TrainingRows) -> None:
 
 
 def _check_cached(
-    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows, shift: int | None
+    plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows, label_shift: int | None
 ) -> None:
     """Refuse a cache where the student has to make its own logits."""
     asks_cache = given.cached and any(active.term.aspect == "logits" for active in plan.terms)
-    if asks_cache and has_vocabulary_head(teacher) and shift is None:
+    if asks_cache and has_vocabulary_head(teacher) and label_shift is None:
         raise SettingError(
             f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "
             "logits over a vocabulary. Take 'task' or 'logits' out of the plan, or train without a cache."

@@ -18,7 +18,7 @@ from makd.cache import hash_teacher, hash_tokenizer
 from makd.errors import OutputError, SettingError
 from makd.identities import VERSIONS, differences, tell_other_versions, versions
 from makd.processes.first import from_first
-from makd.processes.started import count
+from makd.processes.started import process_count
 from makd.provenance import extensions_of
 
 START = "student before training"
@@ -46,7 +46,7 @@ def identify_run(
         held_out: what is evaluated on while the student learns; None where no weight depends on that.
     """
     known = {
-        name: value * count() if name.rpartition(".")[2] == _PER_PROCESS else value
+        name: value * process_count() if name.rpartition(".")[2] == _PER_PROCESS else value
         for name, value in flatten(settings)
         if name.rpartition(".")[2] not in _NO_WEIGHT
     }

@@ -16,7 +16,7 @@ from makd.anatomy import Anatomy
 from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, own_loss, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
-from makd.distill.counted import Counted
+from makd.distill.counted import TokenMasks
 from makd.distill.projections import Projections
 
 
@@ -45,7 +45,7 @@ class LayerLosses(dict[Comparison, Float[Tensor, ""]]):
         super().__init__()
         self.teacher, self.projections = teacher, projections
         self._units = units or {}
-        self._tokens = Counted(anatomy, inputs)
+        self._tokens = TokenMasks(anatomy, inputs)
         self._wanted: dict[Tap, list[Comparison]] = {}
         for comparison in plan.comparisons:
             self._wanted.setdefault(comparison.tap, []).append(comparison)

@@ -16,9 +16,9 @@ from makd.calibration.source import ModelSource
 from makd.calibration.store import choose_store
 from makd.calibration.walk import Walk, state_bytes
 from makd.capture import examine
-from makd.distill.layer_lesson import check_teachable, teach_layer_
+from makd.distill.layer_training import check_teachable, teach_layer_
 from makd.distill.layerwise_settings import LayerwiseConfig
-from makd.distill.projections import check_pair
+from makd.distill.projections import check_layer_map
 from makd.errors import SettingError
 from makd.factorization.layers import begin_, enter, make_layers_, student_states
 from makd.progress import OnProgress, Progress, nobody
@@ -44,7 +44,7 @@ class LayerTeacher:
         """Teach `layer` of `student`, in place; what it learned, None where nothing was to be."""
         if isinstance(student.get_submodule(layer.module), SkippedLayer):
             return None
-        lesson = teach_layer_(
+        result = teach_layer_(
             student,
             walk.model,
             walk.anatomy,
@@ -58,7 +58,7 @@ class LayerTeacher:
             student_calls=self.calls,
             teacher_outputs=lambda batch: walk.states(layer.index + 1, batch),
         )
-        return None if lesson is None else asdict(lesson)
+        return None if result is None else asdict(result)
 
 
 def teach_layers_(
@@ -90,13 +90,13 @@ def teach_layers_(
 
     Raises:
         SettingError: the layers cannot be taught one by one, or the models do not line up.
-        DataError: there are fewer than two batches.
+        DataError: fewer than two batches are given.
         NumericsError: a loss is NaN or infinite.
     """
     anatomy, ours, given = examine(teacher), examine(student), list(check_batches(batches, student))
     for one in (anatomy, ours):
         check_teachable(one, given)
-    check_pair(ours, anatomy)
+    check_layer_map(ours, anatomy)
     widths = [hidden_width(model, one.layers[0]) for model, one in ((student, ours), (teacher, anatomy))]
     if len(ours.layers) != len(anatomy.layers) or widths[0] != widths[1]:
         raise SettingError(

@@ -57,5 +57,5 @@ class LayerwiseConfig:
                 raise SettingError(f"layerwise.{name} is {allowed}; got {getattr(self, name)}.")
 
     def with_products_in(self, dtype: torch.dtype) -> "LayerwiseConfig":
-        """The same for models that run in `dtype`: in bfloat16, so do the layer's products, by autocast."""
+        """These settings for models that run in `dtype`: in bfloat16, so do the layer's products, by autocast."""
         return replace(self, precision="bfloat16") if dtype == torch.bfloat16 else self

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from makd.anatomy import Anatomy, Predictions
-from makd.anatomy.tokens import layer_tokens
+from makd.anatomy.tokens import IGNORE_INDEX, layer_tokens
 from makd.aspects import (
     ActivePlan,
     ActiveTerm,
@@ -30,7 +30,7 @@ from makd.aspects import (
     vector_distance,
 )
 from makd.capture import HeadCall
-from makd.distill.counted import Mean, predicting
+from makd.distill.counted import LossKey, predicting
 from makd.distill.shares import WHOLE, Shares
 from makd.errors import DataError, NumericsError, SettingError
 
@@ -46,13 +46,12 @@ def aspect_losses(
     layers: Mapping[Comparison, Float[Tensor, ""]],
     teacher_output: Any,
     student_output: Any,
-    with_predictions: bool = True,
 ) -> dict[str, Float[Tensor, ""]]:
     """Loss of every aspect of `plan` on one batch, unweighted, each a mean over its layers, roles and real tokens.
 
     Arguments are those of `mean_losses`.
     """
-    return by_term(plan, mean_losses(plan, anatomy, inputs, layers, teacher_output, student_output, with_predictions))
+    return by_term(plan, mean_losses(plan, anatomy, inputs, layers, teacher_output, student_output))
 
 
 def mean_losses(
@@ -63,8 +62,8 @@ def mean_losses(
     teacher_output: Any,
     student_output: Any,
     with_predictions: bool = True,
-) -> dict[Mean, Float[Tensor, ""]]:
-    """Every mean that the aspects of `plan` are made of, on one batch, unweighted: `means_of`.
+) -> dict[LossKey, Float[Tensor, ""]]:
+    """Every mean that the aspects of `plan` are made of, on one batch, unweighted: `loss_keys`.
 
     Args:
         plan: aspects.
@@ -76,7 +75,7 @@ def mean_losses(
         with_predictions: whether `logits` and `task` are among the losses. False where the models withheld their
             logits: see `prediction_losses`.
     """
-    losses: dict[Mean, Tensor] = {comparison: layers[comparison] for comparison in plan.comparisons}
+    losses: dict[LossKey, Tensor] = {comparison: layers[comparison] for comparison in plan.comparisons}
     check_labels(inputs, anatomy.predictions)
     for active in plan.terms:
         aspect = active.term.aspect
@@ -93,7 +92,7 @@ def mean_losses(
 
 
 def by_term(
-    plan: ActivePlan, losses: Mapping[Mean, Float[Tensor, ""]], shares: Shares = WHOLE
+    plan: ActivePlan, losses: Mapping[LossKey, Float[Tensor, ""]], shares: Shares = WHOLE
 ) -> dict[str, Float[Tensor, ""]]:
     """What each term's loss is: the mean of its comparisons, each of which counts for its share of the step."""
     found: dict[str, Tensor] = {}
@@ -126,14 +125,14 @@ def task_loss(inputs: Inputs, output: Any, predictions: Predictions | None = Non
         found, wanted = output.logits.reshape(labels.shape)[real], labels[real]
         if not bool(real.any()):
             return _zero(output)
-        if predictions is not None and predictions.law == "labels":
+        if predictions is not None and predictions.target == "labels":
             return torch.nn.functional.binary_cross_entropy_with_logits(found, wanted)
         squares: Tensor = (found - wanted).square()
         return squares.mean()
     if bool(torch.isnan(loss)):  # a mean over no rows: with some, the model's own cross-entropy left the others out
         absent = None
         if labels is not None:
-            absent = labels == -100
+            absent = labels == IGNORE_INDEX
         elif starts is not None:
             absent = starts >= inputs["input_ids"].shape[1]
         if absent is not None and bool(absent.all()):
@@ -152,12 +151,12 @@ def check_labels(inputs: Inputs, predictions: Predictions | None) -> None:
     if labels is None or predictions is None or predictions.each != "row" or not predictions.size:
         return
     several = labels.is_floating_point() and labels.dim() == 2 and labels.shape[1] > 1
-    if predictions.law == "classes" and labels.is_floating_point() and several:
+    if predictions.target == "classes" and labels.is_floating_point() and several:
         raise SettingError(
             f"The labels have the shape {tuple(labels.shape)} of several labels a row, but the model's config says one "
             "class a row. Set problem_type to multi_label_classification (or regression) in the config of both models."
         )
-    if predictions.law == "labels" and not labels.is_floating_point():
+    if predictions.target == "labels" and not labels.is_floating_point():
         raise SettingError(
             f"The labels have the dtype {labels.dtype} of classes, but the model's problem_type is "
             "multi_label_classification, whose labels are 0.0 or 1.0 for each label of a row."
@@ -176,7 +175,7 @@ def prediction_losses(
     inputs: Inputs,
     teacher: HeadCall | KeptPredictions | None,
     student: HeadCall,
-    shift: int,
+    label_shift: int,
     shares: Shares = WHOLE,
 ) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
     """`logits` and `task` of a vocabulary, from what the heads were handed, without the logits.
@@ -188,7 +187,7 @@ def prediction_losses(
         teacher: the call of the teacher's head, or what was kept of its predictions; not looked at where the plan has
             no `logits`.
         student: the call of the student's head.
-        shift: 1 where a token's prediction is of the next one's label, 0 where of its own.
+        label_shift: 1 where a token's prediction is of the next one's label, 0 where of its own.
         shares: of the step, by which they are weighed in the sum.
 
     Returns:
@@ -217,7 +216,7 @@ def prediction_losses(
         None if call is None else call.head,
         predicting(soft[0].term, anatomy, inputs) if soft else None,
         [_soft_loss(active, kept is not None, shares) for active in soft],
-        next_labels(labels) if labels is not None and shift else labels,
+        next_labels(labels) if labels is not None and label_shift else labels,
         sum((active.term.weight * shares[active.name] for active in hard), start=0.0),
         kept,
     )
@@ -275,11 +274,11 @@ def _logits(active: ActiveTerm, anatomy: Anatomy, inputs: Inputs, theirs: Any, o
     term, mask = active.term, tokens if predictions.each == "token" else None
     losses = []
     for student, teacher in zip(predictions.read(ours), predictions.read(theirs), strict=True):
-        if predictions.law == "numbers":
+        if predictions.target == "numbers":
             losses.append(regression_mse(student, teacher, mask))
-        elif predictions.law == "labels":
+        elif predictions.target == "labels":
             losses.append(label_divergence(student, teacher, mask, term.temperature, term.compare()))
-        elif predictions.law == "places":  # a distribution over the tokens of a row
+        elif predictions.target == "places":  # a distribution over the tokens of a row
             lowest = torch.finfo(torch.float32).min
             student, teacher = (torch.where(tokens, side.float(), lowest) for side in (student, teacher))
             losses.append(logits_divergence(student, teacher, None, term.temperature, term.compare()))

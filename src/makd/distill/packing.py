@@ -31,7 +31,7 @@ class PackedTexts:
         """Refuse a batch whose texts a model would not read apart.
 
         Raises:
-            SettingError: it is so.
+            SettingError: the position ids of a row begin anew, and a model reads each text with those before it.
         """
         positions = inputs.get("position_ids")
         if positions is None or positions.dim() != 2:

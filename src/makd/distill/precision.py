@@ -39,10 +39,11 @@ def float32_weights(model: nn.Module) -> Iterator[None]:
 
 
 def check_precision(model: nn.Module) -> None:
-    """Whether the parameters of `model` that learn can.
+    """Refuse a `model` whose learning parameters cannot learn in their dtype.
 
     Raises:
-        SettingError: some are in float16. Those in bfloat16 are told of: some optimizers round so that they can.
+        SettingError: some are in float16. Of those in bfloat16 a warning is logged: some optimizers round so that they
+            can learn.
     """
     learning = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     advice = (

@@ -121,7 +121,7 @@ def find_widths(
     return widths
 
 
-def check_pair(student: Anatomy, teacher: Anatomy) -> None:
+def check_layer_map(student: Anatomy, teacher: Anatomy) -> None:
     """Refuse models that no layer map can bring together.
 
     Raises:

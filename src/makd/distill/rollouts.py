@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.aspects import Completions
 from makd.data import Batch, prompt_of
 from makd.distill.shares import in_order, own_places
@@ -172,7 +173,7 @@ def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
     """Let a training with an adaptive share evaluate, after each tenth of its steps unless it says when.
 
     Raises:
-        SettingError: there are no held-out rows.
+        SettingError: no held-out rows are given.
     """
     if not has_held_out:
         raise SettingError(
@@ -214,5 +215,5 @@ def to_batch(texts: Sequence[Text], like: Batch) -> Batch:
     return {
         "input_ids": rows([prompt + text for prompt, text in texts], 0),
         "attention_mask": rows([[1] * (len(prompt) + len(text)) for prompt, text in texts], 0),
-        "labels": rows([[-100] * len(prompt) + text for prompt, text in texts], -100),
+        "labels": rows([[IGNORE_INDEX] * len(prompt) + text for prompt, text in texts], IGNORE_INDEX),
     }

@@ -72,10 +72,10 @@ def _stand_in(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 def check_teacher(teacher: PreTrainedModel) -> None:
-    """Whether a teacher can be asked: its weights are numbers, and in memory, or where accelerate's hooks fetch them.
+    """Refuse a teacher whose weights are quantized, or neither in memory nor where accelerate's hooks fetch them.
 
     Raises:
-        ModelLoadError: it is quantized, or some weights are nowhere.
+        ModelLoadError: the teacher is quantized, or some weights are nowhere.
         SettingError: its head is offloaded: the losses read that themselves.
     """
     check_numbers_of(teacher)

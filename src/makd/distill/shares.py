@@ -15,19 +15,19 @@ from torch import Tensor
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
 from makd.devices import widest_dtype
-from makd.distill.counted import Mean, count, means_of
+from makd.distill.counted import LossKey, count, loss_keys
 from makd.processes import started as processes
 
 One = TypeVar("One")
 SHARE = "share"
 """Entry of a batch: what part of its optimizer step it is; of a plan, `Shares`."""
 
-Shares = Mapping[Mean, float]
+Shares = Mapping[LossKey, float]
 """By mean: what part of the step's tokens a batch has, in [0, 1]; over all batches they add up to 1."""
 
 
-class _Whole(dict[Mean, float]):
-    def __missing__(self, mean: Mean) -> float:
+class _Whole(dict[LossKey, float]):
+    def __missing__(self, mean: LossKey) -> float:
         return 1.0
 
 
@@ -37,26 +37,26 @@ WHOLE: Shares = _Whole()
 
 def add_up(values: Tensor) -> Tensor:
     """The sum over all processes of what each of them has, in place."""
-    if processes.count() > 1:
+    if processes.process_count() > 1:
         torch.distributed.all_reduce(values)
     return values
 
 
 def own_places(batches: int) -> range:
     """Where this process's batches stand among those of all: each has one, then each its next."""
-    return range(processes.index(), batches * processes.count(), processes.count())
+    return range(processes.process_index(), batches * processes.process_count(), processes.process_count())
 
 
 def in_order(own: Sequence[One]) -> list[One]:
     """What each batch of a step has, of all processes, in the order of `own_places`. Every process calls it."""
-    if processes.count() == 1:
+    if processes.process_count() == 1:
         return list(own)
-    gathered: list[Any] = [None] * processes.count()
+    gathered: list[Any] = [None] * processes.process_count()
     torch.distributed.all_gather_object(gathered, list(own))
     return [one for together in zip(*gathered, strict=True) for one in together]
 
 
-def share_out(counts: Tensor) -> list[list[float]]:
+def step_shares(counts: Tensor) -> list[list[float]]:
     """Each batch's share of what all batches of an optimizer step count, those of other processes too.
 
     Every process calls it at the same time.
@@ -73,7 +73,7 @@ def share_out(counts: Tensor) -> list[list[float]]:
 def shares_of(
     plan: ActivePlan, anatomy: Anatomy, batches: Sequence[Mapping[str, Any]], device: torch.device
 ) -> list[Shares]:
-    """`share_out` for the means of a plan.
+    """`step_shares` for the means of a plan.
 
     Args:
         plan: aspects.
@@ -82,17 +82,17 @@ def shares_of(
         device: where sums over processes are made.
     """
     counts = torch.stack([count_vector(plan, anatomy, batch, device) for batch in batches])
-    return [dict(zip(means_of(plan), row, strict=True)) for row in share_out(counts)]
+    return [dict(zip(loss_keys(plan), row, strict=True)) for row in step_shares(counts)]
 
 
 def count_vector(plan: ActivePlan, anatomy: Anatomy, batch: Mapping[str, Any], device: torch.device) -> Tensor:
-    """What each mean is over in a batch, in the order of `means_of`, as float64 (float32 where a device has none)."""
+    """What each mean is over in a batch, in the order of `loss_keys`, as float64 (float32 where a device has none)."""
     found = count(plan, anatomy, batch)
     wide = widest_dtype(device)
-    return torch.stack([torch.as_tensor(found[mean], device=device).to(wide) for mean in means_of(plan)])
+    return torch.stack([torch.as_tensor(found[mean], device=device).to(wide) for mean in loss_keys(plan)])
 
 
-def terms_of(plan: ActivePlan) -> dict[str, tuple[Mean, ...]]:
+def terms_of(plan: ActivePlan) -> dict[str, tuple[LossKey, ...]]:
     """Name of each term -> the means that its loss is the mean of."""
     return {active.name: active.comparisons or (active.name,) for active in plan.terms}
 
@@ -100,13 +100,13 @@ def terms_of(plan: ActivePlan) -> dict[str, tuple[Mean, ...]]:
 class RunningMeans:
     """Means of losses over all batches and processes since they were last taken."""
 
-    def __init__(self, terms: Mapping[str, Sequence[Mean]]) -> None:
+    def __init__(self, terms: Mapping[str, Sequence[LossKey]]) -> None:
         """Nothing is added yet; `terms` is what `terms_of` gives."""
         self.terms = terms
         self.means = tuple(dict.fromkeys(mean for parts in terms.values() for mean in parts))
         self._sums: Tensor | None = None
 
-    def add(self, losses: Mapping[Mean, Tensor], weights: Mapping[Mean, float]) -> None:
+    def add(self, losses: Mapping[LossKey, Tensor], weights: Mapping[LossKey, float]) -> None:
         """Add what a batch has lost, on its device: reading a value would make an accelerator wait.
 
         Args:

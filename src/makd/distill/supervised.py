@@ -8,28 +8,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import predictions_of
-from makd.anatomy.key_cache import cache_setting_kept, without_cache
+from makd.anatomy.key_cache import without_cache
 from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.engines import set_engine_
-from makd.distill.evaluating import EvaluatingTrainer
+from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
-from makd.distill.resuming import without_tied
-from makd.distill.shares import SHARE, RunningMeans, share_out
-from makd.distill.soundness import StopWhereBroken
-from makd.distill.steps import training_step
+from makd.distill.shares import SHARE, RunningMeans, step_shares
 from makd.errors import NumericsError
-from makd.processes.started import count
+from makd.processes.started import process_count
 
 TASK = "task"
 """What the loss on the labels is called among means."""
 
 
-class SupervisedTrainer(EvaluatingTrainer):
+class SupervisedTrainer(MeanLossTrainer):
     """Transformers' Trainer with the model's own loss, a mean over those rows of a step that have a label."""
-
-    loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
 
     def __init__(self, model: PreTrainedModel, dropout: bool = True, **kwargs: Any) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -37,16 +31,11 @@ class SupervisedTrainer(EvaluatingTrainer):
         Args:
             model: with the head of a task.
             dropout: whether the model's dropout is on in training.
-            kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …; `tokens_per_batch` of `BatchingTrainer`.
+            kwargs: `args`, `train_dataset`, `data_collator`, `callbacks`, …; `tokens_per_batch` of `MeanLossTrainer`.
         """
         check_precision(model)
-        kwargs["args"] = set_engine_(kwargs.get("args"))
-        self.dropout = dropout
         self.predictions = predictions_of(model)
-        self.evaluated = RunningMeans({TASK: (TASK,)})
-        with cache_setting_kept(model):
-            super().__init__(model=model, **kwargs)
-        self.add_callback(StopWhereBroken())
+        super().__init__(model, model, RunningMeans({TASK: (TASK,)}), dropout=dropout, **kwargs)
         self.model_accepts_loss_kwargs = False  # the model's loss is a batch's mean
 
     def get_batch_samples(
@@ -57,11 +46,11 @@ class SupervisedTrainer(EvaluatingTrainer):
         if not batches:
             return batches, items
         counts = [torch.as_tensor(self._count(batch), device=self.args.device).float() for batch in batches]
-        shares = share_out(torch.stack(counts)[:, None])
+        shares = step_shares(torch.stack(counts)[:, None])
         return [{**batch, SHARE: share} for batch, [share] in zip(batches, shares, strict=True)], items
 
     def _count(self, batch: Mapping[str, Any]) -> Tensor | int:
-        return count_labels(batch, 0 if self.predictions is None else self.predictions.ahead)
+        return count_labels(batch, 0 if self.predictions is None else self.predictions.label_shift)
 
     def _predict(
         self, model: nn.Module, inputs: Mapping[str, Any], *, with_logits: bool, noted: bool
@@ -73,16 +62,6 @@ class SupervisedTrainer(EvaluatingTrainer):
 
     def _sum_up(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means[TASK]}
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The Trainer's, which takes a tied head for missing."""
-        super()._issue_warnings_after_load(without_tied(load_result, self.model))
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The Trainer's: loss and backward of one batch."""
-        with training_step(model, inputs, self.args, self.dropout):
-            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        return loss
 
     def compute_loss(
         self,
@@ -110,5 +89,5 @@ class SupervisedTrainer(EvaluatingTrainer):
                 "it is so from the first step on, look at the labels for numbers that are far too large."
             )
         if share is not None:
-            loss = loss * (share * count())  # engines take the mean of the processes' gradients
+            loss = loss * (share * process_count())  # engines take the mean of the processes' gradients
         return (loss, output) if return_outputs else loss

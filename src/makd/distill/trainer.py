@@ -20,52 +20,45 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
-from makd.anatomy.key_cache import cache_setting_kept
 from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
 from makd.distill.arguments import check_checkpointing, check_loss
-from makd.distill.counted import means_of
+from makd.distill.counted import loss_keys
+from makd.distill.distillation_forward import DistillationForward, DistillationOutput
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
     prepare_engine_,
-    set_engine_,
 )
-from makd.distill.evaluating import EvaluatingTrainer
 from makd.distill.fitting import TrainingRows, check_training
-from makd.distill.lesson import Learned, Lesson
+from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
-from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
+from makd.distill.projections import PROJECTIONS, Projections, check_layer_map, learned_with, make_projections
 from makd.distill.reporting import report_off
-from makd.distill.resuming import without_tied
 from makd.distill.rollouts import Rollouts, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
-from makd.distill.soundness import StopWhereBroken
-from makd.distill.steps import training_step
-from makd.distill.units import Units
+from makd.distill.teacher_variances import TeacherVariances
 from makd.distill.withholding import tell_whole_logits
 from makd.errors import CacheError
 from makd.kinds import fit
-from makd.processes.started import count
+from makd.processes.started import process_count
 from makd.weights.sound import check_plain
 
 _logger = logging.getLogger(__name__)
 
 
-class DistillTrainer(EvaluatingTrainer):
+class DistillTrainer(MeanLossTrainer):
     """Teach `model` to mimic `teacher` as `plan` says.
 
     The batches may hold labels or not; with labels (or a causal language model's own tokens) the plan's `task` term
     adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`, `hidden`, … and
     `eval_matrix`, … during evaluation.
     """
-
-    loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
 
     def __init__(
         self,
@@ -91,7 +84,7 @@ class DistillTrainer(EvaluatingTrainer):
             tokens_per_batch: tokens of a training batch on each device, padding counted, in the place of a number of
                 rows: see `makd.data.token_batches`. None leaves batches to the Trainer.
             teacher_dtype: of the teacher's products in training and evaluation, by autocast; None: as the student's.
-            cache: what the teacher says about the rows of `train_dataset`, so that training steps do not ask it.
+            cache: the teacher's outputs on the rows of `train_dataset`, so that training steps do not ask it.
                 Evaluation does, on rows that are not in there.
             shard_teacher: whether the teacher is spread over the processes, as FSDP2 does the student; for good. By
                 default it is whole in each, or where its `device_map` has put it.
@@ -112,24 +105,27 @@ class DistillTrainer(EvaluatingTrainer):
         check_precision(student)
         self.anatomy: Anatomy = examine(student)
         self.teacher_anatomy: Anatomy = examine(teacher)
-        check_pair(self.anatomy, self.teacher_anatomy)
+        check_layer_map(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         report_off(self.plan, self.anatomy, self.teacher_anatomy)
-        self.student_dropout = student_dropout
         self.teacher_dtype = teacher_dtype
-        self.learned, self.evaluated = RunningMeans(terms_of(self.plan)), RunningMeans(terms_of(self.plan))
-        self.units = Units(self.plan)
-        self._told_of_units = False
+        self.learned = RunningMeans(terms_of(self.plan))
+        self.teacher_variances = TeacherVariances(self.plan)
+        self._told_of_variances = False
         self.cache = cache
         if cache is not None:
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
         check_loss(kwargs.get("args"), kwargs.get("compute_loss_func"), kwargs.get("eval_dataset"), self.plan)
-        kwargs["args"] = set_engine_(kwargs.get("args"))
-        with cache_setting_kept(student):
-            super().__init__(model=model, tokens_per_batch=tokens_per_batch, **kwargs)
+        super().__init__(
+            model,
+            student,
+            RunningMeans(terms_of(self.plan)),
+            dropout=student_dropout,
+            tokens_per_batch=tokens_per_batch,
+            **kwargs,
+        )
         prepare_engine_(self, student, self.anatomy)
-        self.add_callback(StopWhereBroken())
         if cache is not None:
             self.data_collator = RowCollator(self.data_collator)
             self._set_signature_columns_if_needed()
@@ -137,7 +133,7 @@ class DistillTrainer(EvaluatingTrainer):
             columns.append(ROW)  # where unused columns are removed, this one stays
         check_checkpointing(self.args)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
-        shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
+        label_shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
         tell_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
@@ -151,16 +147,16 @@ class DistillTrainer(EvaluatingTrainer):
         if self.projections is not None:
             nn.Module.to(self.projections, self.args.device)
         self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
-        self.lesson = Lesson(
+        self.distillation_forward = DistillationForward(
             student=student,
             teacher=self.teacher,
             plan=self.plan,
             anatomy=self.anatomy,
             teacher_anatomy=self.teacher_anatomy,
             projections=self.projections,
-            shift=shift,
+            label_shift=label_shift,
             cache=cache,
-            units=self.units,
+            teacher_variances=self.teacher_variances,
             label_names=frozenset(self.label_names),
             teacher_precision=self._teacher_precision,
         )
@@ -171,7 +167,7 @@ class DistillTrainer(EvaluatingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, which learns the projections too."""
-        with learned_with(self.lesson.student, self.projections):
+        with learned_with(self.distillation_forward.student, self.projections):
             return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -185,19 +181,19 @@ class DistillTrainer(EvaluatingTrainer):
             step = self.state.global_step
             with self.accelerator.autocast():  # around all steps of a generation: weights are rounded once
                 batches = self.rollouts.rewrite(
-                    batches, step, step / self.state.max_steps, self.lesson.student, self.teacher
+                    batches, step, step / self.state.max_steps, self.distillation_forward.student, self.teacher
                 )
             items = self._get_num_items_in_batch(batches, device)
-        if self.units.are_missing:
+        if self.teacher_variances.are_missing:
             with self.compute_loss_context_manager():
-                self.units.measure(batches, self.anatomy, self._recorded, self.args.device)
+                self.teacher_variances.measure(batches, self.anatomy, self._recorded, self.args.device)
         shares = shares_of(self.plan, self.anatomy, batches, self.args.device)
         return [{**batch, SHARE: share} for batch, share in zip(batches, shares, strict=True)], items
 
     def _recorded(self, batch: Mapping[str, Any]) -> Recording:
         inputs = self._prepare_inputs(dict(batch))
         rows = inputs.pop(ROW, None)
-        return self.lesson.teach(inputs, rows)[0]
+        return self.distillation_forward.teacher_forward(inputs, rows)[0]
 
     def _sum_up(self, means: Mapping[str, float]) -> dict[str, float]:
         weights = {active.name: active.term.weight for active in self.plan.terms}
@@ -205,8 +201,8 @@ class DistillTrainer(EvaluatingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; an adaptive share of the student's completions follows the loss."""
-        if self.units.are_missing and not self._told_of_units:
-            self._told_of_units = True
+        if self.teacher_variances.are_missing and not self._told_of_variances:
+            self._told_of_variances = True
             _logger.warning(
                 "Evaluated before the first step: squared differences are in units of each batch, and after it in "
                 "those of the training. The losses are not to be compared"
@@ -216,12 +212,6 @@ class DistillTrainer(EvaluatingTrainer):
             self.rollouts.note(metrics["eval_loss"])
         return metrics
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The Trainer's: loss and backward of one batch."""
-        with training_step(model, inputs, self.args, self.student_dropout):
-            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        return loss
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -230,32 +220,34 @@ class DistillTrainer(EvaluatingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The plan's weighted sum on one batch. The Trainer calls it, in training and in evaluation."""
-        learned = self._learn(model, inputs, return_outputs)
-        return (learned.total, learned.output) if return_outputs else learned.total
+        result = self._forward(model, inputs, return_outputs)
+        return (result.total, result.output) if return_outputs else result.total
 
-    def _learn(self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, noted: bool = True) -> Learned:
-        """One batch's lesson, and `noted` for the log."""
-        training = self.lesson.student.training  # an engine's own mode is not always its model's
-        if training and not self.student_dropout:
-            switch_dropout_off_(self.lesson.student)
+    def _forward(
+        self, model: nn.Module, inputs: Mapping[str, Any], with_logits: bool, noted: bool = True
+    ) -> DistillationOutput:
+        """The forward of one batch, whose losses are `noted` for the log."""
+        training = self.distillation_forward.student.training  # an engine's own mode is not always its model's
+        if training and not self.dropout:
+            switch_dropout_off_(self.distillation_forward.student)
         shares: Shares | None = inputs.get(SHARE)
         rows, batch = inputs.get(ROW), {name: value for name, value in inputs.items() if name not in (ROW, SHARE)}
         self._packed.check(batch)
-        learned = self.lesson.give(model, batch, rows, shares or WHOLE, with_logits=with_logits)
+        result = self.distillation_forward(model, batch, rows, shares or WHOLE, with_logits=with_logits)
         if training:
-            self.learned.add(learned.losses, shares or WHOLE)
-            if shares is not None and count() > 1:  # engines take the mean of the processes' gradients
-                learned = replace(learned, total=learned.total * count())
+            self.learned.add(result.losses, shares or WHOLE)
+            if shares is not None and process_count() > 1:  # engines take the mean of the processes' gradients
+                result = replace(result, total=result.total * process_count())
         elif noted:
             counts = count_vector(self.plan, self.anatomy, batch, self.args.device).tolist()
-            self.evaluated.add(learned.losses, dict(zip(means_of(self.plan), counts, strict=True)))
-        return learned
+            self.evaluated.add(result.losses, dict(zip(loss_keys(self.plan), counts, strict=True)))
+        return result
 
     def _predict(
         self, model: nn.Module, inputs: Mapping[str, Any], *, with_logits: bool, noted: bool
     ) -> tuple[Tensor, Any]:
-        learned = self._learn(model, inputs, with_logits, noted)
-        return learned.total, learned.output
+        result = self._forward(model, inputs, with_logits, noted)
+        return result.total, result.output
 
     def _teacher_precision(self) -> AbstractContextManager[Any]:
         if self.teacher_dtype is None:
@@ -271,13 +263,9 @@ class DistillTrainer(EvaluatingTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            self.units.save(output_dir)
+            self.teacher_variances.save(output_dir)
             if self.rollouts is not None:
                 self.rollouts.save(output_dir)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The Trainer's, which takes a tied head for missing."""
-        super()._issue_warnings_after_load(without_tied(load_result, self.model))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_checkpoint(self, Path(resume_from_checkpoint))
@@ -286,7 +274,7 @@ class DistillTrainer(EvaluatingTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.units.load(checkpoint)
+            self.teacher_variances.load(checkpoint)
             if self.rollouts is not None:
                 self.rollouts.load(checkpoint)
 

@@ -100,14 +100,14 @@ class TrainingConfig:
         return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.teacher_dtype]
 
     def with_products_in(self, dtype: torch.dtype) -> "TrainingConfig":
-        """The same for models that run in `dtype`: in bfloat16, so do the student's products, by autocast.
+        """These settings for models that run in `dtype`: in bfloat16, so do the student's products, by autocast.
 
         In float16 the student's stay in float32: gradients would need to be scaled to fit.
         """
         return replace(self, precision="bfloat16") if dtype == torch.bfloat16 else self
 
     def check_launch(self) -> None:
-        """Whether what started this process leaves `precision` as it is; a bfloat16 that is said here always counts.
+        """Refuse a launcher that would change `precision`; a bfloat16 that is said here always counts.
 
         Raises:
             SettingError: accelerate was told to mix precisions, and the Trainer would, without a word.
@@ -161,7 +161,7 @@ class TrainingConfig:
 
 
 def _check_report_to(name: str) -> None:
-    """Loggers are asked for only when training starts, after the factorization."""
+    """Refuse, before the factorization, a logger that training would ask for after it, and is not installed."""
     if name not in ("none", "all"):
         available = ("none", "all", *get_available_reporting_integrations())
         if name not in available:

@@ -6,14 +6,14 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import predictions_of
 from makd.aspects import ActivePlan
-from makd.capture import has_vocabulary_head, own_shift, why_not_repeated
+from makd.capture import has_vocabulary_head, label_shift_of, why_not_repeated
 from makd.errors import UnsupportedModelError
 
 _logger = logging.getLogger(__name__)
 
 
 def tell_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
-    """Log for which `reason` of `find_shift` a student makes the logits of all tokens, if there is one."""
+    """Warn for which `reason` of `shared_label_shift` a student makes all tokens' logits, if there is one."""
     if reason is not None:
         _logger.warning(
             "%s makes the logits of all tokens at each step, which takes more memory: %s. Smaller batches take less.",
@@ -22,14 +22,16 @@ def tell_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
         )
 
 
-def find_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan) -> tuple[int | None, str | None]:
-    """How many tokens on the label is that a prediction is of; None where the models have to make their logits.
+def shared_label_shift(
+    student: PreTrainedModel, teacher: PreTrainedModel, plan: ActivePlan
+) -> tuple[int | None, str | None]:
+    """Offset between a token and the label its prediction is scored against; None if full logits are needed.
 
     They have to where the head is none over a vocabulary, or where makd cannot repeat what a model does with what its
     head is handed.
 
     Returns:
-        The shift; and the reason why makd cannot, if it cannot.
+        1 for causal models, 0 for masked ones; and the reason why makd needs full logits, if it does.
 
     Raises:
         UnsupportedModelError: the student's own loss is of other tokens than its class says.
@@ -42,26 +44,26 @@ def find_shift(student: PreTrainedModel, teacher: PreTrainedModel, plan: ActiveP
     reason = why_not_repeated(student)
     if reason is None and "logits" in aspects:
         reason = why_not_repeated(teacher)
-    shift: int | None = 0
+    label_shift: int | None = 0
     if "task" in aspects:
-        shift = own_shift(student)
-        _check_shift(student, shift)
-        if reason is None and shift is None:
+        label_shift = label_shift_of(student)
+        _check_label_shift(student, label_shift)
+        if reason is None and label_shift is None:
             reason = "its own loss is more than the cross-entropy of its logits"
-    return (shift, None) if reason is None else (None, reason)
+    return (label_shift, None) if reason is None else (None, reason)
 
 
-def _check_shift(student: PreTrainedModel, shift: int | None) -> None:
+def _check_label_shift(student: PreTrainedModel, label_shift: int | None) -> None:
     """Refuse a model whose loss looks at other labels than its class says: a step's shares would be counted by these.
 
     Raises:
-        UnsupportedModelError: it is so.
+        UnsupportedModelError: `label_shift` is not that of the predictions of the model's class.
     """
     predictions = predictions_of(student)
-    if shift is None or predictions is None or predictions.ahead == shift:
+    if label_shift is None or predictions is None or predictions.label_shift == label_shift:
         return
     raise UnsupportedModelError(
-        f"The loss of {type(student).__name__} looks at the label {shift} tokens further on, and makd takes its "
-        f"predictions, by its class, for those of the token {predictions.ahead} further on. Take 'task' out of the "
-        "plan, or load the model under another head (recipe.head)."
+        f"The loss of {type(student).__name__} looks at the label {label_shift} tokens further on, and makd takes its "
+        f"predictions, by its class, for those of the token {predictions.label_shift} further on. Take "
+        "'task' out of the plan, or load the model under another head (recipe.head)."
     )

@@ -185,9 +185,9 @@ def _alike(vectors: Tensor, similarity: str) -> Tensor:
 
 def _counted(predictions: Predictions, batch: Mapping[str, Tensor], tokens: Literal["all", "completion"]) -> Tensor:
     """The tokens whose predictions count."""
-    if predictions.law == "places":
+    if predictions.target == "places":
         return encoder_tokens(batch)
-    return predicting_tokens(batch, predictions.ahead) if tokens == "completion" else _output_tokens(batch)
+    return predicting_tokens(batch, predictions.label_shift) if tokens == "completion" else _output_tokens(batch)
 
 
 def _compare_predictions(
@@ -198,7 +198,7 @@ def _compare_predictions(
     theirs = predictions.rows(reference, tokens).to(ours.device)
     check_outputs(theirs, "The teacher's predictions")
     check_outputs(ours, "The student's predictions")
-    if predictions.law == "numbers":
+    if predictions.target == "numbers":
         return {"squared_difference": (float((ours - theirs).float().square().sum()), ours.numel())}
     kl = agree = 0.0
     for mine, other in zip(ours.split(512), theirs.split(512), strict=True):  # a vocabulary is wide
@@ -207,7 +207,7 @@ def _compare_predictions(
         log_t = other[..., :width].float().log_softmax(-1)
         kl += float(torch.nn.functional.kl_div(log_s, log_t, reduction="sum", log_target=True))
         agree += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
-    if predictions.law != "labels":
+    if predictions.target != "labels":
         return {"prediction_kl": (kl, len(ours)), "top1_agreement": (agree, len(ours))}
     found = {"prediction_kl": (kl, len(ours)), "label_agreement": (agree, len(ours))}
     if predictions.each == "row":

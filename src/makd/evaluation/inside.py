@@ -20,7 +20,7 @@ from makd.anatomy.tokens import by_token
 from makd.aspects import cosine_distance, variance_sums, variance_unit
 from makd.capture import AttentionCall, Recording, Tap, capture, examine
 from makd.devices import widest_dtype
-from makd.distill.counted import Counted
+from makd.distill.counted import TokenMasks
 from makd.distill.layers import compare_calls
 
 TOKENS = 1024
@@ -96,7 +96,7 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
     with in_eval(student, teacher), without_cache(student, teacher):
         for row in _choose_rows(batches):
             inputs = model_inputs(row, student.device)
-            counted = Counted(ours, inputs)
+            counted = TokenMasks(ours, inputs)
             with capture(teacher, theirs, taps) as reference:
                 teacher(**model_inputs(row, teacher.device))
             with capture(student, ours, taps) as recording:

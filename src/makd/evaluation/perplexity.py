@@ -12,7 +12,7 @@ from transformers.utils.generic import ModelOutput
 from makd.anatomy.batches import check_batches, model_inputs
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.errors import DataError, NumericsError
 from makd.kinds import takes
 from makd.weights.finite import check_outputs
@@ -55,13 +55,13 @@ class TokenCosts:
         logits: Tensor = output["logits"]
         if self._model.config.is_encoder_decoder:
             targets = _responses(batch).to(logits.device)
-            real = targets != NO_LABEL
+            real = targets != IGNORE_INDEX
         else:
             tokens = batch["input_ids"].to(logits.device)
             mask = batch.get("attention_mask", torch.ones_like(tokens)).to(logits.device).bool()
             logits, targets, real = logits[:, :-1], tokens[:, 1:], mask[:, 1:] & mask[:, :-1]
             if "labels" in batch:
-                real &= batch["labels"][:, 1:].to(logits.device) != NO_LABEL
+                real &= batch["labels"][:, 1:].to(logits.device) != IGNORE_INDEX
         for scores, wanted, keep in zip(logits, targets, real, strict=True):  # a row at a time: a vocabulary is wide
             check_outputs(scores[keep], f"The predictions of the {type(self._model).__name__}")
             self._total += float(cross_entropy(scores[keep].float(), wanted[keep], reduction="sum"))

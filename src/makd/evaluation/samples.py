@@ -16,7 +16,7 @@ from makd.anatomy.batches import model_inputs
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
-from makd.anatomy.tokens import NO_LABEL, encoder_tokens
+from makd.anatomy.tokens import IGNORE_INDEX, encoder_tokens
 from makd.data import collator, reads_blocks
 from makd.data.prompts import has_completions, prompt_of, reference_of
 from makd.generation import Sampling, generate, stop_tokens
@@ -72,7 +72,7 @@ def _continuations(
     chosen = [rows[place] for place in _spread(len(rows), count)]
     apart = bool(student.config.is_encoder_decoder)  # prompt and response are two sides
     if asked:  # a row that was cut may have lost its answer
-        chosen = [row for row in chosen if any(label != NO_LABEL for label in row["labels"])]
+        chosen = [row for row in chosen if any(label != IGNORE_INDEX for label in row["labels"])]
     prompts = [
         list(row["input_ids"])[:longest]
         if apart

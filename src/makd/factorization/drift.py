@@ -46,9 +46,9 @@ def distance(anatomy: Anatomy, batch: Mapping[str, Tensor], reference: Any, outp
         mask = tokens[..., None].to(output[0].dtype)
         theirs, ours = (normalize((side[0] * mask).sum(1) / mask.sum(1), dim=-1) for side in (reference, output))
     else:
-        real = encoder_tokens(batch) if anatomy.predictions.law == "places" else tokens
+        real = encoder_tokens(batch) if anatomy.predictions.target == "places" else tokens
         theirs, ours = (anatomy.predictions.rows(side, real) for side in (reference, output))
-    if anatomy.predictions is None or anatomy.predictions.law == "numbers":
+    if anatomy.predictions is None or anatomy.predictions.target == "numbers":
         return float((ours - theirs).float().square().sum()), len(ours)
     total = 0.0
     for mine, other in zip(ours.split(512), theirs.split(512), strict=True):  # a vocabulary is wide

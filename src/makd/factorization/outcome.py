@@ -48,7 +48,7 @@ class FactorizeReport:
     spectra: tuple[ErrorCurve, ...] = ()
     """What the ranks were chosen from; empty where no spectra were looked at."""
     lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
-    """Layer -> what teaching it did, where layers were taught: see `makd.distill.LayerLesson`."""
+    """Layer -> what teaching it did, where layers were taught: see `makd.distill.LayerTrainingResult`."""
     tokens: int = 0
     """Real ones of the text that the solver read; 0 where it reads none."""
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -49,12 +49,12 @@ def in_turn(make: Callable[[], R]) -> R:
     return made[0]
 
 
-def meet() -> None:
+def wait_for_everyone() -> None:
     """Wait until all processes are here: what each has written is on disk."""
     if is_shared():
         from makd.processes import messages
 
-        messages.meet()
+        messages.barrier()
 
 
 def was_told(error: BaseException) -> bool:
@@ -67,7 +67,7 @@ _MARK = "_met_by_first_process"
 
 def is_shared() -> bool:
     """Whether several processes are at the same place of the same program."""
-    return started.count() > 1 and _depth == 0
+    return started.process_count() > 1 and _depth == 0
 
 
 def _tell(make: Callable[[], R]) -> R:

@@ -57,7 +57,7 @@ def receive() -> Any:
     return value
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until all processes are here."""
     _wait(lambda: dist.barrier(started.group(), async_op=True))
 
@@ -113,7 +113,7 @@ def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """The same memory as bytes, where it is in one piece; else a copy."""
+    """A tensor's memory as bytes, where it is in one piece; else a copy of it."""
     return tensor.reshape(-1).view(torch.uint8)
 
 

@@ -23,24 +23,24 @@ _messages: list["ProcessGroup"] = []
 """The group through which processes talk, when it is open."""
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes this run has."""
     return _number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
-def index() -> int:
+def process_index() -> int:
     """Which of them this one is, from 0 on."""
-    return _number("RANK", 0) if count() > 1 else 0
+    return _number("RANK", 0) if process_count() > 1 else 0
 
 
 def is_first() -> bool:
     """Whether this one writes and prints; a process that is alone does."""
-    return index() == 0
+    return process_index() == 0
 
 
 def name() -> str:
     """What a person calls this one."""
-    return f"process {index() + 1} of {count()}"
+    return f"process {process_index() + 1} of {process_count()}"
 
 
 def group() -> "ProcessGroup":
@@ -87,10 +87,10 @@ def check_alone(what: str, instead: str) -> None:
         instead: what to do next.
 
     Raises:
-        SettingError: there are several.
+        SettingError: the run was started as several processes.
     """
-    if count() > 1:
-        raise SettingError(f"{what} runs in one process, and this one was started {count()} times. {instead}")
+    if process_count() > 1:
+        raise SettingError(f"{what} runs in one process, and this one was started {process_count()} times. {instead}")
 
 
 def check_device(device: "torch.device") -> None:
@@ -102,7 +102,7 @@ def check_device(device: "torch.device") -> None:
     """
     if device.type == "cpu":
         return
-    if count() == 1:
+    if process_count() == 1:
         if device.index not in (None, 0):
             visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
             meant = visible[device.index] if device.index < len(visible) else device.index
@@ -117,8 +117,8 @@ def check_device(device: "torch.device") -> None:
         raise SettingError("Several processes cannot train on mps. Take device cpu, or start one process.")
     if device.index not in (None, torch.accelerator.current_device_index()):
         raise SettingError(
-            f"device is {device}, and each of this run's {count()} processes has an accelerator of its own. Take "
-            f"device auto or {device.type}; CUDA_VISIBLE_DEVICES says which of them there are."
+            f"device is {device}, and each of this run's {process_count()} processes has an accelerator of its own. "
+            f"Take device auto or {device.type}; CUDA_VISIBLE_DEVICES says which of them there are."
         )
 
 

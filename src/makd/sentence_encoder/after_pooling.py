@@ -55,7 +55,7 @@ def read_after_pooling(folder: Path, modules: tuple[Module, ...]) -> AfterPoolin
 
     Raises:
         ModelLoadError: their files are missing or damaged.
-        SettingError: one is set to what makd cannot carry out.
+        SettingError: a module is set to what makd cannot carry out.
     """
     chosen = [module for module in modules if module.kind != "Dropout"]
     while chosen and chosen[-1].kind == "Normalize":

@@ -6,16 +6,17 @@ from typing import Any
 from datasets import Dataset, List, Value
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data import tokenize
 from makd.errors import DataError
 from makd.mapped import map_rows
-from makd.tasks.places import LOST
+from makd.tasks.answer_spans import LOST
 from makd.tasks.settings import TaskConfig
 from makd.tasks.windows import check_questions
-from makd.tasks.words import IGNORED, encode_words
+from makd.tasks.words import encode_words
 
 NOWHERE = 1_000_000
-"""The same for a place in a row: transformers takes places beyond the row's end out of the loss."""
+"""An answer's place where there is none to learn: transformers takes places beyond the row's end out of the loss."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TARGETS = ("label", "labels", "start_positions", "end_positions")
 
@@ -39,7 +40,7 @@ def encode(
         return plain_inputs(_encode_places(config, rows, tokenizer))
     encoded = tokenize(rows, tokenizer, model, config.length, setting="task.max_length")
     several = kind == "multi_label" or (kind == "regression" and outputs > 1)
-    absent: Any = IGNORED if kind == "classification" else float("nan")
+    absent: Any = IGNORE_INDEX if kind == "classification" else float("nan")
     form: Any = Value("int64" if kind == "classification" else "float32")
     if several:
         absent, form = [absent] * outputs, List(form)

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from makd.anatomy import predictions_of
-from makd.anatomy.predictions import Law
+from makd.anatomy.predictions import Target
 from makd.errors import SettingError
 from makd.loading import load_config, load_learner, locate
 from makd.tasks.labels import place_outputs
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_TYPES = {"classification": "single_label_classification", "multi_label": "multi_label_classification"}
 """Kind of task -> what transformers calls it."""
-LAWS: dict[str, Law] = {
+TARGETS: dict[str, Target] = {
     "classification": "classes",
     "multi_label": "labels",
     "regression": "numbers",
@@ -52,7 +52,7 @@ def load_task_model(
 
     Raises:
         SettingError: no such head fits this model.
-        ModelLoadError: it cannot be loaded.
+        ModelLoadError: the model cannot be loaded.
     """
     kind = rows.config.kind
     config = load_config(name) if locate(name).gguf_file is None else None
@@ -98,13 +98,13 @@ def _kept_names(rows: TaskRows, theirs: Sequence[str], name: str) -> dict[str, A
 
 
 def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]) -> tuple[int, ...]:
-    """Whether `model` predicts what the task asks for: this kind of head, as many labels, of the same names.
+    """Refuse a `model` that does not predict what the task asks for: its kind of head, its labels by their names.
 
     Returns:
         For each output of the head its place in `labels`; empty where labels have no names.
 
     Raises:
-        SettingError: it does not.
+        SettingError: the head is of another kind, or has other labels.
     """
     name, cls, kind = model.name_or_path or "the model", type(model).__name__, config.kind
     if not cls.endswith(kind.classes):
@@ -123,10 +123,10 @@ def check_head(model: PreTrainedModel, config: TaskConfig, labels: Sequence[str]
             f"{name} predicts {model.config.num_labels} labels; the task {config.name} has {wanted}"
             f"{': ' + ', '.join(labels) if labels else ' (a number)'}. Take a model that was fine-tuned on this task."
         )
-    law, found = LAWS[config.known.kind], predictions_of(model)
-    if found is None or found.law != law:
+    target, found = TARGETS[config.known.kind], predictions_of(model)
+    if found is None or found.target != target:
         raise SettingError(
-            f"The task {config.name} has {law} to predict; {name} predicts {found}, by its config (problem_type "
+            f"The task {config.name} has {target} to predict; {name} predicts {found}, by its config (problem_type "
             f"{getattr(model.config, 'problem_type', None)!r}, num_labels {model.config.num_labels}). Take a model "
             "that was fine-tuned on this task, or correct its config.json."
         )

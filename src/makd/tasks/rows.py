@@ -16,8 +16,8 @@ from datasets import Dataset, DatasetDict, List, Value
 
 from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, tell_seen, validation_split
 from makd.errors import DataError
+from makd.tasks.answer_spans import mend_places
 from makd.tasks.labels import LISTS, UNLABELLED, distinct, is_multi_hot, label_names, named_values, number_of, vector_of
-from makd.tasks.places import mend_places
 from makd.tasks.settings import NAMED, TaskConfig
 
 logger = logging.getLogger(__name__)

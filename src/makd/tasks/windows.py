@@ -15,9 +15,9 @@ def check_questions(
     contexts: Sequence[str],
     numbers: Sequence[int],
 ) -> None:
-    """Whether windows over each context move on, with the question in each.
+    """Refuse questions so long that windows over their context, with the question in each, would not move on.
 
-    The tokenizers library panics where they do not, with what no `except Exception` catches.
+    The tokenizers library panics there, with what no `except Exception` catches.
 
     Args:
         config: says how long windows are, and by how much they overlap.

@@ -13,14 +13,13 @@ from typing import Any
 from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from makd.anatomy.tokens import IGNORE_INDEX
 from makd.errors import DataError
 from makd.mapped import map_rows
 from makd.tasks.settings import TaskConfig
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-"""Label of a token, or a row, that no loss looks at."""
 NO_WORD = -1
 """In the column `words`: a token that stands for no word."""
 
@@ -56,7 +55,7 @@ def encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokeniz
             for line in _first_pieces(pieces):
                 made["words"].append([NO_WORD if word is None else word for word in line])
                 made["labels"].append(
-                    [IGNORED if word is None or tags is None or tags[word] < 0 else tags[word] for word in line]
+                    [IGNORE_INDEX if word is None or tags is None or tags[word] < 0 else tags[word] for word in line]
                 )
         return {
             name: encoded[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded

@@ -6,6 +6,7 @@ from makd.anatomy.families import (
     FC,
     GATED,
     GROUPED_QUERY,
+    OWN_ATTENTION,
     THIRDS,
     Family,
     Fused,
@@ -33,7 +34,6 @@ _CODEGEN_ATTENTION: dict[Role, Place] = {
     Role.VALUE: Fused("attn.qkv_proj", 1, _SHARDED),
     Role.OUTPUT: "attn.out_proj",
 }
-_OWN = {"attention": "the architecture computes attention by itself, outside the attention interface"}
 
 
 def _decoder(layers: str, linears: dict[Role, Place], attention: str | None) -> tuple[Stack]:
@@ -62,8 +62,8 @@ DECODERS: tuple[Family, ...] = (
             "self_attn",
         ),
     ),
-    Family(("bloom",), _decoder("h", fused_qkv(_QKV, BY_HEAD) | _AFTER_QKV, None), _OWN),
-    Family(("falcon",), _decoder("h", fused_qkv(_QKV, BY_KEY_HEAD) | _AFTER_QKV, None), _OWN),
+    Family(("bloom",), _decoder("h", fused_qkv(_QKV, BY_HEAD) | _AFTER_QKV, None), OWN_ATTENTION),
+    Family(("falcon",), _decoder("h", fused_qkv(_QKV, BY_KEY_HEAD) | _AFTER_QKV, None), OWN_ATTENTION),
     Family(
         ("mpt",),
         _decoder(
@@ -72,14 +72,18 @@ DECODERS: tuple[Family, ...] = (
             | {Role.OUTPUT: "attn.out_proj", Role.UP: "ffn.up_proj", Role.DOWN: "ffn.down_proj"},
             None,
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("openai-gpt",),
         _decoder("h", fused_qkv("attn.c_attn", THIRDS) | {Role.OUTPUT: "attn.c_proj"} | _C_FC, None),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
-    Family(("gpt_neo",), _decoder("h", self_attention(*projections("attn.attention", "out_proj")) | _C_FC, None), _OWN),
+    Family(
+        ("gpt_neo",),
+        _decoder("h", self_attention(*projections("attn.attention", "out_proj")) | _C_FC, None),
+        OWN_ATTENTION,
+    ),
     Family(
         ("gpt_neox_japanese",),
         _decoder(
@@ -87,7 +91,7 @@ DECODERS: tuple[Family, ...] = (
             fused_qkv("attention.query_key_value", BY_HEAD) | {Role.OUTPUT: "attention.dense"} | _H_TO_4H,
             None,
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("ctrl",),
@@ -97,7 +101,7 @@ DECODERS: tuple[Family, ...] = (
             | {Role.UP: "ffn.0", Role.DOWN: "ffn.2"},
             None,
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(("gptj",), _decoder("h", self_attention(*projections("attn", "out_proj")) | _FC_IN, "attn")),
     Family(

@@ -3,10 +3,18 @@
 from dataclasses import replace
 from typing import Literal
 
-from makd.anatomy.families import FC, GATED, Family, Place, Stack, cross_attention, projections, self_attention
+from makd.anatomy.families import (
+    FC,
+    GATED,
+    OWN_ATTENTION,
+    Family,
+    Place,
+    Stack,
+    cross_attention,
+    projections,
+    self_attention,
+)
 from makd.anatomy.roles import Role
-
-_OWN = {"attention": "the architecture computes attention by itself, outside the attention interface"}
 
 
 def _t5_attention(of: str) -> tuple[str, str, str, str]:
@@ -63,7 +71,7 @@ ENCODER_DECODERS: tuple[Family, ...] = (
     Family(
         ("longt5",),
         (_longt5_encoder(), replace(_t5_stack("decoder"), attention=None, cross_attention=None)),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("bart", "mbart", "pegasus", "marian", "blenderbot", "blenderbot-small", "plbart", "m2m_100"),
@@ -78,7 +86,7 @@ ENCODER_DECODERS: tuple[Family, ...] = (
             Stack("encoder", "encoder.layers", _BART_SELF | dict(FC), None),
             _bart_decoder(None, None),
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("prophetnet",),
@@ -91,7 +99,7 @@ ENCODER_DECODERS: tuple[Family, ...] = (
                 None,
             ),
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("led",),
@@ -111,7 +119,7 @@ ENCODER_DECODERS: tuple[Family, ...] = (
             ),
             _bart_decoder(None, None),
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("bigbird_pegasus",),
@@ -125,7 +133,7 @@ ENCODER_DECODERS: tuple[Family, ...] = (
             ),
             _bart_decoder(None, None),
         ),
-        off=_OWN,
+        off=OWN_ATTENTION,
     ),
     Family(
         ("t5gemma",),

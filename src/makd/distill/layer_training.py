@@ -36,14 +36,14 @@ States = Callable[[int], Float[Tensor, "batch tokens hidden"]]
 
 
 @dataclass(frozen=True)
-class LayerLesson:
-    """What a layer learned."""
+class LayerTrainingResult:
+    """What training a layer did: held-out loss before and after, steps and tokens."""
 
     layer: int
     before: float
     """Loss on the held-out batches as the layer came."""
     after: float
-    """The same as it leaves: not above `before`."""
+    """Loss on the held-out batches as the layer leaves: not above `before`."""
     steps: int
     """That were taken."""
     kept: int
@@ -53,15 +53,15 @@ class LayerLesson:
 
 
 def check_teachable(anatomy: Anatomy, batches: Sized) -> None:
-    """Whether the layers of a model can be run, and so taught, one by one.
+    """Refuse models whose layers cannot be run, and so taught, one by one.
 
     Args:
         anatomy: of the model.
         batches: what they would learn from.
 
     Raises:
-        SettingError: they cannot.
-        DataError: there are fewer than two batches.
+        SettingError: the model has two stacks, its layers share weights, or they cannot be run in forward order.
+        DataError: fewer than two batches are given.
     """
     reason = anatomy.solvers_off.get("in_forward_order")
     if anatomy.is_encoder_decoder:
@@ -94,7 +94,7 @@ def teach_layer_(
     *,
     student_calls: Sequence[Calls] | None = None,
     teacher_outputs: States | None = None,
-) -> LayerLesson | None:
+) -> LayerTrainingResult | None:
     """Teach `layer` of `student`, in place, what the same layer of `teacher` does.
 
     Nothing else of either model is run or needs its weights: they may be on the meta device. The weights that did best
@@ -121,7 +121,7 @@ def teach_layer_(
 
     Raises:
         SettingError: the layers of the model cannot be run one by one.
-        DataError: there are fewer than two batches.
+        DataError: fewer than two batches are given.
         NumericsError: a loss is NaN or infinite.
     """
     check_teachable(anatomy, calls)
@@ -182,10 +182,10 @@ class _LayerTraining:
         self.tokens = [int(call.real.sum()) for call in self.calls]
 
     def loss(self, number: int) -> Float[Tensor, ""]:
-        """The plan's on one batch.
+        """The plan's weighted sum on batch `number`.
 
         Raises:
-            NumericsError: it is not finite.
+            NumericsError: the sum is not finite.
         """
         real = self.calls[number].real
         inputs = {"input_ids": real, "attention_mask": real}  # which tokens are real is all that is asked of them
@@ -218,7 +218,7 @@ class _LayerTraining:
         return total / sum(weights)
 
 
-def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerLesson:
+def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype], seed: int) -> LayerTrainingResult:
     """Steps until the last, or until the held-out batches say so; `dtypes` are those that parameters are stored in."""
     settings, numbers = training.settings, range(len(training.calls))
     held_out = numbers[settings.held_out_every - 1 :: settings.held_out_every] or numbers[-1:]
@@ -241,7 +241,7 @@ def _teach(training: _LayerTraining, dtypes: Mapping[nn.Parameter, torch.dtype],
                     lowest, kept, best, worse = loss, step, _stored(dtypes), 0
     finally:
         _put_back_(best)
-    return LayerLesson(training.layer.index, before, lowest, step, kept, tokens)
+    return LayerTrainingResult(training.layer.index, before, lowest, step, kept, tokens)
 
 
 def _optimizer(parameters: Sequence[nn.Parameter], settings: LayerwiseConfig) -> torch.optim.Optimizer:

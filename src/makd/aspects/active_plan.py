@@ -82,11 +82,6 @@ class ActivePlan:
         return tuple(dict.fromkeys(comparison.teacher for comparison in self.comparisons))
 
     @property
-    def needs_completions(self) -> bool:
-        """Whether any term counts completions alone, so that the rows have to say where they are."""
-        return any(active.term.tokens == "completion" for active in self.terms)
-
-    @property
     def needs_teacher(self) -> bool:
         """Whether anything is mimicked. Not with `task` alone, which is plain fine-tuning."""
         return any(active.term.aspect != "task" for active in self.terms)
@@ -165,7 +160,7 @@ def _tells_completions(term: Term, anatomy: Anatomy) -> bool:
     """Whether a batch says which tokens are completions: what an encoder-decoder predicts all is."""
     if anatomy.is_encoder_decoder:
         return term.aspect == "logits" and anatomy.predictions is not None
-    return anatomy.predictions is not None and anatomy.predictions.ahead > 0
+    return anatomy.predictions is not None and anatomy.predictions.label_shift > 0
 
 
 def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Comparison]:

@@ -1,13 +1,13 @@
-"""Station 7: teacher, student and losses of one batch, as one forward of the student.
+"""Station 7: teacher, student and losses of a batch, as one forward of the student.
 
 Engines for many processes (DDP, FSDP, DeepSpeed) wrap a module and watch its forward: they reduce the gradients that
 its output leads to, and have a sharded layer's weights whole while it runs. So losses that are made of what lies inside
-a model have to be made inside its forward. `Lesson.give` lets the student's own forward be the whole lesson for one
-call, whatever the engine has put around it.
+a model have to be made inside its forward. `DistillationForward` puts them there for one call, whatever the engine has
+put around the student.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,33 +18,34 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.key_cache import without_cache
+from makd.anatomy.replaced_forward import replaced_forward
 from makd.aspects import ActivePlan, KeptPredictions
 from makd.cache import TeacherCache
 from makd.capture import HeadCall, Recording, capture, withhold_logits, without_labels
-from makd.distill.counted import Mean
+from makd.distill.counted import LossKey
 from makd.distill.layers import LayerLosses
 from makd.distill.objective import by_term, mean_losses, prediction_losses, weighted_sum
 from makd.distill.projections import Projections
 from makd.distill.sharded import hold_head, reaching_output
 from makd.distill.shares import Shares
-from makd.distill.units import Units
+from makd.distill.teacher_variances import TeacherVariances
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a lesson has come to."""
+class DistillationOutput:
+    """What the forward of one batch has come to."""
 
     total: Float[Tensor, ""]
     """What is minimised."""
-    losses: Mapping[Mean, Float[Tensor, ""]]
+    losses: Mapping[LossKey, Float[Tensor, ""]]
     """Each mean alone, unweighted and without gradient."""
     output: Any
     """The student's ModelOutput."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One batch for teacher and student."""
+class DistillationForward:
+    """Runs teacher, student and losses of a batch as one forward of the student; made once per training."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -53,14 +54,14 @@ class Lesson:
     """Of the student."""
     teacher_anatomy: Anatomy
     projections: Projections | None
-    shift: int | None
-    """As `find_shift` gives it: None where the models make their logits."""
+    label_shift: int | None
+    """As `shared_label_shift` gives it: None where the models make their logits."""
     cache: TeacherCache | None
-    units: Units
+    teacher_variances: TeacherVariances
     label_names: frozenset[str]
     teacher_precision: Callable[[], AbstractContextManager[Any]]
 
-    def give(
+    def __call__(
         self,
         wrapped: nn.Module,
         inputs: Mapping[str, Tensor],
@@ -68,8 +69,8 @@ class Lesson:
         shares: Shares,
         *,
         with_logits: bool = False,
-    ) -> Learned:
-        """Run the lesson as a forward of `wrapped`.
+    ) -> DistillationOutput:
+        """Run teacher, student and losses as a forward of `wrapped`.
 
         Args:
             wrapped: the student, or what an engine has made of it.
@@ -89,15 +90,15 @@ class Lesson:
             total, kept["losses"], kept["output"] = self._run(own, batch, rows, shares, with_logits)
             return {"loss": total}  # an engine looks for gradients in all that is returned: the sum alone has them
 
-        if self.shift is not None:
+        if self.label_shift is not None:
             hold_head(self.student)
-        with _forward_of(self.student) as own:
-            self.student.forward = forward
+        own = self.student.forward
+        with replaced_forward(self.student, forward):
             returned = wrapped(**inputs)
-        return Learned(returned["loss"], **kept)
+        return DistillationOutput(returned["loss"], **kept)
 
     @torch.no_grad()
-    def teach(
+    def teacher_forward(
         self, inputs: Mapping[str, Tensor], rows: Tensor | None
     ) -> tuple[Recording, Any, HeadCall | KeptPredictions | None]:
         """The teacher's forward on the batch, without labels: its own loss is of no use. Or what a cache has of it."""
@@ -123,10 +124,10 @@ class Lesson:
         rows: Tensor | None,
         shares: Shares,
         with_logits: bool,
-    ) -> tuple[Tensor, dict[Mean, Tensor], Any]:
-        """The whole lesson; `own` is the student's forward as it is without one."""
-        recording, teacher_output, teacher_head = self.teach(inputs, rows)
-        layers = LayerLosses(self.anatomy, inputs, recording, self.plan, self.projections, self.units)
+    ) -> tuple[Tensor, dict[LossKey, Tensor], Any]:
+        """The plan's weighted sum, its means and the student's output; `own` is the forward that was replaced."""
+        recording, teacher_output, teacher_head = self.teacher_forward(inputs, rows)
+        layers = LayerLosses(self.anatomy, inputs, recording, self.plan, self.projections, self.teacher_variances)
         with (
             capture(self.student, self.anatomy, self.plan.taps, layers.receive),
             self._withhold(self.student) as head,
@@ -137,7 +138,7 @@ class Lesson:
         terms, predicted = by_term(self.plan, losses, shares), None
         if head is not None:
             predicted, alone = prediction_losses(
-                self.plan, self.anatomy, inputs, teacher_head, head, shift=self.shift or 0, shares=shares
+                self.plan, self.anatomy, inputs, teacher_head, head, label_shift=self.label_shift or 0, shares=shares
             )
             losses.update(alone)
             terms |= alone
@@ -148,20 +149,8 @@ class Lesson:
 
     def _withhold(self, model: PreTrainedModel) -> AbstractContextManager[HeadCall | None]:
         """A forward inside makes no logits of a whole batch, if it need not."""
-        return nullcontext() if self.shift is None else withhold_logits(model)
+        return nullcontext() if self.label_shift is None else withhold_logits(model)
 
     def _without_labels(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = without_labels(model, inputs, {"labels", *self.label_names})
         return found
-
-
-@contextmanager
-def _forward_of(model: nn.Module) -> Iterator[Callable[..., Any]]:
-    """The forward of `model`, which is its own again after the block, whatever it was given inside."""
-    before = vars(model).get("forward")
-    try:
-        yield model.forward
-    finally:
-        vars(model).pop("forward", None)
-        if before is not None:
-            model.forward = before

@@ -17,14 +17,14 @@ from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, variance_sums, variance_unit
 from makd.capture import Recording
 from makd.devices import widest_dtype
-from makd.distill.counted import Counted
+from makd.distill.counted import TokenMasks
 from makd.distill.shares import add_up
 
 FILE = "units.json"
 """Where a checkpoint keeps them."""
 
 
-class Units(dict[Comparison, float]):
+class TeacherVariances(dict[Comparison, float]):
     """The unit of each comparison of squared differences; empty until they are measured."""
 
     def __init__(self, plan: ActivePlan) -> None:
@@ -54,7 +54,7 @@ class Units(dict[Comparison, float]):
         """
         sums: dict[Comparison, list[Tensor]] = {}
         for batch in batches:
-            recording, counted = teach(batch), Counted(anatomy, batch)
+            recording, counted = teach(batch), TokenMasks(anatomy, batch)
             for one in self._wanted:
                 real, _ = counted.real(one.tap)
                 states = by_token(recording.tensors[one.teacher], real, f"What layer {one.teacher.layer} gives")
