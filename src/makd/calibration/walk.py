@@ -24,6 +24,8 @@ from makd.anatomy import Anatomy, ExpertStack, Layer, linear_shape
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token
+from makd.calibration import entries
+from makd.calibration.entries import Entry, of_batch, teacher_states
 from makd.calibration.experts import ExpertMoments, ExpertWatcher, check_experts_reached
 from makd.calibration.frame import Frame
 from makd.calibration.gradients import GradientWatcher
@@ -98,13 +100,13 @@ class Walk:
             for index, batch in enumerate(batches):
                 calls = self.frame.enter(batch)
                 _check(calls, calls.entering, f"enter {anatomy.layers[0].module}")
-                self._keep("teacher/0000", index, calls.entering)
+                self._keep(teacher_states(0), index, calls.entering)
                 self.calls.append(Calls(calls.real, calls.arguments, torch.empty(0), calls.handed))
-        store.mark("teacher/0000")
+        store.mark(teacher_states(0))
 
     def states(self, layer: int, batch: int) -> Tensor:
         """Hidden states that enter a layer of the teacher, (batch, tokens, hidden)."""
-        return self.store.read(f"teacher/{layer:04}/{batch:05}", self.source.device)["hidden"]
+        return self.store.read(of_batch(teacher_states(layer), batch), self.source.device)["hidden"]
 
     @torch.no_grad()
     def up(self, progress: OnProgress, keep: bool = True, watch: bool = False) -> Iterator[LayerMoments]:
@@ -120,7 +122,7 @@ class Walk:
         """
         told = _Told(progress, "calibrate", len(self.anatomy.layers), len(self.batches))
         for layer in self.anatomy.layers:
-            here, there = f"teacher/{layer.index:04}", f"teacher/{layer.index + 1:04}"
+            here, there = teacher_states(layer.index), teacher_states(layer.index + 1)
             if not self.store.is_marked(there):
                 moments: dict[str, InputMoments] = {}
                 experts: dict[str, ExpertMoments] = {}
@@ -203,11 +205,11 @@ class Walk:
         count = len(self.anatomy.layers)
         # the way round the end counts as a layer: probes are drawn and sent back there
         told = _Told(progress, "gradients", count + 1, len(self.backward))
-        if not any(self.store.is_marked(f"gradients/{layer:04}") for layer in range(count + 1)):
+        if not any(self.store.is_marked(entries.gradients(layer)) for layer in range(count + 1)):
             self._turn(count, told)
-            self.store.mark(f"gradients/{count:04}")
+            self.store.mark(entries.gradients(count))
         for layer in reversed(self.anatomy.layers):
-            here, above = f"gradients/{layer.index:04}", f"gradients/{layer.index + 1:04}"
+            here, above = entries.gradients(layer.index), entries.gradients(layer.index + 1)
             if self.store.is_marked(above):
                 with self.source.layer(layer):
                     yield self._backward(layer, above, here, inputs, partial(told.of_batch, count - layer.index))
@@ -229,7 +231,7 @@ class Walk:
             for name in moments:
                 hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
             for index in self.backward:
-                batch, gradients = self.batches[index], self._gradients("gradients/0000", index)
+                batch, gradients = self.batches[index], self._gradients(entries.gradients(0), index)
                 watcher.start(model_inputs(batch, self.source.device), len(gradients))
                 with torch.enable_grad():
                     entering = self.frame.first_states(batch)
@@ -252,11 +254,11 @@ class Walk:
                     torch.autograd.grad(tensor, leaf, gradient, retain_graph=number + 1 < probes.count)[0]
                     for number, (tensor, gradient) in enumerate(drawn)
                 ]
-                self.store.write(f"gradients/{count:04}/{index:05}", _numbered(gradients))
+                self.store.write(of_batch(entries.gradients(count), index), _numbered(gradients))
                 told.of_batch(0, done)
 
     def _backward(
-        self, layer: Layer, above: str, here: str, inputs: bool, on_batch: Callable[[int], None]
+        self, layer: Layer, above: Entry, here: Entry, inputs: bool, on_batch: Callable[[int], None]
     ) -> LayerMoments:
         """Run a layer again, forward and backward: gradients at what enters it into the store, moments handed out."""
         linears, stacks = layer.linears, self.anatomy.stacks_of(layer)
@@ -292,7 +294,7 @@ class Walk:
                     assert leaf.grad is not None
                     found.append(leaf.grad)
                     leaf.grad = None
-                self.store.write(f"{here}/{index:05}", _numbered(found))
+                self.store.write(of_batch(here, index), _numbered(found))
                 on_batch(done)
         gradient_watcher.finish()
         if inputs:
@@ -300,12 +302,12 @@ class Walk:
             check_experts_reached(stacks, experts)
         return LayerMoments(linears, read, given, experts, stacks)
 
-    def _gradients(self, entry: str, batch: int) -> list[Tensor]:
-        found = self.store.read(f"{entry}/{batch:05}", self.source.device)
+    def _gradients(self, entry: Entry, batch: int) -> list[Tensor]:
+        found = self.store.read(of_batch(entry, batch), self.source.device)
         return [found[name] for name in sorted(found)]
 
-    def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
-        self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})
+    def _keep(self, entry: Entry, batch: int, hidden: Tensor) -> None:
+        self.store.write(of_batch(entry, batch), {"hidden": hidden})
 
 
 class _Told:

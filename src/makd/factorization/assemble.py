@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
+from makd.calibration import entries
 from makd.calibration.source import LayerSource, ModelSource
 from makd.factorization.calibrate import Calibrated, Job, tokens_read
 from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
@@ -58,13 +59,13 @@ def assemble(job: Job, calibrated: Calibrated) -> PreTrainedModel:
 
 def forget(calibrated: Calibrated) -> None:
     """Let another student be assembled from the same calibration."""
-    for entry in ("student", "done/student", "made", "learned"):
+    for entry in entries.OF_STUDENT:
         calibrated.store.remove(entry)
 
 
 def shed(calibrated: Calibrated) -> None:
     """Free the room of what only unfinished students need; the finished one can still be put together again."""
-    for entry in ("teacher", "gradients", "gram", "student"):
+    for entry in entries.OF_UNFINISHED:
         calibrated.store.remove(entry)
 
 

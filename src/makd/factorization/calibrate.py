@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from makd.anatomy import Anatomy, linear_shape
+from makd.calibration import entries
 from makd.calibration.experts import ExpertMoments
 from makd.calibration.gradients import collect_gradient_moments, frozen
 from makd.calibration.moments import InputMoments
@@ -149,7 +150,7 @@ def calibrate(job: Job) -> Calibrated:
                     raise
                 logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
                 walk = None
-                for entry in ("teacher", "done", "spectra", "factors"):  # of a walk that went astray
+                for entry in entries.OF_WALK:
                     store.remove(entry)
                 found = _whole(job, terms, on_matrix)
     if 0 < done < of:  # some need none: their ranks are decided
@@ -209,7 +210,7 @@ def _backward_tokens(job: Job) -> int | None:
 
 def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     for layer in job.anatomy.layers:
-        cut = f"cut/{layer.index:04}"
+        cut = entries.decomposed(layer.index)
         if layer.call == 0 and not terms.store.is_marked(cut):
             with job.source.layer(layer):
                 terms.keep(LayerMoments(layer.linears, stacks=job.anatomy.stacks_of(layer)), on_matrix)
@@ -223,9 +224,9 @@ def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -
     later = kind.gradients or kind.in_forward_order or job.teach is not None
     for moments in walk.up(job.progress, keep=later, watch=reads and not kind.gradients):
         terms.keep(moments, on_matrix)
-    if isinstance(job.source, ModelSource) and not walk.store.is_marked("whole"):
+    if isinstance(job.source, ModelSource) and not walk.store.is_marked(entries.MODEL_CHECKED):
         walk.check_whole_model()
-        walk.store.mark("whole")
+        walk.store.mark(entries.MODEL_CHECKED)
     head = _head(job.outline.tables)
     inputs = {head: walk.head_inputs(head)} if kind.inputs and head is not None else {}
     if not kind.gradients:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
+from makd.calibration import entries
 from makd.calibration.held_out import SplitMoments
 from makd.calibration.moments import CrossMoments, PairMoments, update_group
 from makd.calibration.replay import NotLayerByLayer, run_layer, watch_layer
@@ -106,7 +107,7 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
             factors = fit(dense, moments.pop(unit), rank, _gram(settings, unit))
             replace_linears_(student, unit, factors)
             fitted |= dict.fromkeys(unit, Fitted(factors.error, factors.fallback))
-    walk.scratch.remove("targets")
+    walk.scratch.remove(entries.TARGETS)
     return fitted
 
 
@@ -211,7 +212,7 @@ class _Targets:
                 for name in lot:
                     if name not in leaving:
                         kept[name] = (seen.read_by[sums[name].module] if name in sums else seen.outputs[name])[rows]
-            walk.scratch.write(f"targets/{index:05}", kept)
+            walk.scratch.write(entries.targets(index), kept)
         assert found is not None
         return found
 
@@ -291,7 +292,7 @@ def _lot_moments(
         rows = calls.real.flatten()
         if not all(_same(seen.inputs[name], seen.inputs[lot[0]]) for name in lot):
             raise NotLayerByLayer(f"{', '.join(lot)} read the same tensor in the teacher, and others in the student.")
-        inputs, wanted = seen.inputs[lot[0]][rows], walk.scratch.read(f"targets/{index:05}", device)
+        inputs, wanted = seen.inputs[lot[0]][rows], walk.scratch.read(entries.targets(index), device)
         for name in (name for name in lot if name in targets.sums):
             total = wanted[name] if name in wanted else walk.states(layer.index + 1, index).flatten(0, 1)[rows]
             wanted[name] = total - seen.read_by[targets.sums[name].module][rows]

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer
+from makd.calibration import entries
 from makd.calibration.source import ModelSource
 from makd.calibration.store import Store
 from makd.ranks.planning import Planned
@@ -18,12 +19,9 @@ from makd.student.shared_linear import replace_linears_
 def keep_layer(store: Store, student: nn.Module, layer: Layer) -> None:
     """Write the parameters of a layer to the store; those without values are the teacher's, and left out."""
     found = {f"{layer.module}.{name}": one for name, one in student.get_submodule(layer.module).named_parameters()}
-    store.write(entry_of(layer.index), {name: one.detach() for name, one in found.items() if not one.is_meta})
-
-
-def entry_of(layer: int) -> str:
-    """Where the parameters of the layer of this index are kept."""
-    return f"learned/{layer:04}"
+    store.write(
+        entries.layer_parameters(layer.index), {name: one.detach() for name, one in found.items() if not one.is_meta}
+    )
 
 
 class KeptStudent(ModelSource):
@@ -59,10 +57,10 @@ def take_up_(
         cut_stacks: puts factors of a layer's experts into `student`.
     """
     for layer in anatomy.layers:
-        if not store.is_marked(f"student/{layer.index + 1:04}"):
+        if not store.is_marked(entries.student_states(layer.index + 1)):
             return
         cut_stacks(layer)
-        kept = store.read(entry_of(layer.index), student.device)
+        kept = store.read(entries.layer_parameters(layer.index), student.device)
         for unit in _units(layer, planned):
             expand = torch.cat([kept[f"{name}.expand.weight"] for name in unit])
             replace_linears_(student, unit, Factors(expand, kept[f"{unit[0]}.reduce.weight"], error=0.0))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.calibration.entries import FILES_CHECKED
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
@@ -116,9 +117,9 @@ def stream_student(
     candidates = find_candidates(model, anatomy, sizes, budget, "dense", "all", settings.rank_multiple, kind.needs_text)
     checkpoint, device = Checkpoint(folder, model), device or torch.device("cpu")
     checks = work.store()
-    if not checks.is_marked("checked"):
+    if not checks.is_marked(FILES_CHECKED):
         checkpoint.check_finite()
-        checks.mark("checked")
+        checks.mark(FILES_CHECKED)
     progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
     job = Job(

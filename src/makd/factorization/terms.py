@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from makd.anatomy import ExpertStack
 from makd.anatomy.routed import dense_expert
+from makd.calibration import entries
 from makd.calibration.moments import InputMoments
 from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
@@ -73,7 +74,7 @@ class Terms:
                 if name not in moments.gradients:
                     continue
                 found = moments.gradients[name]
-                self.store.write(f"gram/{name}", {"lower": _packed(found.gram)})
+                self.store.write(entries.output_gram(name), {"lower": _packed(found.gram)})
 
     def _keep_spectra(self, moments: LayerMoments, on_matrix: Callable[[], None]) -> None:
         """Of linears whose factors are found otherwise: all that read the same tensor together."""
@@ -103,7 +104,7 @@ class Terms:
         made = map_on_cores(lambda name: self._decompose(items[name], moments, self._most(name)), wanted, self.device)
         for name, (spectrum, factors) in zip(wanted, made, strict=True):
             if factors is not None:
-                self.store.write(f"factors/{name}", {"expand": factors.expand, "reduce": factors.reduce})
+                self.store.write(entries.factors(name), {"expand": factors.expand, "reduce": factors.reduce})
             self._write(name, spectrum)
             on_matrix()
 
@@ -127,7 +128,7 @@ class Terms:
 
         for (name, _, _), found in zip(wanted, map_on_cores(decompose, wanted, self.device), strict=True):
             mix = {} if found.mix is None else {"mix": found.mix}
-            self.store.write(f"factors/{name}", {"expand": found.expand, "reduce": found.reduce, **mix})
+            self.store.write(entries.factors(name), {"expand": found.expand, "reduce": found.reduce, **mix})
             self._write(name, found.spectrum)
             on_matrix()
 
@@ -144,14 +145,14 @@ class Terms:
 
     def stack_factors(self, name: str, rank: int) -> StackFactors:
         """Factors of a stack, in the dtype of the teacher's and on the device."""
-        tensors = self.store.read(f"factors/{name}", self.device)
+        tensors = self.store.read(entries.factors(name), self.device)
         found = StackDecomposition(tensors["expand"], tensors["reduce"], self.spectrum(name), tensors.get("mix"))
         owner, _, leaf = name.split(" + ")[0].rpartition(".")
         return found.factors(rank, self.model.get_submodule(owner).get_parameter(leaf).dtype)
 
     def _write(self, name: str, spectrum: Spectrum) -> None:
         notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
-        self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
+        self.store.write(entries.spectrum(name), spectrum.to_tensors(), notes)
 
     def groups(self) -> tuple[Group, ...]:
         """Those that may share one factor, as far as it was seen."""
@@ -164,14 +165,14 @@ class Terms:
 
     def spectrum(self, name: str) -> Spectrum:
         """That of a linear or group."""
-        entry = f"spectra/{name}"
+        entry = entries.spectrum(name)
         tensors = self.store.read(entry)
         errors = tensors.get("squared_errors")
         return Spectrum(tensors["singular_values"], self.store.notes(entry).get("fallback"), errors)
 
     def factors(self, name: str, rank: int) -> Factors:
         """Factors of a linear or group, on the device."""
-        tensors, spectrum = self.store.read(f"factors/{name}", self.device), self.spectrum(name)
+        tensors, spectrum = self.store.read(entries.factors(name), self.device), self.spectrum(name)
         return Factors(
             expand=tensors["expand"][:, :rank],
             reduce=tensors["reduce"][:rank],
@@ -182,11 +183,11 @@ class Terms:
 
     def gram(self, linear: str) -> Tensor:
         """Second moments of a linear's output gradients, float64 (out, out)."""
-        return _unpacked(self.store.read(f"gram/{linear}", self.device)["lower"])
+        return _unpacked(self.store.read(entries.output_gram(linear), self.device)["lower"])
 
     def is_decomposed(self, name: str) -> bool:
         """Whether there is a spectrum of this linear or group."""
-        return f"spectra/{name}" in self.store
+        return entries.spectrum(name) in self.store
 
     def _is_kept(self, name: str) -> bool:
         return self._most(name) == 0 or self.is_decomposed(name)
