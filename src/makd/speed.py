@@ -209,7 +209,7 @@ def _copy_companions(source: Path, result: Path, *, with_findings: bool) -> None
         "config.json",
         BENCH_FILE,
         MANIFEST,
-        "*.partial",
+        "*.part",
         "checkpoints",
         *(() if with_findings else (FOLDER,)),
         PAGE,
