@@ -73,7 +73,7 @@ def run(settings: argparse.Namespace) -> None:
     import makd
     from makd.factorization.settings import FactorizeConfig
     from makd.factorization.streamed import stream_student
-    from makd.forecasting.machine import measure_speed
+    from makd.forecasting.machine import measure_machine
     from makd.forecasting.operations import TextShape
     from makd.forecasting.student import forecast_factorization
     from makd.loading import load_empty_model
@@ -90,8 +90,8 @@ def run(settings: argparse.Namespace) -> None:
         for _ in range(settings.rows // BATCH)
     ]  # fmt: skip
     text = TextShape(tuple((BATCH, TOKENS) for _ in batches))
-    budget, speed = makd.Budget(keep_linears=0.5), measure_speed(device, torch.float32)
-    measure_speed.cache_clear()
+    budget, speed = makd.Budget(keep_linears=0.5), measure_machine(device, torch.float32)
+    measure_machine.cache_clear()
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         save = f"M(LlamaConfig.from_pretrained({folder!r})).save_pretrained({folder!r})"

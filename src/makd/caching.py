@@ -87,7 +87,7 @@ def build_cache(
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _CacheInputs:
     """What is asked, and what about."""
 
     teacher: PreTrainedModel
@@ -98,7 +98,7 @@ class _Loaded:
 
 def _load(
     teacher: str | PreTrainedModel, data: Data, recipe: Recipe, tokenizer: str | PreTrainedTokenizerBase | None
-) -> _Loaded:
+) -> _CacheInputs:
     device = recipe.find_device()
     if recipe.uses_bfloat16:
         tell_slow_bfloat16(device)
@@ -107,11 +107,11 @@ def _load(
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
     anatomy = examine(model)
     plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))
-    return _Loaded(model, words, plan, prepare(data, words, model, recipe))
+    return _CacheInputs(model, words, plan, prepare(data, words, model, recipe))
 
 
 def _build(
-    loaded: _Loaded, folder: OutputFolder, settings: CacheConfig, on_progress: OnProgress | None, started: float
+    loaded: _CacheInputs, folder: OutputFolder, settings: CacheConfig, on_progress: OnProgress | None, started: float
 ) -> CacheReport:
     model, words, rows = loaded.teacher, loaded.words, loaded.data.train
     identity = from_first(lambda: identify(model, rows, words, loaded.data.max_length))

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from makd.forecasting.machine import LAYER_OVERHEAD, Speed, measure_speed
+from makd.forecasting.machine import LAYER_OVERHEAD, MachineSpeed, measure_machine
 from makd.forecasting.operations import Operations
 
-SPEED = Speed(
+SPEED = MachineSpeed(
     products=100.0, single=50.0, double=10.0, eigen=((10, 1.0), (20, 4.0)), elements=1000.0, logits=5.0, beside=2
 )
 
@@ -36,8 +36,8 @@ def test_between_the_sizes_that_were_timed_the_curve_goes_through_both():
 
 def test_this_machine_is_timed_and_its_random_numbers_and_threads_stay():
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    measure_speed.cache_clear()
-    speed = measure_speed(torch.device("cpu"), torch.float32)
+    measure_machine.cache_clear()
+    speed = measure_machine(torch.device("cpu"), torch.float32)
     assert min(speed.products, speed.double, speed.elements, speed.logits) > 1e5
     assert speed.eigen[0][1] < speed.eigen[1][1]
     assert torch.get_num_threads() == threads

@@ -120,7 +120,7 @@ class Walk:
         Raises:
             NumericsError: hidden states of real tokens hold NaN or infinity.
         """
-        told = _Told(progress, "calibrate", len(self.anatomy.layers), len(self.batches))
+        batch_progress = _BatchProgress(progress, "calibrate", len(self.anatomy.layers), len(self.batches))
         for layer in self.anatomy.layers:
             here, there = teacher_states(layer.index), teacher_states(layer.index + 1)
             if not self.store.is_marked(there):
@@ -139,14 +139,14 @@ class Walk:
                         hidden = run_layer(self.model, layer, calls, self.states(layer.index, index))
                         _check(calls, hidden, f"leave {layer.module}")
                         self._keep(there, index, hidden)
-                        told.of_batch(layer.index, index + 1)
+                        batch_progress.report(layer.index, index + 1)
                     if watch:
                         check_reached(layer.linears, moments)
                         check_experts_reached(stacks, experts)
                         yield LayerMoments(layer.linears, moments, experts=experts, stacks=stacks)
                 self.store.mark(there)
             else:
-                told.of_batch(layer.index, len(self.batches))
+                batch_progress.report(layer.index, len(self.batches))
             if not keep:
                 self.store.remove(here)
 
@@ -204,20 +204,22 @@ class Walk:
         """
         count = len(self.anatomy.layers)
         # the way round the end counts as a layer: probes are drawn and sent back there
-        told = _Told(progress, "gradients", count + 1, len(self.backward))
+        batch_progress = _BatchProgress(progress, "gradients", count + 1, len(self.backward))
         if not any(self.store.is_marked(entries.gradients(layer)) for layer in range(count + 1)):
-            self._turn(count, told)
+            self._turn(count, batch_progress)
             self.store.mark(entries.gradients(count))
         for layer in reversed(self.anatomy.layers):
             here, above = entries.gradients(layer.index), entries.gradients(layer.index + 1)
             if self.store.is_marked(above):
                 with self.source.layer(layer):
-                    yield self._backward(layer, above, here, inputs, partial(told.of_batch, count - layer.index))
+                    yield self._backward(
+                        layer, above, here, inputs, partial(batch_progress.report, count - layer.index)
+                    )
                 self.store.mark(here)
                 self.store.unmark(above)
                 self.store.remove(above)
             else:
-                told.of_batch(count - layer.index, len(self.backward))
+                batch_progress.report(count - layer.index, len(self.backward))
 
     def embedding_gradients(self, embeddings: Mapping[str, int]) -> dict[str, InputMoments]:
         """Moments of the gradients at the outputs of embeddings. Comes after `down`.
@@ -240,7 +242,7 @@ class Walk:
         watcher.finish()
         return moments
 
-    def _turn(self, count: int, told: "_Told") -> None:
+    def _turn(self, count: int, batch_progress: "_BatchProgress") -> None:
         """Gradients of every probe at the hidden states that leave the last layer."""
         with self.frame.at_hand():
             with self.frame.without_layers(self.calls[0]):
@@ -255,7 +257,7 @@ class Walk:
                     for number, (tensor, gradient) in enumerate(drawn)
                 ]
                 self.store.write(of_batch(entries.gradients(count), index), _numbered(gradients))
-                told.of_batch(0, done)
+                batch_progress.report(0, done)
 
     def _backward(
         self, layer: Layer, above: Entry, here: Entry, inputs: bool, on_batch: Callable[[int], None]
@@ -310,17 +312,17 @@ class Walk:
         self.store.write(of_batch(entry, batch), {"hidden": hidden})
 
 
-class _Told:
-    """Tells of a way through all layers with all batches, each layer's as many as another's."""
+class _BatchProgress:
+    """Reports progress over layers x batches."""
 
     def __init__(self, progress: OnProgress, what: str, layers: int, batches: int) -> None:
         self.progress, self.what, self.layers, self.batches = progress, what, layers, batches
         progress(Progress(what, 0, layers * batches, "batches"))
 
-    def of_batch(self, before: int, done: int) -> None:
+    def report(self, before: int, done: int) -> None:
         """So many layers are behind, and so many batches of this one."""
-        told = before * self.batches + done
-        self.progress(Progress(self.what, told, self.layers * self.batches, "batches"))
+        finished = before * self.batches + done
+        self.progress(Progress(self.what, finished, self.layers * self.batches, "batches"))
 
 
 def state_bytes(batches: Batches, model: PreTrainedModel) -> int:

@@ -19,7 +19,7 @@ from makd.ranks.budget import Budget
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainedStudent:
     """A student, and what teaching it took."""
 
     student: PreTrainedModel
@@ -38,7 +38,7 @@ def teach(
     training: TrainingConfig,
     seed: int,
     progress: OnProgress,
-) -> Taught:
+) -> TrainedStudent:
     """Make a student and teach it on the training rows of `setup`.
 
     Args:
@@ -93,7 +93,7 @@ def teach(
     with telling("evaluate", progress):
         scores = task.evaluate(made.student)
     seconds["evaluate"] = time.perf_counter() - start
-    return Taught(made.student, scores, total, tokens, seconds)
+    return TrainedStudent(made.student, scores, total, tokens, seconds)
 
 
 def count_steps(task: Rows, training: TrainingConfig) -> int:

@@ -17,7 +17,7 @@ from makd.anatomy.key_cache import without_cache
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
 from makd.evaluation.costs import stored_bytes
-from makd.evaluation.pairing import check_pair
+from makd.evaluation.pairing import check_own_teacher
 from makd.evaluation.speed import FLOAT, BenchConfig, check_lengths, random_inputs, with_threads
 from makd.export import OnnxSession, save_onnx
 from makd.export.onnx_model import run_by
@@ -95,7 +95,7 @@ def measure_formats(
     progress = on_progress or nobody
     formats = tuple(dict.fromkeys((FLOAT, *settings.formats)))
     check_formats(formats, teacher)
-    check_pair(student, teacher)
+    check_own_teacher(student, teacher)
     check_lengths(settings, student, teacher)
     pair = {"teacher": teacher, "student": student}
     with with_threads(settings.threads), in_eval(student, teacher), tempfile.TemporaryDirectory() as work:

@@ -20,7 +20,7 @@ from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
 from makd.evaluation.costs import stored_bytes
 from makd.evaluation.decoding import DecodingTiming, random_ids, time_decoding
-from makd.evaluation.pairing import check_pair
+from makd.evaluation.pairing import check_own_teacher
 from makd.kinds import checked
 from makd.progress import OnProgress, Progress, nobody
 from makd.registry import unknown_name
@@ -183,7 +183,7 @@ def measure_speed(
             or there is no compiler.
     """
     progress = on_progress or nobody
-    check_pair(student, teacher)
+    check_own_teacher(student, teacher)
     check_lengths(settings, student, teacher)
     if settings.compile:
         _check_compiler(student.device)

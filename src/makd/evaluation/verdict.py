@@ -18,7 +18,7 @@ DIFFERENCE = "squared_difference"
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityScore:
     """How good a model is."""
 
     name: str
@@ -32,13 +32,13 @@ class Quality:
         return -self.value if self.name == DIFFERENCE else self.value
 
 
-def quality(scores: Mapping[str, Any]) -> Quality:
+def quality(scores: Mapping[str, Any]) -> QualityScore:
     """The one figure that says how good a model is: a task's score; else how far it agrees with the teacher."""
     if "task" in scores:
-        return Quality("score", float(scores["task"]["score"]))
+        return QualityScore("score", float(scores["task"]["score"]))
     found = scores["fidelity"]
     name = next((name for name in MEASURES if name in found), DIFFERENCE)
-    return Quality(name, float(found[name]))
+    return QualityScore(name, float(found[name]))
 
 
 def verdicts(rows: Sequence[FormatRow]) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ from makd.capture import examine
 from makd.devices import check_float64
 from makd.errors import BudgetError, DataError, SettingError
 from makd.factorization.allocator import giving_back
-from makd.factorization.assemble import assemble, forget, linear_sizes, shed
-from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
+from makd.factorization.assemble import assemble, free_intermediates, linear_sizes, reset_student
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, check_amount
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
@@ -218,7 +218,9 @@ def _nearest(
         with skipping(teacher, outline.dropped, outline.outputs):
             inside = resolve(teacher)
             inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
-            job = Job(ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work)
+            job = FactorizationJob(
+                ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work
+            )
             if not trials:
                 check_amount(job)
             calibrated = calibrate(job)
@@ -228,7 +230,7 @@ def _nearest(
         for emphasis, student in zip(emphases, students, strict=True):
             if not candidates.is_search and len(emphases) == 1:
                 if not candidates.tables:  # their decompositions are made from states
-                    shed(calibrated)
+                    free_intermediates(calibrated)
                 return student, calibrating
             found[emphasis] = drift(student, teacher, anatomy, probes), student
             logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, found[emphasis][0])
@@ -248,12 +250,12 @@ def _nearest(
     return best, calibrating
 
 
-def _students(job: Job, calibrated: Calibrated, emphases: Sequence[float]) -> list[PreTrainedModel]:
+def _students(job: FactorizationJob, calibrated: CalibrationResult, emphases: Sequence[float]) -> list[PreTrainedModel]:
     """A student of each emphasis of the vocabulary."""
     students = []
     for emphasis in emphases:
         if len(emphases) > 1:
-            forget(calibrated)
+            reset_student(calibrated)
         students.append(assemble(replace(job, outline=replace(job.outline, emphasis=emphasis)), calibrated))
     return students
 

@@ -11,7 +11,7 @@ from makd.anatomy import Anatomy, Layer
 from makd.calibration import entries
 from makd.calibration.source import ModelSource
 from makd.calibration.store import Store
-from makd.ranks.planning import Planned
+from makd.ranks.planning import RankAssignment
 from makd.solvers.factors import Factors
 from makd.student.shared_linear import replace_linears_
 
@@ -40,11 +40,11 @@ class KeptStudent(ModelSource):
 
 
 @torch.no_grad()
-def take_up_(
+def restore_layers_(
     student: PreTrainedModel,
     anatomy: Anatomy,
     store: Store,
-    planned: Planned,
+    planned: RankAssignment,
     cut_stacks: Callable[[Layer], Mapping[str, object]],
 ) -> None:
     """Put the layers that are made already into `student`, a copy of the teacher in memory.
@@ -68,7 +68,7 @@ def take_up_(
             student.get_parameter(name).copy_(values)
 
 
-def _units(layer: Layer, planned: Planned) -> list[tuple[str, ...]]:
+def _units(layer: Layer, planned: RankAssignment) -> list[tuple[str, ...]]:
     """Linears of the layer that have factors; those with one A together."""
     ranks = planned.plan.ranks
     factored = [name for name in layer.linears if ranks.get(name) is not None]

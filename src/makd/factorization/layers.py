@@ -24,8 +24,8 @@ from makd.calibration.walk import Batches, Walk
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What is told of a linear's factors."""
+class LinearFit:
+    """How well a linear's factors fit it."""
 
     error: float
     """Predicted, relative to dropping the linear."""
@@ -33,15 +33,15 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What is told of layers."""
+class LayersReport:
+    """Per-linear fit errors and per-layer training results of a student."""
 
-    fitted: Mapping[str, Fitted] = field(default_factory=dict)
+    fitted: Mapping[str, LinearFit] = field(default_factory=dict)
     lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what teaching it did."""
 
 
-MakeLayer = Callable[[Layer], Mapping[str, Fitted]]
+MakeLayer = Callable[[Layer], Mapping[str, LinearFit]]
 """Puts factors into a layer of the student."""
 TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float | int] | None]
 """Teaches a layer of the student, in place; tells what that did."""
@@ -77,7 +77,7 @@ def make_layers_(
     teach: TeachLayer | None = None,
     on_layer: Callable[[Layer], None] = lambda layer: None,
     calls: Sequence[Calls] | None = None,
-) -> Made:
+) -> LayersReport:
     """Make every layer of `student`, a copy of the walk's model, in forward order.
 
     Args:
@@ -91,7 +91,7 @@ def make_layers_(
     Raises:
         NumericsError: activations hold NaN or infinity.
     """
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, LinearFit] = {}
     lessons: dict[int, Mapping[str, float | int]] = {}
     for layer in walk.anatomy.layers:
         here, there = entries.student_states(layer.index), entries.student_states(layer.index + 1)
@@ -111,10 +111,10 @@ def make_layers_(
             for entry in OF_STUDENT_LAYER:
                 walk.scratch.remove(entry)
         notes = walk.store.notes(entries.layer_report(layer.index))
-        fitted |= {name: Fitted(*one) for name, one in json.loads(notes["fitted"]).items()}
+        fitted |= {name: LinearFit(*one) for name, one in json.loads(notes["fitted"]).items()}
         lessons |= {layer.index: json.loads(notes["lesson"])} if "lesson" in notes else {}
         on_layer(layer)
-    return Made(fitted, lessons)
+    return LayersReport(fitted, lessons)
 
 
 def student_states(walk: Walk, layer: int, batch: int) -> Tensor:
@@ -122,9 +122,9 @@ def student_states(walk: Walk, layer: int, batch: int) -> Tensor:
     return walk.store.read(of_batch(entries.student_states(layer), batch), walk.source.device)["hidden"]
 
 
-def keep_outputs(walk: Walk, lot: str, batch: int, outputs: Mapping[str, Tensor]) -> None:
-    """What linears of the layer at hand give in the student; they are not run again while it is worked on."""
-    walk.scratch.write(entries.known_outputs(batch, lot), outputs)
+def keep_outputs(walk: Walk, first: str, batch: int, outputs: Mapping[str, Tensor]) -> None:
+    """What linears of the layer at hand, of which `first` is the first, give in the student: they are not run again."""
+    walk.scratch.write(entries.known_outputs(batch, first), outputs)
 
 
 def known_outputs(walk: Walk, layer: Layer, batch: int) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ def _leaving(walk: Walk, student: PreTrainedModel, layer: Layer, call: Calls, ba
     return found["rest"].reshape(entering.shape) + added.reshape(entering.shape)
 
 
-def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted], lesson: Mapping[str, float | int] | None) -> None:
+def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, LinearFit], lesson: Mapping[str, float | int] | None) -> None:
     notes = {"fitted": json.dumps({name: [one.error, one.fallback] for name, one in fitted.items()})}
     if lesson is not None:
         notes["lesson"] = json.dumps(dict(lesson))

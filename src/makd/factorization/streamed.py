@@ -25,15 +25,15 @@ from makd.capture import examine
 from makd.errors import DataError, SettingError
 from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import linear_sizes, make_, plan, report
-from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
-from makd.factorization.layers import Fitted, Made, TeachLayer
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, check_amount
+from makd.factorization.layers import LayersReport, LinearFit, TeachLayer
 from makd.factorization.outline import Outline, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
 from makd.factorization.work import Work
 from makd.progress import OnProgress, Progress, nobody
 from makd.ranks.budget import Budget
-from makd.ranks.planning import Planned
+from makd.ranks.planning import RankAssignment
 from makd.solvers import SOLVERS
 from makd.student.roundtrip import check_round_trip
 from makd.weights.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def stream_student(
         checks.mark(FILES_CHECKED)
     progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
-    job = Job(
+    job = FactorizationJob(
         source, anatomy, Outline(), candidates, replace(settings, store="disk"), calibration, progress, teach, work
     )
     check_amount(job)
@@ -141,7 +141,7 @@ def stream_student(
         made = make_(job, calibrated, planned, StudentFiles(checkpoint, student, store, device))
         sources = learned_sources(store, len(anatomy.layers))
     else:
-        made = Made(_told(calibrated, planned))
+        made = LayersReport(_told(calibrated, planned))
         sources = factor_sources(store, planned, {size.name: size.out_features for size in job.sizes})
     write_student(
         checkpoint, student, planned, sources, output, dtype or model.dtype,
@@ -153,13 +153,13 @@ def stream_student(
     return student
 
 
-def _told(calibrated: Calibrated, planned: Planned) -> dict[str, Fitted]:
+def _told(calibrated: CalibrationResult, planned: RankAssignment) -> dict[str, LinearFit]:
     """What is told of factors that are cut from those that were kept."""
     members = {group.name: group.linears for group in planned.groups}
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, LinearFit] = {}
     for item, rank in planned.items.ranks.items():
         if rank is not None:
             spectrum = calibrated.terms.spectrum(item)
-            told = Fitted(spectrum.relative_error(rank), spectrum.fallback)
+            told = LinearFit(spectrum.relative_error(rank), spectrum.fallback)
             fitted |= dict.fromkeys(members.get(item, (item,)), told)
     return fitted

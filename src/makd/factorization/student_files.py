@@ -19,7 +19,7 @@ from makd.anatomy import Layer
 from makd.calibration import entries
 from makd.calibration.store import DiskStore
 from makd.factorization.kept_layers import keep_layer
-from makd.ranks.planning import Planned
+from makd.ranks.planning import RankAssignment
 from makd.student.hub import describe_student
 from makd.student.identity import file_names, identity_tensor, make_identity, saved_tensors
 from makd.student.linear import LowRankLinear
@@ -65,7 +65,7 @@ def learned_sources(store: DiskStore, layers: int) -> dict[str, Source]:
     return {name: Source.stored(stored) for tensors in kept for name, stored in tensors.items()}
 
 
-def factor_sources(store: DiskStore, planned: Planned, out_features: Mapping[str, int]) -> dict[str, Source]:
+def factor_sources(store: DiskStore, planned: RankAssignment, out_features: Mapping[str, int]) -> dict[str, Source]:
     """Factors of the planned ranks, of those that were kept at larger ones.
 
     Args:
@@ -97,7 +97,7 @@ def _corner(stored: StoredTensor, first: int, stop: int, columns: int | None = N
 def write_student(
     checkpoint: Checkpoint,
     student: PreTrainedModel,
-    planned: Planned,
+    planned: RankAssignment,
     made: Mapping[str, Source],
     folder: Path,
     dtype: torch.dtype,

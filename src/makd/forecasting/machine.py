@@ -28,7 +28,7 @@ THREADS_GAIN = 0.9
 
 
 @dataclass(frozen=True)
-class Speed:
+class MachineSpeed:
     """Of this machine, on one device."""
 
     products: float
@@ -68,7 +68,7 @@ class Speed:
 
 
 @cache
-def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
+def measure_machine(device: torch.device, dtype: torch.dtype) -> MachineSpeed:
     """Time a few kernels on `device`: about a second, once in a process.
 
     Of a CPU one core is timed, by what it computed: other work on the machine hardly changes that. All threads together
@@ -97,7 +97,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
     )
 
 
-def _measure(device: torch.device, dtype: torch.dtype) -> Speed:
+def _measure(device: torch.device, dtype: torch.dtype) -> MachineSpeed:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -122,7 +122,7 @@ def _measure(device: torch.device, dtype: torch.dtype) -> Speed:
     small, large = map(eigen, _EIGEN_SIDES)
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         draws = _LOGITS[0] * _LOGITS[1] / _fastest(draw, device)
-    return Speed(
+    return MachineSpeed(
         products=single if dtype == torch.float32 else product(dtype),
         single=single,
         double=product(torch.float64),

@@ -23,7 +23,7 @@ from makd.factorization.room import find_available
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.streamed import check_streamable
 from makd.forecasting.fit import check_fits, check_memory
-from makd.forecasting.machine import measure_speed
+from makd.forecasting.machine import measure_machine
 from makd.forecasting.memory import Memory
 from makd.forecasting.operations import TextShape
 from makd.forecasting.outcome import Command, RunForecast
@@ -98,7 +98,7 @@ def forecast(
         if any(stage.plan.writers.written for stage in recipe.trainings):
             uncounted.append("the writing of completions is not counted: it may take longer than the training itself")
     made = replace(made, notes=(*made.notes, *uncounted))
-    speed = measure_speed(device, dtype)
+    speed = measure_machine(device, dtype)
     seconds = {"factorize": speed.seconds(made.operations)}
     if training is not None:
         seconds["distill"] = speed.seconds(training.operations)

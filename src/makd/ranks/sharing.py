@@ -151,9 +151,9 @@ def compare_at_one_price(
         sensitivities: linear -> what one unit of its energy is worth; 1 where none is given.
         rank_multiple: as `allocate` takes it.
     """
-    worth = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
+    of_all = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
     ladders = {
-        size.name: _ladder(size, spectra[size.name], worth.get(size.name, 1.0), rank_multiple)
+        size.name: _ladder(size, spectra[size.name], of_all.get(size.name, 1.0), rank_multiple)
         for size in all_sizes(sizes, groups).values()
     }
     grouped = {name for group in groups for name in group.linears}
@@ -239,8 +239,8 @@ def _lost(spectrum: Tensor, rank: int | None) -> float:
     return 0.0 if rank is None else float(spectrum[rank:].double().square().sum())
 
 
-def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int | None) -> Ladder:
-    energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * worth)[::-1]
+def _ladder(size: LinearSize, spectrum: Tensor, sensitivity: float, rank_multiple: int | None) -> Ladder:
+    energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * sensitivity)[::-1]
     return Ladder.of(size, energies, RankSteps.of(rank_multiple))
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
 from makd.errors import OutputError
-from makd.evaluation.inside import Inside
+from makd.evaluation.inside import LayerErrors
 from makd.factorization.outcome import FactorizeReport
 from makd.plain_json import read_json
 from makd.report.linears import linear_rows
@@ -32,7 +32,7 @@ class Findings:
     warnings: Warnings
     made: FactorizeReport | None = None
     """None where the run began with a student."""
-    inside: dict[str, Inside] = field(default_factory=dict)
+    inside: dict[str, LayerErrors] = field(default_factory=dict)
     """`before` and `after` the training -> what was measured then."""
     trainings: list[dict[str, Any]] = field(default_factory=list)
     samples: Mapping[str, Any] = field(default_factory=dict)
