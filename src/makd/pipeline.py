@@ -35,7 +35,6 @@ from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.prompts import encode_prompts
 from makd.factorization.factorize import make_student
-from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
@@ -249,11 +248,10 @@ def data_of(student: str) -> DataConfig | TaskConfig:
 
 @in_first
 def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
-    student = make_student(
+    student, report = make_student(
         run.teacher, budget, start_settings(run.recipe, trains=trains), run.data.calibration,
         run.recipe.layer_teacher, run.progress, run.start_work(budget),
     )  # fmt: skip
-    report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.findings.made = report
     run.seconds.update(report.seconds)
     run.lessons = dict(report.lessons)

@@ -18,7 +18,6 @@ from makd.data import DataConfig, choose_tokenizer
 from makd.distill import tell_slow_bfloat16
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
-from makd.factorization.outcome import FactorizeReport
 from makd.factorization.streamed import check_streamable, stream_student
 from makd.factorization.work import Work
 from makd.forecasting import check_stream
@@ -124,14 +123,13 @@ def _stream(
         anew=folder.overwrite,
     )
     with folder.work() as result:
-        student = stream_student(
+        student, made = stream_student(
             model, files, budget, factorize, work, result, batches, device, on_progress, save_dtype,
             recipe.layer_teacher,
         )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        made: FactorizeReport = student.factorization  # type: ignore[assignment]
         metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, made.tokens)
         if made.lessons:
             metrics["layerwise"] = [dict(lesson) for lesson in made.lessons.values()]

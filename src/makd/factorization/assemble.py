@@ -38,8 +38,8 @@ def plan(job: FactorizationJob, calibrated: CalibrationResult) -> RankAssignment
     return plan_ranks(problem, calibrated.terms.groups(), calibrated.terms.spectra)
 
 
-def assemble(job: FactorizationJob, calibrated: CalibrationResult) -> PreTrainedModel:
-    """The student that the job's outline draws, with its report as `student.factorization`."""
+def assemble(job: FactorizationJob, calibrated: CalibrationResult) -> tuple[PreTrainedModel, FactorizeReport]:
+    """The student that the job's outline draws, and what was done."""
     planned = plan(job, calibrated)
     student: PreTrainedModel = copy.deepcopy(job.source.model)
     student.eval()
@@ -53,8 +53,7 @@ def assemble(job: FactorizationJob, calibrated: CalibrationResult) -> PreTrained
         source = KeptStudent(student, calibrated.store)
     made = make_(job, calibrated, planned, source, student if factors else None)
     made = replace(made, fitted={**of_tables, **made.fitted})
-    student.factorization = report(job, calibrated, student, planned, made)  # type: ignore[assignment]
-    return student
+    return student, report(job, calibrated, student, planned, made)
 
 
 def reset_student(calibrated: CalibrationResult) -> None:
@@ -119,9 +118,8 @@ def cut_layer_(terms: Terms, planned: RankAssignment, student: nn.Module, layer:
     """Factors that were kept, cut at their ranks, in the place of a layer's linears."""
     inside = layer.linears
     fitted: dict[str, LinearFit] = {}
-    members = {group.name: group.linears for group in planned.groups}
     for name, rank in planned.items.ranks.items():
-        linears = members.get(name, (name,))
+        linears = planned.linears_of(name)
         if rank is None or linears[0] not in inside:
             continue
         factors = terms.factors(name, rank)

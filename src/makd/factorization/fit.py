@@ -24,6 +24,7 @@ from makd.calibration.residual import Sum, find_sum
 from makd.calibration.walk import Walk
 from makd.errors import NumericsError
 from makd.factorization.layers import LinearFit, keep_outputs, keep_sum, known_outputs, student_states
+from makd.ranks.sharing import units_of
 from makd.solvers.factors import Factors
 from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
 from makd.student.linear import dense_weight
@@ -97,7 +98,7 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
     targets = _Targets.of(walk, layer, settings)
     fitted: dict[str, LinearFit] = {}
     for group in targets.groups:
-        units = _units(group, settings)
+        units = units_of(group, settings.shared)
         moments = _group_moments(walk, student, layer, group, units, targets)
         for unit in units:
             rank = settings.ranks[unit[0]]
@@ -109,11 +110,6 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
             fitted |= dict.fromkeys(unit, LinearFit(factors.error, factors.fallback))
     walk.scratch.remove(entries.TARGETS)
     return fitted
-
-
-def _units(group: Unit, settings: FitSettings) -> list[Unit]:
-    together = next((shared for shared in settings.shared if set(shared) <= set(group)), ())
-    return ([together] if together else []) + [(name,) for name in group if name not in together]
 
 
 def _gram(settings: FitSettings, unit: Unit) -> Gram:

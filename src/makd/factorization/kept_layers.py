@@ -12,6 +12,7 @@ from makd.calibration import entries
 from makd.calibration.source import ModelSource
 from makd.calibration.store import Store
 from makd.ranks.planning import RankAssignment
+from makd.ranks.sharing import units_of
 from makd.solvers.factors import Factors
 from makd.student.shared_linear import replace_linears_
 
@@ -56,22 +57,15 @@ def restore_layers_(
         planned: ranks, and which linears share one A.
         cut_stacks: puts factors of a layer's experts into `student`.
     """
+    ranks, shared = planned.plan.ranks, [group.linears for group in planned.groups]
     for layer in anatomy.layers:
         if not store.is_marked(entries.student_states(layer.index + 1)):
             return
         cut_stacks(layer)
         kept = store.read(entries.layer_parameters(layer.index), student.device)
-        for unit in _units(layer, planned):
+        factored = [name for name in layer.linears if ranks.get(name) is not None]
+        for unit in units_of(factored, shared):
             expand = torch.cat([kept[f"{name}.expand.weight"] for name in unit])
             replace_linears_(student, unit, Factors(expand, kept[f"{unit[0]}.reduce.weight"], error=0.0))
         for name, values in kept.items():  # biases, experts, and what was taught besides
             student.get_parameter(name).copy_(values)
-
-
-def _units(layer: Layer, planned: RankAssignment) -> list[tuple[str, ...]]:
-    """Linears of the layer that have factors; those with one A together."""
-    ranks = planned.plan.ranks
-    factored = [name for name in layer.linears if ranks.get(name) is not None]
-    together = [group.linears for group in planned.groups if set(group.linears) <= set(factored)]
-    inside = {name for unit in together for name in unit}
-    return [*together, *((name,) for name in factored if name not in inside)]

@@ -27,6 +27,7 @@ from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import linear_sizes, make_, plan, report
 from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, check_amount
 from makd.factorization.layers import LayersReport, LinearFit, TeachLayer
+from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import Outline, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
@@ -71,7 +72,7 @@ def stream_student(
     on_progress: OnProgress | None = None,
     dtype: torch.dtype | None = None,
     teach: TeachLayer | None = None,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, FactorizeReport]:
     """Write a student of the teacher in `folder` into `output`.
 
     Args:
@@ -88,7 +89,7 @@ def stream_student(
         teach: teaches each layer when it has its factors.
 
     Returns:
-        The student, empty; `student.factorization` is the `FactorizeReport`.
+        The student, empty, and what was done.
 
     Raises:
         BudgetError: the budget is above the teacher or below the smallest student.
@@ -141,7 +142,7 @@ def stream_student(
         made = make_(job, calibrated, planned, StudentFiles(checkpoint, student, store, device))
         sources = learned_sources(store, len(anatomy.layers))
     else:
-        made = LayersReport(_told(calibrated, planned))
+        made = LayersReport(_fits(calibrated, planned))
         sources = factor_sources(store, planned, {size.name: size.out_features for size in job.sizes})
     write_student(
         checkpoint, student, planned, sources, output, dtype or model.dtype,
@@ -149,17 +150,15 @@ def stream_student(
     )  # fmt: skip
     total = time.perf_counter() - started
     seconds = {"calibrate": calibrated.seconds, "factorize": total - calibrated.seconds}
-    student.factorization = replace(report(job, calibrated, student, planned, made), seconds=seconds)  # type: ignore[assignment]
-    return student
+    return student, replace(report(job, calibrated, student, planned, made), seconds=seconds)
 
 
-def _told(calibrated: CalibrationResult, planned: RankAssignment) -> dict[str, LinearFit]:
-    """What is told of factors that are cut from those that were kept."""
-    members = {group.name: group.linears for group in planned.groups}
+def _fits(calibrated: CalibrationResult, planned: RankAssignment) -> dict[str, LinearFit]:
+    """How well factors fit that are cut from those that were kept."""
     fitted: dict[str, LinearFit] = {}
     for item, rank in planned.items.ranks.items():
         if rank is not None:
             spectrum = calibrated.terms.spectrum(item)
-            told = LinearFit(spectrum.relative_error(rank), spectrum.fallback)
-            fitted |= dict.fromkeys(members.get(item, (item,)), told)
+            fit = LinearFit(spectrum.relative_error(rank), spectrum.fallback)
+            fitted |= dict.fromkeys(planned.linears_of(item), fit)
     return fitted

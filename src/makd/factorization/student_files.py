@@ -73,13 +73,12 @@ def factor_sources(store: DiskStore, planned: RankAssignment, out_features: Mapp
         planned: ranks, and which linears share one A.
         out_features: of every linear.
     """
-    members = {group.name: group.linears for group in planned.groups}
     sources = {}
     for item, rank in planned.items.ranks.items():
         if rank is None:
             continue
         stored, first = store.stored(entries.factors(item)), 0
-        linears = members.get(item, (item,))
+        linears = planned.linears_of(item)
         sources[f"{linears[0]}.reduce.weight"] = _corner(stored["reduce"], 0, rank)
         for linear in linears:
             stop = first + out_features[linear]

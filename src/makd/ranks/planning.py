@@ -67,6 +67,10 @@ class RankAssignment:
         """By linear."""
         return by_linear(self.items, self.groups)
 
+    def linears_of(self, item: str) -> tuple[str, ...]:
+        """The linears that `item` of `items` stands for: those of a group, or the one of that name."""
+        return next((group.linears for group in self.groups if group.name == item), (item,))
+
 
 def find_max_ranks(problem: RankProblem, groups: Sequence[Group]) -> dict[str, int] | None:
     """Ranks that no linear or group gets above, whatever shares one A; None for rules that need whole spectra first.

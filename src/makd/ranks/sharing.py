@@ -239,6 +239,13 @@ def _lost(spectrum: Tensor, rank: int | None) -> float:
     return 0.0 if rank is None else float(spectrum[rank:].double().square().sum())
 
 
+def units_of(linears: Sequence[str], shared: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """What of `linears` is factored as one: first those of them that share one A, then each of the others alone."""
+    together = [unit for unit in shared if set(unit) <= set(linears)]
+    inside = {name for unit in together for name in unit}
+    return [*together, *((name,) for name in linears if name not in inside)]
+
+
 def _ladder(size: LinearSize, spectrum: Tensor, sensitivity: float, rank_multiple: int | None) -> Ladder:
     energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * sensitivity)[::-1]
     return Ladder.of(size, energies, RankSteps.of(rank_multiple))
