@@ -49,8 +49,6 @@ HELD_OUT_EVERY = 4
 
 Gram = Tensor | Sequence[Tensor] | None
 """Moments of output gradients; one matrix for each linear, where several are fitted as one."""
-Fit = Callable[[nn.Module, SplitMoments, int, Gram], Factors]
-"""The teacher's linear, moments of inputs and targets that it may use up, rank, output-gradient moments -> factors."""
 Unit = tuple[str, ...]
 """A linear, or several that share one A and are fitted as one."""
 
@@ -65,8 +63,6 @@ class FitSettings:
     """Linears of one layer that read the same input and get one A; `ranks` has the same for each."""
     gram: Callable[[str], Tensor] | None = None
     """Linear -> second moments of its output gradients, to weigh errors by; None weighs all alike."""
-    fit: Fit | None = None
-    """Makes the factors of one linear; None is `fit_linear`, regression with a chosen ridge."""
 
 
 def depth_sensitivities(anatomy: Anatomy) -> dict[str, float]:
@@ -104,8 +100,7 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
             rank = settings.ranks[unit[0]]
             if rank is None:
                 continue
-            dense, fit = _dense(walk.model, unit), settings.fit or fit_linear
-            factors = fit(dense, moments.pop(unit), rank, _gram(settings, unit))
+            factors = fit_linear(_dense(walk.model, unit), moments.pop(unit), rank, _gram(settings, unit))
             replace_linears_(student, unit, factors)
             fitted |= dict.fromkeys(unit, LinearFit(factors.error, factors.fallback))
     walk.scratch.remove(entries.TARGETS)
