@@ -261,13 +261,13 @@ def _accelerator(wide: bool) -> torch.device:
     if accelerator is None:
         return torch.device("cpu")
     if wide and not has_float64(accelerator):
-        _tell_skipped(accelerator)
+        _warn_skipped(accelerator)
         return torch.device("cpu")
     return accelerator
 
 
 @functools.cache
-def _tell_skipped(accelerator: torch.device) -> None:
+def _warn_skipped(accelerator: torch.device) -> None:
     """Once: a run asks for its device several times."""
     logger.warning(
         "The accelerator of this machine, %s, has no float64, which moments and factors are computed in: the CPU is "

@@ -14,7 +14,7 @@ from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
+from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings, row_lengths
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
@@ -45,7 +45,7 @@ from makd.ranks.budget import Budget
 from makd.registry import make_settings
 from makd.report import (
     describe_environment,
-    tell_worsened,
+    warn_worsened,
     write_card,
     write_json,
     write_recipe,
@@ -96,7 +96,7 @@ def compress(
         overwrite: whether a folder that is not empty may be replaced.
         resume: go on from the last checkpoint of a run that was stopped (`training.save_every` keeps them).
             A factorization whose states were kept on disk goes on unasked, at the layer where it was.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         The measurements, and where the student is.
@@ -203,7 +203,7 @@ def evaluate(
         recipe: the evaluation's settings, the head and the dtype are looked at; None takes the defaults.
         instructions: both answer them besides, and ROUGE-L is measured of what they answer.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
@@ -212,7 +212,7 @@ def evaluate(
     with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
         prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
         if asked is not None and run.data.texts is not None:
-            tell_asked(run.data.texts, asked.messages, asked.config.path)
+            log_prompts_seen(run.data.texts, asked.messages, asked.config.path)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
         answers: dict[str, Any] = {}
@@ -356,7 +356,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     run.progress(Progress("save", 1, 1))
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     if metrics["tokens"]["training"]:
-        tell_worsened(metrics)
+        warn_worsened(metrics)
     environment = describe_environment(student.device, run.recipe.seed)
     names = {"teacher": run.teacher_name, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
     data = {"data" if run.data.task is None else "task": run.data.config}

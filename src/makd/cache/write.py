@@ -67,7 +67,7 @@ def write_cache(
         folder: gets the shards and `cache.json`; made if it is not there.
         identity: what the cache is of, as `identify` says it.
         settings: how numbers are stored.
-        on_progress: called as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Returns:
         The content of `cache.json`.

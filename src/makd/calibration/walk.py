@@ -113,7 +113,7 @@ class Walk:
         """The hidden states that enter every layer, and leave the last, into the store.
 
         Args:
-            progress: told of every batch.
+            progress: called with a `Progress` after each batch.
             keep: whether the states of a layer are wanted after the next has them.
             watch: whether moments of what linears read are handed out, layer by layer; else nothing is.
 
@@ -199,7 +199,7 @@ class Walk:
         by one that goes on with its store.
 
         Args:
-            progress: told of every batch.
+            progress: called with a `Progress` after each batch.
             inputs: whether moments of what linears read are wanted besides those of gradients.
         """
         count = len(self.anatomy.layers)

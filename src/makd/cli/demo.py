@@ -13,7 +13,7 @@ from makd.cli.runs import compress
 from makd.errors import ModelLoadError
 from makd.html_report import check_extra, write_report
 from makd.processes.started import check_alone
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, reporting
 from makd.registry import Registry
 
 RELOAD = """
@@ -53,7 +53,7 @@ def demo(on_progress: OnProgress, name: str, output: str | None = None) -> Outco
     """Compress a real model that a Python package carries, and load the student in a new process.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         name: minilm (an encoder) or smollm2 (a decoder).
         output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
     """
@@ -63,9 +63,9 @@ def demo(on_progress: OnProgress, name: str, output: str | None = None) -> Outco
     folder = output or chosen.output
     words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
     made = compress(on_progress, **read_command("compress", words))
-    with telling("reload", on_progress):
+    with reporting("reload", on_progress):
         line = reload_in_new_process(folder, chosen.auto_class)
-    with telling("report", on_progress):
+    with reporting("report", on_progress):
         page = write_report([folder])
     others = [one for one in made.next if not one.startswith("makd report ")]
     return replace(made, shown=[*made.shown, line, f"report: {page}"], next=others)

@@ -23,7 +23,7 @@ def finetune(
     """Teach a model, or a student, a task from its labels.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         model: hub id, folder, or package:module/path.
         task: what it is taught; `--task NAME --task_data PATH` for short.
         output: folder for the taught model.

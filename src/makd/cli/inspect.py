@@ -4,17 +4,17 @@ from makd import capture
 from makd.anatomy import inspection_content, to_table
 from makd.cli.outcome import Outcome
 from makd.loading import load_model
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, reporting
 
 
 def inspect(on_progress: OnProgress, model: str, head: str = "auto") -> Outcome:
     """Show where a model keeps its layers and linears, their shapes, parameters and break-even ranks.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         model: hub id, folder, .gguf file, or package:module/path.
         head: auto, base, masked_lm, causal_lm, sequence_classification, ...
     """
-    with telling("load", on_progress):
+    with reporting("load", on_progress):
         found = capture.inspect(load_model(model, head))
     return Outcome(inspection_content(found), [to_table(found)])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from makd.cli.memory import ran_out, tell_ran_out
+from makd.cli.memory import describe_shortage, ran_out
 from makd.cli.others import is_of_lost_process, run_silently
 from makd.cli.outcome import Outcome, print_outcome
 from makd.cli.progress import showing
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
     except (MakdError, RuntimeError, MemoryError) as error:
         if not isinstance(error, MakdError) and ran_out(error):
-            print(f"makd: {tell_ran_out(error)}", file=sys.stderr)
+            print(f"makd: {describe_shortage(error)}", file=sys.stderr)
             return USER_ERROR
         if is_of_lost_process(error):
             line = str(error).splitlines()[0]

@@ -91,7 +91,7 @@ def check_trials(trials: Iterable[Mapping[str, Any]], cell: str, found: Mapping[
             )
 
 
-def tell_unknown(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
+def warn_without_digests(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Warn of lines from before there were digests."""
     tasks = [line["cell"]["task"] for line in lines if "rows" not in line]
     if tasks:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.cache import hash_teacher, hash_tokenizer
 from makd.errors import OutputError, SettingError
-from makd.identities import VERSIONS, differences, tell_other_versions, versions
+from makd.identities import VERSIONS, differences, versions, warn_other_versions
 from makd.processes.first import from_first
 from makd.processes.started import count
 from makd.provenance import extensions_of
@@ -116,7 +116,7 @@ def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
             "on with it, or start anew with --overwrite and without --resume; or name another output."
         )
     if START not in identity:  # the first look: of two, one tells it
-        tell_other_versions(items, identity, "The training")
+        warn_other_versions(items, identity, "The training")
 
 
 def check_same_everywhere(identity: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 from makd.distill.units import Units
-from makd.distill.withholding import tell_whole_logits
+from makd.distill.withholding import warn_whole_logits
 from makd.errors import CacheError
 from makd.kinds import fit
 from makd.processes.started import count
@@ -138,7 +138,7 @@ class DistillTrainer(EvaluatingTrainer):
         check_checkpointing(self.args)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
         shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
-        tell_whole_logits(student, reason)
+        warn_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
             if self.plan.completions.adaptive:

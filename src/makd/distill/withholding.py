@@ -12,7 +12,7 @@ from makd.errors import UnsupportedModelError
 _logger = logging.getLogger(__name__)
 
 
-def tell_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
+def warn_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
     """Log for which `reason` of `find_shift` a student makes the logits of all tokens, if there is one."""
     if reason is not None:
         _logger.warning(

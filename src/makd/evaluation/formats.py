@@ -86,7 +86,7 @@ def measure_formats(
         tokenizer: says which inputs they are given.
         settings: formats, batches, lengths, turns and threads. All models take turns at each batch and length.
         score: what is measured of a model's outputs, on data.
-        on_progress: called as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Raises:
         SettingError: a format cannot be run here, or a length is beyond the positions of a model.

@@ -176,7 +176,7 @@ def measure_speed(
         student: with factored linears, on the teacher's device and in its dtype.
         teacher: that it was made from.
         settings: what is timed. dtype and device are the models' own.
-        on_progress: called as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Raises:
         SettingError: the student is not this teacher's, has no factored linears, or a length is beyond its positions;

@@ -29,7 +29,7 @@ from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import DecompositionRequest, Terms
 from makd.factorization.vocabulary import Table, decompose_tables, table_size
 from makd.factorization.work import Work
-from makd.progress import OnProgress, Progress, told
+from makd.progress import OnProgress, Progress, track
 from makd.ranks.allocation import RANK_RULES, LinearSize
 from makd.ranks.planning import RankProblem, find_max_ranks
 from makd.ranks.sharing import Group, find_sharing
@@ -246,10 +246,10 @@ def _whole(job: FactorizationJob, terms: Terms, on_matrix: Callable[[], None]) -
     inputs, gradients = {}, {}
     experts: dict[str, ExpertMoments] = {}
     if kind.inputs:
-        inputs = collect_input_moments(model, job.anatomy, told(job.batches, "calibrate", job.progress), head, experts)
+        inputs = collect_input_moments(model, job.anatomy, track(job.batches, "calibrate", job.progress), head, experts)
     if kind.gradients:
         gradients = collect_gradient_moments(
-            model, job.anatomy, told(job.batches, "gradients", job.progress), embeddings=embeddings
+            model, job.anatomy, track(job.batches, "gradients", job.progress), embeddings=embeddings
         )
     terms.keep(LayerMoments(job.anatomy.linears, inputs, gradients, experts, job.anatomy.stacks), on_matrix)
     return inputs, gradients

@@ -82,7 +82,7 @@ def factorize(
         depth: how many layers stay: see `FactorizeConfig`.
         store: where hidden states of the text are kept meanwhile: see `FactorizeConfig`.
         teach: called with each layer when it has its factors, before the next is made: see `makd.distill.LayerTeacher`.
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Returns:
         The student, on the teacher's device and in its dtype, in eval mode; `student.factorization` is the

@@ -105,7 +105,7 @@ def make_layers_(
                 for index, call in enumerate(calls or walk.calls):
                     hidden = _leaving(walk, student.model, layer, call, index)
                     walk.store.write(of_batch(there, index), {"hidden": hidden})
-            _tell(walk, layer, found, lesson)
+            _keep_report(walk, layer, found, lesson)
             walk.store.mark(there)
             walk.store.remove(here)
             for entry in OF_STUDENT_LAYER:
@@ -153,7 +153,9 @@ def _leaving(walk: Walk, student: PreTrainedModel, layer: Layer, call: Calls, ba
     return found["rest"].reshape(entering.shape) + added.reshape(entering.shape)
 
 
-def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, LinearFit], lesson: Mapping[str, float | int] | None) -> None:
+def _keep_report(
+    walk: Walk, layer: Layer, fitted: Mapping[str, LinearFit], lesson: Mapping[str, float | int] | None
+) -> None:
     notes = {"fitted": json.dumps({name: [one.error, one.fallback] for name, one in fitted.items()})}
     if lesson is not None:
         notes["lesson"] = json.dumps(dict(lesson))

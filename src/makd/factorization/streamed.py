@@ -84,7 +84,7 @@ def stream_student(
         output: where the student's weights and configs are written, when all else is done.
         calibration: model inputs, for solvers that need text.
         device: where layers are run and matrices decomposed; None is the CPU.
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         dtype: of the student's files; None is that of `model`.
         teach: teaches each layer when it has its factors.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from makd.calibration.store import DiskStore
 from makd.errors import OutputError
-from makd.identities import VERSIONS, differences, tell_other_versions, versions
+from makd.identities import VERSIONS, differences, versions, warn_other_versions
 from makd.plain_json import read_json
 from makd.whole_files import write_json_whole
 
@@ -52,7 +52,7 @@ class Work:
             known = read_json(found, dict, OutputError, f"Remove {self.path} to start anew.")
             _compare(self.path, known, wanted)
             logger.info("what a run of the same left in %s is gone on with", self.path)
-            tell_other_versions(known, wanted, "The factorization")
+            warn_other_versions(known, wanted, "The factorization")
             return self.path
         if self.path.is_dir() and set(self.path.iterdir()) - {found.with_name(found.name + ".part")}:
             raise OutputError(

@@ -119,7 +119,7 @@ class OutputFolder:
     ) -> None:
         if is_first():
             if error is not None and not isinstance(error, MakdError) and not self._told_what_stays:
-                self._tell_what_stays()
+                self._warn_what_stays()
             self._place.leave()
 
     def check_room(self, size: int) -> None:
@@ -173,7 +173,7 @@ class OutputFolder:
         except BaseException as error:
             with suppress(OSError):
                 remove(self._place.path / RESULT)
-            stays = self._tell_what_stays()
+            stays = self._warn_what_stays()
             if _is_of_the_disk(error):
                 raise OutputError(
                     f"{self._place.path} cannot be written to any more: {error}. Make room, and give the "
@@ -289,7 +289,7 @@ class OutputFolder:
         else:
             remove(old)
 
-    def _tell_what_stays(self) -> str:
+    def _warn_what_stays(self) -> str:
         """Tell a person who stopped a run what of it stays; empty where nothing does."""
         self._told_what_stays = True
         stays = self._what_stays()

@@ -40,7 +40,7 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def tell_changed_weights(folder: Path) -> None:
+def warn_changed_weights(folder: Path) -> None:
     """Warn if the weights in `folder` are not those that makd saved there: of sound numbers nothing else would tell.
 
     They may have been trained further; but then the folder's metrics are of others.
