@@ -1,4 +1,4 @@
-"""`makd cache`: what a teacher says about the rows that a recipe trains on, kept on disk for the runs that follow."""
+"""`makd cache`: a teacher's outputs on the rows that a recipe trains on, kept on disk for the runs that follow."""
 
 import time
 from dataclasses import dataclass

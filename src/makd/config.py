@@ -138,7 +138,7 @@ class Recipe:
         return self.stages or (Stage(plan=self.plan, training=self.training),)
 
     def check_launch(self) -> None:
-        """Whether what started this process lets its trainings be what they are here, before any work.
+        """Refuse, before any work, trainings that what started this process does not let be as they are here.
 
         Raises:
             SettingError: as `TrainingConfig.check_launch` raises it.
@@ -175,7 +175,7 @@ class Recipe:
         """The device that `device` means on this machine.
 
         Raises:
-            SettingError: it is not there.
+            SettingError: this machine has no such device.
         """
         return find_device(self.device)
 
@@ -230,7 +230,7 @@ class FinetuneRecipe:
         """The device that `device` means on this machine.
 
         Raises:
-            SettingError: it is not there.
+            SettingError: this machine has no such device.
         """
         return find_device(self.device, wide=False)
 
@@ -284,10 +284,10 @@ def _named_device(name: str) -> torch.device:
 
 
 def check_seed(name: str, value: int) -> None:
-    """Whether `value` is a seed that torch, numpy and Python take alike.
+    """Refuse a seed that torch, numpy and Python do not take alike.
 
     Raises:
-        SettingError: it is not.
+        SettingError: `value` is below 0, or 2^32 or more.
     """
     if not 0 <= value < 2**32:
         raise SettingError(f"{name} is at least 0 and less than 2^32; got {value}.")

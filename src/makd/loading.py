@@ -129,7 +129,7 @@ def load_learner(
     device: torch.device | str = "cpu",
     **config: Any,
 ) -> PreTrainedModel:
-    """The same for a model that is to be taught what `head` is for: where the checkpoint has no such head, a new one.
+    """A model that is to be taught what `head` is for: where the checkpoint has no such head, it gets a new one.
 
     What is in `config` replaces what its config says (`num_labels`, ...), as `from_pretrained` takes it.
 
@@ -275,7 +275,7 @@ def _model_class(where: Location, head: str) -> Any:
 
     Raises:
         ModelLoadError: the config is none, or names classes that transformers does not know.
-        UnknownNameError: there is no such head.
+        UnknownNameError: `head` is not in `HEADS`.
     """
     if where.gguf_file is not None:
         return transformers.AutoModelForCausalLM if head == "auto" else getattr(transformers, HEADS[head])

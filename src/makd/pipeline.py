@@ -261,20 +261,20 @@ def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
 
 @in_first
 def _check_layers(run: Run) -> None:
-    """Whether layers can be taught one by one, if they are to be, before any work that a refusal would make useless."""
+    """Refuse, before any work, to teach layers one by one that cannot be run so, if they are to be taught."""
     if run.recipe.layer_teacher is not None:
         check_teachable(examine(run.teacher), run.data.calibration)
 
 
 def _check_learner(run: Run, model: PreTrainedModel) -> None:
-    """Whether `model`, or a student made of it, can learn as it is run, before any work."""
+    """Refuse, before any work, a `model` that cannot learn as it is run, nor a student made of it."""
     if any(stage.training.steps != 0 for stage in run.recipe.trainings):
         check_float32(model)
 
 
 @in_first
 def _check_trainings(run: Run, student: PreTrainedModel) -> None:
-    """Whether each stage's plan can be learned by `student`, or what is made of it, from the run's rows."""
+    """Refuse a stage whose plan `student`, or what is made of it, cannot learn from the run's rows."""
     anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:

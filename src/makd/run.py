@@ -165,7 +165,7 @@ class Run:
         """Refuse to train what the disk has no room for, with its checkpoints.
 
         Raises:
-            OutputError: there is less room.
+            OutputError: the disk has less room than training and checkpoints take.
         """
         keeps = self.recipe.keeps_checkpoints and not self.resume
         self.folder.check_room(stored_bytes(student) * (1 + (CHECKPOINT_SIZES if keeps else 0)))

@@ -40,7 +40,7 @@ class Store(ABC):
         """All tensors of an entry; not to be changed.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the store has no such entry.
         """
 
     @abstractmethod
@@ -149,7 +149,7 @@ class DiskStore(Store):
         """Where the tensors of an entry lie, to read them piece by piece.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the store has no such entry.
         """
         path = self._file(entry)
         if not path.is_file():
@@ -173,10 +173,10 @@ class DiskStore(Store):
 
 
 def check_choice(choice: str) -> None:
-    """Whether there is such a store.
+    """Refuse a `choice` of store that is none of `STORE_CHOICES`.
 
     Raises:
-        SettingError: there is not.
+        SettingError: `choice` is none of them.
     """
     if choice not in STORE_CHOICES:
         raise SettingError(f"factorize.store is one of {', '.join(STORE_CHOICES)}; got {choice!r}.")
@@ -191,7 +191,7 @@ def choose_store(choice: str, needed: int, on_disk: Callable[[], DiskStore] = Di
         on_disk: makes one on disk.
 
     Raises:
-        SettingError: there is no such choice.
+        SettingError: `choice` is none of `STORE_CHOICES`.
     """
     check_choice(choice)
     return MemoryStore() if choice == "memory" or (choice == "auto" and needed <= MEMORY_LIMIT) else on_disk()

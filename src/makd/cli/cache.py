@@ -21,7 +21,7 @@ def keep(
     tokenizer: str | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Keep what a teacher says about the training rows, so that training needs no teacher.
+    """Keep a teacher's outputs on the training rows, so that training needs no teacher.
 
     Args:
         on_progress: called with a `Progress` after each unit of work.

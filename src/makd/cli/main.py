@@ -206,7 +206,7 @@ COMMANDS = {
     ),
     "cache": Command(
         "cache:keep",
-        "Keep what a teacher says about the training rows, for training without it.",
+        "Keep a teacher's outputs on the training rows, for training without it.",
         "makd cache --teacher MODEL --output caches/MODEL",
     ),
     "finetune": Command(

@@ -87,7 +87,7 @@ def open_instructions(config: InstructionsConfig) -> Instructions:
 def answer_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, progress: OnProgress
 ) -> Answers:
-    """The same for prompts that were read before."""
+    """What `model` answers to prompts that were read before, with each seed, and its ROUGE-L."""
     config, stops = prompts.rows.config, stop_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     of, texts, scores, lengths, open_ends = len(config.seeds) * len(prompts.ids), [], [], [], 0

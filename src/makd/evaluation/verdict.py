@@ -24,11 +24,11 @@ class QualityScore:
     name: str
     """Of what was measured."""
     value: float
-    """As it was measured."""
+    """The measurement, in its own unit."""
 
     @property
     def good(self) -> float:
-        """The same, where larger is better."""
+        """The value where larger is better, else its negative."""
         return -self.value if self.name == DIFFERENCE else self.value
 
 

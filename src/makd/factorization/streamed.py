@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_streamable(settings: FactorizeConfig) -> None:
-    """Whether a student can be made so from files to files.
+    """Refuse settings that no student can be made by from files to files.
 
     Raises:
-        SettingError: it cannot; the text says what can.
+        SettingError: vocabulary, depth, experts or store are such; the text says what can be.
     """
     if settings.vocabulary == "factored" or settings.depth not in ("auto", "all"):
         raise SettingError(

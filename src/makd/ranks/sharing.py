@@ -104,7 +104,7 @@ def find_sharing(anatomy: Anatomy, sizes: Sequence[LinearSize], choice: str) -> 
 
 
 def with_groups(sizes: Sequence[LinearSize], groups: Iterable[Group]) -> list[LinearSize]:
-    """The same with each group as one linear, where its first linear stood; each linear is in one group at most."""
+    """`sizes` with each group as one linear, where its first linear stood; each linear is in one group at most."""
     known = {size.name: size for size in sizes}
     firsts = {group.linears[0]: group for group in groups}
     inside = {name for group in firsts.values() for name in group.linears}
@@ -226,7 +226,7 @@ def _side(group: Group) -> Literal["reduce", "expand"]:
 
 
 def best_of_each(found: Sequence[SharedInput]) -> list[SharedInput]:
-    """The same, with one way at most shared of those of the same linears: the one that loses least."""
+    """`found`, with one way at most shared of those of the same linears: the one that loses least."""
     best: dict[tuple[str, ...], SharedInput] = {}
     for one in found:
         other = best.get(one.linears)

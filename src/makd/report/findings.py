@@ -139,7 +139,7 @@ def _take_over_(rows: list[dict[str, Any]], earlier: Mapping[str, Any]) -> None:
 
 
 def _rounded(content: Any) -> Any:
-    """The same with `DIGITS` of every fraction."""
+    """`content` with `DIGITS` digits of every fraction."""
     if isinstance(content, float):
         return float(f"{content:.{DIGITS}g}")
     if isinstance(content, dict):

@@ -129,7 +129,7 @@ class OutputFolder:
             size: bytes that will be written, about.
 
         Raises:
-            OutputError: there are fewer free.
+            OutputError: fewer bytes are free.
         """
         free = shutil.disk_usage(self._place.path).free
         if free < size:

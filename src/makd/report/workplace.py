@@ -43,7 +43,7 @@ class Workplace:
 
         Raises:
             OutputError: another process is at work there, or the folder is not makd's.
-            OSError: it cannot be made.
+            OSError: the folder cannot be made.
         """
         for _ in range(_ATTEMPTS):
             self.path.mkdir(parents=True, exist_ok=True)

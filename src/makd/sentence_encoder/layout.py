@@ -165,6 +165,6 @@ def read_described(path: Path, kind: type[Any]) -> Any:
     """The content of a JSON file that holds a list or a dict.
 
     Raises:
-        ModelLoadError: it does not.
+        ModelLoadError: the file cannot be read, or holds something else.
     """
     return read_json(path, kind, ModelLoadError, "Copy the file anew.")

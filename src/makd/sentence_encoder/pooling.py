@@ -15,10 +15,10 @@ AUTO = "auto"
 
 
 def check_pooling(pooling: str, name: str) -> None:
-    """Whether the setting `name` is `AUTO`, or one or more of `POOLINGS`.
+    """Refuse a setting `name` that is neither `AUTO` nor one or more of `POOLINGS`.
 
     Raises:
-        SettingError: it is not.
+        SettingError: `pooling` names something else.
     """
     if pooling != AUTO and not _are_known(pooling):
         raise SettingError(

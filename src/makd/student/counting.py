@@ -60,7 +60,7 @@ def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
     factored linears can be compared.
 
     Raises:
-        ModelLoadError: they differ.
+        ModelLoadError: the counts differ.
     """
     found, expected = count_parameters(model), config.parameters
     same_class = type(model).__name__ == config.architecture

@@ -19,7 +19,7 @@ def check_rows(model: PreTrainedModel) -> None:
     end of a row: at 32 or 96 columns, say.
 
     Raises:
-        UnsupportedModelError: it does.
+        UnsupportedModelError: the codes of some shape are read as other numbers.
     """
     shapes: dict[torch.Size, list[tuple[str, Any]]] = {}
     for name, weight in model.named_parameters():

@@ -46,7 +46,7 @@ class Checkpoint:
         return self.tensors[name].read().to(self._dtype(name))
 
     def source(self, name: str) -> Source:
-        """The same, to be copied into another file piece by piece."""
+        """The parameter or buffer called `name`, to be copied into another file piece by piece."""
         stored, dtype = self.tensors[name], self._dtype(name)
         return Source(dtype, stored.shape, lambda: (piece.to(dtype) for piece in stored.pieces()))
 
