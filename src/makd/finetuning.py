@@ -153,7 +153,7 @@ def _identify(tuning: _FineTuning) -> dict[str, Any]:
 
 @in_first
 def _check_begin(tuning: _FineTuning, identity: dict[str, Any]) -> None:
-    """Note what this run is of, or refuse to resume another one; and to begin with what the disk has no room for."""
+    """Refuse to resume another run, or to begin with what the disk has no room for; note what this run is of."""
     folder, learner = tuning.folder, tuning.learner
     if identity:
         whole = with_start(identity, learner)

@@ -342,7 +342,7 @@ def folder_or_name(model: str) -> str:
 
 
 def check_dtype(name: str) -> torch.dtype:
-    """The torch dtype called `name`.
+    """Refuse a `name` of no dtype; gives the torch dtype that is called so.
 
     Raises:
         SettingError: it is none of float32, bfloat16, float16.

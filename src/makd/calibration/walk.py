@@ -152,7 +152,7 @@ class Walk:
 
     @torch.no_grad()
     def check_whole_model(self) -> None:
-        """The model, run whole on the first batch, ends in the states that the walk ends in. Comes after `up`.
+        """Refuse a model that, run whole on the first batch, ends in other states than the walk. Comes after `up`.
 
         Raises:
             NotLayerByLayer: it does not: something that this walk does not see works between layers.

@@ -174,7 +174,7 @@ class Setups:
 
 
 def check_data(experiment: Experiment, task: Subject) -> None:
-    """Read what `task` names, to tell hours before its turn what is wrong with it.
+    """Refuse a `task` whose data cannot be read, hours before its turn.
 
     Raises:
         DataError: it is not there, or not as it should be.

@@ -235,7 +235,7 @@ def check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile something small, to fail before anything is measured.
+    """Refuse to measure compiled forwards where something small does not compile.
 
     Raises:
         SettingError: it does not work here.

@@ -163,7 +163,7 @@ def calibrate(job: FactorizationJob) -> CalibrationResult:
     return CalibrationResult(store, terms, tables, walk, time.perf_counter() - started)
 
 
-def check_amount(job: FactorizationJob) -> None:
+def warn_if_little_text(job: FactorizationJob) -> None:
     """Warn where there is less text than a solver that looks at inputs needs; once, before the work."""
     if job.kind.inputs:
         features = {name: linear_shape(job.source.model.get_submodule(name))[1] for name in job.anatomy.linears}

@@ -26,7 +26,7 @@ from makd.devices import check_float64
 from makd.errors import BudgetError, DataError, SettingError
 from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import assemble, free_intermediates, linear_sizes, reset_student
-from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, check_amount
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, warn_if_little_text
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
@@ -226,7 +226,7 @@ def _nearest(
                 ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work
             )
             if not trials:
-                check_amount(job)
+                warn_if_little_text(job)
             calibrated = calibrate(job)
             students = _students(job, calibrated, emphases)
         calibrating += calibrated.seconds

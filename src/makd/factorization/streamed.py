@@ -25,7 +25,7 @@ from makd.capture import examine
 from makd.errors import DataError, SettingError
 from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import linear_sizes, make_, plan, report
-from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, check_amount
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, warn_if_little_text
 from makd.factorization.layers import LayersReport, LinearFit, TeachLayer
 from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import Outline, find_candidates
@@ -126,7 +126,7 @@ def stream_student(
     job = FactorizationJob(
         source, anatomy, Outline(), candidates, replace(settings, store="disk"), calibration, progress, teach, work
     )
-    check_amount(job)
+    warn_if_little_text(job)
     try:
         calibrated = calibrate(job)
     except NotLayerByLayer as error:

@@ -212,7 +212,7 @@ class OutputFolder:
             )
 
     def _check_replaced(self) -> None:
-        """What stands in the output's place may go."""
+        """Refuse an output in whose place something stands that may not go."""
         if not (self.path.is_dir() and any(self.path.iterdir())):
             return
         if not self.overwrite:
@@ -238,7 +238,7 @@ class OutputFolder:
             )
 
     def _check_unfinished(self) -> None:
-        """What an earlier run left is gone on with, or may go."""
+        """Refuse what an earlier run left, unless it is gone on with or may go."""
         found, place = self._place.unfinished(), self._place.path
         if self.overwrite and not self.resume:
             return

@@ -240,7 +240,7 @@ class Bnb8BitStudentLoader(QuantizedStudentLoader, Bnb8BitHfQuantizer):  # type:
     """Factors in the 8-bit format of bitsandbytes."""
 
     def _check_parts(self, shapes: Shapes, files: Sequence[str]) -> None:
-        """A matrix without its scales is not taken for a quantized one when all is loaded."""
+        """Refuse nothing: a matrix without its scales is not taken for a quantized one when all is loaded."""
 
     def _is_quantized(self, weight: Tensor) -> bool:
         return getattr(weight, "SCB", None) is not None

@@ -22,7 +22,7 @@ PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_finite(model: nn.Module, whose: str) -> None:
-    """Look at every weight once.
+    """Refuse a model of which a weight is not finite; each is looked at once.
 
     Args:
         model: teacher, student or learner, with weights in memory.
