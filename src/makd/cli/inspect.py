@@ -1,9 +1,8 @@
 """The command `makd inspect`: what a model's layers are made of."""
 
-from makd import capture
+from makd import capture, loading
 from makd.anatomy import inspection_content, to_table
 from makd.cli.outcome import Outcome
-from makd.loading import load_model
 from makd.progress import OnProgress, reporting
 
 
@@ -16,5 +15,5 @@ def inspect(on_progress: OnProgress, model: str, head: str = "auto") -> Outcome:
         head: auto, base, masked_lm, causal_lm, sequence_classification, ...
     """
     with reporting("load", on_progress):
-        found = capture.inspect(load_model(model, head))
+        found = capture.inspect(loading.load_model(model, head))
     return Outcome(inspection_content(found), [to_table(found)])
