@@ -55,3 +55,10 @@ def test_the_tree_in_the_readme_is_the_tree():
     folders = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
     assert listed <= there
     assert folders <= listed
+
+
+def test_each_folder_has_its_tests_in_a_folder_of_its_name():
+    tests = Path(__file__).parent
+    folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert folders == {name for name in folders if [*(tests / name).glob("test_*.py")]}
+    assert not [path.name for path in tests.glob("test_*.py") if path.stem.removeprefix("test_") in folders]

@@ -17,8 +17,8 @@ from makd.comparison.setup import teacher_folder
 from makd.distill.identity import hash_all_columns
 from makd.errors import OutputError
 from makd.loading import load_model
+from tests.comparison.experiments import make
 from tests.tasks.test_tasks import PAIRS, write
-from tests.test_comparison import make
 
 FIRST, SECOND = "method=low_rank_svd", "method=makd_paper"
 
