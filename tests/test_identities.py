@@ -2,7 +2,7 @@
 
 import pytest
 
-from makd.identities import VERSIONS, differences, shorten, tell_other_versions, versions
+from makd.identities import VERSIONS, differences, shorten, versions, warn_other_versions
 
 
 def test_differences_are_named_with_both_values_those_of_the_run_first():
@@ -24,12 +24,12 @@ def test_values_are_as_short_as_a_message_needs(value, told):
 
 def test_other_versions_are_told_with_what_follows_from_them(caplog):
     now = versions()
-    tell_other_versions({VERSIONS: {**now, "torch": "1.0"}}, {VERSIONS: now}, "The training")
+    warn_other_versions({VERSIONS: {**now, "torch": "1.0"}}, {VERSIONS: now}, "The training")
     assert f"The training was begun with other versions (torch was 1.0, is {now['torch']})" in caplog.text
     assert "may differ in its last digits" in caplog.text
 
 
 @pytest.mark.parametrize("before", [{}, {VERSIONS: "damaged"}, {VERSIONS: versions()}])
 def test_the_same_or_unknown_versions_are_not_told_of(before, caplog):
-    tell_other_versions(before, {VERSIONS: versions()}, "The training")
+    warn_other_versions(before, {VERSIONS: versions()}, "The training")
     assert not caplog.text

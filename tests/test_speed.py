@@ -69,7 +69,7 @@ def test_the_next_table_replaces_the_last_and_nothing_else(student, encoder_fold
     assert "| 2 x 4 |" in text
     assert "| 1 x 8 |" not in text
     assert text.endswith("\nMy own notes.\n")
-    assert not list(student.glob("*.partial"))
+    assert not list(student.glob("*.part"))
 
 
 @pytest.mark.parametrize("card", ["", f"# A\n{BEGIN}\nmine\n", f"# A\n{END}\nmine\n", "# A\nmine"])

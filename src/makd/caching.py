@@ -1,4 +1,4 @@
-"""`makd cache`: what a teacher says about the rows that a recipe trains on, kept on disk for the runs that follow."""
+"""`makd cache`: a teacher's outputs on the rows that a recipe trains on, kept on disk for the runs that follow."""
 
 import time
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from makd.cache import CacheConfig, identify, take_up, write_cache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
-from makd.distill import check_same_everywhere, identify_run, tell_slow_bfloat16
+from makd.distill import check_same_everywhere, identify_run, warn_slow_bfloat16
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import from_first, in_turn, is_shared
 from makd.processes.started import is_first
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, reporting
 from makd.report import OutputFolder, plain
 from makd.run import name_of, names_of, tokenizer_name
 
@@ -68,7 +68,7 @@ def build_cache(
         settings: how numbers are stored.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         Where the cache is, and how large.
@@ -79,7 +79,7 @@ def build_cache(
     started, recipe = time.perf_counter(), recipe or Recipe()
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kinds=("cache",)) as folder:
-        with telling("load", on_progress if is_first() else None):
+        with reporting("load", on_progress if is_first() else None):
             loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
         if is_shared():
             check_same_everywhere(identify_run(plain(recipe), loaded.data.train, loaded.words, loaded.teacher))
@@ -87,7 +87,7 @@ def build_cache(
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _CacheInputs:
     """What is asked, and what about."""
 
     teacher: PreTrainedModel
@@ -98,20 +98,20 @@ class _Loaded:
 
 def _load(
     teacher: str | PreTrainedModel, data: Data, recipe: Recipe, tokenizer: str | PreTrainedTokenizerBase | None
-) -> _Loaded:
+) -> _CacheInputs:
     device = recipe.find_device()
     if recipe.uses_bfloat16:
-        tell_slow_bfloat16(device)
+        warn_slow_bfloat16(device)
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
     anatomy = examine(model)
     plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))
-    return _Loaded(model, words, plan, prepare(data, words, model, recipe))
+    return _CacheInputs(model, words, plan, prepare(data, words, model, recipe))
 
 
 def _build(
-    loaded: _Loaded, folder: OutputFolder, settings: CacheConfig, on_progress: OnProgress | None, started: float
+    loaded: _CacheInputs, folder: OutputFolder, settings: CacheConfig, on_progress: OnProgress | None, started: float
 ) -> CacheReport:
     model, words, rows = loaded.teacher, loaded.words, loaded.data.train
     identity = from_first(lambda: identify(model, rows, words, loaded.data.max_length))

@@ -96,10 +96,10 @@ _COUNTS = {"num_hidden_layers": 10_000, "num_attention_heads": 1_000_000, "hidde
 
 
 def check_padding(config: PretrainedConfig, name: str) -> None:
-    """Whether the padding token has an embedding.
+    """Refuse a config whose padding token has no embedding.
 
     Raises:
-        ModelLoadError: it is beyond the vocabulary.
+        ModelLoadError: the padding token is beyond the vocabulary.
     """
     text = config.get_text_config()
     padding, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
@@ -128,7 +128,7 @@ def stored_dtype(folder: str) -> torch.dtype | None:
 
 
 def check_numbers(folder: Path, model: PreTrainedModel, name: str) -> None:
-    """Whether the weights in a local folder are stored as numbers: transformers takes whole ones, too, as they are.
+    """Refuse weights in a local folder that are stored as codes: transformers takes whole numbers, too, as they are.
 
     Args:
         folder: of the checkpoint; what is no folder with safetensors is not looked at.
@@ -158,7 +158,7 @@ def check_numbers(folder: Path, model: PreTrainedModel, name: str) -> None:
 
 
 def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
-    """Whether every weight of `model` came from its files.
+    """Refuse a `model` of which some weight did not come from its files.
 
     What only makes a pooler is not asked for in a model without a head: nothing here reads it.
 
@@ -179,10 +179,9 @@ def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) 
 
 
 def check_complete_below_head(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
-    """The same for a model whose head, with its pooler, may be new: it is to be taught.
+    """Refuse a `model` of which a weight below its head did not come from its files; the head is to be taught.
 
-    Raises:
-        ModelLoadError: see `check_complete`.
+    Arguments and errors are those of `check_complete`; the pooler belongs to the head.
     """
     prefix = f"{model.base_model_prefix}."
     filled = {*found["missing_keys"], *_reshaped(found)}

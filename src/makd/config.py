@@ -138,7 +138,7 @@ class Recipe:
         return self.stages or (Stage(plan=self.plan, training=self.training),)
 
     def check_launch(self) -> None:
-        """Whether what started this process lets its trainings be what they are here, before any work.
+        """Refuse, before any work, trainings that what started this process does not let be as they are here.
 
         Raises:
             SettingError: as `TrainingConfig.check_launch` raises it.
@@ -175,7 +175,7 @@ class Recipe:
         """The device that `device` means on this machine.
 
         Raises:
-            SettingError: it is not there.
+            SettingError: this machine has no such device.
         """
         return find_device(self.device)
 
@@ -230,7 +230,7 @@ class FinetuneRecipe:
         """The device that `device` means on this machine.
 
         Raises:
-            SettingError: it is not there.
+            SettingError: this machine has no such device.
         """
         return find_device(self.device, wide=False)
 
@@ -261,13 +261,13 @@ def _accelerator(wide: bool) -> torch.device:
     if accelerator is None:
         return torch.device("cpu")
     if wide and not has_float64(accelerator):
-        _tell_skipped(accelerator)
+        _warn_skipped(accelerator)
         return torch.device("cpu")
     return accelerator
 
 
 @functools.cache
-def _tell_skipped(accelerator: torch.device) -> None:
+def _warn_skipped(accelerator: torch.device) -> None:
     """Once: a run asks for its device several times."""
     logger.warning(
         "The accelerator of this machine, %s, has no float64, which moments and factors are computed in: the CPU is "
@@ -284,10 +284,10 @@ def _named_device(name: str) -> torch.device:
 
 
 def check_seed(name: str, value: int) -> None:
-    """Whether `value` is a seed that torch, numpy and Python take alike.
+    """Refuse a seed that torch, numpy and Python do not take alike.
 
     Raises:
-        SettingError: it is not.
+        SettingError: `value` is below 0, or 2^32 or more.
     """
     if not 0 <= value < 2**32:
         raise SettingError(f"{name} is at least 0 and less than 2^32; got {value}.")

@@ -30,7 +30,7 @@ def check_float64(device: torch.device) -> None:
     """Refuse a device that no model can be factorized on.
 
     Raises:
-        SettingError: it has no float64.
+        SettingError: the device has no float64.
     """
     if not has_float64(device):
         raise SettingError(

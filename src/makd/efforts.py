@@ -83,7 +83,7 @@ def effort(name: str, data: object = None) -> Recipe:
     return Recipe(**{part: dataclasses.replace(getattr(own, part), **changed) for part, changed in parts.items()})
 
 
-def told(name: str, recipe: Recipe) -> str:
+def describe_effort(name: str, recipe: Recipe) -> str:
     """What was chosen, with what the user has set besides, in a line."""
     training, plan = recipe.training, recipe.plan
     begin = f"effort {name}: {recipe.calibration.rows:,} rows to calibrate"

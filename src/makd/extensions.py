@@ -152,7 +152,7 @@ def asked(what: str, function: Callable[..., T], *arguments: Any) -> T:
     """What a user's function returns for `arguments`; `what` is it called in the text of an error.
 
     Raises:
-        ExtensionError: it raised something.
+        ExtensionError: the function raised something.
     """
     try:
         return function(*arguments)

@@ -23,8 +23,8 @@ from makd.distill import (
     float32_weights,
     identify_run,
     learning,
-    tell_slow_bfloat16,
     train,
+    warn_slow_bfloat16,
     with_start,
     write_identity,
 )
@@ -36,7 +36,7 @@ from makd.loading import check_dtype
 from makd.pipeline import Report
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
-from makd.progress import OnProgress, nobody, telling
+from makd.progress import OnProgress, nobody, reporting
 from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import tokenizer_name
 from makd.storage import find_save_dtype
@@ -71,7 +71,7 @@ def finetune(
         tokenizer: where the tokenizer is, if not with the model; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.
         resume: go on from the last checkpoint of a run that was stopped (`training.save_every` keeps them).
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         The measurements, and where the model is.
@@ -87,7 +87,7 @@ def finetune(
     inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else nobody
-        with telling("load", progress):
+        with reporting("load", progress):
             tuning = in_turn(lambda: _load(model, task, recipe, folder, tokenizer, progress))
         if is_shared():
             data = tuning.data
@@ -128,7 +128,7 @@ def _load(
 ) -> _FineTuning:
     device = recipe.find_device()
     if recipe.uses_bfloat16:
-        tell_slow_bfloat16(device)
+        warn_slow_bfloat16(device)
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
@@ -153,7 +153,7 @@ def _identify(tuning: _FineTuning) -> dict[str, Any]:
 
 @in_first
 def _check_begin(tuning: _FineTuning, identity: dict[str, Any]) -> None:
-    """Note what this run is of, or refuse to resume another one; and to begin with what the disk has no room for."""
+    """Refuse to resume another run, or to begin with what the disk has no room for; note what this run is of."""
     folder, learner = tuning.folder, tuning.learner
     if identity:
         whole = with_start(identity, learner)

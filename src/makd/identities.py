@@ -41,7 +41,7 @@ def differences(
     ]
 
 
-def tell_other_versions(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+def warn_other_versions(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
     """Warn where work was begun by other versions than those that go on: its last digits may be others.
 
     Args:

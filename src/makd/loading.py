@@ -129,7 +129,7 @@ def load_learner(
     device: torch.device | str = "cpu",
     **config: Any,
 ) -> PreTrainedModel:
-    """The same for a model that is to be taught what `head` is for: where the checkpoint has no such head, a new one.
+    """A model that is to be taught what `head` is for: where the checkpoint has no such head, it gets a new one.
 
     What is in `config` replaces what its config says (`num_labels`, ...), as `from_pretrained` takes it.
 
@@ -275,7 +275,7 @@ def _model_class(where: Location, head: str) -> Any:
 
     Raises:
         ModelLoadError: the config is none, or names classes that transformers does not know.
-        UnknownNameError: there is no such head.
+        UnknownNameError: `head` is not in `HEADS`.
     """
     if where.gguf_file is not None:
         return transformers.AutoModelForCausalLM if head == "auto" else getattr(transformers, HEADS[head])
@@ -342,7 +342,7 @@ def folder_or_name(model: str) -> str:
 
 
 def check_dtype(name: str) -> torch.dtype:
-    """The torch dtype called `name`.
+    """Refuse a `name` of no dtype; gives the torch dtype that is called so.
 
     Raises:
         SettingError: it is none of float32, bfloat16, float16.

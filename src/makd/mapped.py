@@ -21,16 +21,16 @@ _READERS = ("datasets", "tokenizers", "transformers", "jinja2")
 
 def map_rows(rows: Dataset, function: Callable[..., Any], **settings: Any) -> Dataset:
     """`rows.map` of a function of makd's."""
-    return rows.map(_Made(function, code_digest()), **settings)
+    return rows.map(_VersionedFunction(function, code_digest()), **settings)
 
 
 def filter_rows(rows: Dataset, function: Callable[..., bool], **settings: Any) -> Dataset:
     """`rows.filter` of a function of makd's."""
-    return rows.filter(_Made(function, code_digest()), **settings)
+    return rows.filter(_VersionedFunction(function, code_digest()), **settings)
 
 
 @dataclass(frozen=True)
-class _Made:
+class _VersionedFunction:
     """A function, with what else its results hang on."""
 
     function: Callable[..., Any]

@@ -96,7 +96,7 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _language_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The same of causal language models alone: perplexities, and answers to instructions."""
+    """Rows as `rows` gives them, of causal language models alone: perplexities, and answers to instructions."""
     table = []
     rolling = metrics.get("rolling_perplexity", {})
     labelled = [("perplexity", metrics.get("perplexity", {}))]

@@ -14,7 +14,7 @@ from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
+from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings, row_lengths
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
@@ -35,7 +35,6 @@ from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.prompts import encode_prompts
 from makd.factorization.factorize import make_student
-from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
@@ -46,7 +45,7 @@ from makd.ranks.budget import Budget
 from makd.registry import make_settings
 from makd.report import (
     describe_environment,
-    tell_worsened,
+    warn_worsened,
     write_card,
     write_json,
     write_recipe,
@@ -97,7 +96,7 @@ def compress(
         overwrite: whether a folder that is not empty may be replaced.
         resume: go on from the last checkpoint of a run that was stopped (`training.save_every` keeps them).
             A factorization whose states were kept on disk goes on unasked, at the layer where it was.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         The measurements, and where the student is.
@@ -204,7 +203,7 @@ def evaluate(
         recipe: the evaluation's settings, the head and the dtype are looked at; None takes the defaults.
         instructions: both answer them besides, and ROUGE-L is measured of what they answer.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Raises:
         MakdError: with what was wrong, which value, and what is allowed.
@@ -213,7 +212,7 @@ def evaluate(
     with start_run(teacher, data, recipe, None, tokenizer, False, False, on_progress, student) as run:
         prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
         if asked is not None and run.data.texts is not None:
-            tell_asked(run.data.texts, asked.messages, asked.config.path)
+            log_prompts_seen(run.data.texts, asked.messages, asked.config.path)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
         answers: dict[str, Any] = {}
@@ -249,11 +248,10 @@ def data_of(student: str) -> DataConfig | TaskConfig:
 
 @in_first
 def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
-    student = make_student(
+    student, report = make_student(
         run.teacher, budget, start_settings(run.recipe, trains=trains), run.data.calibration,
         run.recipe.layer_teacher, run.progress, run.start_work(budget),
     )  # fmt: skip
-    report: FactorizeReport = student.factorization  # type: ignore[assignment]
     run.findings.made = report
     run.seconds.update(report.seconds)
     run.lessons = dict(report.lessons)
@@ -263,20 +261,20 @@ def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
 
 @in_first
 def _check_layers(run: Run) -> None:
-    """Whether layers can be taught one by one, if they are to be, before any work that a refusal would make useless."""
+    """Refuse, before any work, to teach layers one by one that cannot be run so, if they are to be taught."""
     if run.recipe.layer_teacher is not None:
         check_teachable(examine(run.teacher), run.data.calibration)
 
 
 def _check_learner(run: Run, model: PreTrainedModel) -> None:
-    """Whether `model`, or a student made of it, can learn as it is run, before any work."""
+    """Refuse, before any work, a `model` that cannot learn as it is run, nor a student made of it."""
     if any(stage.training.steps != 0 for stage in run.recipe.trainings):
         check_float32(model)
 
 
 @in_first
 def _check_trainings(run: Run, student: PreTrainedModel) -> None:
-    """Whether each stage's plan can be learned by `student`, or what is made of it, from the run's rows."""
+    """Refuse a stage whose plan `student`, or what is made of it, cannot learn from the run's rows."""
     anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
@@ -358,7 +356,7 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     run.progress(Progress("save", 1, 1))
     metrics = {**run.measure(student, bytes_on_disk(result)), "fingerprint": fingerprint(student)}
     if metrics["tokens"]["training"]:
-        tell_worsened(metrics)
+        warn_worsened(metrics)
     environment = describe_environment(student.device, run.recipe.seed)
     names = {"teacher": run.teacher_name, "recipe": run.recipe, "tokenizer": run.tokenizer_name}
     data = {"data" if run.data.task is None else "task": run.data.config}

@@ -1,8 +1,8 @@
-"""What is told while work goes on: which stage, how far it is, and what a person wants to see of it meanwhile.
+"""How far the work is: which stage, how much of it is done, and what a person wants to see of it meanwhile.
 
-Every stage of every command tells it in this form to whoever asked (`on_progress`): bars on a terminal, lines in a pipe
-(`makd.cli.progress`), or a caller's own. Stands below all stations. What is told is known already: nothing is computed,
-and no accelerator waited for, to tell it.
+Every stage of every command reports it in this form to whoever asked (`on_progress`): bars on a terminal, lines in a
+pipe (`makd.cli.progress`), or a caller's own. Stands below all stations. What is reported is known already: nothing is
+computed, and no accelerator waited for, to report it.
 """
 
 import sys
@@ -33,24 +33,24 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""Whoever is told. It must not take long: work waits for it."""
+"""Called with a `Progress` after each unit of work. It must not take long: work waits for it."""
 
 
 def nobody(_: Progress) -> None:
-    """Nobody is told."""
+    """Show nothing."""
 
 
 @contextmanager
-def telling(what: str, on_progress: OnProgress | None) -> Iterator[None]:
-    """Tell when the block begins, and when it is done: of work that cannot be counted."""
-    tell = on_progress or nobody
-    tell(Progress(what, 0, 1))
+def reporting(what: str, on_progress: OnProgress | None) -> Iterator[None]:
+    """Report when the block begins, and when it is done: of work that cannot be counted."""
+    report = on_progress or nobody
+    report(Progress(what, 0, 1))
     yield
-    tell(Progress(what, 1, 1))
+    report(Progress(what, 1, 1))
 
 
-def told(items: Iterable[One], what: str, on_progress: OnProgress, unit: str = "batches") -> Iterator[One]:
-    """The items, one after the other, with word of how many have been worked on."""
+def track(items: Iterable[One], what: str, on_progress: OnProgress, unit: str = "batches") -> Iterator[One]:
+    """The items, one after the other, reporting how many have been worked on."""
     listed = items if isinstance(items, Sized) else list(items)
     of = len(listed)
     on_progress(Progress(what, 0, of, unit))

@@ -22,7 +22,7 @@ from makd.distill import (
     check_same_everywhere,
     check_same_run,
     identify_run,
-    tell_slow_bfloat16,
+    warn_slow_bfloat16,
     with_start,
     write_identity,
 )
@@ -38,9 +38,9 @@ from makd.loading import check_dtype, load_config, locate, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
-from makd.progress import OnProgress, Progress, nobody, told
+from makd.progress import OnProgress, Progress, nobody, track
 from makd.ranks.budget import Budget
-from makd.report import Findings, OutputFolder, noting_warnings, plain, tell_changed_weights
+from makd.report import Findings, OutputFolder, noting_warnings, plain, warn_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder
@@ -165,7 +165,7 @@ class Run:
         """Refuse to train what the disk has no room for, with its checkpoints.
 
         Raises:
-            OutputError: there is less room.
+            OutputError: the disk has less room than training and checkpoints take.
         """
         keeps = self.recipe.keeps_checkpoints and not self.resume
         self.folder.check_room(stored_bytes(student) * (1 + (CHECKPOINT_SIZES if keeps else 0)))
@@ -189,7 +189,7 @@ class Run:
     @property
     def _held_out(self) -> Iterator[Batch]:
         """The held-out batches, with word of each."""
-        return told(self.data.held_out_batches, "evaluate", self.progress)
+        return track(self.data.held_out_batches, "evaluate", self.progress)
 
     @in_first
     def look_inside(self, when: str, student: PreTrainedModel) -> None:
@@ -329,11 +329,11 @@ def _load(
 ) -> Run:
     device, tell = recipe.find_device(), on_progress or nobody
     if recipe.uses_bfloat16:
-        tell_slow_bfloat16(device)
+        warn_slow_bfloat16(device)
     tell(Progress("load", 0, 2))
     if isinstance(student, str) and locate(student).gguf_file is None:
         load_config(student)  # one that is not there is told before teacher and text are read
-        tell_changed_weights(Path(locate(student).folder))
+        warn_changed_weights(Path(locate(student).folder))
     set_seed(recipe.seed)
     words = choose_tokenizer(tokenizer, teacher)
     student_tokenizer = None if student is None else check_student_tokenizer(student, words)

@@ -29,7 +29,7 @@ from makd.pipeline import data_of
 from makd.plain_json import read_json
 from makd.preparation import Data
 from makd.processes.started import check_alone
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, reporting
 from makd.report import MANIFEST, OutputFolder, describe_environment, folded_card, write_json
 from makd.report.speed import BENCH_FILE, write_speed
 from makd.run import model_of, start_run
@@ -83,7 +83,7 @@ def bench(
         tokenizer: where the tokenizer is that formats are measured with, if not with the teacher; or a tokenizer.
         data: held-out rows of it say how good the models are in each of `settings.formats`; None takes what a saved
             student was made with.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         The timings, and what was written.
@@ -127,7 +127,7 @@ def _bench(
     formats: tuple[FormatRow, ...] = ()
     if settings.formats and data is not None:
         formats = _in_formats(student, teacher, settings, tokenizer, data, recipe, on_progress)
-    with telling("load", on_progress):
+    with reporting("load", on_progress):
         ours, theirs = _loaded(student, "auto", dtype, device), _loaded(teacher, head, dtype, device)
     speed = measure_speed(ours, theirs, settings, on_progress)
     environment = {
@@ -209,7 +209,7 @@ def _copy_companions(source: Path, result: Path, *, with_findings: bool) -> None
         "config.json",
         BENCH_FILE,
         MANIFEST,
-        "*.partial",
+        "*.part",
         "checkpoints",
         *(() if with_findings else (FOLDER,)),
         PAGE,

@@ -46,10 +46,10 @@ def stored_folder(name: str) -> Path | None:
 
 
 def check_save_dtype(name: str) -> None:
-    """Whether `name` is `auto` or a dtype.
+    """Refuse a `name` that is neither `auto` nor a dtype.
 
     Raises:
-        SettingError: it is neither.
+        SettingError: `name` is neither.
     """
     if name != "auto":
         try:

@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from makd.anatomy import Anatomy, resolve
 from makd.config import Recipe
 from makd.data import DataConfig, choose_tokenizer
-from makd.distill import tell_slow_bfloat16
+from makd.distill import warn_slow_bfloat16
 from makd.errors import ModelLoadError
 from makd.evaluation import bytes_on_disk, parameter_counts
-from makd.factorization.outcome import FactorizeReport
 from makd.factorization.streamed import check_streamable, stream_student
 from makd.factorization.work import Work
 from makd.forecasting import check_stream
@@ -27,7 +26,7 @@ from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
-from makd.progress import OnProgress, peak_bytes, telling
+from makd.progress import OnProgress, peak_bytes, reporting
 from makd.ranks.budget import Budget
 from makd.report import (
     Findings,
@@ -74,7 +73,7 @@ def factorize_streamed(
         output: folder for the student.
         tokenizer: where the tokenizer is, if not with the teacher; or a tokenizer.
         overwrite: whether a folder that is not empty may be replaced.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         The measurements that need no whole model, and where the student is.
@@ -105,9 +104,9 @@ def _stream(
     started = time.perf_counter()
     device = recipe.find_device()
     if recipe.uses_bfloat16:
-        tell_slow_bfloat16(device)
+        warn_slow_bfloat16(device)
     set_seed(recipe.seed)
-    with telling("load", on_progress):
+    with reporting("load", on_progress):
         model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
     factorize = recipe.factorize.for_model(resolve(model))
     needs_text = SOLVERS[factorize.solver].needs_text or recipe.layer_teacher is not None
@@ -124,14 +123,13 @@ def _stream(
         anew=folder.overwrite,
     )
     with folder.work() as result:
-        student = stream_student(
+        student, made = stream_student(
             model, files, budget, factorize, work, result, batches, device, on_progress, save_dtype,
             recipe.layer_teacher,
         )  # fmt: skip
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        made: FactorizeReport = student.factorization  # type: ignore[assignment]
         metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, made.tokens)
         if made.lessons:
             metrics["layerwise"] = [dict(lesson) for lesson in made.lessons.values()]

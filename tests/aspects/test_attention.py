@@ -333,7 +333,7 @@ def test_no_attention_matrix_is_made(method, is_causal):
     ("settings", "reason"), [({"softcap": 2.0}, "softcap"), ({"attention_mask_student": torch.zeros(11)}, "own mask")]
 )
 def test_a_kernel_that_cannot_is_replaced_by_tiles_and_said_once(settings, reason, caplog):
-    attention._tell_once.cache_clear()
+    attention._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         first = attention_kl(*inputs(), method="kernel", **settings)
         attention_kl(*inputs(), method="kernel", **settings)

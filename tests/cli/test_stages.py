@@ -8,7 +8,7 @@ from rich.console import Console
 
 from makd.cli.progress import EVERY, SILENCE, Lines, showing
 from makd.cli.stages import Stages, in_words
-from makd.progress import Progress, nobody, told
+from makd.progress import Progress, nobody, track
 
 
 class Clock:
@@ -135,5 +135,5 @@ def test_nobody_is_told_when_it_is_to_be_quiet(capsys):
 
 def test_what_is_worked_through_is_told_one_by_one():
     heard = []
-    assert list(told("abc", "read", heard.append, "letters")) == ["a", "b", "c"]
+    assert list(track("abc", "read", heard.append, "letters")) == ["a", "b", "c"]
     assert heard == [Progress("read", done, 3, "letters") for done in range(4)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from makd.config import FinetuneRecipe, Recipe, Stage
-from makd.distill import LayerwiseConfig, TrainingConfig, precision, tell_slow_bfloat16
+from makd.distill import LayerwiseConfig, TrainingConfig, precision, warn_slow_bfloat16
 
 CPU = torch.device("cpu")
 
@@ -24,8 +24,8 @@ def test_a_processor_without_instructions_for_it_is_told_of_once(
     ratio.setattr(precision, "bfloat16_ratio", lambda: 9.7)
 
     with caplog.at_level(logging.WARNING):
-        tell_slow_bfloat16(CPU)
-        tell_slow_bfloat16(CPU)
+        warn_slow_bfloat16(CPU)
+        warn_slow_bfloat16(CPU)
 
     assert [record.message.split(". ")[0] for record in caplog.records] == [
         "On this processor a product in bfloat16 takes 9.7 times as long as in float32"
@@ -36,9 +36,9 @@ def test_nothing_is_said_where_bfloat16_pays_or_is_no_cpu_s_work(
     ratio: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ratio.setattr(precision, "bfloat16_ratio", lambda: 0.5)
-    tell_slow_bfloat16(CPU)
+    warn_slow_bfloat16(CPU)
     ratio.setattr(precision, "bfloat16_ratio", lambda: 9.7)
-    tell_slow_bfloat16(torch.device("cuda"))
+    warn_slow_bfloat16(torch.device("cuda"))
 
     assert not caplog.records
 

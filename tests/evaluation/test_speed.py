@@ -6,7 +6,7 @@ import torch
 import makd
 from makd.evaluation.clock import take_turns
 from makd.evaluation.decoding import time_decoding
-from makd.evaluation.pairing import check_pair
+from makd.evaluation.pairing import check_own_teacher
 from makd.evaluation.speed import measure_speed
 from makd.student.folding import factored_linears
 from tests.models import tiny
@@ -175,17 +175,17 @@ def test_a_length_beyond_the_positions_names_the_limit(pair, settings):
 )
 def test_the_student_of_another_teacher_is_refused(pair, changes, hint):
     with pytest.raises(makd.MakdError, match=hint):
-        check_pair(pair[0], tiny("bert", **changes))
+        check_own_teacher(pair[0], tiny("bert", **changes))
 
 
 def test_a_teacher_under_another_head_is_refused(pair):
     with pytest.raises(makd.MakdError, match="the student has no head"):
-        check_pair(pair[0], tiny("bert", head="masked_lm"))
+        check_own_teacher(pair[0], tiny("bert", head="masked_lm"))
 
 
 def test_dense_students_and_factored_teachers_are_refused(pair):
     student, teacher = pair
     with pytest.raises(makd.MakdError, match="no factored linears"):
-        check_pair(teacher, teacher)
+        check_own_teacher(teacher, teacher)
     with pytest.raises(makd.MakdError, match="teacher has factored linears"):
-        check_pair(student, student)
+        check_own_teacher(student, student)

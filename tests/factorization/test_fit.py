@@ -44,13 +44,13 @@ def make_batches(model, count=4):
     return [batch(model, padded=True, seed=seed) for seed in range(count)]
 
 
-def fit_student(teacher, ranks, batches, fit=None, gram=None):
+def fit_student(teacher, ranks, batches, gram=None):
     """A copy of `teacher` with factors of these ranks."""
     student = copy.deepcopy(teacher)
     walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore())
     assert not list(walk.up(nobody))
     begin_(walk)
-    settings = FitSettings(ranks, gram=gram, fit=fit)
+    settings = FitSettings(ranks, gram=gram)
     make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student
 
@@ -204,13 +204,13 @@ def test_two_stacks_and_shared_layers_are_refused_with_the_solver_to_take(name):
 
 def test_later_layers_count_for_more_when_ranks_are_shared_out():
     anatomy = resolve(tiny("bert"))
-    worth = depth_sensitivities(anatomy)
-    assert worth.keys() == set(anatomy.linears)
-    assert {worth[linear.module] for linear in anatomy.layers[0].roles.values()} == {1.0}
-    assert {worth[linear.module] for linear in anatomy.layers[-1].roles.values()} == {TEXT_DEPTH_GAIN}
+    sensitivities = depth_sensitivities(anatomy)
+    assert sensitivities.keys() == set(anatomy.linears)
+    assert {sensitivities[linear.module] for linear in anatomy.layers[0].roles.values()} == {1.0}
+    assert {sensitivities[linear.module] for linear in anatomy.layers[-1].roles.values()} == {TEXT_DEPTH_GAIN}
 
 
-def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen():
+def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen(monkeypatch):
     teacher = tiny("bert")
     batches, seen = make_batches(teacher, HELD_OUT_EVERY), []
 
@@ -220,7 +220,8 @@ def test_held_out_batches_are_fitted_too_once_the_ridge_is_chosen():
         seen.append((*parts, moments.to_fit.rows, moments.held_out))
         return factors
 
-    fit_student(teacher, dict.fromkeys(resolve(teacher).linears, 8), batches, fit)
+    monkeypatch.setattr("makd.factorization.fit.fit_linear", fit)
+    fit_student(teacher, dict.fromkeys(resolve(teacher).linears, 8), batches)
     rows = [int(inputs["attention_mask"].sum()) for inputs in batches]
     assert set(seen) == {(sum(rows[:-1]), rows[-1], sum(rows), None)}
 

@@ -37,7 +37,9 @@ def make(case, work):
     name, head, budget, settings, teach = CASES[case]
     model = tiny(name, head)
     batches = [batch(model, seed=seed) for seed in range(4)]
-    return make_student(model, budget, FactorizeConfig(store="disk", **settings), batches, teach, work=work)
+    chosen = FactorizeConfig(store="disk", **settings)
+    student, student.factorization = make_student(model, budget, chosen, batches, teach, work=work)
+    return student
 
 
 def tensors(student):
@@ -170,7 +172,8 @@ class TestSearchForADepth:
                     parameter.data *= 0.01
         batches = [batch(teacher, seed=seed) for seed in range(3)]
         chosen = FactorizeConfig(vocabulary="dense", store="disk" if work else "memory", **settings)
-        return make_student(teacher, makd.Budget(keep=0.3), chosen, batches, work=work)
+        student, student.factorization = make_student(teacher, makd.Budget(keep=0.3), chosen, batches, work=work)
+        return student
 
     @pytest.mark.parametrize("solver", ["two_sided", "auto"])
     def test_students_of_several_depths_do_not_take_each_others_work(self, solver, tmp_path):

@@ -45,7 +45,10 @@ def stream(teacher, folder, solver="svd", ranks="uniform", dtype=torch.float32, 
     batches = batches_of(empty) if calibration is None else calibration
     identity = {"settings": [solver, ranks]} if identity is None else identity
     work = Work(folder / "work", lambda: identity)
-    return stream_student(empty, files, BUDGET, settings(solver, ranks), work, output, batches)
+    student, student.factorization = stream_student(
+        empty, files, BUDGET, settings(solver, ranks), work, output, batches
+    )
+    return student
 
 
 def tensors(folder):
@@ -109,8 +112,8 @@ def test_a_shared_a_is_streamed_too(llama, tmp_path, solver):
     )
     expected.save_pretrained(tmp_path / "expected")
     (tmp_path / "student").mkdir()
-    made = stream_student(empty, files, BUDGET, chosen, Work(tmp_path / "work"), tmp_path / "student", calibration)
-    assert any(found.shared for found in made.factorization.shared_inputs)
+    _, report = stream_student(empty, files, BUDGET, chosen, Work(tmp_path / "work"), tmp_path / "student", calibration)
+    assert any(found.shared for found in report.shared_inputs)
     found, wanted = tensors(tmp_path / "student"), tensors(tmp_path / "expected")
     assert found.keys() == wanted.keys()
     assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
@@ -374,7 +377,7 @@ def test_buffers_that_are_stored_say_where_tokens_go(solver, tmp_path):
     output.mkdir()
     budget = makd.Budget(keep_linears=0.8)
     stream_student(empty, files, budget, FactorizeConfig(solver=solver), Work(tmp_path / "work"), output, batches)
-    expected = make_student(teacher, budget, FactorizeConfig(solver=solver, experts="dense"), batches)
+    expected, _ = make_student(teacher, budget, FactorizeConfig(solver=solver, experts="dense"), batches)
     found = type(teacher).from_pretrained(output)
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor, msg=name)

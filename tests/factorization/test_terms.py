@@ -8,7 +8,7 @@ from makd.calibration.moments import InputMoments
 from makd.calibration.statistics import collect_input_moments
 from makd.calibration.store import MemoryStore
 from makd.calibration.walk import LayerMoments
-from makd.factorization.terms import Terms, Wanted, _packed, _unpacked
+from makd.factorization.terms import DecompositionRequest, Terms, _packed, _unpacked
 from makd.solvers import SOLVERS, decompose_whitened
 from makd.student.linear import dense_weight
 from tests.models import batch, tiny
@@ -27,7 +27,7 @@ def test_packed_moments_come_back_within_float32_and_exactly_symmetric(size):
 
 
 def terms_of(model, most, solver="whitened"):
-    terms = Terms(MemoryStore(), model, Wanted(SOLVERS[solver], (), most, True), torch.device("cpu"))
+    terms = Terms(MemoryStore(), model, DecompositionRequest(SOLVERS[solver], (), most, True), torch.device("cpu"))
     inputs = collect_input_moments(model, resolve(model), [batch(model)])
     terms.keep(LayerMoments(resolve(model).linears, inputs))
     return terms, inputs
@@ -59,7 +59,7 @@ def test_moments_of_gradients_are_kept_for_solvers_that_fit_later():
     rows = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
     moments = InputMoments(32)
     moments.update(rows)
-    wanted = Wanted(SOLVERS["two_sided_regression"], (), None, False)
+    wanted = DecompositionRequest(SOLVERS["two_sided_regression"], (), None, False)
     terms = Terms(MemoryStore(), model, wanted, torch.device("cpu"))
     terms.keep(LayerMoments((name,), {}, {name: moments}))
     torch.testing.assert_close(terms.gram(name), moments.gram, rtol=1e-6, atol=1e-9)

@@ -1,7 +1,5 @@
 """Budget -> the rank of every linear, exactly."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -88,7 +86,6 @@ def problems(largest=40, least=1):
             "seed": st.integers(0, 5),
             "rule": st.sampled_from(sorted(RANK_RULES)),
             "rank_multiple": st.sampled_from([None, 1, 2, 8]),
-            "minimum_rank": st.sampled_from([1, 1, 3]),
         }
     )
 
@@ -97,7 +94,7 @@ def solve(problem, **changed):
     """(sizes, allowance, spectra, plan) for a share of what stands between the smallest student and all dense."""
     options = {**problem, **changed}
     sizes = [LinearSize(str(index), *shape) for index, shape in enumerate(options.pop("shapes"))]
-    smallest = smallest_parameters(sizes, lowest_rank(problem))
+    smallest = smallest_parameters(sizes, grain(problem))
     allowance = smallest + int(options.pop("share") * (sum(size.parameters(None) for size in sizes) - smallest))
     spectra = spectra_of(sizes, options.pop("seed"))
     return sizes, allowance, spectra, allocate(sizes, allowance, spectra=spectra, **options)
@@ -108,16 +105,11 @@ def grain(problem):
     return problem["rank_multiple"] or 1
 
 
-def lowest_rank(problem):
-    """The lowest multiple that is no lower than the minimum."""
-    return math.ceil(problem["minimum_rank"] / grain(problem)) * grain(problem)
-
-
 def check_ranks_are_allowed(sizes, plan, problem):
     for size in sizes:
         rank = plan.ranks[size.name]
         if rank is not None:
-            assert rank >= problem["minimum_rank"]
+            assert rank >= 1
             assert rank % grain(problem) == 0
             assert rank * (size.out_features + size.in_features) < size.out_features * size.in_features
 
@@ -133,8 +125,7 @@ def test_the_total_is_never_above_the_allowance_and_told_truly(problem):
 
 @given(problems())
 @example(
-    {"shapes": [(3, 5, False), (7, 18, False)], "share": 0.9375, "seed": 0, "rule": "energy", "rank_multiple": 1,
-     "minimum_rank": 1}
+    {"shapes": [(3, 5, False), (7, 18, False)], "share": 0.9375, "seed": 0, "rule": "energy", "rank_multiple": 1}
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
 def test_no_linear_could_take_another_rank(problem):
@@ -151,12 +142,12 @@ def test_no_linear_could_take_another_rank(problem):
 @settings(max_examples=200, deadline=None)
 def test_the_total_is_within_a_step_of_the_smallest_linear_below_the_allowance(problem):
     sizes, allowance, _, plan = solve(problem)
-    minimum, more = lowest_rank(problem), grain(problem)
-    factorable = [size for size in sizes if size.break_even >= minimum]
+    more = grain(problem)
+    factorable = [size for size in sizes if size.break_even >= more]
     step = min((size.step for size in factorable), default=0)
     dense = max((size.dense for size in factorable if size.step == step), default=0)
     largest = max((size.step for size in factorable), default=0)
-    assume(dense >= more * largest + minimum * step)  # what the guarantee asks for
+    assume(dense >= more * largest + more * step)  # what the guarantee asks for
     assert all(rank is None for rank in plan.ranks.values()) or allowance - plan.parameters < more * step
 
 
@@ -206,14 +197,15 @@ def test_an_allowance_for_everything_leaves_everything_dense(rule):
 
 
 @pytest.mark.parametrize("rule", sorted(RANK_RULES))
-@pytest.mark.parametrize("minimum_rank", [1, 5])
-def test_the_smallest_student_is_possible_and_one_parameter_less_is_not(rule, minimum_rank):
-    smallest = 3 * (2 * (minimum_rank * 192 + 96) + minimum_rank * 480 * 2 + 384 + 96)
-    assert smallest_parameters(BERT, minimum_rank) == smallest
-    plan = allocate(BERT, smallest, rule, spectra_of(BERT), minimum_rank=minimum_rank)
-    assert set(plan.ranks.values()) == {minimum_rank}
+@pytest.mark.parametrize("multiple", [None, 5])
+def test_the_smallest_student_is_possible_and_one_parameter_less_is_not(rule, multiple):
+    lowest = multiple or 1
+    smallest = 3 * (2 * (lowest * 192 + 96) + lowest * 480 * 2 + 384 + 96)
+    assert smallest_parameters(BERT, lowest) == smallest
+    plan = allocate(BERT, smallest, rule, spectra_of(BERT), multiple)
+    assert set(plan.ranks.values()) == {lowest}
     with pytest.raises(BudgetError, match=f"{smallest:,}, the smallest possible student"):
-        allocate(BERT, smallest - 1, rule, spectra_of(BERT), minimum_rank=minimum_rank)
+        allocate(BERT, smallest - 1, rule, spectra_of(BERT), multiple)
 
 
 @pytest.mark.parametrize("rule", sorted(RANK_RULES))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makd.ranks.allocation import LinearSize, smallest_parameters
-from makd.ranks.planning import RankProblem, most_ranks, plan_ranks
+from makd.ranks.planning import RankProblem, find_max_ranks, plan_ranks
 from makd.ranks.sharing import InputGroup, with_groups
 from makd.solvers.factors import Spectrum
 
@@ -13,12 +13,12 @@ GROUPS = (InputGroup(("q", "k", "v")), InputGroup(("gate", "up")))
 SHAPES = {"q": (24, 24), "k": (8, 24), "v": (8, 24), "o": (24, 24), "gate": (40, 24), "up": (40, 24), "down": (24, 40)}
 
 
-def problem(keep, multiple, share_input, has_bias, rule="uniform", most=None):
+def problem(keep, multiple, share_input, has_bias, rule="uniform", max_ranks=None):
     sizes = [LinearSize(name, *shape, has_bias) for name, shape in SHAPES.items()]
     lowest = multiple or 1
     smallest = max(smallest_parameters(sizes, lowest), smallest_parameters(with_groups(sizes, GROUPS), lowest))
     allowance = max(int(keep * sum(size.parameters(None) for size in sizes)), smallest)
-    return RankProblem(sizes, allowance, rule, multiple, {}, share_input, {}, most)
+    return RankProblem(sizes, allowance, rule, multiple, {}, share_input, {}, max_ranks)
 
 
 def kept(seed):
@@ -44,15 +44,15 @@ def kept(seed):
     seed=st.integers(0, 20),
 )
 def test_no_rank_is_above_what_was_known_and_the_plan_is_the_same(keep, multiple, share_input, has_bias, seed):
-    most = most_ranks(problem(keep, multiple, share_input, has_bias), GROUPS)
-    assert most is not None
+    max_ranks = find_max_ranks(problem(keep, multiple, share_input, has_bias), GROUPS)
+    assert max_ranks is not None
     free = plan_ranks(problem(keep, multiple, share_input, has_bias), GROUPS, kept(seed))
-    bound = problem(keep, multiple, share_input, has_bias, most=most)
+    bound = problem(keep, multiple, share_input, has_bias, max_ranks=max_ranks)
     found = plan_ranks(bound, GROUPS, kept(seed))
     for name, rank in found.items.ranks.items():
-        assert rank is None or (rank <= most[name] and rank % (multiple or 1) == 0)
+        assert rank is None or (rank <= max_ranks[name] and rank % (multiple or 1) == 0)
     assert found.items.parameters <= bound.allowance
-    if 0 not in most.values():  # what stays dense whatever shares is settled: another may be dense without that
+    if 0 not in max_ranks.values():  # what stays dense whatever shares is settled: another may be dense without that
         assert found.items.parameters == free.items.parameters
         assert found.plan.ranks == free.plan.ranks
 
@@ -60,22 +60,22 @@ def test_no_rank_is_above_what_was_known_and_the_plan_is_the_same(keep, multiple
 @settings(max_examples=60, deadline=None)
 @given(keep=st.floats(0.8, 1.0), multiple=st.sampled_from([None, 1, 2, 8]), seed=st.integers(0, 20))
 def test_where_some_stay_dense_the_budget_is_kept_and_no_rank_is_above_what_was_known(keep, multiple, seed):
-    most = most_ranks(problem(keep, multiple, "auto", False), GROUPS)
-    bound = problem(keep, multiple, "auto", False, most=most)
+    max_ranks = find_max_ranks(problem(keep, multiple, "auto", False), GROUPS)
+    bound = problem(keep, multiple, "auto", False, max_ranks=max_ranks)
     found = plan_ranks(bound, GROUPS, kept(seed))
     for name, rank in found.items.ranks.items():
-        assert rank is None or (rank <= most[name] and rank % (multiple or 1) == 0)
+        assert rank is None or (rank <= max_ranks[name] and rank % (multiple or 1) == 0)
     assert found.items.parameters <= bound.allowance
 
 
 def test_rules_that_go_by_spectra_know_nothing_before():
     for rule in ("energy", "global"):
-        assert most_ranks(problem(0.5, 1, "auto", False, rule), GROUPS) is None
+        assert find_max_ranks(problem(0.5, 1, "auto", False, rule), GROUPS) is None
 
 
 def test_a_budget_of_everything_leaves_all_dense():
-    most = most_ranks(problem(1.0, 1, "never", False), ())
-    assert set(most.values()) == {0}
-    planned = plan_ranks(problem(1.0, 1, "never", False, most=most), (), kept(0))
+    max_ranks = find_max_ranks(problem(1.0, 1, "never", False), ())
+    assert set(max_ranks.values()) == {0}
+    planned = plan_ranks(problem(1.0, 1, "never", False, max_ranks=max_ranks), (), kept(0))
     assert set(planned.items.ranks.values()) == {None}
     assert planned.items.parameters == sum(out * inp for out, inp in SHAPES.values())

@@ -14,6 +14,7 @@ from makd.ranks.sharing import (
     compare_at_equal_weights,
     compare_at_one_price,
     plan_error,
+    units_of,
     with_groups,
 )
 from makd.solvers import decompose_fisher, decompose_two_sided, decompose_whitened
@@ -244,3 +245,8 @@ def test_whitened_linears_as_one_are_the_stacked_matrix():
 def test_an_unknown_choice_is_refused():
     with pytest.raises(makd.MakdError, match="auto, never or always"):
         makd.FactorizeConfig(share_input="sometimes")
+
+
+def test_linears_that_share_one_factor_are_one_unit_and_the_others_are_units_of_their_own():
+    assert units_of(["q", "k", "v"], [("q", "v"), ("gate", "up")]) == [("q", "v"), ("k",)]
+    assert units_of(["q"], [("q", "v")]) == [("q",)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from makd.errors import UnsupportedModelError
-from makd.serving.merged import Block, Merged, Shard, find_merged
+from makd.serving.merged import Block, MergedLinear, Shard, find_merged
 from makd.student.config import StudentConfig
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ class Linears:
         def matrix(*shape):
             return torch.randn(*shape, generator=random, dtype=torch.float64)
 
-        self.merged = Merged(
+        self.merged = MergedLinear(
             tuple(Shard(name) if entry is None else Shard(name, *entry) for name, entry in layout.items())
         )
         self.inputs = matrix(BATCH, INPUTS)
@@ -115,23 +115,23 @@ def found(module, parts, config):
 class TestFinding:
     def test_a_linear_of_its_own(self):
         config = student({"model.layers.0.o_proj": 7})
-        assert found("model.layers.0.o_proj", (), config) == Merged(
+        assert found("model.layers.0.o_proj", (), config) == MergedLinear(
             (Shard("model.layers.0.o_proj", 7, "model.layers.0.o_proj"),)
         )
 
     def test_parts_of_a_merged_one_with_their_ranks_and_leaders(self):
         config = student({"a.q": 3, "a.k": 3, "a.v": 2}, {"a.q": ["a.k"]})
-        assert found("a.qkv", ("q", "k", "v"), config) == Merged(
+        assert found("a.qkv", ("q", "k", "v"), config) == MergedLinear(
             (Shard("a.q", 3, "a.q"), Shard("a.k", 3, "a.q"), Shard("a.v", 2, "a.v"))
         )
 
     def test_parts_that_stayed_dense(self):
-        assert found("a.gate_up", ("gate", "up"), student({"a.up": 3})) == Merged(
+        assert found("a.gate_up", ("gate", "up"), student({"a.up": 3})) == MergedLinear(
             (Shard("a.gate"), Shard("a.up", 3, "a.up"))
         )
 
     def test_one_that_is_merged_in_the_student_too(self):
-        assert found("a.gate_up", ("gate", "up"), student({"a.gate_up": 3})) == Merged(
+        assert found("a.gate_up", ("gate", "up"), student({"a.gate_up": 3})) == MergedLinear(
             (Shard("a.gate_up", 3, "a.gate_up"),)
         )
 

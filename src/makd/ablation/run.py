@@ -81,7 +81,7 @@ def ablate(
     for seed in seeds:
         check_seed("seeds", seed)
     check_sources(folder, [teacher, tokenizer], {name: name for name in names_of(data) if name is not None})
-    run = _Asked(teacher, data, budget, tokenizer, folder, on_progress)
+    run = _AblationRun(teacher, data, budget, tokenizer, folder, on_progress)
     found = variations(
         recipe, examine(take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device()))
     )
@@ -95,8 +95,8 @@ def ablate(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What all cells share."""
+class _AblationRun:
+    """What all cells of an ablation share."""
 
     teacher: str
     data: Data
@@ -111,7 +111,7 @@ class _Asked:
         return hash_settings([self.teacher, self.data, self.budget, self.tokenizer, *recipes, own])
 
 
-def _run_seed(run: _Asked, begun: Recipe, own: Mapping[str, Recipe]) -> list[dict[str, Any]]:
+def _run_seed(run: _AblationRun, begun: Recipe, own: Mapping[str, Recipe]) -> list[dict[str, Any]]:
     """The cells of one seed, in order; those that are done are read."""
     results, start = run.folder / "results.jsonl", run.folder / f"start_{run.hash(begun)}"
     lines, known = [], read_lines(results)

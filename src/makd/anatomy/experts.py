@@ -55,7 +55,7 @@ def count_experts(model: nn.Module, anatomy: Anatomy) -> int:
     return sum({id(p): p.numel() for p in found}.values())
 
 
-def tell_experts(
+def describe_experts(
     layers: Sequence[Layer],
     experts: Sequence[str],
     stacks: Sequence[ExpertStack],

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from makd.anatomy.experts import find_experts, find_stacks, tell_experts
+from makd.anatomy.experts import describe_experts, find_experts, find_stacks
 from makd.anatomy.families import Fused, Place, Stack
 from makd.anatomy.predictions import predictions_of
 from makd.anatomy.roles import Anatomy, Layer, Role, RoleLinear
@@ -66,7 +66,7 @@ def resolve(model: PreTrainedModel) -> Anatomy:
         notes += (f"these layers are dropped, and give on what they get: {', '.join(skipped)}",)
     experts = find_experts(model, layers)
     of_experts, why_dense = find_stacks(model, layers)
-    notes += tell_experts(layers, experts, of_experts, why_dense)
+    notes += describe_experts(layers, experts, of_experts, why_dense)
     embeddings = _embeddings(model)
     if not embeddings:
         notes += (f"{type(model).__name__} does not say where its token embeddings are; they are not counted apart",)

@@ -83,14 +83,14 @@ def attention_kl(
         )
         if refusal is None:
             return kernel_kl(*tensors, mask_teacher, is_causal, settings.scales)
-        _tell_once(refusal)
+        _log_once(refusal)
     with torch.autocast(query_student.device.type, enabled=False):
         kl: Tensor = _TiledKL.apply(*tensors, mask_teacher, mask_student, settings)
     return kl
 
 
 @cache
-def _tell_once(refusal: str) -> None:
+def _log_once(refusal: str) -> None:
     _logger.info("Attention KL goes by tiles instead of a fused kernel: %s.", refusal)
 
 

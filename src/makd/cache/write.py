@@ -38,6 +38,7 @@ from makd.plain_json import read_json
 from makd.processes.first import in_first, wait_for_everyone
 from makd.processes.started import is_first, process_count, process_index
 from makd.progress import OnProgress, Progress, nobody
+from makd.whole_files import write_json_whole
 
 FORMAT = 2
 """Raised when older caches can no longer be read."""
@@ -66,7 +67,7 @@ def write_cache(
         folder: gets the shards and `cache.json`; made if it is not there.
         identity: what the cache is of, as `identify` says it.
         settings: how numbers are stored.
-        on_progress: called as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Returns:
         The content of `cache.json`.
@@ -117,7 +118,7 @@ def _finish(folder: Path, content: dict[str, Any], teacher: PreTrainedModel, row
             "need a folder on a disk that all of them see; or start makd cache on one."
         )
     content = content | _describe(folder, teacher)
-    _write_json(folder / FINISHED, content)
+    write_json_whole(folder / FINISHED, content)
     (folder / UNFINISHED).unlink()
     return content
 
@@ -163,7 +164,7 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> list[Span]:
     elif folder.is_dir() and any(folder.iterdir()):
         raise CacheError(f"{folder} is not empty and holds no unfinished cache. Name another output.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(note, wanted)
+    write_json_whole(note, wanted)
     return [_span_of(path) for path in shards_of(folder)]
 
 
@@ -241,12 +242,3 @@ def _describe(folder: Path, teacher: PreTrainedModel) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in shards),
         "versions": {name: version(name) for name in ("makd", "torch", "transformers")},
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

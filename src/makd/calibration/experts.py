@@ -132,7 +132,7 @@ class ExpertWatcher:
 
 
 def check_experts_reached(stacks: Sequence[ExpertStack], moments: Mapping[str, ExpertMoments]) -> None:
-    """Some expert of each of these stacks has read something.
+    """Refuse to go on where no expert of one of these stacks has read anything.
 
     Raises:
         DataError: of one, none has.

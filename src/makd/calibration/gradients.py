@@ -102,7 +102,7 @@ class GradientWatcher:
         self.anatomy = anatomy
         self.places = {linear.module: (layer, role) for layer in anatomy.layers for role, linear in layer.roles.items()}
         self.places |= dict.fromkeys(embeddings, (anatomy.layers[0], Role.QUERY))  # these see the first layer's tokens
-        self.gradients = {name: _Gathered(one) for name, one in moments.items()}
+        self.gradients = {name: _RowBuffer(one) for name, one in moments.items()}
         self.inputs: Mapping[str, Tensor] = {}
         self.called: set[str] = set()
         self.probe, self.probes = 0, 1
@@ -162,7 +162,7 @@ class GradientWatcher:
             )
 
 
-class _Gathered:
+class _RowBuffer:
     """Rows on their way into moments, which cost as much for one row as for as many as there are features."""
 
     def __init__(self, moments: InputMoments) -> None:

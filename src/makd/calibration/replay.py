@@ -103,7 +103,7 @@ class _Replay:
 
 
 @dataclass
-class Seen:
+class LayerTrace:
     """What one run of a layer showed of its linears; one row a token, padding included."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -131,7 +131,7 @@ def watch_layer(
     readers: Iterable[str] = (),
     known: Mapping[str, Tensor] = NOTHING,
     silent: Iterable[str] = (),
-) -> Seen:
+) -> LayerTrace:
     """Run the layer as far as it takes to see these.
 
     Args:
@@ -145,7 +145,7 @@ def watch_layer(
         known: linear -> what it gives, which is not computed again.
         silent: linears that give zeros, since nobody looks at what they give.
     """
-    seen, linears, readers = Seen(), set(linears), set(readers)
+    seen, linears, readers = LayerTrace(), set(linears), set(readers)
 
     def stop_if_enough() -> None:
         if seen.inputs.keys() == linears and seen.read_by.keys() == readers:

@@ -80,10 +80,10 @@ def collect_input_moments(
 
 
 def check_reached(linears: Sequence[str], moments: Mapping[str, InputMoments]) -> None:
-    """Every one of these linears has read something.
+    """Refuse to go on where one of these linears has read nothing.
 
     Raises:
-        DataError: one has not.
+        DataError: a linear has read nothing.
     """
     never = [name for name in linears if name not in moments]
     if never:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from makd.calibration.entries import Entry, mark_of
 from makd.errors import SettingError
 from makd.weights.files import Source, StoredTensor, read_header, write_tensors
 
@@ -25,46 +26,46 @@ as long as nobody else wants that."""
 
 
 class Store(ABC):
-    """Named tensors in entries. Names are paths: `hidden/0003/00000`."""
+    """Named tensors in entries, which `entries` names: `teacher/0003/00000`."""
 
     lasting = False
     """Whether another process may go on with it, after a power cut too."""
 
     @abstractmethod
-    def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    def write(self, entry: Entry, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
         """Keep an entry, in the place of one of that name. Its tensors may not be changed afterwards."""
 
     @abstractmethod
-    def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def read(self, entry: Entry, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """All tensors of an entry; not to be changed.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the store has no such entry.
         """
 
     @abstractmethod
-    def notes(self, entry: str) -> Mapping[str, str]:
+    def notes(self, entry: Entry) -> Mapping[str, str]:
         """What was noted with an entry."""
 
     @abstractmethod
-    def __contains__(self, entry: str) -> bool:
+    def __contains__(self, entry: Entry) -> bool:
         """Whether the entry is there."""
 
     @abstractmethod
-    def remove(self, folder: str) -> None:
+    def remove(self, folder: Entry) -> None:
         """Forget all entries below `folder`, and an entry of that name."""
 
-    def mark(self, entry: str) -> None:
+    def mark(self, entry: Entry) -> None:
         """Note that something is done; what was written before that is there when the mark is."""
-        self.write(f"done/{entry}", {"done": torch.ones(1)})
+        self.write(mark_of(entry), {"done": torch.ones(1)})
 
-    def is_marked(self, entry: str) -> bool:
+    def is_marked(self, entry: Entry) -> bool:
         """Whether that was noted."""
-        return f"done/{entry}" in self
+        return mark_of(entry) in self
 
-    def unmark(self, entry: str) -> None:
+    def unmark(self, entry: Entry) -> None:
         """Take a mark back."""
-        self.remove(f"done/{entry}")
+        self.remove(mark_of(entry))
 
 
 class MemoryStore(Store):
@@ -72,24 +73,24 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         """Nothing is kept yet."""
-        self._entries: dict[str, tuple[dict[str, Tensor], Mapping[str, str]]] = {}
+        self._entries: dict[Entry, tuple[dict[str, Tensor], Mapping[str, str]]] = {}
 
-    def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    def write(self, entry: Entry, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
         self._entries[entry] = ({name: tensor.detach().to("cpu") for name, tensor in tensors.items()}, notes or {})
 
-    def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def read(self, entry: Entry, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """See `Store`."""
         return {name: tensor.to(device) for name, tensor in self._entries[entry][0].items()}
 
-    def notes(self, entry: str) -> Mapping[str, str]:
+    def notes(self, entry: Entry) -> Mapping[str, str]:
         """See `Store`."""
         return self._entries[entry][1]
 
-    def __contains__(self, entry: str) -> bool:
+    def __contains__(self, entry: Entry) -> bool:
         return entry in self._entries
 
-    def remove(self, folder: str) -> None:
+    def remove(self, folder: Entry) -> None:
         """See `Store`."""
         for entry in [name for name in self._entries if name == folder or name.startswith(f"{folder}/")]:
             del self._entries[entry]
@@ -120,7 +121,7 @@ class DiskStore(Store):
         weakref.finalize(store, shutil.rmtree, store.path, ignore_errors=True)
         return store
 
-    def write(self, entry: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    def write(self, entry: Entry, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
         path = self._file(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ class DiskStore(Store):
         if self.lasting:
             self._unsynced.append(path)
 
-    def mark(self, entry: str) -> None:
+    def mark(self, entry: Entry) -> None:
         """See `Store`."""
         self._sync()
         super().mark(entry)
@@ -140,42 +141,42 @@ class DiskStore(Store):
                 os.fsync(file.fileno())
         self._unsynced.clear()
 
-    def read(self, entry: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def read(self, entry: Entry, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """See `Store`."""
         return {name: tensor.read().to(device) for name, tensor in self.stored(entry).items()}
 
-    def stored(self, entry: str) -> dict[str, StoredTensor]:
+    def stored(self, entry: Entry) -> dict[str, StoredTensor]:
         """Where the tensors of an entry lie, to read them piece by piece.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the store has no such entry.
         """
         path = self._file(entry)
         if not path.is_file():
             raise KeyError(entry)
         return read_header(path)[0]
 
-    def notes(self, entry: str) -> Mapping[str, str]:
+    def notes(self, entry: Entry) -> Mapping[str, str]:
         """See `Store`."""
         return read_header(self._file(entry))[1]
 
-    def __contains__(self, entry: str) -> bool:
+    def __contains__(self, entry: Entry) -> bool:
         return self._file(entry).is_file()
 
-    def remove(self, folder: str) -> None:
+    def remove(self, folder: Entry) -> None:
         """See `Store`."""
         shutil.rmtree(self.path / folder, ignore_errors=True)
         self._file(folder).unlink(missing_ok=True)
 
-    def _file(self, entry: str) -> Path:
+    def _file(self, entry: Entry) -> Path:
         return self.path / f"{entry}.safetensors"
 
 
 def check_choice(choice: str) -> None:
-    """Whether there is such a store.
+    """Refuse a `choice` of store that is none of `STORE_CHOICES`.
 
     Raises:
-        SettingError: there is not.
+        SettingError: `choice` is none of them.
     """
     if choice not in STORE_CHOICES:
         raise SettingError(f"factorize.store is one of {', '.join(STORE_CHOICES)}; got {choice!r}.")
@@ -190,7 +191,7 @@ def choose_store(choice: str, needed: int, on_disk: Callable[[], DiskStore] = Di
         on_disk: makes one on disk.
 
     Raises:
-        SettingError: there is no such choice.
+        SettingError: `choice` is none of `STORE_CHOICES`.
     """
     check_choice(choice)
     return MemoryStore() if choice == "memory" or (choice == "auto" and needed <= MEMORY_LIMIT) else on_disk()

@@ -24,6 +24,8 @@ from makd.anatomy import Anatomy, ExpertStack, Layer, linear_shape
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.tokens import by_token
+from makd.calibration import entries
+from makd.calibration.entries import Entry, of_batch, teacher_states
 from makd.calibration.experts import ExpertMoments, ExpertWatcher, check_experts_reached
 from makd.calibration.frame import Frame
 from makd.calibration.gradients import GradientWatcher
@@ -98,29 +100,29 @@ class Walk:
             for index, batch in enumerate(batches):
                 calls = self.frame.enter(batch)
                 _check(calls, calls.entering, f"enter {anatomy.layers[0].module}")
-                self._keep("teacher/0000", index, calls.entering)
+                self._keep(teacher_states(0), index, calls.entering)
                 self.calls.append(Calls(calls.real, calls.arguments, torch.empty(0), calls.handed))
-        store.mark("teacher/0000")
+        store.mark(teacher_states(0))
 
     def states(self, layer: int, batch: int) -> Tensor:
         """Hidden states that enter a layer of the teacher, (batch, tokens, hidden)."""
-        return self.store.read(f"teacher/{layer:04}/{batch:05}", self.source.device)["hidden"]
+        return self.store.read(of_batch(teacher_states(layer), batch), self.source.device)["hidden"]
 
     @torch.no_grad()
     def up(self, progress: OnProgress, keep: bool = True, watch: bool = False) -> Iterator[LayerMoments]:
         """The hidden states that enter every layer, and leave the last, into the store.
 
         Args:
-            progress: told of every batch.
+            progress: called with a `Progress` after each batch.
             keep: whether the states of a layer are wanted after the next has them.
             watch: whether moments of what linears read are handed out, layer by layer; else nothing is.
 
         Raises:
             NumericsError: hidden states of real tokens hold NaN or infinity.
         """
-        told = _Told(progress, "calibrate", len(self.anatomy.layers), len(self.batches))
+        batch_progress = _BatchProgress(progress, "calibrate", len(self.anatomy.layers), len(self.batches))
         for layer in self.anatomy.layers:
-            here, there = f"teacher/{layer.index:04}", f"teacher/{layer.index + 1:04}"
+            here, there = teacher_states(layer.index), teacher_states(layer.index + 1)
             if not self.store.is_marked(there):
                 moments: dict[str, InputMoments] = {}
                 experts: dict[str, ExpertMoments] = {}
@@ -137,20 +139,20 @@ class Walk:
                         hidden = run_layer(self.model, layer, calls, self.states(layer.index, index))
                         _check(calls, hidden, f"leave {layer.module}")
                         self._keep(there, index, hidden)
-                        told.of_batch(layer.index, index + 1)
+                        batch_progress.report(layer.index, index + 1)
                     if watch:
                         check_reached(layer.linears, moments)
                         check_experts_reached(stacks, experts)
                         yield LayerMoments(layer.linears, moments, experts=experts, stacks=stacks)
                 self.store.mark(there)
             else:
-                told.of_batch(layer.index, len(self.batches))
+                batch_progress.report(layer.index, len(self.batches))
             if not keep:
                 self.store.remove(here)
 
     @torch.no_grad()
     def check_whole_model(self) -> None:
-        """The model, run whole on the first batch, ends in the states that the walk ends in. Comes after `up`.
+        """Refuse a model that, run whole on the first batch, ends in other states than the walk. Comes after `up`.
 
         Raises:
             NotLayerByLayer: it does not: something that this walk does not see works between layers.
@@ -197,25 +199,27 @@ class Walk:
         by one that goes on with its store.
 
         Args:
-            progress: told of every batch.
+            progress: called with a `Progress` after each batch.
             inputs: whether moments of what linears read are wanted besides those of gradients.
         """
         count = len(self.anatomy.layers)
         # the way round the end counts as a layer: probes are drawn and sent back there
-        told = _Told(progress, "gradients", count + 1, len(self.backward))
-        if not any(self.store.is_marked(f"gradients/{layer:04}") for layer in range(count + 1)):
-            self._turn(count, told)
-            self.store.mark(f"gradients/{count:04}")
+        batch_progress = _BatchProgress(progress, "gradients", count + 1, len(self.backward))
+        if not any(self.store.is_marked(entries.gradients(layer)) for layer in range(count + 1)):
+            self._turn(count, batch_progress)
+            self.store.mark(entries.gradients(count))
         for layer in reversed(self.anatomy.layers):
-            here, above = f"gradients/{layer.index:04}", f"gradients/{layer.index + 1:04}"
+            here, above = entries.gradients(layer.index), entries.gradients(layer.index + 1)
             if self.store.is_marked(above):
                 with self.source.layer(layer):
-                    yield self._backward(layer, above, here, inputs, partial(told.of_batch, count - layer.index))
+                    yield self._backward(
+                        layer, above, here, inputs, partial(batch_progress.report, count - layer.index)
+                    )
                 self.store.mark(here)
                 self.store.unmark(above)
                 self.store.remove(above)
             else:
-                told.of_batch(count - layer.index, len(self.backward))
+                batch_progress.report(count - layer.index, len(self.backward))
 
     def embedding_gradients(self, embeddings: Mapping[str, int]) -> dict[str, InputMoments]:
         """Moments of the gradients at the outputs of embeddings. Comes after `down`.
@@ -229,7 +233,7 @@ class Walk:
             for name in moments:
                 hooks.callback(self.model.get_submodule(name).register_forward_hook(watcher.hook(name)).remove)
             for index in self.backward:
-                batch, gradients = self.batches[index], self._gradients("gradients/0000", index)
+                batch, gradients = self.batches[index], self._gradients(entries.gradients(0), index)
                 watcher.start(model_inputs(batch, self.source.device), len(gradients))
                 with torch.enable_grad():
                     entering = self.frame.first_states(batch)
@@ -238,7 +242,7 @@ class Walk:
         watcher.finish()
         return moments
 
-    def _turn(self, count: int, told: "_Told") -> None:
+    def _turn(self, count: int, batch_progress: "_BatchProgress") -> None:
         """Gradients of every probe at the hidden states that leave the last layer."""
         with self.frame.at_hand():
             with self.frame.without_layers(self.calls[0]):
@@ -252,11 +256,11 @@ class Walk:
                     torch.autograd.grad(tensor, leaf, gradient, retain_graph=number + 1 < probes.count)[0]
                     for number, (tensor, gradient) in enumerate(drawn)
                 ]
-                self.store.write(f"gradients/{count:04}/{index:05}", _numbered(gradients))
-                told.of_batch(0, done)
+                self.store.write(of_batch(entries.gradients(count), index), _numbered(gradients))
+                batch_progress.report(0, done)
 
     def _backward(
-        self, layer: Layer, above: str, here: str, inputs: bool, on_batch: Callable[[int], None]
+        self, layer: Layer, above: Entry, here: Entry, inputs: bool, on_batch: Callable[[int], None]
     ) -> LayerMoments:
         """Run a layer again, forward and backward: gradients at what enters it into the store, moments handed out."""
         linears, stacks = layer.linears, self.anatomy.stacks_of(layer)
@@ -292,7 +296,7 @@ class Walk:
                     assert leaf.grad is not None
                     found.append(leaf.grad)
                     leaf.grad = None
-                self.store.write(f"{here}/{index:05}", _numbered(found))
+                self.store.write(of_batch(here, index), _numbered(found))
                 on_batch(done)
         gradient_watcher.finish()
         if inputs:
@@ -300,25 +304,25 @@ class Walk:
             check_experts_reached(stacks, experts)
         return LayerMoments(linears, read, given, experts, stacks)
 
-    def _gradients(self, entry: str, batch: int) -> list[Tensor]:
-        found = self.store.read(f"{entry}/{batch:05}", self.source.device)
+    def _gradients(self, entry: Entry, batch: int) -> list[Tensor]:
+        found = self.store.read(of_batch(entry, batch), self.source.device)
         return [found[name] for name in sorted(found)]
 
-    def _keep(self, entry: str, batch: int, hidden: Tensor) -> None:
-        self.store.write(f"{entry}/{batch:05}", {"hidden": hidden})
+    def _keep(self, entry: Entry, batch: int, hidden: Tensor) -> None:
+        self.store.write(of_batch(entry, batch), {"hidden": hidden})
 
 
-class _Told:
-    """Tells of a way through all layers with all batches, each layer's as many as another's."""
+class _BatchProgress:
+    """Reports progress over layers x batches."""
 
     def __init__(self, progress: OnProgress, what: str, layers: int, batches: int) -> None:
         self.progress, self.what, self.layers, self.batches = progress, what, layers, batches
         progress(Progress(what, 0, layers * batches, "batches"))
 
-    def of_batch(self, before: int, done: int) -> None:
+    def report(self, before: int, done: int) -> None:
         """So many layers are behind, and so many batches of this one."""
-        told = before * self.batches + done
-        self.progress(Progress(self.what, told, self.layers * self.batches, "batches"))
+        finished = before * self.batches + done
+        self.progress(Progress(self.what, finished, self.layers * self.batches, "batches"))
 
 
 def state_bytes(batches: Batches, model: PreTrainedModel) -> int:

@@ -21,7 +21,7 @@ def ablate(
     """Make a run again without each aspect of its plan, and tell what each brings.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         run: YAML file of a run, as `makd compress --config` takes it; or a student's recipe.yaml.
         output: folder of the results and their table; what is done there is not done again.
         seeds: each is a start, and a student of each variation.

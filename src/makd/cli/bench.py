@@ -41,7 +41,7 @@ def bench(
     """Time a student against its teacher, and save one whose slow linears are dense again.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         student: folder of a student.
         teacher: hub id, folder, .gguf file, or package:module/path.
         batches: rows of a forward.

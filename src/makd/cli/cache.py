@@ -21,10 +21,10 @@ def keep(
     tokenizer: str | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Keep what a teacher says about the training rows, so that training needs no teacher.
+    """Keep a teacher's outputs on the training rows, so that training needs no teacher.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         teacher: hub id, folder, .gguf file, or package:module/path.
         output: folder for the cache; give it to compress or distill as recipe.cache.
         data: text that the students will be trained on.

@@ -32,7 +32,7 @@ def compare(
     """Run the cells of an experiment that are not done yet, or write what is known as a page.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         experiment: YAML file with the experiment.
         only: cells to keep to, as task=mrpc,method=makd,seed=1,budget=keep_linears=0.5; a key twice allows both.
         limit: at most so many cells are run now.

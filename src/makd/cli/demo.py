@@ -3,11 +3,17 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from makd.cli.main import read_command
+from makd.cli.outcome import Outcome
+from makd.cli.runs import compress
 from makd.errors import ModelLoadError
+from makd.html_report import check_extra, write_report
+from makd.processes.started import check_alone
+from makd.progress import OnProgress, reporting
 from makd.registry import Registry
 
 RELOAD = """
@@ -41,6 +47,28 @@ DEMOS: Registry[Demo] = Registry(
         "smollm2": Demo("smollm2.yaml", "runs/demo-lm", "AutoModelForCausalLM"),
     },
 )
+
+
+def demo(on_progress: OnProgress, name: str, output: str | None = None) -> Outcome:
+    """Compress a real model that a Python package carries, and load the student in a new process.
+
+    Args:
+        on_progress: called with a `Progress` after each unit of work.
+        name: minilm (an encoder) or smollm2 (a decoder).
+        output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
+    """
+    check_alone("A demo", "Start it without torchrun or accelerate launch.")
+    check_extra()
+    chosen = DEMOS[name]
+    folder = output or chosen.output
+    words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
+    made = compress(on_progress, **read_command("compress", words))
+    with reporting("reload", on_progress):
+        line = reload_in_new_process(folder, chosen.auto_class)
+    with reporting("report", on_progress):
+        page = write_report([folder])
+    others = [one for one in made.next if not one.startswith("makd report ")]
+    return replace(made, shown=[*made.shown, line, f"report: {page}"], next=others)
 
 
 def reload_in_new_process(folder: str | Path, auto_class: str) -> str:

@@ -3,7 +3,7 @@
 from makd import exporting
 from makd.cli.outcome import Outcome
 from makd.export import ExportConfig
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, reporting
 
 
 def export(
@@ -21,7 +21,7 @@ def export(
     """Write a student as files that other runtimes open, after they were compared with it.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         student: folder or hub id, of a student or any other model.
         to: onnx, dense, torch or gguf.
         output: folder for the files.
@@ -33,7 +33,7 @@ def export(
         overwrite: replace the output folder when all is done.
     """
     settings = ExportConfig(to=to, quantize=quantize, tolerance=tolerance, llama_cpp=llama_cpp, gguf_type=gguf_type)
-    with telling("export", on_progress):
+    with reporting("export", on_progress):
         report = exporting.export(student, settings, output, head=head, overwrite=overwrite)
     shown = [f"written: {report.folder / name} ({size / 1e6:,.1f} MB)" for name, size in report.bytes.items()]
     if report.agreement is None:

@@ -6,20 +6,20 @@ Heavy imports wait until a subcommand runs, so that `makd --help` answers at onc
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from makd.cli.memory import ran_out, tell_ran_out
+from makd.cli.memory import describe_shortage, ran_out
 from makd.cli.others import is_of_lost_process, run_silently
 from makd.cli.outcome import Outcome, print_outcome
 from makd.cli.progress import showing
-from makd.cli.tasks import expand, load_finetune
+from makd.cli.tasks import expand
 from makd.cli.terminal import TERMINATED, Terminated, hush_imports, set_up_logging, unwinding_at_sigterm
 from makd.errors import MakdError
-from makd.processes.started import check_alone, close, is_first
-from makd.progress import OnProgress, telling
+from makd.processes.started import close, is_first
 from makd.registry import unknown_name
 
 USER_ERROR = 2
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
     except (MakdError, RuntimeError, MemoryError) as error:
         if not isinstance(error, MakdError) and ran_out(error):
-            print(f"makd: {tell_ran_out(error)}", file=sys.stderr)
+            print(f"makd: {describe_shortage(error)}", file=sys.stderr)
             return USER_ERROR
         if is_of_lost_process(error):
             line = str(error).splitlines()[0]
@@ -80,12 +80,18 @@ def _attempt(words: list[str]) -> int:
 class Command:
     """A subcommand."""
 
-    load: Callable[[], Callable[..., Outcome]]
-    """Imports what it needs, and gives the function that does it."""
+    place: str
+    """`module:function` in `makd.cli`, imported when it is asked for."""
     summary: str
     example: str
     positional: tuple[str, ...] = ()
     """Parameters that stand without a flag."""
+
+    def load(self) -> Callable[..., Outcome]:
+        """The function that does it, and with it all that it needs."""
+        module, _, name = self.place.partition(":")
+        function: Callable[..., Outcome] = getattr(importlib.import_module(f"makd.cli.{module}"), name)
+        return function
 
 
 def _run(name: str, words: list[str]) -> int:
@@ -175,186 +181,78 @@ def _parse(parser: Any, words: list[str], *, with_effort: bool) -> Any:
     return parse_with_effort(parser, words)
 
 
-def _load_inspect() -> Callable[..., Outcome]:
-    from makd.anatomy import inspection_content, to_table
-    from makd.capture import inspect as look
-    from makd.loading import load_model
-
-    def inspect(on_progress: OnProgress, model: str, head: str = "auto") -> Outcome:
-        """Show where a model keeps its layers and linears, their shapes, parameters and break-even ranks.
-
-        Args:
-            on_progress: told as the work goes on.
-            model: hub id, folder, .gguf file, or package:module/path.
-            head: auto, base, masked_lm, causal_lm, sequence_classification, ...
-        """
-        with telling("load", on_progress):
-            found = look(load_model(model, head))
-        return Outcome(inspection_content(found), [to_table(found)])
-
-    return inspect
-
-
-def _load_compress() -> Callable[..., Outcome]:
-    from makd.cli.runs import compress
-
-    return compress
-
-
-def _load_factorize() -> Callable[..., Outcome]:
-    from makd.cli.runs import factorize
-
-    return factorize
-
-
-def _load_distill() -> Callable[..., Outcome]:
-    from makd.cli.runs import distill
-
-    return distill
-
-
-def _load_evaluate() -> Callable[..., Outcome]:
-    from makd.cli.runs import evaluate
-
-    return evaluate
-
-
-def _load_cache() -> Callable[..., Outcome]:
-    from makd.cli.cache import keep
-
-    return keep
-
-
-def _load_demo() -> Callable[..., Outcome]:
-    from makd.cli.demo import DEMOS, reload_in_new_process
-    from makd.html_report import check_extra, write_report
-
-    def demo(on_progress: OnProgress, name: str, output: str | None = None) -> Outcome:
-        """Compress a real model that a Python package carries, and load the student in a new process.
-
-        Args:
-            on_progress: told as the work goes on.
-            name: minilm (an encoder) or smollm2 (a decoder).
-            output: folder for the student, replaced if it is there; without it runs/demo or runs/demo-lm.
-        """
-        check_alone("A demo", "Start it without torchrun or accelerate launch.")
-        check_extra()
-        chosen = DEMOS[name]
-        folder = output or chosen.output
-        words = ["--config", str(chosen.recipe_path), "--output", folder, "--overwrite"]
-        made = _load_compress()(on_progress, **read_command("compress", words))
-        with telling("reload", on_progress):
-            line = reload_in_new_process(folder, chosen.auto_class)
-        with telling("report", on_progress):
-            page = write_report([folder])
-        others = [one for one in made.next if not one.startswith("makd report ")]
-        return replace(made, shown=[*made.shown, line, f"report: {page}"], next=others)
-
-    return demo
-
-
-def _load_bench() -> Callable[..., Outcome]:
-    from makd.cli.bench import bench
-
-    return bench
-
-
-def _load_export() -> Callable[..., Outcome]:
-    from makd.cli.export import export
-
-    return export
-
-
-def _load_report() -> Callable[..., Outcome]:
-    from makd.cli.report import report
-
-    return report
-
-
-def _load_ablate() -> Callable[..., Outcome]:
-    from makd.cli.ablate import ablate
-
-    return ablate
-
-
-def _load_compare() -> Callable[..., Outcome]:
-    from makd.cli.compare import compare
-
-    return compare
-
-
 COMMANDS = {
     "inspect": Command(
-        _load_inspect,
+        "inspect:inspect",
         "Show where a model keeps its layers and linears, and at which ranks factors begin to save.",
         "makd inspect sentence-transformers/all-MiniLM-L6-v2",
         ("model",),
     ),
     "factorize": Command(
-        _load_factorize,
+        "runs:factorize",
         "Make a student without training it.",
         "makd factorize --teacher MODEL --budget.keep_linears 0.5 --output runs/start",
     ),
     "distill": Command(
-        _load_distill,
+        "runs:distill",
         "Teach a student that was factorized.",
         "makd distill runs/start --teacher MODEL --output runs/taught",
         ("student",),
     ),
     "compress": Command(
-        _load_compress,
+        "runs:compress",
         "The whole path: factorize, distill, evaluate, save.",
         "makd compress --config examples/minilm.yaml",
     ),
     "cache": Command(
-        _load_cache,
-        "Keep what a teacher says about the training rows, for training without it.",
+        "cache:keep",
+        "Keep a teacher's outputs on the training rows, for training without it.",
         "makd cache --teacher MODEL --output caches/MODEL",
     ),
     "finetune": Command(
-        load_finetune,
+        "finetune:finetune",
         "Teach a model a task from its labels: makes the teacher of that task.",
         "makd finetune MODEL --task glue/mrpc --output runs/teacher",
         ("model",),
     ),
     "evaluate": Command(
-        _load_evaluate,
+        "runs:evaluate",
         "Measure a student against its teacher.",
         "makd evaluate runs/student --teacher MODEL",
         ("student",),
     ),
     "report": Command(
-        _load_report,
+        "report:report",
         "Show runs as one HTML page: how much smaller, faster, worse, where, and what to try next.",
         "makd report runs/student",
         ("runs",),
     ),
     "bench": Command(
-        _load_bench,
+        "bench:bench",
         "Time a student against its teacher; save one with its slow linears dense again.",
         "makd bench runs/student --teacher MODEL",
         ("student",),
     ),
     "export": Command(
-        _load_export,
+        "export:export",
         "Write a student for other runtimes: ONNX, a dense model, a torch program, GGUF.",
         "makd export runs/student --to onnx --quantize int8 --output runs/onnx",
         ("student",),
     ),
     "compare": Command(
-        _load_compare,
+        "compare:compare",
         "Methods side by side at an equal budget, over tasks and seeds.",
         "makd compare examples/encoder/experiment.yaml --only task=mrpc,seed=1",
         ("experiment",),
     ),
     "ablate": Command(
-        _load_ablate,
+        "ablate:ablate",
         "A run without each aspect of its plan, over seeds: what each brings.",
         "makd ablate examples/task.yaml --output runs/ablation",
         ("run",),
     ),
     "demo": Command(
-        _load_demo,
+        "demo:demo",
         "Compress a real model that a Python package carries, on this machine, without data.",
         "makd demo minilm",
         ("name",),

@@ -12,7 +12,7 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _OF_A_CPU in str(error)
 
 
-def tell_ran_out(error: BaseException) -> str:
+def describe_shortage(error: BaseException) -> str:
     """The message, with what was asked for last."""
     found = _ASKED.search(str(error))
     asked = "" if found is None else f" ({found[1]} more were asked for)"

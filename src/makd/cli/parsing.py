@@ -61,7 +61,7 @@ def explain(error: BaseException, known: Iterable[str] = ()) -> str:
 
 
 def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
-    """Whether what stands in YAML, in files and flags, can be read at all and has maps where settings have names.
+    """Refuse YAML, in files and flags, that cannot be read or has no map where settings have names.
 
     The parser takes a list in the place of a map for nothing, without a word.
 
@@ -70,7 +70,7 @@ def check_files(words: Sequence[str], kinds: Mapping[str, Any]) -> None:
         kinds: the command's parameters and their types.
 
     Raises:
-        SettingError: it is not so.
+        SettingError: YAML cannot be read, or something else stands where a map has to.
     """
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -147,10 +147,10 @@ def _is_text(flag: str, value: str, kinds: Mapping[str, Any]) -> bool:
 
 
 def check_maps(content: Mapping[str, Any], kinds: Mapping[str, Any], above: str = "") -> None:
-    """Whether there is a map wherever a dataclass is asked for.
+    """Refuse anything but a map where a dataclass is asked for.
 
     Raises:
-        SettingError: there is something else.
+        SettingError: a list, a text or a number stands where a map has to.
     """
     for name, value in content.items():
         inside = _kinds_at([name], kinds)

@@ -12,7 +12,7 @@ from makd.cli.tasks import task_or_data
 from makd.cli.terminal import seconds_line
 from makd.config import Recipe
 from makd.data import DataConfig
-from makd.efforts import told
+from makd.efforts import describe_effort
 from makd.evaluation import InstructionsConfig
 from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.progress import OnProgress
@@ -42,7 +42,7 @@ def compress(
     """Make a student, teach it, measure it, save it.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         teacher: hub id, folder, .gguf file, or package:module/path.
         budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
         output: folder for the student.
@@ -56,7 +56,7 @@ def compress(
         effort: how much work it is worth: quick, normal or best; what else is set wins.
     """
     if effort is not None:
-        logger.info("%s", told(effort, recipe))
+        logger.info("%s", describe_effort(effort, recipe))
     chosen = task_or_data(data, task, teacher)
     if dry_run:
         return _foreseen(forecast(teacher, chosen, budget, recipe, output, tokenizer=tokenizer))
@@ -83,7 +83,7 @@ def factorize(
     """Make a student without training it, measure it, save it.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         teacher: hub id, folder, .gguf file, or package:module/path.
         budget: how many parameters the student may have; exactly one of params, keep, keep_linears.
         output: folder for the student.
@@ -142,7 +142,7 @@ def distill(
     """Teach a saved student (further).
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         student: folder of a student.
         teacher: hub id, folder, .gguf file, or package:module/path.
         output: folder for the taught student.
@@ -173,7 +173,7 @@ def evaluate(
     """Measure a saved student against its teacher on held-out text.
 
     Args:
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         student: folder of a student.
         teacher: hub id, folder, .gguf file, or package:module/path.
         data: text to evaluate on; without it, the text that the student was made with.

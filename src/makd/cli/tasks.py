@@ -1,10 +1,9 @@
-"""The command line's part about tasks: short flags, and `makd finetune`. Heavy imports wait until they are needed."""
+"""The command line's part about tasks: short flags, and what a run is on. Heavy imports wait until they are needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from makd.errors import MakdError
-from makd.progress import OnProgress
 
 SHORT = {"--task": "--task.name", "--task_data": "--task.path", "--instructions": "--instructions.path"}
 """Flags that are worth a short form -> the settings that they are."""
@@ -47,48 +46,3 @@ def task_or_data(data: Any, task: Any, source: str) -> Any:
     if task is None and data == DataConfig():
         return data_of(source)
     return data if task is None else task
-
-
-def load_finetune() -> Callable[..., Any]:
-    """`makd finetune`."""
-    from makd import finetuning
-    from makd.cli.outcome import Outcome
-    from makd.cli.terminal import seconds_line
-    from makd.config import FinetuneRecipe
-    from makd.report import scores_table
-    from makd.shell import command
-    from makd.tasks import TaskConfig
-
-    def finetune(
-        on_progress: OnProgress,
-        model: str,
-        task: TaskConfig,
-        output: str,
-        recipe: FinetuneRecipe = FinetuneRecipe(),  # noqa: B008 - frozen
-        tokenizer: str | None = None,
-        overwrite: bool = False,
-        resume: bool = False,
-    ) -> Outcome:
-        """Teach a model, or a student, a task from its labels.
-
-        Args:
-            on_progress: told as the work goes on.
-            model: hub id, folder, or package:module/path.
-            task: what it is taught; `--task NAME --task_data PATH` for short.
-            output: folder for the taught model.
-            recipe: how it is taught.
-            tokenizer: where the tokenizer is, if not with the model.
-            overwrite: replace the output folder when all is done.
-            resume: go on from the last checkpoint of a run that was stopped.
-        """
-        report = finetuning.finetune(
-            model, task, recipe, output,
-            tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
-        )  # fmt: skip
-        metrics, folder = report.metrics, report.folder
-        shown = [scores_table(metrics["task"], f"{model} -> {folder}"), seconds_line(metrics)]
-        made = {"teacher": folder, "budget__keep_linears": 0.5, "output": f"{folder}-student"}
-        after = command("compress", **made) + "   # a student of it, on the same task"
-        return Outcome({"folder": folder, "metrics": metrics}, shown, [after])
-
-    return finetune

@@ -1,4 +1,4 @@
-"""Station 10: what the teacher of some cells says about their rows, asked once, and gone when those cells are done."""
+"""Station 10: outputs of the teacher of some cells on their rows, made once, and gone when those cells are done."""
 
 import logging
 import tempfile

@@ -129,7 +129,7 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
 
 
 def trial_hash(experiment: Experiment, cell: Cell) -> str:
-    """Says whether a trial is of these settings: the cell's, the space and how a trial is taught, not how many."""
+    """Hash of the settings that a trial depends on: the cell's, the space and how a trial is taught, not how many."""
     search = replace(experiment.search, trials=0, task=None)
     cell = replace(cell, task=_as_first_noted(cell.task))
     taught = replace(experiment, training=search.shorten(experiment.training))

@@ -21,10 +21,10 @@ from makd.data import (
     Texts,
     has_completions,
     load_texts,
+    log_prompts_seen,
+    log_rows_seen,
     make_batches,
     reads_blocks,
-    tell_asked,
-    tell_seen,
     tokenize,
 )
 from makd.errors import SettingError
@@ -113,14 +113,14 @@ def load_rows(
     kinds = {TEXT: held_out}
     if config.other is not None:
         other = load_texts(config.other).evaluation
-        tell_seen(read.train, other, ", ".join(config.other.paths))
+        log_rows_seen(read.train, other, ", ".join(config.other.paths))
         kinds[OTHER] = _blocks(other, config.other, teacher, tokenizer, HELD_OUT_SEED)
     texts = {
         kind: make_batches(rows, tokenizer, teacher, config.batch_size, config.rows) for kind, rows in kinds.items()
     }
     asked = {instructions_name(one): open_instructions(one) for one in config.instructions}
     for one in asked.values():
-        tell_asked(read.train, one.messages, one.config.path)
+        log_prompts_seen(read.train, one.messages, one.config.path)
     prompts = {name: encode_prompts(one, tokenizer, teacher) for name, one in asked.items()}
     own = {f"perplexity_{kind}": perplexity(teacher, batches) for kind, batches in texts.items()}
     own |= {"score": 1.0, **_answers(teacher, tokenizer, prompts, progress)}

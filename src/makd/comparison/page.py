@@ -4,7 +4,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from makd.comparison.known import budget_tables, introduction, read_known
+from makd.comparison.all_results import budget_tables, introduction, read_results
 from makd.comparison.plot import can_draw, draw
 from makd.comparison.settings import Experiment, budget_name, short_name
 from makd.comparison.statistics import scores
@@ -40,11 +40,11 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
         OutputError: no cell was run with these settings; or the page cannot be written, or would replace what is none.
     """
     check_page(Path(path))
-    path, known = Path(path), read_known(experiment, name)
-    lines = known.lines
+    path, results = Path(path), read_results(experiment, name)
+    lines = results.lines
     parts = [
         f"# {Path(name).stem}: {experiment.teacher}",
-        f"{introduction(experiment, known)}\n{_COMMAND}{shlex.quote(name)}\n```",
+        f"{introduction(experiment, results)}\n{_COMMAND}{shlex.quote(name)}\n```",
     ]
     curves = _curves(experiment, lines)
     try:
@@ -55,7 +55,7 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
             plot = path.with_suffix(".svg")
             draw(curves, "parameters, of the teacher's", "average score, of the teacher's", plot)
             parts.append(f"![Quality against budget]({plot.name})")
-        for budget, tables in budget_tables(experiment, known):
+        for budget, tables in budget_tables(experiment, results):
             parts += [f"## {budget}", *(table.markdown for table in tables)]
         parts += ["## Settings of the methods", settings_table(experiment, lines).markdown]
         part = path.with_name(f".makd-{path.name}")

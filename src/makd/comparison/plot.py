@@ -27,7 +27,7 @@ def svg(path: Path, width: float, height: float) -> Iterator["Figure"]:
     """A figure of that many inches to draw on, which is then written: text as text, the same file for the same lines.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw(curves: Curves, across: str, upwards: str, path: Path) -> None:
     """Write a line for each method to `path` as SVG, in percent.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from matplotlib.ticker import PercentFormatter
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean as plain_mean
 from typing import Any
 
-from makd.comparison.known import Known, budget_tables, introduction, read_known
+from makd.comparison.all_results import ComparisonResults, budget_tables, introduction, read_results
 from makd.comparison.settings import Experiment, budget_name, short_name
 from makd.comparison.statistics import average, difference, pairs, scores
 from makd.comparison.tables import mean_of, scores_by_method, settings_table, share_of_teacher
@@ -34,14 +34,14 @@ def write_comparison_report(experiment: Experiment, path: str | Path, name: str 
     path = Path(path).expanduser()
     check_extra()
     check_target(path, overwrite=True)
-    known = read_known(experiment, name)
-    points = _points(experiment, known)
+    results = read_results(experiment, name)
+    points = _points(experiment, results)
     parts = [
-        ("glance", "At a glance", _glance(experiment, known, points)),
+        ("glance", "At a glance", _glance(experiment, results, points)),
         ("frontier", "Frontier", _frontier(points)),
-        ("differences", "Differences", _differences(experiment, known)),
+        ("differences", "Differences", _differences(experiment, results)),
     ]
-    for at, (budget, tables) in enumerate(budget_tables(experiment, known), start=1):
+    for at, (budget, tables) in enumerate(budget_tables(experiment, results), start=1):
         parts.append(
             (
                 f"budget-{at}",
@@ -53,7 +53,7 @@ def write_comparison_report(experiment: Experiment, path: str | Path, name: str 
                 ),
             )
         )
-    settings = _table(settings_table(experiment, known.lines), "Settings")
+    settings = _table(settings_table(experiment, results.lines), "Settings")
     parts.append(("settings", "Settings", section("settings", "Settings of the methods", settings)))
     title = f"{Path(name).stem}: students of {short_name_of(experiment.teacher)}"
     text = whole_page(title, element("code", experiment.teacher), parts, command("compare", name, report=path))
@@ -61,12 +61,12 @@ def write_comparison_report(experiment: Experiment, path: str | Path, name: str 
     return path
 
 
-def _points(experiment: Experiment, known: Known) -> list[Point]:
+def _points(experiment: Experiment, results: ComparisonResults) -> list[Point]:
     """Every method at every budget that has all tasks."""
     tasks, found = [short_name(task) for task in experiment.subjects], []
     for budget in experiment.budgets:
-        lines = known.lines_of(budget)
-        timed = known.timed_of(experiment, budget)
+        lines = results.lines_of(budget)
+        timed = results.timed_of(experiment, budget)
         teacher = scores(lines, lambda line: float(line["teacher"]["score"]))
         for method, values in scores_by_method(experiment, lines).items():
             share, score = share_of_teacher(values, teacher, tasks), average(values, tasks)
@@ -85,8 +85,8 @@ def _points(experiment: Experiment, known: Known) -> list[Point]:
     return found
 
 
-def _glance(experiment: Experiment, known: Known, points: list[Point]) -> Markup:
-    told = [element("p", text) for text in introduction(experiment, known).split("\n\n")]
+def _glance(experiment: Experiment, results: ComparisonResults, points: list[Point]) -> Markup:
+    told = [element("p", text) for text in introduction(experiment, results).split("\n\n")]
     tiles = []
     for budget in dict.fromkeys(point["budget"] for point in points):
         own = _ranked([point for point in points if point["budget"] == budget])
@@ -111,28 +111,28 @@ def _frontier(points: list[Point]) -> Markup:
     figures = []
     for key, title, across in (("size", "Quality against size", "parameters, of the teacher's"),
                                ("time", "Quality against latency", "time of a forward, of the teacher's")):  # fmt: skip
-        known = [point for point in points if point[key] is not None]
-        if not known:
+        measured = [point for point in points if point[key] is not None]
+        if not measured:
             continue
-        best = _ranked(known)[0]
+        best = _ranked(measured)[0]
         told = (
             f"Average score, in per cent of the teacher's; bars are standard errors over seeds. Best: {best['method']}"
         )
-        spec = charts.frontier(known, (key, across), ("quality", "average, % of the teacher's"), "method", "error")
+        spec = charts.frontier(measured, (key, across), ("quality", "average, % of the teacher's"), "method", "error")
         rows = [
             [point["method"], point["budget"], point[key], point["quality"], point["error"], point["seeds"]]
-            for point in known
+            for point in measured
         ]
         head = ["method", "budget", across, "% of the teacher's", "standard error", "seeds"]
         figures.append(charts.figure(title, told, spec, head, rows, 2))
     return section("frontier", "Quality, size and latency", element("div", figures, class_="beside"))
 
 
-def _differences(experiment: Experiment, known: Known) -> Markup:
+def _differences(experiment: Experiment, results: ComparisonResults) -> Markup:
     """What the first method has more than each other one, paired over tasks and seeds."""
     first, figures = experiment.methods[0].name, []
     for budget in experiment.budgets:
-        by_method = scores_by_method(experiment, known.lines_of(budget))
+        by_method = scores_by_method(experiment, results.lines_of(budget))
         rows: list[Point] = []
         for method, theirs in by_method.items():
             gains = pairs(by_method.get(first, {}), theirs)

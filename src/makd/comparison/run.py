@@ -6,7 +6,7 @@ from typing import Any
 from makd.comparison.cells import all_cells, select
 from makd.comparison.done import RESULTS_FILE, done_lines
 from makd.comparison.latencies import measure_latencies
-from makd.comparison.same_rows import tell_unknown
+from makd.comparison.same_rows import warn_without_digests
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
 from makd.comparison.settings import Experiment, short_name
@@ -14,7 +14,7 @@ from makd.comparison.setup import check_data, paths_of
 from makd.comparison.sources import check_sources
 from makd.comparison.workers import run_here, run_in_processes
 from makd.config import find_device
-from makd.distill import tell_slow_bfloat16
+from makd.distill import warn_slow_bfloat16
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.processes.started import check_alone
@@ -38,7 +38,7 @@ def compare(
         limit: at most so many cells are run now.
         workers: processes that run cells beside each other, on the same device; what comes of a cell is the same for
             any number of them that leaves a process as many threads.
-        on_progress: called as the work goes on, for progress bars.
+        on_progress: called with a `Progress` after each unit of work, for progress bars.
 
     Returns:
         The lines of the cells that `only` names, those that were there before included.
@@ -60,12 +60,12 @@ def compare(
     if waiting and experiment.search.trials:
         check_optuna()
     if waiting and "bfloat16" in (experiment.training.precision, experiment.finetune.training.precision):
-        tell_slow_bfloat16(find_device(experiment.device))
+        warn_slow_bfloat16(find_device(experiment.device))
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
         check_data(experiment, task)
     check_sources(Path(experiment.output), [experiment.teacher, experiment.tokenizer], paths_of(experiment))
     if waiting:
-        tell_unknown(lines.values(), Path(experiment.output) / RESULTS_FILE)
+        warn_without_digests(lines.values(), Path(experiment.output) / RESULTS_FILE)
     schedule = Schedule(experiment, waiting)
     if workers > 1 and schedule.open_cells:
         run_in_processes(experiment, schedule, workers, progress)

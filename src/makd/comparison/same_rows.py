@@ -80,7 +80,7 @@ def check_trials(trials: Iterable[Mapping[str, Any]], cell: str, found: Mapping[
     """Refuse to go on with a search whose trials are of other rows, or of another teacher.
 
     Raises:
-        OutputError: one is.
+        OutputError: a trial is of other rows, or of another teacher.
     """
     for trial in trials:
         other = [part for part, digest in trial.get("rows", {}).items() if found[part] != digest]
@@ -91,7 +91,7 @@ def check_trials(trials: Iterable[Mapping[str, Any]], cell: str, found: Mapping[
             )
 
 
-def tell_unknown(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
+def warn_without_digests(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Warn of lines from before there were digests."""
     tasks = [line["cell"]["task"] for line in lines if "rows" not in line]
     if tasks:
@@ -107,7 +107,7 @@ def check_alike(lines: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to make a table of lines that were measured on different rows of a task, or had different teachers.
 
     Raises:
-        OutputError: they were, or those of one seed had.
+        OutputError: cells of one task have different rows, or those of one seed different teachers.
     """
     first: dict[object, Mapping[str, Any]] = {}
     for line in lines:

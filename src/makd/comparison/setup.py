@@ -50,7 +50,7 @@ class Setup:
     majority: float | None
     """Score of the most frequent class of the training rows; None where a task has no classes for whole rows."""
     caches: TeacherCaches | None = None
-    """What the teacher says about the training rows, where the experiment keeps it."""
+    """The teacher's outputs on the training rows, where the experiment keeps them."""
 
 
 def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: OnProgress) -> Setup:
@@ -80,7 +80,7 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
 
 
 def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int, progress: OnProgress) -> Setup:
-    """The same for text: the teacher as it is."""
+    """What cells of one seed share where they are measured on text: the teacher as it is, and its rows."""
     set_seed(seed)
     words = choose_tokenizer(experiment.tokenizer, experiment.teacher)
     model = load_model(experiment.teacher, dtype=check_dtype(language.dtype), device=find_device(experiment.device))
@@ -174,7 +174,7 @@ class Setups:
 
 
 def check_data(experiment: Experiment, task: Subject) -> None:
-    """Read what `task` names, to tell hours before its turn what is wrong with it.
+    """Refuse a `task` whose data cannot be read, hours before its turn.
 
     Raises:
         DataError: it is not there, or not as it should be.
@@ -208,7 +208,7 @@ def place_data(task: TaskConfig, data: str | None) -> TaskConfig:
 
 
 def place_language(language: LanguageConfig, data: str | None) -> LanguageConfig:
-    """The same for all paths of texts and instructions.
+    """The texts and instructions with relative paths looked for as `place_data` does.
 
     Raises:
         DataError: `data` is no folder.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from makd.comparison.results import append_line, read_lines
 from makd.data.folders import data_files
-from makd.distill.checkpoints import digest
 from makd.errors import ModelLoadError, OutputError
 from makd.loading import locate
+from makd.whole_files import file_digest
 
 SOURCES_FILE = "sources.jsonl"
 """In the output folder: a line for each path."""
@@ -80,5 +80,5 @@ def _hash(files: Sequence[Path]) -> str:
     """SHA-256 of the names of files and of all that is in them."""
     found = hashlib.sha256()
     for path in files:
-        found.update(f"{path.name} {digest(path)}\n".encode())
+        found.update(f"{path.name} {file_digest(path)}\n".encode())
     return found.hexdigest()

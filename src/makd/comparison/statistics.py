@@ -87,7 +87,7 @@ def pairs(ours: Scores, theirs: Scores) -> dict[tuple[str, int], float]:
 
 
 def difference(gains: Scores) -> Difference | None:
-    """What `pairs` say together; None of none.
+    """Mean paired difference with standard errors over seeds and over tasks; None for no pairs.
 
     Every task counts the same, however many of its seeds are there, as in `average`.
     """

@@ -14,12 +14,12 @@ from makd.comparison.rows import Rows
 from makd.comparison.setup import Setup
 from makd.data import collator, row_lengths, token_batches
 from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train
-from makd.progress import OnProgress, telling
+from makd.progress import OnProgress, reporting
 from makd.ranks.budget import Budget
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainedStudent:
     """A student, and what teaching it took."""
 
     student: PreTrainedModel
@@ -38,7 +38,7 @@ def teach(
     training: TrainingConfig,
     seed: int,
     progress: OnProgress,
-) -> Taught:
+) -> TrainedStudent:
     """Make a student and teach it on the training rows of `setup`.
 
     Args:
@@ -47,12 +47,12 @@ def teach(
         budget: what the student may have.
         training: steps, batches and schedule; its learning rate is the method's.
         seed: of everything random.
-        progress: told what is done, and of every step.
+        progress: called with a `Progress` for each part of the work, and after every step.
     """
     task, seconds = setup.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
-    with telling("prepare", progress):
+    with reporting("prepare", progress):
         made = method.prepare(setup.teacher, budget, setup.calibration, seed)
     set_seed(seed)  # a start that is there already draws nothing
     seconds["prepare"] = time.perf_counter() - start + made.saved
@@ -90,10 +90,10 @@ def teach(
             made.student.eval()
     seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
-    with telling("evaluate", progress):
+    with reporting("evaluate", progress):
         scores = task.evaluate(made.student)
     seconds["evaluate"] = time.perf_counter() - start
-    return Taught(made.student, scores, total, tokens, seconds)
+    return TrainedStudent(made.student, scores, total, tokens, seconds)
 
 
 def count_steps(task: Rows, training: TrainingConfig) -> int:

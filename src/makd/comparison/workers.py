@@ -42,7 +42,7 @@ def run_here(experiment: Experiment, schedule: Schedule, progress: OnProgress) -
         while (job := schedule.take(setups.last)) is not None:
             line = _run_on(experiment, setups, progress, job)
             schedule.finish(job)
-            _tell(schedule, job, line, progress)
+            _report(schedule, job, line, progress)
     finally:
         setups.close()
 
@@ -72,7 +72,7 @@ def run_in_processes(experiment: Experiment, schedule: Schedule, workers: int, p
                     line = future.result()
                     last[worker] = last[worker] if job.kind is Kind.TEACHER else job.setup
                     schedule.finish(job)
-                    _tell(schedule, job, line, progress)
+                    _report(schedule, job, line, progress)
     except BrokenProcessPool as error:
         raise SettingError(
             f"The system stopped a worker, most likely for want of memory. Lines that were written stay; go on with "
@@ -105,7 +105,7 @@ def _pools(experiment: Experiment, workers: int) -> Iterator[list[ProcessPoolExe
             pool.shutdown()
 
 
-def _tell(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: OnProgress) -> None:
+def _report(schedule: Schedule, job: Job, line: dict[str, Any] | None, progress: OnProgress) -> None:
     done = schedule.cells - schedule.open_cells
     progress(Progress("cells", done, schedule.cells, "cells"))
     if line is not None:

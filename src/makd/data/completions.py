@@ -124,7 +124,7 @@ def encode_conversations(
     fates = encoded[_FATE][:]
     _check_fates(Counter(fates), len(rows), max_length, setting)
     kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)])
-    _tell(Counter(fates), kept, max_length, setting, cut_level)
+    _log_fates(Counter(fates), kept, max_length, setting, cut_level)
     return kept.remove_columns([_FATE, _LEARNED, _TOKENS])
 
 
@@ -169,7 +169,7 @@ def _check_fates(fates: Counter[str], count: int, max_length: int, setting: str)
         )
 
 
-def _tell(fates: Counter[str], kept: Dataset, max_length: int, setting: str, cut_level: int) -> None:
+def _log_fates(fates: Counter[str], kept: Dataset, max_length: int, setting: str, cut_level: int) -> None:
     if len(kept) == 0:
         raise DataError("No conversation is left: all are blank, or their prompts are too long. Give others.")
     tokens, learned = sum(kept[_TOKENS]), sum(kept[_LEARNED])

@@ -59,7 +59,7 @@ def split_off(
     return train.shuffle(seed=HELD_OUT_SEED), rows.select([index for _, index in evaluation])
 
 
-def tell_seen(train: Dataset, evaluation: Dataset, where: str, columns: Sequence[str] | None = None) -> None:
+def log_rows_seen(train: Dataset, evaluation: Dataset, where: str, columns: Sequence[str] | None = None) -> None:
     """Log how many rows of a split to evaluate on are among those to train on, word for word."""
     if columns is None and set(train.column_names) != set(evaluation.column_names):
         return
@@ -75,7 +75,7 @@ def tell_seen(train: Dataset, evaluation: Dataset, where: str, columns: Sequence
         )  # fmt: skip
 
 
-def tell_asked(train: Dataset, prompts: Sequence[list[Message]], where: str) -> None:
+def log_prompts_seen(train: Dataset, prompts: Sequence[list[Message]], where: str) -> None:
     """Log how many prompts that models are to answer are among those that are trained on.
 
     Args:

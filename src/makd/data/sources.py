@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from makd.data.conversations import MESSAGES, as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
-from makd.data.held_out import HELD_OUT_SEED, split_off, tell_seen
+from makd.data.held_out import HELD_OUT_SEED, log_rows_seen, split_off
 from makd.data.mixture import mix
 from makd.data.settings import AUTO, BUILT_IN, DataConfig
 from makd.data.stream import draw_splits
@@ -53,7 +53,7 @@ def load_texts(config: DataConfig, seed: int = 0) -> Texts:
     """
     found = _mix(config, seed) if config.mixture else _load(config, seed)
     _check_is_read(found.train, config)
-    tell_seen(found.train, found.evaluation, ", ".join(config.paths))
+    log_rows_seen(found.train, found.evaluation, ", ".join(config.paths))
     return found
 
 

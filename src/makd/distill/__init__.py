@@ -6,7 +6,7 @@ from makd.distill.layer_training import LayerTrainingResult, check_teachable, te
 from makd.distill.layerwise import LayerTeacher, teach_layers_
 from makd.distill.layerwise_settings import LayerwiseConfig
 from makd.distill.objective import aspect_losses, weighted_sum
-from makd.distill.precision import float32_weights, tell_slow_bfloat16
+from makd.distill.precision import float32_weights, warn_slow_bfloat16
 from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
 from makd.distill.sharded import in_pieces, teaching_in_pieces
@@ -38,8 +38,8 @@ __all__ = [
     "teach_layer_",
     "teach_layers_",
     "teaching_in_pieces",
-    "tell_slow_bfloat16",
     "train",
+    "warn_slow_bfloat16",
     "weighted_sum",
     "with_start",
     "write_identity",

@@ -5,7 +5,6 @@ there: without an optimizer's state it goes on with a new one. So a checkpoint t
 with their digests, last of all; one that has no such list, or whose files are not those of its list, does not count.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from makd.processes.first import wait_for_everyone
+from makd.whole_files import file_digest, write_json_whole
 
 LIST = "whole.json"
 """Name of a file -> SHA-256 of its content."""
@@ -37,13 +37,8 @@ def list_files(folder: Path) -> None:
     for path in _files(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        digests[str(path.relative_to(folder))] = digest(path)
-    part = folder / f"{LIST}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(digests, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / LIST)
+        digests[str(path.relative_to(folder))] = file_digest(path)
+    write_json_whole(folder / LIST, digests)
 
 
 def find_fault(folder: Path) -> str | None:
@@ -58,7 +53,7 @@ def find_fault(folder: Path) -> str | None:
     for name, known in wanted:
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if digest(folder / name) != known:
+        if file_digest(folder / name) != known:
             return f"{name} is damaged"
     return None
 
@@ -95,12 +90,3 @@ def _stage_number(folder: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (LIST, f"{LIST}.part"))
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, a piece at a time."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()

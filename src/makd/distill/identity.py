@@ -6,7 +6,6 @@ What changes no weight may differ.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.cache import hash_teacher, hash_tokenizer
 from makd.errors import OutputError, SettingError
-from makd.identities import VERSIONS, differences, tell_other_versions, versions
+from makd.identities import VERSIONS, differences, versions, warn_other_versions
 from makd.processes.first import from_first
 from makd.processes.started import process_count
 from makd.provenance import extensions_of
+from makd.whole_files import write_json_whole
 
 START = "student before training"
 """An entry that is known later than the others: the weights that training starts from."""
@@ -88,12 +88,7 @@ def hash_splits(*parts: Mapping[str, Dataset]) -> str:
 
 def write_identity(file: Path, identity: Mapping[str, Any]) -> None:
     """Keep it, on disk when this returns."""
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as stream:
-        json.dump(dict(identity), stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    write_json_whole(file, dict(identity))
 
 
 def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
@@ -121,7 +116,7 @@ def check_same_run(file: Path, identity: Mapping[str, Any]) -> None:
             "on with it, or start anew with --overwrite and without --resume; or name another output."
         )
     if START not in identity:  # the first look: of two, one tells it
-        tell_other_versions(items, identity, "The training")
+        warn_other_versions(items, identity, "The training")
 
 
 def check_same_everywhere(identity: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ def teach_layers_(
         settings: how long and how fast each layer learns.
         seed: of the order of the batches.
         store: where hidden states are kept meanwhile: see `makd.FactorizeConfig`.
-        on_progress: told of the batches that the teacher has read, and of the layers that are taught.
+        on_progress: called with a `Progress` after each batch that the teacher has read, and each layer that is taught.
 
     Returns:
         Layer -> what it learned; layers that the student has dropped are left out.

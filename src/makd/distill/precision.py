@@ -63,13 +63,13 @@ def check_precision(model: nn.Module) -> None:
         )
 
 
-def tell_slow_bfloat16(device: torch.device) -> None:
-    """Say so, once a process, if products in bfloat16 cost time on this machine instead of saving it."""
+def warn_slow_bfloat16(device: torch.device) -> None:
+    """Warn, once a process, if products in bfloat16 cost time on this machine instead of saving it."""
     if device.type != "cpu":
         return
     ratio = bfloat16_ratio()
     if ratio > SLOW:
-        _tell(ratio)
+        _warn(ratio)
 
 
 @cache
@@ -92,7 +92,7 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 @cache
-def _tell(ratio: float) -> None:
+def _warn(ratio: float) -> None:
     logger.warning(
         "On this processor a product in bfloat16 takes %.1f times as long as in float32. Unless memory is short, take "
         "float32 (training.precision, layerwise.precision, dtype).",

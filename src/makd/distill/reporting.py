@@ -38,12 +38,12 @@ class ReportSteps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell that it begins; a run that goes on begins where it was."""
-        self._tell(state)
+        self._report(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell how far it is; where a log line follows, that tells it."""
         if not control.should_log:
-            self._tell(state)
+            self._report(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keep the losses, to be told; write down what an evaluation found."""
@@ -56,9 +56,9 @@ class ReportSteps(TrainerCallback):
             self._losses = {
                 name: value for name, value in shown.items() if name not in NO_LOSSES and not name.startswith("train_")
             }
-            self._tell(state)
+            self._report(state)
 
-    def _tell(self, state: Any) -> None:
+    def _report(self, state: Any) -> None:
         tokens = state.num_input_tokens_seen or None
         done, of = state.global_step, state.max_steps
         self.progress(Progress(self.what, done, of, "steps", tokens=tokens, losses=self._losses))

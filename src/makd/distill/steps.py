@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import TrainingArguments
 
 from makd.distill.dropout import silent_checkpoints
-from makd.distill.precision import tell_slow_bfloat16
+from makd.distill.precision import warn_slow_bfloat16
 
 LONGEST_WRITTEN_OUT = 128
 """Tokens of a row up to which scores are written out on a CPU in bfloat16; for longer ones torch's kernel is faster."""
@@ -37,7 +37,7 @@ def training_step(
             stack.enter_context(silent_checkpoints(model))
         reduced = arguments.mixed_precision == "bf16" or next(model.parameters()).dtype == torch.bfloat16
         if reduced:
-            tell_slow_bfloat16(arguments.device)
+            warn_slow_bfloat16(arguments.device)
         if arguments.device.type == "cpu" and reduced and _longest(inputs) <= LONGEST_WRITTEN_OUT:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

@@ -43,7 +43,7 @@ from makd.distill.rollouts import Rollouts, evaluate_for_share_
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
 from makd.distill.teacher_variances import TeacherVariances
-from makd.distill.withholding import tell_whole_logits
+from makd.distill.withholding import warn_whole_logits
 from makd.errors import CacheError
 from makd.kinds import fit
 from makd.processes.started import process_count
@@ -134,7 +134,7 @@ class DistillTrainer(MeanLossTrainer):
         check_checkpointing(self.args)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
         label_shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
-        tell_whole_logits(student, reason)
+        warn_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
             if self.plan.completions.adaptive:

@@ -12,7 +12,7 @@ from makd.errors import UnsupportedModelError
 _logger = logging.getLogger(__name__)
 
 
-def tell_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
+def warn_whole_logits(student: PreTrainedModel, reason: str | None) -> None:
     """Warn for which `reason` of `shared_label_shift` a student makes all tokens' logits, if there is one."""
     if reason is not None:
         _logger.warning(

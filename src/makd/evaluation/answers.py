@@ -62,7 +62,7 @@ def answer(
         model: that writes text.
         tokenizer: of the model.
         instructions: what is asked, and how it answers.
-        on_progress: told after each batch.
+        on_progress: called with a `Progress` after each batch.
 
     Raises:
         SettingError: the model writes no text, there is no chat template, or rouge-score is not installed.
@@ -87,7 +87,7 @@ def open_instructions(config: InstructionsConfig) -> Instructions:
 def answer_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, progress: OnProgress
 ) -> Answers:
-    """The same for prompts that were read before."""
+    """What `model` answers to prompts that were read before, with each seed, and its ROUGE-L."""
     config, stops = prompts.rows.config, stop_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     of, texts, scores, lengths, open_ends = len(config.seeds) * len(prompts.ids), [], [], [], 0
@@ -95,7 +95,7 @@ def answer_prompts(
         before = number * len(prompts.ids)
         written = generate(
             model, prompts.ids, config.sampling, stops, padding, seed=seed, batch_size=config.batch_size,
-            on_batch=partial(_tell, progress, before, of),
+            on_batch=partial(_report, progress, before, of),
         )  # fmt: skip
         answers = tuple(text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True))
         texts.append(answers)
@@ -111,7 +111,7 @@ def answer_prompts(
     )
 
 
-def _tell(progress: OnProgress, before: int, of: int, done: int, _rows: int) -> None:
+def _report(progress: OnProgress, before: int, of: int, done: int, _rows: int) -> None:
     """A seed's rows that are done, as those of all seeds."""
     progress(Progress("answer", before + done, of, "prompts"))
 

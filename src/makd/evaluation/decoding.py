@@ -59,7 +59,7 @@ def time_decoding(
         points: (batch, tokens of a prompt).
         new_tokens: tokens that are written after each prompt.
         repeats: turns that count.
-        progress: told of every point.
+        progress: called with a `Progress` after each point.
 
     Raises:
         SettingError: a model keeps no keys and values.

@@ -17,7 +17,7 @@ from makd.anatomy.key_cache import without_cache
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
 from makd.evaluation.costs import stored_bytes
-from makd.evaluation.pairing import check_pair
+from makd.evaluation.pairing import check_own_teacher
 from makd.evaluation.speed import FLOAT, BenchConfig, check_lengths, random_inputs, with_threads
 from makd.export import OnnxSession, save_onnx
 from makd.export.onnx_model import run_by
@@ -86,7 +86,7 @@ def measure_formats(
         tokenizer: says which inputs they are given.
         settings: formats, batches, lengths, turns and threads. All models take turns at each batch and length.
         score: what is measured of a model's outputs, on data.
-        on_progress: called as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Raises:
         SettingError: a format cannot be run here, or a length is beyond the positions of a model.
@@ -95,7 +95,7 @@ def measure_formats(
     progress = on_progress or nobody
     formats = tuple(dict.fromkeys((FLOAT, *settings.formats)))
     check_formats(formats, teacher)
-    check_pair(student, teacher)
+    check_own_teacher(student, teacher)
     check_lengths(settings, student, teacher)
     pair = {"teacher": teacher, "student": student}
     with with_threads(settings.threads), in_eval(student, teacher), tempfile.TemporaryDirectory() as work:

@@ -32,8 +32,11 @@ _ASPECTS = {"hidden": "hidden", "linear": "matrix", "attention": "attention", "c
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What was found. Errors are relative: see `makd.aspects.hidden.normalised_mse`; 1 is a constant's."""
+class LayerErrors:
+    """How far each layer and linear of a student is from the teacher's.
+
+    Errors are relative: see `makd.aspects.hidden.normalised_mse`; 1 is a constant's.
+    """
 
     rows: int
     tokens: int
@@ -73,12 +76,14 @@ class _Sums:
 
 
 @torch.no_grad()
-def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> Inside:
+def look_inside(
+    student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]
+) -> LayerErrors:
     """Compare both models layer by layer, and linear by linear, on some rows of `batches`.
 
     Args:
         student: the model that is measured.
-        teacher: the model that it mimics. Where it has other widths, heads or layers, `Inside.missing` says so.
+        teacher: the model that it mimics. Where it has other widths, heads or layers, `LayerErrors.missing` says so.
         batches: held-out model inputs; rows are taken from all over them.
 
     Raises:
@@ -87,7 +92,7 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
     ours, theirs = resolve(student), examine(teacher)
     if len(ours.layers) != len(theirs.layers):
         why = f"the student has {len(ours.layers)} layers and the teacher {len(theirs.layers)}: none is another's"
-        return Inside(0, 0, missing={"hidden": why, "matrix": why, "attention": why})
+        return LayerErrors(0, 0, missing={"hidden": why, "matrix": why, "attention": why})
     taps = tuple(_taps(ours, theirs))
     states: dict[Tap, _Sums] = {}
     means: dict[tuple[int, str], list[tuple[float, int]]] = {}
@@ -119,7 +124,7 @@ def look_inside(student: PreTrainedModel, teacher: PreTrainedModel, batches: Seq
             difference, unit = sums.parts
             layers.setdefault(tap.layer, {})["hidden_error"] = difference / unit
     missing = {**theirs.off, **{aspect: _unlike(found) for aspect, found in unlike.items()}}
-    return Inside(rows, tokens, dict(sorted(layers.items())), _by_linear(ours, states), missing)
+    return LayerErrors(rows, tokens, dict(sorted(layers.items())), _by_linear(ours, states), missing)
 
 
 def _taps(ours: Anatomy, theirs: Anatomy) -> Iterator[Tap]:

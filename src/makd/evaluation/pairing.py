@@ -26,7 +26,7 @@ def common_predictions(student: PreTrainedModel, teacher: PreTrainedModel) -> Pr
     return ours
 
 
-def check_pair(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def check_own_teacher(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Refuse models that are not a factored student and the teacher that it was made from.
 
     Layers are compared by the roles and shapes of their linears; layers that the student does without line up with

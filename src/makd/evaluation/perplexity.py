@@ -72,7 +72,7 @@ class TokenCosts:
 
         Raises:
             DataError: no token was counted.
-            NumericsError: it is infinite.
+            NumericsError: the perplexity is infinite.
         """
         if self._count == 0:
             raise DataError("Perplexity needs rows of at least two tokens; there are none.")

@@ -155,7 +155,7 @@ def _batches(all_windows: list[tuple[list[int], list[int]]], size: int) -> Itera
 
 
 def check_window(model: PreTrainedModel, window: int | None, stride: int | None, given: int = 1) -> tuple[int, int]:
-    """The window and stride that are meant, of a text that begins with `given` tokens.
+    """Refuse a window and stride that do not fit; gives those that are meant for a text begun with `given` tokens.
 
     Raises:
         SettingError: as `rolling_perplexity` does.

@@ -20,7 +20,7 @@ from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
 from makd.evaluation.costs import stored_bytes
 from makd.evaluation.decoding import DecodingTiming, random_ids, time_decoding
-from makd.evaluation.pairing import check_pair
+from makd.evaluation.pairing import check_own_teacher
 from makd.kinds import checked
 from makd.progress import OnProgress, Progress, nobody
 from makd.registry import unknown_name
@@ -176,14 +176,14 @@ def measure_speed(
         student: with factored linears, on the teacher's device and in its dtype.
         teacher: that it was made from.
         settings: what is timed. dtype and device are the models' own.
-        on_progress: called as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Raises:
         SettingError: the student is not this teacher's, has no factored linears, or a length is beyond its positions;
             or there is no compiler.
     """
     progress = on_progress or nobody
-    check_pair(student, teacher)
+    check_own_teacher(student, teacher)
     check_lengths(settings, student, teacher)
     if settings.compile:
         _check_compiler(student.device)
@@ -235,7 +235,7 @@ def check_lengths(settings: BenchConfig, *models: PreTrainedModel) -> None:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile something small, to fail before anything is measured.
+    """Refuse to measure compiled forwards where something small does not compile.
 
     Raises:
         SettingError: it does not work here.

@@ -18,27 +18,27 @@ DIFFERENCE = "squared_difference"
 
 
 @dataclass(frozen=True)
-class Measure:
+class QualityScore:
     """How good a model is."""
 
     name: str
     """Of what was measured."""
     value: float
-    """As it was measured."""
+    """The measurement, in its own unit."""
 
     @property
     def good(self) -> float:
-        """`value` with the sign that makes larger better."""
+        """The value where larger is better, else its negative."""
         return -self.value if self.name == DIFFERENCE else self.value
 
 
-def quality(scores: Mapping[str, Any]) -> Measure:
+def quality(scores: Mapping[str, Any]) -> QualityScore:
     """The one figure that says how good a model is: a task's score; else how far it agrees with the teacher."""
     if "task" in scores:
-        return Measure("score", float(scores["task"]["score"]))
+        return QualityScore("score", float(scores["task"]["score"]))
     found = scores["fidelity"]
     name = next((name for name in MEASURES if name in found), DIFFERENCE)
-    return Measure(name, float(found[name]))
+    return QualityScore(name, float(found[name]))
 
 
 def verdicts(rows: Sequence[FormatRow]) -> tuple[str, ...]:

@@ -44,10 +44,10 @@ class OnnxSession:
         return self.run(inputs)
 
     def run(self, inputs: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
-        """The same, for names that are no Python words (`past_key_values.0.key`).
+        """The outputs by name, for inputs whose names may be no Python words (`past_key_values.0.key`).
 
         Raises:
-            SettingError: one that the file takes is not there.
+            SettingError: an input that the file takes is not given.
         """
         missing = [name for name in self.inputs if name not in inputs]
         if missing:

@@ -12,65 +12,69 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
+from makd.calibration import entries
 from makd.calibration.source import LayerSource, ModelSource
-from makd.factorization.calibrate import Calibrated, Job, tokens_read
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, tokens_read
 from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
-from makd.factorization.kept_layers import KeptStudent, take_up_
-from makd.factorization.layers import Fitted, Made, MakeLayer, begin_, enter, make_layers_
+from makd.factorization.kept_layers import KeptStudent, restore_layers_
+from makd.factorization.layers import LayersReport, LinearFit, MakeLayer, begin_, enter, make_layers_
 from makd.factorization.outcome import FactorizeReport, make_report
 from makd.factorization.terms import Terms
 from makd.factorization.vocabulary import replace_tables_
 from makd.progress import Progress
 from makd.ranks.allocation import LinearSize
 from makd.ranks.curves import ErrorCurve, thin
-from makd.ranks.planning import Planned, plan_ranks
+from makd.ranks.planning import RankAssignment, plan_ranks
 from makd.ranks.sharing import SharedStack, all_sizes
 from makd.student.experts import replace_stack_
 from makd.student.shared_linear import replace_linears_
 
 
-def plan(job: Job, calibrated: Calibrated) -> Planned:
+def plan(job: FactorizationJob, calibrated: CalibrationResult) -> RankAssignment:
     """Ranks under the budget, and which linears share one A."""
-    worth = depth_sensitivities(job.anatomy) if job.kind.in_forward_order else {}
-    worth |= {table.module: job.outline.emphasis for table in job.outline.tables}
-    problem = job.problem(worth, calibrated.tables, calibrated.terms.wanted.most)
+    sensitivities = depth_sensitivities(job.anatomy) if job.kind.in_forward_order else {}
+    sensitivities |= {table.module: job.outline.emphasis for table in job.outline.tables}
+    problem = job.problem(sensitivities, calibrated.tables, calibrated.terms.request.max_ranks)
     return plan_ranks(problem, calibrated.terms.groups(), calibrated.terms.spectra)
 
 
-def assemble(job: Job, calibrated: Calibrated) -> PreTrainedModel:
-    """The student that the job's outline draws, with its report as `student.factorization`."""
+def assemble(job: FactorizationJob, calibrated: CalibrationResult) -> tuple[PreTrainedModel, FactorizeReport]:
+    """The student that the job's outline draws, and what was done."""
     planned = plan(job, calibrated)
     student: PreTrainedModel = copy.deepcopy(job.source.model)
     student.eval()
     ranks = planned.plan.ranks
     factors = replace_tables_(student, job.outline.tables, ranks, calibrated.tables)
-    of_tables = {name: Fitted(one.error, one.fallback) for name, one in factors.items()}
+    of_tables = {name: LinearFit(one.error, one.fallback) for name, one in factors.items()}
     source = ModelSource(student)
     if calibrated.store.lasting:
         cut_stacks = partial(cut_stacks_, calibrated.terms, planned, student, job.anatomy)
-        take_up_(student, job.anatomy, calibrated.store, planned, cut_stacks)
+        restore_layers_(student, job.anatomy, calibrated.store, planned, cut_stacks)
         source = KeptStudent(student, calibrated.store)
     made = make_(job, calibrated, planned, source, student if factors else None)
     made = replace(made, fitted={**of_tables, **made.fitted})
-    student.factorization = report(job, calibrated, student, planned, made)  # type: ignore[assignment]
-    return student
+    return student, report(job, calibrated, student, planned, made)
 
 
-def forget(calibrated: Calibrated) -> None:
+def reset_student(calibrated: CalibrationResult) -> None:
     """Let another student be assembled from the same calibration."""
-    for entry in ("student", "done/student", "made", "learned"):
+    for entry in entries.OF_STUDENT:
         calibrated.store.remove(entry)
 
 
-def shed(calibrated: Calibrated) -> None:
+def free_intermediates(calibrated: CalibrationResult) -> None:
     """Free the room of what only unfinished students need; the finished one can still be put together again."""
-    for entry in ("teacher", "gradients", "gram", "student"):
+    for entry in entries.OF_UNFINISHED:
         calibrated.store.remove(entry)
 
 
 def make_(
-    job: Job, calibrated: Calibrated, planned: Planned, student: LayerSource, begins: PreTrainedModel | None = None
-) -> Made:
+    job: FactorizationJob,
+    calibrated: CalibrationResult,
+    planned: RankAssignment,
+    student: LayerSource,
+    begins: PreTrainedModel | None = None,
+) -> LayersReport:
     """Put the factors into `student`, layer by layer, and teach it on the way if the job says so.
 
     Args:
@@ -88,7 +92,7 @@ def make_(
         settings = FitSettings(planned.plan.ranks, groups, calibrated.terms.gram if job.kind.gradients else None)
         of_linears = partial(fit_layer_, calibrated.walk, student.model, settings)
 
-    def make(layer: Layer) -> dict[str, Fitted]:
+    def make(layer: Layer) -> dict[str, LinearFit]:
         # experts first: linears of their layer can then be fitted to take back what those do
         return {**cut_stacks(layer), **of_linears(layer)}
 
@@ -103,34 +107,33 @@ def make_(
             job.teach,
             lambda layer: job.progress(Progress("fit layers", layer.index + 1, of, "layers")),
         )
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, LinearFit] = {}
     for layer in job.anatomy.layers:
         if layer.call == 0:
             fitted |= make(layer)
-    return Made(fitted)
+    return LayersReport(fitted)
 
 
-def cut_layer_(terms: Terms, planned: Planned, student: nn.Module, layer: Layer) -> dict[str, Fitted]:
+def cut_layer_(terms: Terms, planned: RankAssignment, student: nn.Module, layer: Layer) -> dict[str, LinearFit]:
     """Factors that were kept, cut at their ranks, in the place of a layer's linears."""
     inside = layer.linears
-    fitted: dict[str, Fitted] = {}
-    members = {group.name: group.linears for group in planned.groups}
+    fitted: dict[str, LinearFit] = {}
     for name, rank in planned.items.ranks.items():
-        linears = members.get(name, (name,))
+        linears = planned.linears_of(name)
         if rank is None or linears[0] not in inside:
             continue
         factors = terms.factors(name, rank)
-        fitted |= dict.fromkeys(linears, Fitted(factors.error, factors.fallback))
+        fitted |= dict.fromkeys(linears, LinearFit(factors.error, factors.fallback))
         replace_linears_(student, linears, factors)
     return fitted
 
 
 def cut_stacks_(
-    terms: Terms, planned: Planned, student: nn.Module, anatomy: Anatomy, layer: Layer
-) -> dict[str, Fitted]:
+    terms: Terms, planned: RankAssignment, student: nn.Module, anatomy: Anatomy, layer: Layer
+) -> dict[str, LinearFit]:
     """Factors of experts that were kept, cut at their ranks, in the place of a layer's stacks."""
     ways = {group.stack: group for group in planned.groups if isinstance(group, SharedStack)}
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, LinearFit] = {}
     for stack in anatomy.stacks_of(layer):
         way = ways.get(stack.name)
         item = stack.name if way is None else way.name
@@ -138,11 +141,17 @@ def cut_stacks_(
         if rank is not None:
             spectrum = terms.spectrum(item)
             replace_stack_(student, stack, terms.stack_factors(item, rank), "" if way is None else way.side)
-            fitted[stack.name] = Fitted(spectrum.relative_error(rank), spectrum.fallback)
+            fitted[stack.name] = LinearFit(spectrum.relative_error(rank), spectrum.fallback)
     return fitted
 
 
-def report(job: Job, calibrated: Calibrated, student: PreTrainedModel, planned: Planned, made: Made) -> FactorizeReport:
+def report(
+    job: FactorizationJob,
+    calibrated: CalibrationResult,
+    student: PreTrainedModel,
+    planned: RankAssignment,
+    made: LayersReport,
+) -> FactorizeReport:
     """What was done."""
     fallbacks = {name: one.fallback for name, one in made.fitted.items() if one.fallback is not None}
     errors = {name: one.error for name, one in made.fitted.items()}
@@ -151,7 +160,7 @@ def report(job: Job, calibrated: Calibrated, student: PreTrainedModel, planned: 
     return replace(found, lessons=made.lessons, spectra=spectra, tokens=tokens_read(job))
 
 
-def _curves(job: Job, calibrated: Calibrated, planned: Planned) -> Iterator[ErrorCurve]:
+def _curves(job: FactorizationJob, calibrated: CalibrationResult, planned: RankAssignment) -> Iterator[ErrorCurve]:
     """Of everything that has a rank and a spectrum, with that rank and its break-even among the points."""
     sizes = all_sizes(job.sizes, planned.groups)
     for name, rank in planned.items.ranks.items():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from makd.anatomy import Anatomy, linear_shape
+from makd.calibration import entries
 from makd.calibration.experts import ExpertMoments
 from makd.calibration.gradients import collect_gradient_moments, frozen
 from makd.calibration.moments import InputMoments
@@ -25,12 +26,12 @@ from makd.factorization.layers import TeachLayer
 from makd.factorization.outcome import warn_of_little_text
 from makd.factorization.outline import Candidates, Outline
 from makd.factorization.settings import FactorizeConfig
-from makd.factorization.terms import Terms, Wanted
+from makd.factorization.terms import DecompositionRequest, Terms
 from makd.factorization.vocabulary import Table, decompose_tables, table_size
 from makd.factorization.work import Work
-from makd.progress import OnProgress, Progress, told
+from makd.progress import OnProgress, Progress, track
 from makd.ranks.allocation import RANK_RULES, LinearSize
-from makd.ranks.planning import RankProblem, most_ranks
+from makd.ranks.planning import RankProblem, find_max_ranks
 from makd.ranks.sharing import Group, find_sharing
 from makd.solvers import SOLVERS, Solver
 from makd.solvers.factors import Decomposition
@@ -47,7 +48,7 @@ OfTables = tuple[Mapping[str, InputMoments], Mapping[str, InputMoments]]
 
 
 @dataclass(frozen=True)
-class Job:
+class FactorizationJob:
     """What one student is made from."""
 
     source: LayerSource
@@ -88,7 +89,10 @@ class Job:
         return find_sharing(self.anatomy, self.sizes, self.settings.share_input)
 
     def problem(
-        self, sensitivities: Mapping[str, float], tables: Mapping[str, Decomposition], most: Mapping[str, int] | None
+        self,
+        sensitivities: Mapping[str, float],
+        tables: Mapping[str, Decomposition],
+        max_ranks: Mapping[str, int] | None,
     ) -> RankProblem:
         """What ranks are looked for."""
         return RankProblem(
@@ -99,12 +103,12 @@ class Job:
             sensitivities,
             self.settings.share_input,
             tables,
-            most,
+            max_ranks,
         )
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     """What calibration found."""
 
     store: Store
@@ -116,7 +120,7 @@ class Calibrated:
     seconds: float
 
 
-def calibrate(job: Job) -> Calibrated:
+def calibrate(job: FactorizationJob) -> CalibrationResult:
     """Walk through the teacher and keep what a student is made of.
 
     Raises:
@@ -127,8 +131,9 @@ def calibrate(job: Job) -> Calibrated:
     """
     started, kind, model = time.perf_counter(), job.kind, job.source.model
     store = choose_store(job.settings.store, _bytes_kept(job), job.store_on_disk)
-    own = job.settings.solver if job.settings.solver not in SOLVERS.own else ""
-    terms = Terms(store, model, Wanted(kind, job.groups, _most(job), _wants_spectra(job), own), job.source.device)
+    custom = job.settings.solver if job.settings.solver not in SOLVERS.own else ""
+    request = DecompositionRequest(kind, job.groups, _max_ranks(job), _wants_spectra(job), custom)
+    terms = Terms(store, model, request, job.source.device)
     of, done = len(job.sizes) - len(job.outline.tables) + len(job.groups), 0
 
     def on_matrix() -> None:
@@ -149,23 +154,23 @@ def calibrate(job: Job) -> Calibrated:
                     raise
                 logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
                 walk = None
-                for entry in ("teacher", "done", "spectra", "factors"):  # of a walk that went astray
+                for entry in entries.OF_WALK:
                     store.remove(entry)
                 found = _whole(job, terms, on_matrix)
     if 0 < done < of:  # some need none: their ranks are decided
         job.progress(Progress("decompose", of, of, "linears"))
     tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
-    return Calibrated(store, terms, tables, walk, time.perf_counter() - started)
+    return CalibrationResult(store, terms, tables, walk, time.perf_counter() - started)
 
 
-def check_amount(job: Job) -> None:
+def warn_if_little_text(job: FactorizationJob) -> None:
     """Warn where there is less text than a solver that looks at inputs needs; once, before the work."""
     if job.kind.inputs:
         features = {name: linear_shape(job.source.model.get_submodule(name))[1] for name in job.anatomy.linears}
         warn_of_little_text(tokens_read(job), features)
 
 
-def tokens_read(job: Job) -> int:
+def tokens_read(job: FactorizationJob) -> int:
     """Real tokens of the text that the solver reads; 0 for one that needs none, though there may be text."""
     return sum(map(_real_tokens, job.batches)) if job.kind.needs_text else 0
 
@@ -175,19 +180,19 @@ def _real_tokens(batch: Mapping[str, Tensor]) -> int:
     return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
-def _wants_spectra(job: Job) -> bool:
+def _wants_spectra(job: FactorizationJob) -> bool:
     compares = job.settings.share_input == "auto" and bool(job.groups)
     made_here = not job.kind.in_forward_order or bool(job.anatomy.stacks)
     return RANK_RULES[job.settings.rank_rule].needs_spectra or made_here or compares
 
 
-def _most(job: Job) -> Mapping[str, int] | None:
+def _max_ranks(job: FactorizationJob) -> Mapping[str, int] | None:
     if job.kind.in_forward_order:
         return None
-    return most_ranks(job.problem({}, {}, None), job.groups)
+    return find_max_ranks(job.problem({}, {}, None), job.groups)
 
 
-def _bytes_kept(job: Job) -> int:
+def _bytes_kept(job: FactorizationJob) -> int:
     """What the store of a walk will hold at most: hidden states, and moments of output gradients."""
     if not job.kind.needs_text and job.teach is None:
         return 0
@@ -197,7 +202,7 @@ def _bytes_kept(job: Job) -> int:
     return (layers + 2) * state_bytes(job.batches, job.source.model) + (grams if job.kind.gradients else 0)
 
 
-def _backward_tokens(job: Job) -> int | None:
+def _backward_tokens(job: FactorizationJob) -> int | None:
     """How many tokens gradients are taken of; None for all."""
     predictions = job.anatomy.predictions
     if predictions is None or predictions.each != "token":
@@ -207,9 +212,9 @@ def _backward_tokens(job: Job) -> int | None:
     )
 
 
-def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+def _without_text(job: FactorizationJob, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     for layer in job.anatomy.layers:
-        cut = f"cut/{layer.index:04}"
+        cut = entries.decomposed(layer.index)
         if layer.call == 0 and not terms.store.is_marked(cut):
             with job.source.layer(layer):
                 terms.keep(LayerMoments(layer.linears, stacks=job.anatomy.stacks_of(layer)), on_matrix)
@@ -217,15 +222,15 @@ def _without_text(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTa
     return {}, {}
 
 
-def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+def _walked(job: FactorizationJob, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     kind = job.kind
-    reads = kind.inputs and terms.wanted.spectra
+    reads = kind.inputs and terms.request.spectra
     later = kind.gradients or kind.in_forward_order or job.teach is not None
     for moments in walk.up(job.progress, keep=later, watch=reads and not kind.gradients):
         terms.keep(moments, on_matrix)
-    if isinstance(job.source, ModelSource) and not walk.store.is_marked("whole"):
+    if isinstance(job.source, ModelSource) and not walk.store.is_marked(entries.MODEL_CHECKED):
         walk.check_whole_model()
-        walk.store.mark("whole")
+        walk.store.mark(entries.MODEL_CHECKED)
     head = _head(job.outline.tables)
     inputs = {head: walk.head_inputs(head)} if kind.inputs and head is not None else {}
     if not kind.gradients:
@@ -236,21 +241,21 @@ def _walked(job: Job, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -
     return inputs, walk.embedding_gradients(embeddings) if embeddings else {}
 
 
-def _whole(job: Job, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+def _whole(job: FactorizationJob, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
     model, kind, head, embeddings = job.source.model, job.kind, _head(job.outline.tables), _embeddings(job)
     inputs, gradients = {}, {}
     experts: dict[str, ExpertMoments] = {}
     if kind.inputs:
-        inputs = collect_input_moments(model, job.anatomy, told(job.batches, "calibrate", job.progress), head, experts)
+        inputs = collect_input_moments(model, job.anatomy, track(job.batches, "calibrate", job.progress), head, experts)
     if kind.gradients:
         gradients = collect_gradient_moments(
-            model, job.anatomy, told(job.batches, "gradients", job.progress), embeddings=embeddings
+            model, job.anatomy, track(job.batches, "gradients", job.progress), embeddings=embeddings
         )
     terms.keep(LayerMoments(job.anatomy.linears, inputs, gradients, experts, job.anatomy.stacks), on_matrix)
     return inputs, gradients
 
 
-def _embeddings(job: Job) -> dict[str, int]:
+def _embeddings(job: FactorizationJob) -> dict[str, int]:
     """Embeddings that get factors -> features of their outputs."""
     model = job.source.model
     return {table.module: table_size(model, table).in_features for table in job.outline.tables if table.embeds}

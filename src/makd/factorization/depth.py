@@ -74,7 +74,7 @@ def layer_outputs(model: PreTrainedModel, anatomy: Anatomy, batch: Mapping[str, 
 
 
 def _check_runs(model: PreTrainedModel, layers: Sequence[str], batch: Mapping[str, Tensor], outputs: int) -> None:
-    """Some models' own code looks for parts of its layers, which a layer that does nothing does not have."""
+    """Refuse models whose own code looks for parts of its layers, which a layer that does nothing does not have."""
     try:
         with skipping(model, layers, outputs):
             outputs_of(model, batch)

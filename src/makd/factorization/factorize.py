@@ -4,8 +4,7 @@
 
 An outline says whether embeddings and head get factors too, and which layers go; under a small budget some are tried.
 
-What was asked for and not done (a linear that stays dense, statistics that needed a fallback) is in the report that
-hangs on the student.
+What was asked for and not done (a linear that stays dense, statistics that needed a fallback) is in the report.
 """
 
 import logging
@@ -26,8 +25,8 @@ from makd.capture import examine
 from makd.devices import check_float64
 from makd.errors import BudgetError, DataError, SettingError
 from makd.factorization.allocator import giving_back
-from makd.factorization.assemble import assemble, forget, linear_sizes, shed
-from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
+from makd.factorization.assemble import assemble, free_intermediates, linear_sizes, reset_student
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, warn_if_little_text
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
@@ -83,7 +82,7 @@ def factorize(
         depth: how many layers stay: see `FactorizeConfig`.
         store: where hidden states of the text are kept meanwhile: see `FactorizeConfig`.
         teach: called with each layer when it has its factors, before the next is made: see `makd.distill.LayerTeacher`.
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
 
     Returns:
         The student, on the teacher's device and in its dtype, in eval mode; `student.factorization` is the
@@ -107,7 +106,9 @@ def factorize(
         depth=depth,
         store=store,
     )
-    return make_student(teacher, budget, settings, calibration, teach, on_progress)
+    student, report = make_student(teacher, budget, settings, calibration, teach, on_progress)
+    student.factorization = report  # type: ignore[assignment] # torch takes what is set on a module for a part of it
+    return student
 
 
 def check_dense(teacher: PreTrainedModel) -> None:
@@ -128,8 +129,8 @@ def make_student(
     teach: TeachLayer | None = None,
     on_progress: OnProgress | None = None,
     work: Work | None = None,
-) -> PreTrainedModel:
-    """What `factorize` returns for these settings, and what it raises.
+) -> tuple[PreTrainedModel, FactorizeReport]:
+    """The student of `factorize` for these settings, with its report beside it; raises what that raises.
 
     Args:
         teacher: as for `factorize`.
@@ -171,7 +172,9 @@ def make_student(
     batches = list(calibration or ())
     with in_eval(teacher), giving_back():
         try:
-            student, calibrating = _nearest(teacher, anatomy, candidates, settings, batches, teach, progress, work)
+            student, report, calibrating = _nearest(
+                teacher, anatomy, candidates, settings, batches, teach, progress, work
+            )
         except NotLayerByLayer as error:
             if asked.solver != "auto":
                 raise SettingError(
@@ -183,11 +186,12 @@ def make_student(
                 error,
             )
             settings = replace(settings, solver="two_sided")
-            student, calibrating = _nearest(teacher, anatomy, candidates, settings, batches, teach, progress, work)
+            student, report, calibrating = _nearest(
+                teacher, anatomy, candidates, settings, batches, teach, progress, work
+            )
     mark_student(student)
     seconds = {"calibrate": calibrating, "factorize": time.perf_counter() - started - calibrating}
-    student.factorization = replace(_report(student), seconds=seconds)  # type: ignore[assignment]
-    return student
+    return student, replace(report, seconds=seconds)
 
 
 def _nearest(
@@ -199,18 +203,18 @@ def _nearest(
     teach: TeachLayer | None,
     progress: OnProgress,
     work: Work | None,
-) -> tuple[PreTrainedModel, float]:
+) -> tuple[PreTrainedModel, FactorizeReport, float]:
     """The student that keeps outputs nearest to the teacher's; fewer layers until it gets worse.
 
     Returns:
-        The student, and the seconds of all calibrations.
+        The student, what was done, and the seconds of all calibrations.
     """
     probes = choose_probes(batches)
     if candidates.layers and not probes:
         raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
     by_spectra = RANK_RULES[settings.rank_rule].needs_spectra
     emphases = EMPHASES if candidates.tables and probes and by_spectra else (1.0,)
-    best: PreTrainedModel | None = None
+    best: tuple[PreTrainedModel, FactorizeReport] | None = None
     trials: dict[int, float] = {}
     calibrating = 0.0
     for outline in candidates.outlines(teacher, anatomy, probes):
@@ -218,45 +222,48 @@ def _nearest(
         with skipping(teacher, outline.dropped, outline.outputs):
             inside = resolve(teacher)
             inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
-            job = Job(ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work)
+            job = FactorizationJob(
+                ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work
+            )
             if not trials:
-                check_amount(job)
+                warn_if_little_text(job)
             calibrated = calibrate(job)
             students = _students(job, calibrated, emphases)
         calibrating += calibrated.seconds
-        found: dict[float, tuple[float, PreTrainedModel]] = {}
-        for emphasis, student in zip(emphases, students, strict=True):
+        distances: dict[float, float] = {}
+        made = dict(zip(emphases, students, strict=True))
+        for emphasis, (student, report) in made.items():
             if not candidates.is_search and len(emphases) == 1:
                 if not candidates.tables:  # their decompositions are made from states
-                    shed(calibrated)
-                return student, calibrating
-            found[emphasis] = drift(student, teacher, anatomy, probes), student
-            logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, found[emphasis][0])
-        emphases = (min(found, key=lambda emphasis: found[emphasis][0]),)
-        trials[depth], student = found[emphases[0]]
+                    free_intermediates(calibrated)
+                return student, report, calibrating
+            distances[emphasis] = drift(student, teacher, anatomy, probes)
+            logger.info("%d layers, emphasis %g: %.4g from the teacher's outputs", depth, emphasis, distances[emphasis])
+        emphases = (min(distances, key=distances.__getitem__),)
+        trials[depth] = distances[emphases[0]]
         if trials[depth] >= nearest:
             break
-        best = student
+        best = made[emphases[0]]
         if not candidates.is_search:
-            return student, calibrating
+            return *best, calibrating
     if best is None:  # layers of several sizes: `find_candidates` looked at the largest, and others were the ones to go
         raise BudgetError(
             f"A budget of {candidates.limit:,} parameters is below the smallest student without the {candidates.drops} "
             "layers that are missed least. Give a larger one, or a smaller factorize.depth."
         )
-    best.factorization = replace(_report(best), trials=trials)  # type: ignore[assignment]
-    return best, calibrating
+    student, report = best
+    return student, replace(report, trials=trials), calibrating
 
 
-def _students(job: Job, calibrated: Calibrated, emphases: Sequence[float]) -> list[PreTrainedModel]:
-    """A student of each emphasis of the vocabulary."""
+def _students(
+    job: FactorizationJob,
+    calibrated: CalibrationResult,
+    emphases: Sequence[float],
+) -> list[tuple[PreTrainedModel, FactorizeReport]]:
+    """A student of each emphasis of the vocabulary, and what was done."""
     students = []
     for emphasis in emphases:
         if len(emphases) > 1:
-            forget(calibrated)
+            reset_student(calibrated)
         students.append(assemble(replace(job, outline=replace(job.outline, emphasis=emphasis)), calibrated))
     return students
-
-
-def _report(student: PreTrainedModel) -> FactorizeReport:
-    return student.factorization  # type: ignore[return-value]

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from makd.anatomy import Anatomy, Layer, Role, linear_shape
+from makd.calibration import entries
 from makd.calibration.held_out import SplitMoments
 from makd.calibration.moments import CrossMoments, PairMoments, update_group
 from makd.calibration.replay import NotLayerByLayer, run_layer, watch_layer
 from makd.calibration.residual import Sum, find_sum
 from makd.calibration.walk import Walk
 from makd.errors import NumericsError
-from makd.factorization.layers import Fitted, keep_outputs, keep_sum, known_outputs, student_states
+from makd.factorization.layers import LinearFit, keep_outputs, keep_sum, known_outputs, student_states
+from makd.ranks.sharing import units_of
 from makd.solvers.factors import Factors
 from makd.solvers.regression import RIDGE, choose_ridge, fit_regression
 from makd.student.linear import dense_weight
@@ -47,8 +49,6 @@ HELD_OUT_EVERY = 4
 
 Gram = Tensor | Sequence[Tensor] | None
 """Moments of output gradients; one matrix for each linear, where several are fitted as one."""
-Fit = Callable[[nn.Module, SplitMoments, int, Gram], Factors]
-"""The teacher's linear, moments of inputs and targets that it may use up, rank, output-gradient moments -> factors."""
 Unit = tuple[str, ...]
 """A linear, or several that share one A and are fitted as one."""
 
@@ -63,22 +63,20 @@ class FitSettings:
     """Linears of one layer that read the same input and get one A; `ranks` has the same for each."""
     gram: Callable[[str], Tensor] | None = None
     """Linear -> second moments of its output gradients, to weigh errors by; None weighs all alike."""
-    fit: Fit | None = None
-    """Makes the factors of one linear; None is `fit_linear`, regression with a chosen ridge."""
 
 
 def depth_sensitivities(anatomy: Anatomy) -> dict[str, float]:
     """Linear -> what a unit of its energy is worth when layers are fitted in forward order; see `TEXT_DEPTH_GAIN`."""
     gain = TEXT_DEPTH_GAIN if anatomy.head is None else TOKEN_DEPTH_GAIN
     last = max(1, len(anatomy.layers) - 1)
-    worth: dict[str, float] = {}
+    sensitivities: dict[str, float] = {}
     for layer in anatomy.layers:
         names = (*layer.linears, *(stack.name for stack in anatomy.stacks_of(layer)))
-        worth |= dict.fromkeys(names, gain ** (layer.index / last))
-    return worth
+        sensitivities |= dict.fromkeys(names, gain ** (layer.index / last))
+    return sensitivities
 
 
-def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Layer) -> dict[str, Fitted]:
+def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Layer) -> dict[str, LinearFit]:
     """Replace the linears of a layer of `student` by factors fitted in forward order.
 
     Every linear is fitted to give what the teacher's gives, from the inputs that the student, factored up to there,
@@ -94,25 +92,19 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
         NumericsError: activations hold NaN or infinity.
     """
     targets = _Targets.of(walk, layer, settings)
-    fitted: dict[str, Fitted] = {}
-    for lot in targets.lots:
-        units = _units(lot, settings)
-        moments = _lot_moments(walk, student, layer, lot, units, targets)
+    fitted: dict[str, LinearFit] = {}
+    for group in targets.groups:
+        units = units_of(group, settings.shared)
+        moments = _group_moments(walk, student, layer, group, units, targets)
         for unit in units:
             rank = settings.ranks[unit[0]]
             if rank is None:
                 continue
-            dense, fit = _dense(walk.model, unit), settings.fit or fit_linear
-            factors = fit(dense, moments.pop(unit), rank, _gram(settings, unit))
+            factors = fit_linear(_dense(walk.model, unit), moments.pop(unit), rank, _gram(settings, unit))
             replace_linears_(student, unit, factors)
-            fitted |= dict.fromkeys(unit, Fitted(factors.error, factors.fallback))
-    walk.scratch.remove("targets")
+            fitted |= dict.fromkeys(unit, LinearFit(factors.error, factors.fallback))
+    walk.scratch.remove(entries.TARGETS)
     return fitted
-
-
-def _units(lot: Unit, settings: FitSettings) -> list[Unit]:
-    together = next((group for group in settings.shared if set(group) <= set(lot)), ())
-    return ([together] if together else []) + [(name,) for name in lot if name not in together]
 
 
 def _gram(settings: FitSettings, unit: Unit) -> Gram:
@@ -165,20 +157,20 @@ class _Targets:
     the teacher's linear reads, from which the output follows.
     """
 
-    lots: tuple[Unit, ...]
+    groups: tuple[Unit, ...]
     """Linears that read the same tensor, in forward order."""
     sums: Mapping[str, Sum]
     """Linear -> where its output joins the residual stream."""
     by_input: frozenset[Unit]
-    """Lots of which what they read is kept."""
+    """Groups of which what they read is kept."""
 
     def unread(self, leaving: Iterable[str]) -> Unit:
         """Linears of which the input is kept, and whose outputs only linears read that are not looked at."""
         names: list[str] = []
-        for lot in reversed(self.lots):
-            if lot in self.by_input:
-                names += lot
-            elif not set(lot) <= set(leaving):
+        for group in reversed(self.groups):
+            if group in self.by_input:
+                names += group
+            elif not set(group) <= set(leaving):
                 break
         return tuple(names)
 
@@ -192,26 +184,26 @@ class _Targets:
         readers = {found.module for found in sums.values() if found.module}
         found: _Targets | None = None
 
-        def by_input(lot: Unit) -> bool:
+        def by_input(group: Unit) -> bool:
             # squares of outputs do not follow from inputs alone; without weights the error is told by them
             weighed = settings.gram is not None
-            return weighed and not any(name in sums for name in lot) and _is_narrower(walk.model, lot)
+            return weighed and not any(name in sums for name in group) and _is_narrower(walk.model, group)
 
         for index, calls in enumerate(walk.calls):
             hidden, silent = walk.states(layer.index, index), () if found is None else found.unread(leaving)
             seen = watch_layer(walk.model, layer, calls, hidden, names, readers, silent=silent)
             if found is None:
-                lots = _lots(layer, seen.inputs, leaving)
-                found = _Targets(lots, sums, frozenset(lot for lot in lots if by_input(lot)))
+                groups = _find_groups(layer, seen.inputs, leaving)
+                found = _Targets(groups, sums, frozenset(group for group in groups if by_input(group)))
             rows, kept = calls.real.flatten(), {}
-            for lot in found.lots:
-                if lot in found.by_input:
-                    kept[lot[0]] = seen.inputs[lot[0]][rows]
+            for group in found.groups:
+                if group in found.by_input:
+                    kept[group[0]] = seen.inputs[group[0]][rows]
                     continue
-                for name in lot:
+                for name in group:
                     if name not in leaving:
                         kept[name] = (seen.read_by[sums[name].module] if name in sums else seen.outputs[name])[rows]
-            walk.scratch.write(f"targets/{index:05}", kept)
+            walk.scratch.write(entries.targets(index), kept)
         assert found is not None
         return found
 
@@ -230,80 +222,84 @@ def _find_sums(walk: Walk, layer: Layer) -> dict[str, Sum]:
     return sums
 
 
-def _lots(layer: Layer, inputs: Mapping[str, Tensor], leaving: Iterable[str]) -> tuple[Unit, ...]:
+def _find_groups(layer: Layer, inputs: Mapping[str, Tensor], leaving: Iterable[str]) -> tuple[Unit, ...]:
     """Linears that read the same tensor, in forward order; those whose sum leaves the layer stand by themselves."""
-    lots: list[list[str]] = []
-    for group in GROUPS:
-        names = dict.fromkeys(layer.roles[role].module for role in group if role in layer.roles)
-        begun = len(lots)
+    groups: list[list[str]] = []
+    for together in GROUPS:
+        names = dict.fromkeys(layer.roles[role].module for role in together if role in layer.roles)
+        begun = len(groups)
         for name in names:
             apart = name in leaving
-            lot = next(
-                (lot for lot in lots[begun:] if not apart and lot[0] in inputs and _same(inputs[lot[0]], inputs[name])),
+            group = next(
+                (
+                    group
+                    for group in groups[begun:]
+                    if not apart and group[0] in inputs and _same(inputs[group[0]], inputs[name])
+                ),
                 None,
             )
-            if lot is None:
-                lots.append([name])
+            if group is None:
+                groups.append([name])
             else:
-                lot.append(name)
-    return tuple(map(tuple, lots))
+                group.append(name)
+    return tuple(map(tuple, groups))
 
 
-def _is_narrower(model: nn.Module, lot: Unit) -> bool:
-    shapes = [linear_shape(model.get_submodule(name)) for name in lot]
+def _is_narrower(model: nn.Module, group: Unit) -> bool:
+    shapes = [linear_shape(model.get_submodule(name)) for name in group]
     return shapes[0][1] < sum(out for out, _ in shapes)
 
 
-def _lot_moments(
+def _group_moments(
     walk: Walk,
     student: nn.Module,
     layer: Layer,
-    lot: Unit,
+    group: Unit,
     units: Sequence[Unit],
     targets: _Targets,
 ) -> dict[Unit, SplitMoments]:
-    """Moments of what a lot reads in the student with what its outputs should be: most batches', and the held-out.
+    """Moments of what a group reads in the student with what its outputs should be: most batches', and the held-out.
 
     Where an output joins a sum, what it should be is the teacher's sum less the rest of the student's. What linears
     before these give is kept, so that they are not run again.
     """
-    sizes = {name: linear_shape(walk.model.get_submodule(name)) for name in lot}
-    features, device = sizes[lot[0]][1], walk.source.device
-    by_input = lot in targets.by_input
+    sizes = {name: linear_shape(walk.model.get_submodule(name)) for name in group}
+    features, device = sizes[group[0]][1], walk.source.device
+    by_input = group in targets.by_input
     pairs = [PairMoments(features, device) for _ in range(2)] if by_input else []
     outs = {unit: sum(sizes[name][0] for name in unit) for unit in units}
     cross = [] if by_input else [{u: CrossMoments(features, outs[u], device) for u in units} for _ in range(2)]
-    readers = {targets.sums[name].module for name in lot if name in targets.sums}
-    place, is_last = targets.lots.index(lot), lot == targets.lots[-1]
-    before = targets.lots[place - 1] if place and not is_last else ()  # what it gives is not read again at the last
-    leaves = is_last and len(lot) == 1 and lot[0] in targets.sums and not targets.sums[lot[0]].module
+    readers = {targets.sums[name].module for name in group if name in targets.sums}
+    place, is_last = targets.groups.index(group), group == targets.groups[-1]
+    before = targets.groups[place - 1] if place and not is_last else ()  # what it gives is not read again at the last
+    leaves = is_last and len(group) == 1 and group[0] in targets.sums and not targets.sums[group[0]].module
     for index, calls in enumerate(walk.calls):
         side = int((index + 1) % HELD_OUT_EVERY == 0)
         hidden = student_states(walk, layer.index, index)
         with _outputs_of(student, before) as outputs_before:
             # what these give themselves is no part of what they are fitted to
             known = known_outputs(walk, layer, index)
-            seen = watch_layer(student, layer, calls, hidden, lot, readers, known, silent=lot)
+            seen = watch_layer(student, layer, calls, hidden, group, readers, known, silent=group)
         if outputs_before:
             keep_outputs(walk, before[0], index, outputs_before)
         if leaves:
-            keep_sum(walk, lot[0], index, seen.inputs[lot[0]], seen.read_by[""])
+            keep_sum(walk, group[0], index, seen.inputs[group[0]], seen.read_by[""])
         rows = calls.real.flatten()
-        if not all(_same(seen.inputs[name], seen.inputs[lot[0]]) for name in lot):
-            raise NotLayerByLayer(f"{', '.join(lot)} read the same tensor in the teacher, and others in the student.")
-        inputs, wanted = seen.inputs[lot[0]][rows], walk.scratch.read(f"targets/{index:05}", device)
-        for name in (name for name in lot if name in targets.sums):
+        if not all(_same(seen.inputs[name], seen.inputs[group[0]]) for name in group):
+            raise NotLayerByLayer(f"{', '.join(group)} read the same tensor in the teacher, and others in the student.")
+        inputs, wanted = seen.inputs[group[0]][rows], walk.scratch.read(entries.targets(index), device)
+        for name in (name for name in group if name in targets.sums):
             total = wanted[name] if name in wanted else walk.states(layer.index + 1, index).flatten(0, 1)[rows]
             wanted[name] = total - seen.read_by[targets.sums[name].module][rows]
         try:
             if by_input:
-                pairs[side].update_pairs(inputs, wanted[lot[0]])
+                pairs[side].update_pairs(inputs, wanted[group[0]])
             else:
                 outputs = [torch.cat([wanted[name] for name in unit], dim=1) for unit in units]
                 update_group([cross[side][unit] for unit in units], inputs, outputs)
         except NumericsError as error:
             raise NumericsError(
-                f"The input of {lot[0]} holds NaN or infinity during calibration. Use bfloat16 or float32 instead of "
+                f"The input of {group[0]} holds NaN or infinity during calibration. Use bfloat16 or float32 instead of "
                 "float16, and check the teacher's outputs."
             ) from error
     if by_input:

@@ -8,9 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer
+from makd.calibration import entries
 from makd.calibration.source import ModelSource
 from makd.calibration.store import Store
-from makd.ranks.planning import Planned
+from makd.ranks.planning import RankAssignment
+from makd.ranks.sharing import units_of
 from makd.solvers.factors import Factors
 from makd.student.shared_linear import replace_linears_
 
@@ -18,12 +20,9 @@ from makd.student.shared_linear import replace_linears_
 def keep_layer(store: Store, student: nn.Module, layer: Layer) -> None:
     """Write the parameters of a layer to the store; those without values are the teacher's, and left out."""
     found = {f"{layer.module}.{name}": one for name, one in student.get_submodule(layer.module).named_parameters()}
-    store.write(entry_of(layer.index), {name: one.detach() for name, one in found.items() if not one.is_meta})
-
-
-def entry_of(layer: int) -> str:
-    """Where the parameters of the layer of this index are kept."""
-    return f"learned/{layer:04}"
+    store.write(
+        entries.layer_parameters(layer.index), {name: one.detach() for name, one in found.items() if not one.is_meta}
+    )
 
 
 class KeptStudent(ModelSource):
@@ -42,11 +41,11 @@ class KeptStudent(ModelSource):
 
 
 @torch.no_grad()
-def take_up_(
+def restore_layers_(
     student: PreTrainedModel,
     anatomy: Anatomy,
     store: Store,
-    planned: Planned,
+    planned: RankAssignment,
     cut_stacks: Callable[[Layer], Mapping[str, object]],
 ) -> None:
     """Put the layers that are made already into `student`, a copy of the teacher in memory.
@@ -58,22 +57,15 @@ def take_up_(
         planned: ranks, and which linears share one A.
         cut_stacks: puts factors of a layer's experts into `student`.
     """
+    ranks, shared = planned.plan.ranks, [group.linears for group in planned.groups]
     for layer in anatomy.layers:
-        if not store.is_marked(f"student/{layer.index + 1:04}"):
+        if not store.is_marked(entries.student_states(layer.index + 1)):
             return
         cut_stacks(layer)
-        kept = store.read(entry_of(layer.index), student.device)
-        for unit in _units(layer, planned):
+        kept = store.read(entries.layer_parameters(layer.index), student.device)
+        factored = [name for name in layer.linears if ranks.get(name) is not None]
+        for unit in units_of(factored, shared):
             expand = torch.cat([kept[f"{name}.expand.weight"] for name in unit])
             replace_linears_(student, unit, Factors(expand, kept[f"{unit[0]}.reduce.weight"], error=0.0))
         for name, values in kept.items():  # biases, experts, and what was taught besides
             student.get_parameter(name).copy_(values)
-
-
-def _units(layer: Layer, planned: Planned) -> list[tuple[str, ...]]:
-    """Linears of the layer that have factors; those with one A together."""
-    ranks = planned.plan.ranks
-    factored = [name for name in layer.linears if ranks.get(name) is not None]
-    together = [group.linears for group in planned.groups if set(group.linears) <= set(factored)]
-    inside = {name for unit in together for name in unit}
-    return [*together, *((name,) for name in factored if name not in inside)]

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from makd.anatomy import Layer, resolve
+from makd.calibration import entries
+from makd.calibration.entries import OF_STUDENT_LAYER, of_batch
 from makd.calibration.frame import Frame
 from makd.calibration.replay import Calls, outputs_known, run_layer
 from makd.calibration.source import LayerSource, ModelSource
@@ -22,8 +24,8 @@ from makd.calibration.walk import Batches, Walk
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What is told of a linear's factors."""
+class LinearFit:
+    """How well a linear's factors fit it."""
 
     error: float
     """Predicted, relative to dropping the linear."""
@@ -31,17 +33,15 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What is told of layers."""
+class LayersReport:
+    """Per-linear fit errors and per-layer training results of a student."""
 
-    fitted: Mapping[str, Fitted] = field(default_factory=dict)
+    fitted: Mapping[str, LinearFit] = field(default_factory=dict)
     lessons: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what teaching it did."""
 
 
-LAYER_AS_IT_WAS = ("known", "sum")
-"""What is kept of a layer of the student while it is made, and holds no longer when it is changed."""
-MakeLayer = Callable[[Layer], Mapping[str, Fitted]]
+MakeLayer = Callable[[Layer], Mapping[str, LinearFit]]
 """Puts factors into a layer of the student."""
 TeachLayer = Callable[[Walk, PreTrainedModel, Layer], Mapping[str, float | int] | None]
 """Teaches a layer of the student, in place; tells what that did."""
@@ -61,12 +61,12 @@ def begin_(walk: Walk, calls: Sequence[Calls] | None = None) -> None:
         walk: through the teacher.
         calls: of a student that has embeddings of its own: `enter`.
     """
-    if walk.store.is_marked("student/0000"):
+    if walk.store.is_marked(entries.student_states(0)):
         return
     for index in range(len(walk.batches)):
         entering = walk.states(0, index) if calls is None else calls[index].entering
-        walk.store.write(f"student/0000/{index:05}", {"hidden": entering})
-    walk.store.mark("student/0000")
+        walk.store.write(of_batch(entries.student_states(0), index), {"hidden": entering})
+    walk.store.mark(entries.student_states(0))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def make_layers_(
     teach: TeachLayer | None = None,
     on_layer: Callable[[Layer], None] = lambda layer: None,
     calls: Sequence[Calls] | None = None,
-) -> Made:
+) -> LayersReport:
     """Make every layer of `student`, a copy of the walk's model, in forward order.
 
     Args:
@@ -91,47 +91,47 @@ def make_layers_(
     Raises:
         NumericsError: activations hold NaN or infinity.
     """
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, LinearFit] = {}
     lessons: dict[int, Mapping[str, float | int]] = {}
     for layer in walk.anatomy.layers:
-        here, there = f"student/{layer.index:04}", f"student/{layer.index + 1:04}"
+        here, there = entries.student_states(layer.index), entries.student_states(layer.index + 1)
         if not walk.store.is_marked(there):
             with walk.source.layer(layer), student.layer(layer):
                 found = make(layer)
                 lesson = None if teach is None else teach(walk, student.model, layer)
                 if lesson is not None:
-                    for entry in LAYER_AS_IT_WAS:
+                    for entry in OF_STUDENT_LAYER:
                         walk.scratch.remove(entry)
                 for index, call in enumerate(calls or walk.calls):
                     hidden = _leaving(walk, student.model, layer, call, index)
-                    walk.store.write(f"{there}/{index:05}", {"hidden": hidden})
-            _tell(walk, layer, found, lesson)
+                    walk.store.write(of_batch(there, index), {"hidden": hidden})
+            _keep_report(walk, layer, found, lesson)
             walk.store.mark(there)
             walk.store.remove(here)
-            for entry in LAYER_AS_IT_WAS:
+            for entry in OF_STUDENT_LAYER:
                 walk.scratch.remove(entry)
-        notes = walk.store.notes(f"made/{layer.index:04}")
-        fitted |= {name: Fitted(*one) for name, one in json.loads(notes["fitted"]).items()}
+        notes = walk.store.notes(entries.layer_report(layer.index))
+        fitted |= {name: LinearFit(*one) for name, one in json.loads(notes["fitted"]).items()}
         lessons |= {layer.index: json.loads(notes["lesson"])} if "lesson" in notes else {}
         on_layer(layer)
-    return Made(fitted, lessons)
+    return LayersReport(fitted, lessons)
 
 
 def student_states(walk: Walk, layer: int, batch: int) -> Tensor:
     """Hidden states that enter a layer of the student, (batch, tokens, hidden)."""
-    return walk.store.read(f"student/{layer:04}/{batch:05}", walk.source.device)["hidden"]
+    return walk.store.read(of_batch(entries.student_states(layer), batch), walk.source.device)["hidden"]
 
 
-def keep_outputs(walk: Walk, lot: str, batch: int, outputs: Mapping[str, Tensor]) -> None:
-    """What linears of the layer at hand give in the student; they are not run again while it is worked on."""
-    walk.scratch.write(f"known/{batch:05}/{lot}", outputs)
+def keep_outputs(walk: Walk, first: str, batch: int, outputs: Mapping[str, Tensor]) -> None:
+    """What linears of the layer at hand, of which `first` is the first, give in the student: they are not run again."""
+    walk.scratch.write(entries.known_outputs(batch, first), outputs)
 
 
 def known_outputs(walk: Walk, layer: Layer, batch: int) -> dict[str, Tensor]:
     """What was kept of the linears of a layer."""
     known: dict[str, Tensor] = {}
     for linear in layer.linears:
-        entry = f"known/{batch:05}/{linear}"
+        entry = entries.known_outputs(batch, linear)
         if entry in walk.scratch:
             known |= walk.scratch.read(entry, walk.source.device)
     return known
@@ -139,12 +139,12 @@ def known_outputs(walk: Walk, layer: Layer, batch: int) -> dict[str, Tensor]:
 
 def keep_sum(walk: Walk, linear: str, batch: int, inputs: Tensor, rest: Tensor) -> None:
     """What the last linear of a layer reads, and what its output is added to before it leaves the layer."""
-    walk.scratch.write(f"sum/{batch:05}", {"inputs": inputs, "rest": rest}, {"linear": linear})
+    walk.scratch.write(entries.last_sum(batch), {"inputs": inputs, "rest": rest}, {"linear": linear})
 
 
 def _leaving(walk: Walk, student: PreTrainedModel, layer: Layer, call: Calls, batch: int) -> Tensor:
     """The hidden states that leave a layer of the student: by its last linear alone, where the rest is known."""
-    entering, entry = student_states(walk, layer.index, batch), f"sum/{batch:05}"
+    entering, entry = student_states(walk, layer.index, batch), entries.last_sum(batch)
     if entry not in walk.scratch:
         with outputs_known(student, known_outputs(walk, layer, batch)):
             return run_layer(student, layer, call, entering)
@@ -153,8 +153,10 @@ def _leaving(walk: Walk, student: PreTrainedModel, layer: Layer, call: Calls, ba
     return found["rest"].reshape(entering.shape) + added.reshape(entering.shape)
 
 
-def _tell(walk: Walk, layer: Layer, fitted: Mapping[str, Fitted], lesson: Mapping[str, float | int] | None) -> None:
+def _keep_report(
+    walk: Walk, layer: Layer, fitted: Mapping[str, LinearFit], lesson: Mapping[str, float | int] | None
+) -> None:
     notes = {"fitted": json.dumps({name: [one.error, one.fallback] for name, one in fitted.items()})}
     if lesson is not None:
         notes["lesson"] = json.dumps(dict(lesson))
-    walk.store.write(f"made/{layer.index:04}", {"made": torch.ones(1)}, notes)
+    walk.store.write(entries.layer_report(layer.index), {"made": torch.ones(1)}, notes)

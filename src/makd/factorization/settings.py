@@ -79,7 +79,7 @@ class FactorizeConfig:
         return "global" if SOLVERS[self.solver].one_unit else "uniform"
 
     def for_model(self, anatomy: Anatomy) -> "FactorizeConfig":
-        """The same with the solver that `auto` stands for on this model.
+        """These settings with the solver that `auto` stands for on this model.
 
         Raises:
             UnsupportedModelError: the solver looks at something that the model, as it was tried out, does not show.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.calibration.entries import FILES_CHECKED
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import FileSource
 from makd.calibration.store import DiskStore
@@ -24,15 +25,16 @@ from makd.capture import examine
 from makd.errors import DataError, SettingError
 from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import linear_sizes, make_, plan, report
-from makd.factorization.calibrate import Calibrated, Job, calibrate, check_amount
-from makd.factorization.layers import Fitted, Made, TeachLayer
+from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, warn_if_little_text
+from makd.factorization.layers import LayersReport, LinearFit, TeachLayer
+from makd.factorization.outcome import FactorizeReport
 from makd.factorization.outline import Outline, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.student_files import StudentFiles, factor_sources, learned_sources, write_student
 from makd.factorization.work import Work
 from makd.progress import OnProgress, Progress, nobody
 from makd.ranks.budget import Budget
-from makd.ranks.planning import Planned
+from makd.ranks.planning import RankAssignment
 from makd.solvers import SOLVERS
 from makd.student.roundtrip import check_round_trip
 from makd.weights.checkpoint import Checkpoint
@@ -41,10 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_streamable(settings: FactorizeConfig) -> None:
-    """Whether a student can be made so from files to files.
+    """Refuse settings that no student can be made by from files to files.
 
     Raises:
-        SettingError: it cannot; the text says what can.
+        SettingError: vocabulary, depth, experts or store are such; the text says what can be.
     """
     if settings.vocabulary == "factored" or settings.depth not in ("auto", "all"):
         raise SettingError(
@@ -70,7 +72,7 @@ def stream_student(
     on_progress: OnProgress | None = None,
     dtype: torch.dtype | None = None,
     teach: TeachLayer | None = None,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, FactorizeReport]:
     """Write a student of the teacher in `folder` into `output`.
 
     Args:
@@ -82,12 +84,12 @@ def stream_student(
         output: where the student's weights and configs are written, when all else is done.
         calibration: model inputs, for solvers that need text.
         device: where layers are run and matrices decomposed; None is the CPU.
-        on_progress: told as the work goes on.
+        on_progress: called with a `Progress` after each unit of work.
         dtype: of the student's files; None is that of `model`.
         teach: teaches each layer when it has its factors.
 
     Returns:
-        The student, empty; `student.factorization` is the `FactorizeReport`.
+        The student, empty, and what was done.
 
     Raises:
         BudgetError: the budget is above the teacher or below the smallest student.
@@ -116,15 +118,15 @@ def stream_student(
     candidates = find_candidates(model, anatomy, sizes, budget, "dense", "all", settings.rank_multiple, kind.needs_text)
     checkpoint, device = Checkpoint(folder, model), device or torch.device("cpu")
     checks = work.store()
-    if not checks.is_marked("checked"):
+    if not checks.is_marked(FILES_CHECKED):
         checkpoint.check_finite()
-        checks.mark("checked")
+        checks.mark(FILES_CHECKED)
     progress = on_progress or nobody
     source = FileSource(checkpoint, anatomy, device)
-    job = Job(
+    job = FactorizationJob(
         source, anatomy, Outline(), candidates, replace(settings, store="disk"), calibration, progress, teach, work
     )
-    check_amount(job)
+    warn_if_little_text(job)
     try:
         calibrated = calibrate(job)
     except NotLayerByLayer as error:
@@ -140,7 +142,7 @@ def stream_student(
         made = make_(job, calibrated, planned, StudentFiles(checkpoint, student, store, device))
         sources = learned_sources(store, len(anatomy.layers))
     else:
-        made = Made(_told(calibrated, planned))
+        made = LayersReport(_fits(calibrated, planned))
         sources = factor_sources(store, planned, {size.name: size.out_features for size in job.sizes})
     write_student(
         checkpoint, student, planned, sources, output, dtype or model.dtype,
@@ -148,17 +150,15 @@ def stream_student(
     )  # fmt: skip
     total = time.perf_counter() - started
     seconds = {"calibrate": calibrated.seconds, "factorize": total - calibrated.seconds}
-    student.factorization = replace(report(job, calibrated, student, planned, made), seconds=seconds)  # type: ignore[assignment]
-    return student
+    return student, replace(report(job, calibrated, student, planned, made), seconds=seconds)
 
 
-def _told(calibrated: Calibrated, planned: Planned) -> dict[str, Fitted]:
-    """What is told of factors that are cut from those that were kept."""
-    members = {group.name: group.linears for group in planned.groups}
-    fitted: dict[str, Fitted] = {}
+def _fits(calibrated: CalibrationResult, planned: RankAssignment) -> dict[str, LinearFit]:
+    """How well factors fit that are cut from those that were kept."""
+    fitted: dict[str, LinearFit] = {}
     for item, rank in planned.items.ranks.items():
         if rank is not None:
             spectrum = calibrated.terms.spectrum(item)
-            told = Fitted(spectrum.relative_error(rank), spectrum.fallback)
-            fitted |= dict.fromkeys(members.get(item, (item,)), told)
+            fit = LinearFit(spectrum.relative_error(rank), spectrum.fallback)
+            fitted |= dict.fromkeys(planned.linears_of(item), fit)
     return fitted

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from makd.anatomy import Layer
+from makd.calibration import entries
 from makd.calibration.store import DiskStore
-from makd.factorization.kept_layers import entry_of, keep_layer
-from makd.ranks.planning import Planned
+from makd.factorization.kept_layers import keep_layer
+from makd.ranks.planning import RankAssignment
 from makd.student.hub import describe_student
 from makd.student.identity import file_names, identity_tensor, make_identity, saved_tensors
 from makd.student.linear import LowRankLinear
@@ -60,12 +61,11 @@ class StudentFiles:
 
 def learned_sources(store: DiskStore, layers: int) -> dict[str, Source]:
     """Every tensor of layers that were worked on."""
-    return {
-        name: Source.stored(stored) for layer in range(layers) for name, stored in store.stored(entry_of(layer)).items()
-    }
+    kept = [store.stored(entries.layer_parameters(layer)) for layer in range(layers)]
+    return {name: Source.stored(stored) for tensors in kept for name, stored in tensors.items()}
 
 
-def factor_sources(store: DiskStore, planned: Planned, out_features: Mapping[str, int]) -> dict[str, Source]:
+def factor_sources(store: DiskStore, planned: RankAssignment, out_features: Mapping[str, int]) -> dict[str, Source]:
     """Factors of the planned ranks, of those that were kept at larger ones.
 
     Args:
@@ -73,13 +73,12 @@ def factor_sources(store: DiskStore, planned: Planned, out_features: Mapping[str
         planned: ranks, and which linears share one A.
         out_features: of every linear.
     """
-    members = {group.name: group.linears for group in planned.groups}
     sources = {}
     for item, rank in planned.items.ranks.items():
         if rank is None:
             continue
-        stored, first = store.stored(f"factors/{item}"), 0
-        linears = members.get(item, (item,))
+        stored, first = store.stored(entries.factors(item)), 0
+        linears = planned.linears_of(item)
         sources[f"{linears[0]}.reduce.weight"] = _corner(stored["reduce"], 0, rank)
         for linear in linears:
             stop = first + out_features[linear]
@@ -97,7 +96,7 @@ def _corner(stored: StoredTensor, first: int, stop: int, columns: int | None = N
 def write_student(
     checkpoint: Checkpoint,
     student: PreTrainedModel,
-    planned: Planned,
+    planned: RankAssignment,
     made: Mapping[str, Source],
     folder: Path,
     dtype: torch.dtype,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from makd.anatomy import ExpertStack
 from makd.anatomy.routed import dense_expert
+from makd.calibration import entries
 from makd.calibration.moments import InputMoments
 from makd.calibration.store import Store
 from makd.calibration.walk import LayerMoments
@@ -28,35 +29,35 @@ from makd.student.linear import dense_weight
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be kept."""
+class DecompositionRequest:
+    """What is to be kept of linears, groups and stacks of experts."""
 
     kind: Solver
     groups: tuple[Group, ...]
     """That may share one factor."""
-    most: Mapping[str, int] | None
+    max_ranks: Mapping[str, int] | None
     """Linear, or group by its name -> the largest rank that it may get, 0 for those that stay dense; None where ranks
     follow from whole spectra."""
     spectra: bool
     """Whether decompositions are wanted at all: solvers that fit the student to its own inputs make their factors
     later, and need spectra only to choose ranks by."""
-    own: str = ""
+    custom_solver: str = ""
     """Name of the solver, if it is a user's."""
 
 
 class Terms:
     """What is kept of linears and groups, in a store."""
 
-    def __init__(self, store: Store, model: nn.Module, wanted: Wanted, device: torch.device) -> None:
+    def __init__(self, store: Store, model: nn.Module, request: DecompositionRequest, device: torch.device) -> None:
         """Nothing is looked at yet.
 
         Args:
             store: where it is kept.
             model: the teacher; weights of linears have to be there while they are decomposed.
-            wanted: what is.
+            request: what is.
             device: where decompositions are made.
         """
-        self.store, self.model, self.wanted, self.device = store, model, wanted, device
+        self.store, self.model, self.request, self.device = store, model, request, device
 
     def keep(self, moments: LayerMoments, on_matrix: Callable[[], None] = lambda: None) -> None:
         """Decompose the linears that `moments` are of, and their groups; keep what errors are weighed by later.
@@ -64,16 +65,16 @@ class Terms:
         Raises:
             NumericsError: weights or moments hold NaN or infinity.
         """
-        if self.wanted.spectra:
-            keep = self._keep_spectra if self.wanted.kind.in_forward_order else self._keep_decompositions
+        if self.request.spectra:
+            keep = self._keep_spectra if self.request.kind.in_forward_order else self._keep_decompositions
             keep(moments, on_matrix)
             self._keep_stacks(moments, on_matrix)
-        if self.wanted.kind.in_forward_order:
+        if self.request.kind.in_forward_order:
             for name in moments.linears:
                 if name not in moments.gradients:
                     continue
                 found = moments.gradients[name]
-                self.store.write(f"gram/{name}", {"lower": _packed(found.gram)})
+                self.store.write(entries.output_gram(name), {"lower": _packed(found.gram)})
 
     def _keep_spectra(self, moments: LayerMoments, on_matrix: Callable[[], None]) -> None:
         """Of linears whose factors are found otherwise: all that read the same tensor together."""
@@ -84,7 +85,7 @@ class Terms:
         def spectra(names: list[str]) -> dict[tuple[str, ...], Spectrum]:
             weights = {name: dense_weight(self.model.get_submodule(name)).to(self.device) for name in names}
             grams = _Grams({name: moments.gradients[name] for name in names if name in moments.gradients})
-            groups = [group.linears for group in self.wanted.groups if set(group.linears) <= set(names)]
+            groups = [group.linears for group in self.request.groups if set(group.linears) <= set(names)]
             return spectra_two_sided(weights, moments.inputs[names[0]].gram, grams, groups)
 
         for found in map_on_cores(spectra, list(readers.values()), self.device):
@@ -96,14 +97,16 @@ class Terms:
         """Of linears whose factors are cut from their decompositions: as many terms as may be needed."""
         inside = set(moments.linears)
         items: dict[str, tuple[str, ...]] = {name: (name,) for name in moments.linears}
-        for group in self.wanted.groups:
+        for group in self.request.groups:
             if set(group.linears) <= inside and _one_input(group.linears, moments):
                 items[group.name] = group.linears
-        wanted = [name for name in items if self._most(name) != 0]
-        made = map_on_cores(lambda name: self._decompose(items[name], moments, self._most(name)), wanted, self.device)
+        wanted = [name for name in items if self._max_rank(name) != 0]
+        made = map_on_cores(
+            lambda name: self._decompose(items[name], moments, self._max_rank(name)), wanted, self.device
+        )
         for name, (spectrum, factors) in zip(wanted, made, strict=True):
             if factors is not None:
-                self.store.write(f"factors/{name}", {"expand": factors.expand, "reduce": factors.reduce})
+                self.store.write(entries.factors(name), {"expand": factors.expand, "reduce": factors.reduce})
             self._write(name, spectrum)
             on_matrix()
 
@@ -113,26 +116,26 @@ class Terms:
         by_name = {stack.name: stack for stack in moments.stacks}
         ways += [
             (group.name, by_name[group.stack], group.side)
-            for group in self.wanted.groups
+            for group in self.request.groups
             if isinstance(group, SharedStack) and group.stack in by_name
         ]
-        wanted = [way for way in ways if self._most(way[0]) != 0]
+        wanted = [way for way in ways if self._max_rank(way[0]) != 0]
         problems = {stack.name: self._problem(stack, moments) for _, stack, _ in wanted}
 
         def decompose(way: tuple[str, ExpertStack, Side]) -> StackDecomposition:
             name, stack, side = way
             size = LinearSize(name, stack.out_features, stack.in_features, False, stack.experts, side)
-            most = self._most(name)
-            return decompose_stack(problems[stack.name], side, size.break_even if most is None else most)
+            max_rank = self._max_rank(name)
+            return decompose_stack(problems[stack.name], side, size.break_even if max_rank is None else max_rank)
 
         for (name, _, _), found in zip(wanted, map_on_cores(decompose, wanted, self.device), strict=True):
             mix = {} if found.mix is None else {"mix": found.mix}
-            self.store.write(f"factors/{name}", {"expand": found.expand, "reduce": found.reduce, **mix})
+            self.store.write(entries.factors(name), {"expand": found.expand, "reduce": found.reduce, **mix})
             self._write(name, found.spectrum)
             on_matrix()
 
     def _problem(self, stack: ExpertStack, moments: LayerMoments) -> StackProblem:
-        kind, module = self.wanted.kind, self.model.get_submodule(stack.module)
+        kind, module = self.request.kind, self.model.get_submodule(stack.module)
         weights = [dense_expert(module, stack.leaf, expert).detach().to(self.device) for expert in range(stack.experts)]
         gradients = moments.gradients[stack.name].gram if kind.gradients else None
         if not kind.inputs:
@@ -144,18 +147,18 @@ class Terms:
 
     def stack_factors(self, name: str, rank: int) -> StackFactors:
         """Factors of a stack, in the dtype of the teacher's and on the device."""
-        tensors = self.store.read(f"factors/{name}", self.device)
+        tensors = self.store.read(entries.factors(name), self.device)
         found = StackDecomposition(tensors["expand"], tensors["reduce"], self.spectrum(name), tensors.get("mix"))
         owner, _, leaf = name.split(" + ")[0].rpartition(".")
         return found.factors(rank, self.model.get_submodule(owner).get_parameter(leaf).dtype)
 
     def _write(self, name: str, spectrum: Spectrum) -> None:
         notes = {} if spectrum.fallback is None else {"fallback": spectrum.fallback}
-        self.store.write(f"spectra/{name}", spectrum.to_tensors(), notes)
+        self.store.write(entries.spectrum(name), spectrum.to_tensors(), notes)
 
     def groups(self) -> tuple[Group, ...]:
         """Those that may share one factor, as far as it was seen."""
-        seen = (group for group in self.wanted.groups if not self.wanted.spectra or self._is_kept(group.name))
+        seen = (group for group in self.request.groups if not self.request.spectra or self._is_kept(group.name))
         return tuple(seen)
 
     def spectra(self, names: Iterable[str]) -> dict[str, Spectrum]:
@@ -164,14 +167,14 @@ class Terms:
 
     def spectrum(self, name: str) -> Spectrum:
         """That of a linear or group."""
-        entry = f"spectra/{name}"
+        entry = entries.spectrum(name)
         tensors = self.store.read(entry)
         errors = tensors.get("squared_errors")
         return Spectrum(tensors["singular_values"], self.store.notes(entry).get("fallback"), errors)
 
     def factors(self, name: str, rank: int) -> Factors:
         """Factors of a linear or group, on the device."""
-        tensors, spectrum = self.store.read(f"factors/{name}", self.device), self.spectrum(name)
+        tensors, spectrum = self.store.read(entries.factors(name), self.device), self.spectrum(name)
         return Factors(
             expand=tensors["expand"][:, :rank],
             reduce=tensors["reduce"][:rank],
@@ -182,27 +185,27 @@ class Terms:
 
     def gram(self, linear: str) -> Tensor:
         """Second moments of a linear's output gradients, float64 (out, out)."""
-        return _unpacked(self.store.read(f"gram/{linear}", self.device)["lower"])
+        return _unpacked(self.store.read(entries.output_gram(linear), self.device)["lower"])
 
     def is_decomposed(self, name: str) -> bool:
         """Whether there is a spectrum of this linear or group."""
-        return f"spectra/{name}" in self.store
+        return entries.spectrum(name) in self.store
 
     def _is_kept(self, name: str) -> bool:
-        return self._most(name) == 0 or self.is_decomposed(name)
+        return self._max_rank(name) == 0 or self.is_decomposed(name)
 
-    def _most(self, name: str) -> int | None:
-        return None if self.wanted.most is None else self.wanted.most.get(name, 0)
+    def _max_rank(self, name: str) -> int | None:
+        return None if self.request.max_ranks is None else self.request.max_ranks.get(name, 0)
 
     def _decompose(
         self, linears: tuple[str, ...], moments: LayerMoments, rank: int | None
     ) -> tuple[Spectrum, Factors | None]:
         """Of linears as one: the spectrum, and factors of the largest rank."""
-        kind = self.wanted.kind
+        kind = self.request.kind
         weight = stack([dense_weight(self.model.get_submodule(linear)) for linear in linears]).to(self.device)
         grams = [moments.gradients[linear].gram for linear in linears] if kind.gradients else []
         gram = moments.inputs[linears[0]].gram if kind.inputs else None
-        made = decompose(self.wanted.own, kind, weight, gram, grams, rank)
+        made = decompose(self.request.custom_solver, kind, weight, gram, grams, rank)
         if rank is None:
             out_features, in_features = weight.shape
             rank = LinearSize(" + ".join(linears), out_features, in_features, has_bias=False).break_even

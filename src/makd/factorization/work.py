@@ -5,7 +5,6 @@ It knows what it is the work of: teacher, text, budget and settings. Work of som
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any
 
 from makd.calibration.store import DiskStore
 from makd.errors import OutputError
-from makd.identities import VERSIONS, differences, tell_other_versions, versions
+from makd.identities import VERSIONS, differences, versions, warn_other_versions
 from makd.plain_json import read_json
+from makd.whole_files import write_json_whole
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +52,15 @@ class Work:
             known = read_json(found, dict, OutputError, f"Remove {self.path} to start anew.")
             _compare(self.path, known, wanted)
             logger.info("what a run of the same left in %s is gone on with", self.path)
-            tell_other_versions(known, wanted, "The factorization")
+            warn_other_versions(known, wanted, "The factorization")
             return self.path
-        part = found.with_name(found.name + ".part")
-        if self.path.is_dir() and set(self.path.iterdir()) - {part}:
+        if self.path.is_dir() and set(self.path.iterdir()) - {found.with_name(found.name + ".part")}:
             raise OutputError(
                 f"{self.path} holds the unfinished work of something else, not of a factorization. Finish it, remove "
                 "the folder, or name another output."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(wanted, indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(found)
+        write_json_whole(found, wanted)
         return self.path
 
 

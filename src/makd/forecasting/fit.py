@@ -37,7 +37,7 @@ def check_memory(phases: Sequence[Memory], stored: int, available: Available) ->
         available: what there is.
 
     Raises:
-        RoomError: it does.
+        RoomError: the phase that needs most needs more than there is.
     """
     apart = 0 if available.device is None else stored
     room = available.memory if available.device is None else available.device

@@ -49,7 +49,7 @@ class RunForecast:
         yield forecast_table(self)
 
     def __str__(self) -> str:
-        """The same as plain text."""
+        """The forecast's table as plain text."""
         console = Console(width=120, no_color=True)
         with console.capture() as capture:
             console.print(forecast_table(self))

@@ -140,7 +140,7 @@ def check_run(
 def check_stream(
     model: PreTrainedModel, batches: Batches, budget: Budget, recipe: Recipe, output: Path, save: torch.dtype, kept: int
 ) -> None:
-    """The same for a teacher that stays on disk; `model` is its architecture, empty."""
+    """Refuse to stream what does not fit: a teacher that stays on disk; `model` is its architecture, empty."""
     device = recipe.find_device()
     there = find_available(device, output, 0, kept)
     settings = _streamed(recipe.factorize, model)
@@ -155,7 +155,7 @@ def check_weights(teacher: str, recipe: Recipe) -> None:
         recipe: dtype and device.
 
     Raises:
-        RoomError: they are.
+        RoomError: the weights alone are more than the memory.
     """
     numbers = 0
     with suppress(ModelLoadError):  # what is wrong with the files, whoever loads them says

@@ -36,7 +36,7 @@ def advise(record: Record) -> list[Suggestion]:
 
 
 def advice(record: Record) -> Markup:
-    """The same as a list."""
+    """What is worth trying, as a list of the page."""
     found = advise(record)
     if not found:
         return element("p", "Nothing in the numbers of this run asks for another one.")

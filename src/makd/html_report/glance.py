@@ -56,7 +56,7 @@ class Quality:
         return f"{share(abs(ratio - 1))} {'worse' if ratio > 1 else 'better'}"
 
     @property
-    def told(self) -> str:
+    def explanation(self) -> str:
         """What that is."""
         if self.teacher is None:
             return f"{self.label}; a perfect copy has {self.best:g}"
@@ -164,7 +164,7 @@ def _worse(record: Record) -> Markup:
     if quality is None:
         return _tile("How much worse", "not measured", "`makd evaluate` compares it with its teacher")
     trained = quality.trained if record.is_trained else ""
-    return _tile("How much worse", quality.answer, ". ".join(filter(None, (quality.told, trained))))
+    return _tile("How much worse", quality.answer, ". ".join(filter(None, (quality.explanation, trained))))
 
 
 def _where(record: Record) -> Markup:

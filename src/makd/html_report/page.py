@@ -16,10 +16,10 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-sr
 
 
 def check_extra() -> None:
-    """Whether the charts' library is there.
+    """Refuse to make a page where the charts' library is not installed.
 
     Raises:
-        SettingError: it is not.
+        SettingError: vl-convert is not installed.
     """
     if importlib.util.find_spec("vl_convert") is None:
         raise SettingError(

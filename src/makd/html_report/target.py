@@ -13,7 +13,7 @@ _HEAD = 2000
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Whether a report may be written to `path`.
+    """Refuse to write a report to a `path` that holds something else.
 
     Raises:
         OutputError: there is something else, or a report and `overwrite` is off; or its folder is not there.
@@ -41,7 +41,7 @@ def write_target(path: Path, text: str) -> None:
     """Put a report in its place, whole at any moment.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: `path` cannot be written.
     """
     part = path.with_name(f".makd-{secrets.token_hex(8)}.html")
     try:

@@ -150,9 +150,9 @@ RANK_RULES: Registry[RankRule] = Registry(
 )
 
 
-def smallest_parameters(sizes: Sequence[LinearSize], minimum_rank: int = 1) -> int:
-    """Parameters (weights and biases) of `sizes` with `minimum_rank` everywhere, dense where that is no smaller."""
-    return sum(size.parameters(size.capped(minimum_rank)) for size in sizes)
+def smallest_parameters(sizes: Sequence[LinearSize], lowest: int = 1) -> int:
+    """Parameters (weights and biases) of `sizes` with rank `lowest` everywhere, dense where that is no smaller."""
+    return sum(size.parameters(size.capped(lowest)) for size in sizes)
 
 
 def allocate(
@@ -161,22 +161,22 @@ def allocate(
     rule: str = "uniform",
     spectra: Mapping[str, Tensor] | None = None,
     rank_multiple: int | None = None,
-    minimum_rank: int = 1,
     sensitivities: Mapping[str, float] | None = None,
 ) -> RankPlan:
     """Ranks with at most `allowance` parameters (weights and biases) in all of `sizes` together.
 
     How close the total comes: let f be the largest of those linears that can be factored and have the smallest step
-    (out + in). The total is less than that step below the allowance, or everything is dense, if f can make room for one
-    step of any other: dense weights of f >= step of the other + weights of f at `minimum_rank`. Proof: while one of the
-    smallest step is factored, it can take steps itself. If all are dense and a step's worth is left, another linear
-    takes a rank, and f goes down to the highest rank that leaves room for that; f's weights change in steps no larger
-    than its own. Real models' linears are so; for others, what is left is less than any linear's next rank costs.
+    (out + in). The total is less than that step below the allowance, or everything is dense, if f can make room for
+    one step of any other: dense weights of f >= step of the other + weights of f at the lowest rank. Proof: while
+    one of the smallest step is factored, it can take steps itself. If all are dense and a step's worth is left,
+    another linear takes a rank, and f goes down to the highest rank that leaves room for that; f's weights change
+    in steps no larger than its own. Real models' linears are so; for others, what is left is less than any linear's
+    next rank costs.
 
     With a `rank_multiple` every rank is a multiple of it: a step is as many ranks then, in the above too, and what is
     less than a step is given up. With None ranks are multiples of 8 as far as possible, then the rest is spent in
     single ranks of as few linears as possible: typically one linear ends up off the multiple, and never more than
-    three; ranks below 8 are free, and so is `minimum_rank`. A linear whose rank passes break-even stays dense (None).
+    three; ranks below 8 are free. A linear whose rank passes break-even stays dense (None).
 
     Args:
         sizes: of all factorizable linears.
@@ -185,7 +185,6 @@ def allocate(
             is `uniform`. Of up to `OPTIMAL_RUNGS` ranks to choose from it keeps what is best, to within 1e-4.
         spectra: name -> singular values, descending, in units that the linears share. Terms that are missing count 0.
         rank_multiple: at least 1, or None.
-        minimum_rank: of a factored linear, at least 1.
         sensitivities: name -> what one unit of a linear's energy is worth, at least 0; 1 where none is given. The
             same for all terms of a linear, so only `global` looks at them.
 
@@ -196,8 +195,8 @@ def allocate(
         ValueError: spectra are missing for a rule that needs them, names repeat, or a number is below 1.
     """
     chosen = RANK_RULES[rule]
-    _check(sizes, rank_multiple, minimum_rank)
-    steps = RankSteps.of(rank_multiple, minimum_rank)
+    _check(sizes, rank_multiple)
+    steps = RankSteps.of(rank_multiple)
     smallest = smallest_parameters(sizes, steps.lowest)
     if allowance < smallest:
         raise BudgetError(
@@ -223,9 +222,9 @@ def allocate(
     return RankPlan(plan, sum(size.parameters(plan[size.name]) for size in sizes))
 
 
-def _check(sizes: Sequence[LinearSize], rank_multiple: int | None, minimum_rank: int) -> None:
-    if min(rank_multiple or 1, minimum_rank) < 1 or rank_multiple == 0:
-        raise ValueError(f"rank_multiple and minimum_rank are at least 1; got {rank_multiple} and {minimum_rank}.")
+def _check(sizes: Sequence[LinearSize], rank_multiple: int | None) -> None:
+    if rank_multiple is not None and rank_multiple < 1:
+        raise ValueError(f"rank_multiple is at least 1, or None; got {rank_multiple}.")
     if len({size.name for size in sizes}) < len(sizes):
         raise ValueError("Two linears have the same name.")
 

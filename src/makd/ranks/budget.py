@@ -37,26 +37,6 @@ class Budget:
             if share is not None and not 0 < share <= 1:
                 raise BudgetError(f"budget.{name} is a share of the teacher's parameters, in (0, 1]; got {share}.")
 
-    def allowance(
-        self, total_parameters: int, linear_parameters: int, smallest_linears: int = 1, expert_parameters: int = 0
-    ) -> int:
-        """Parameters that the factorizable linears of the student may have together, weights and biases.
-
-        Args:
-            total_parameters: of the whole teacher.
-            linear_parameters: of its factorizable linears, weights and biases.
-            smallest_linears: the least that they can have, rank 1 everywhere: `ranks.allocation.smallest_parameters`.
-            expert_parameters: of its routed experts that stay dense.
-
-        Raises:
-            BudgetError: the budget is above the teacher, or below the smallest student.
-            ValueError: the linears have more parameters than the teacher.
-        """
-        limit = self.limit(total_parameters, linear_parameters, expert_parameters)
-        rest = total_parameters - linear_parameters
-        self.check(limit, total_parameters, rest, rest + smallest_linears, experts=expert_parameters)
-        return limit - rest
-
     def limit(self, total_parameters: int, linear_parameters: int, expert_parameters: int = 0) -> int:
         """Parameters that the whole student may have; may be out of reach.
 

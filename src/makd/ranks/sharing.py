@@ -104,7 +104,7 @@ def find_sharing(anatomy: Anatomy, sizes: Sequence[LinearSize], choice: str) -> 
 
 
 def with_groups(sizes: Sequence[LinearSize], groups: Iterable[Group]) -> list[LinearSize]:
-    """The same with each group as one linear, where its first linear stood; each linear is in one group at most."""
+    """`sizes` with each group as one linear, where its first linear stood; each linear is in one group at most."""
     known = {size.name: size for size in sizes}
     firsts = {group.linears[0]: group for group in groups}
     inside = {name for group in firsts.values() for name in group.linears}
@@ -151,9 +151,9 @@ def compare_at_one_price(
         sensitivities: linear -> what one unit of its energy is worth; 1 where none is given.
         rank_multiple: as `allocate` takes it.
     """
-    worth = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
+    of_all = {group.name: sensitivities.get(group.linears[0], 1.0) for group in groups} | dict(sensitivities)
     ladders = {
-        size.name: _ladder(size, spectra[size.name], worth.get(size.name, 1.0), rank_multiple)
+        size.name: _ladder(size, spectra[size.name], of_all.get(size.name, 1.0), rank_multiple)
         for size in all_sizes(sizes, groups).values()
     }
     grouped = {name for group in groups for name in group.linears}
@@ -226,7 +226,7 @@ def _side(group: Group) -> Literal["reduce", "expand"]:
 
 
 def best_of_each(found: Sequence[SharedInput]) -> list[SharedInput]:
-    """The same, with one way at most shared of those of the same linears: the one that loses least."""
+    """`found`, with one way at most shared of those of the same linears: the one that loses least."""
     best: dict[tuple[str, ...], SharedInput] = {}
     for one in found:
         other = best.get(one.linears)
@@ -239,8 +239,15 @@ def _lost(spectrum: Tensor, rank: int | None) -> float:
     return 0.0 if rank is None else float(spectrum[rank:].double().square().sum())
 
 
-def _ladder(size: LinearSize, spectrum: Tensor, worth: float, rank_multiple: int | None) -> Ladder:
-    energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * worth)[::-1]
+def units_of(linears: Sequence[str], shared: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """What of `linears` is factored as one: first those of them that share one A, then each of the others alone."""
+    together = [unit for unit in shared if set(unit) <= set(linears)]
+    inside = {name for unit in together for name in unit}
+    return [*together, *((name,) for name in linears if name not in inside)]
+
+
+def _ladder(size: LinearSize, spectrum: Tensor, sensitivity: float, rank_multiple: int | None) -> Ladder:
+    energies: Numbers = np.sort(spectrum.detach().double().cpu().numpy() ** 2 * sensitivity)[::-1]
     return Ladder.of(size, energies, RankSteps.of(rank_multiple))
 
 

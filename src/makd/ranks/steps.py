@@ -18,11 +18,11 @@ class RankSteps:
     """What the ranks are multiples of that take up the rest of a budget."""
 
     @staticmethod
-    def of(rank_multiple: int | None, minimum_rank: int = 1) -> "RankSteps":
+    def of(rank_multiple: int | None) -> "RankSteps":
         """Every rank a multiple of `rank_multiple`; None: of 8, but for low ranks and those that take up the rest."""
         if rank_multiple is None:
-            return RankSteps(minimum_rank, USUAL_MULTIPLE, 1)
-        return RankSteps(-(-minimum_rank // rank_multiple) * rank_multiple, rank_multiple, rank_multiple)
+            return RankSteps(1, USUAL_MULTIPLE, 1)
+        return RankSteps(rank_multiple, rank_multiple, rank_multiple)
 
     def up_to(self, highest: int) -> list[int]:
         """The ranks to choose from, none above `highest`; single ones take up the rest of a budget besides."""

@@ -3,11 +3,11 @@
 from makd.report.card import folded_card, write_card
 from makd.report.findings import Findings
 from makd.report.folder import OutputFolder
-from makd.report.manifest import MANIFEST, tell_changed_weights
+from makd.report.manifest import MANIFEST, warn_changed_weights
 from makd.report.noted import noting_warnings
 from makd.report.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.report.tables import metrics_table, scores_table
-from makd.report.worsened import tell_worsened
+from makd.report.worsened import warn_worsened
 
 __all__ = [
     "MANIFEST",
@@ -19,9 +19,9 @@ __all__ = [
     "noting_warnings",
     "plain",
     "scores_table",
-    "tell_changed_weights",
-    "tell_worsened",
     "to_json",
+    "warn_changed_weights",
+    "warn_worsened",
     "write_card",
     "write_json",
     "write_recipe",

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
 from makd.errors import OutputError
-from makd.evaluation.inside import Inside
+from makd.evaluation.inside import LayerErrors
 from makd.factorization.outcome import FactorizeReport
 from makd.plain_json import read_json
 from makd.report.linears import linear_rows
@@ -32,7 +32,7 @@ class Findings:
     warnings: Warnings
     made: FactorizeReport | None = None
     """None where the run began with a student."""
-    inside: dict[str, Inside] = field(default_factory=dict)
+    inside: dict[str, LayerErrors] = field(default_factory=dict)
     """`before` and `after` the training -> what was measured then."""
     trainings: list[dict[str, Any]] = field(default_factory=list)
     samples: Mapping[str, Any] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def _take_over_(rows: list[dict[str, Any]], earlier: Mapping[str, Any]) -> None:
 
 
 def _rounded(content: Any) -> Any:
-    """The same with `DIGITS` of every fraction."""
+    """`content` with `DIGITS` digits of every fraction."""
     if isinstance(content, float):
         return float(f"{content:.{DIGITS}g}")
     if isinstance(content, dict):

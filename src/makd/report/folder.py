@@ -119,7 +119,7 @@ class OutputFolder:
     ) -> None:
         if is_first():
             if error is not None and not isinstance(error, MakdError) and not self._told_what_stays:
-                self._tell_what_stays()
+                self._warn_what_stays()
             self._place.leave()
 
     def check_room(self, size: int) -> None:
@@ -129,7 +129,7 @@ class OutputFolder:
             size: bytes that will be written, about.
 
         Raises:
-            OutputError: there are fewer free.
+            OutputError: fewer bytes are free.
         """
         free = shutil.disk_usage(self._place.path).free
         if free < size:
@@ -173,7 +173,7 @@ class OutputFolder:
         except BaseException as error:
             with suppress(OSError):
                 remove(self._place.path / RESULT)
-            stays = self._tell_what_stays()
+            stays = self._warn_what_stays()
             if _is_of_the_disk(error):
                 raise OutputError(
                     f"{self._place.path} cannot be written to any more: {error}. Make room, and give the "
@@ -212,7 +212,7 @@ class OutputFolder:
             )
 
     def _check_replaced(self) -> None:
-        """What stands in the output's place may go."""
+        """Refuse an output in whose place something stands that may not go."""
         if not (self.path.is_dir() and any(self.path.iterdir())):
             return
         if not self.overwrite:
@@ -238,7 +238,7 @@ class OutputFolder:
             )
 
     def _check_unfinished(self) -> None:
-        """What an earlier run left is gone on with, or may go."""
+        """Refuse what an earlier run left, unless it is gone on with or may go."""
         found, place = self._place.unfinished(), self._place.path
         if self.overwrite and not self.resume:
             return
@@ -289,7 +289,7 @@ class OutputFolder:
         else:
             remove(old)
 
-    def _tell_what_stays(self) -> str:
+    def _warn_what_stays(self) -> str:
         """Tell a person who stopped a run what of it stays; empty where nothing does."""
         self._told_what_stays = True
         stays = self._what_stays()

@@ -7,13 +7,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, linear_shape
-from makd.evaluation.inside import Inside
+from makd.evaluation.inside import LayerErrors
 from makd.factorization.outcome import FactorizeReport
 from makd.ranks.allocation import LinearSize
 
 
 def linear_rows(
-    student: PreTrainedModel, anatomy: Anatomy, made: FactorizeReport | None, inside: Mapping[str, Inside]
+    student: PreTrainedModel, anatomy: Anatomy, made: FactorizeReport | None, inside: Mapping[str, LayerErrors]
 ) -> list[dict[str, Any]]:
     """A row for each linear, and each stack of experts, in forward order.
 
@@ -58,7 +58,7 @@ def _row(
     roles: list[str],
     module: Any,
     made: FactorizeReport | None,
-    inside: Mapping[str, Inside],
+    inside: Mapping[str, LayerErrors],
     together: tuple[str, ...],
 ) -> dict[str, Any]:
     rank = getattr(module, "rank", None)

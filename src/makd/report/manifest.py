@@ -11,9 +11,9 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-from makd.distill.checkpoints import digest
 from makd.run_files import ABOUT, FOLDER, PAGE
 from makd.weights.shards import weight_files
+from makd.whole_files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +35,19 @@ _OF_A_CACHE = re.compile(r"cache\.json|\d{8}-\d{8}\.safetensors")
 def write_manifest(folder: Path) -> None:
     """Note that all files of `folder` are makd's, and what a model's weights are (SHA-256 of each file)."""
     files = [name for name in list_files(folder) if name != MANIFEST]
-    weights = {path.name: digest(path) for path in weight_files(folder)}
+    weights = {path.name: file_digest(path) for path in weight_files(folder)}
     content = {"makd": version("makd"), "files": files, **({"weights": weights} if weights else {})}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def tell_changed_weights(folder: Path) -> None:
+def warn_changed_weights(folder: Path) -> None:
     """Warn if the weights in `folder` are not those that makd saved there: of sound numbers nothing else would tell.
 
     They may have been trained further; but then the folder's metrics are of others.
     """
     try:
         known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["weights"]
-        changed = [path.name for path in weight_files(folder) if known.get(path.name) != digest(path)]
+        changed = [path.name for path in weight_files(folder) if known.get(path.name) != file_digest(path)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # of an older makd, or of somebody else's making
     if changed:

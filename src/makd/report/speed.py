@@ -1,6 +1,5 @@
 """Station 8: a student's speed as the table that a person reads, in its card, and beside it in bench.json."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from makd.evaluation.formats import FormatRow
 from makd.evaluation.speed import Speed
 from makd.evaluation.verdict import verdicts
 from makd.report.formats import formats_markdown
-from makd.report.record import write_json
+from makd.report.record import to_json
 from makd.report.text_table import markdown_table, plain_table
+from makd.whole_files import write_whole
 
 BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"
 """What stands around the section in a card; what is between them is replaced by the next bench."""
@@ -111,14 +111,11 @@ def write_speed(
 
     An older table is replaced and the rest of the card stays. Each file is whole at any moment.
     """
-    beside = folder / f"{BENCH_FILE}.partial"
-    write_json(beside, speed_content(speed, formats, settings, environment))
-    os.replace(beside, folder / BENCH_FILE)
+    content = speed_content(speed, formats, settings, environment)
+    write_whole(folder / BENCH_FILE, to_json(content, indent=2) + "\n")
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    beside = folder / "README.md.partial"
-    beside.write_text(with_section(text, _section(speed, formats, settings.fold_point, environment)), encoding="utf-8")
-    os.replace(beside, card)
+    write_whole(card, with_section(text, _section(speed, formats, settings.fold_point, environment)))
 
 
 def with_section(card: str, section: str) -> str:

@@ -31,5 +31,5 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
 
 
 def metrics_markdown(metrics: Mapping[str, Any]) -> str:
-    """The same for a model card."""
+    """The measurements of a run as a table of a model card."""
     return markdown_table(*table_of(metrics, ["", "teacher", "student before training", "student"])) + "\n"

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from makd.errors import OutputError
+from makd.whole_files import write_whole
 
 MARK, LOCK = "made-by-makd.json", "lock"
 RESULT, UNPLACED = "result", "unplaced"
@@ -42,7 +43,7 @@ class Workplace:
 
         Raises:
             OutputError: another process is at work there, or the folder is not makd's.
-            OSError: it cannot be made.
+            OSError: the folder cannot be made.
         """
         for _ in range(_ATTEMPTS):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -120,10 +121,8 @@ class Workplace:
             "output": str(self.output), "process": os.getpid(), "host": platform.node(),
             "since": datetime.now().isoformat(timespec="seconds"),
         }  # fmt: skip
-        part = self.path / f"{MARK}.part"
         (self.path / MARK).touch()
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(self.path / MARK)
+        write_whole(self.path / MARK, json.dumps(content))
 
     def _owner(self) -> str:
         """Who is at work, as its mark says."""

@@ -9,7 +9,7 @@ from makd.measures import worsened
 logger = logging.getLogger(__name__)
 
 
-def tell_worsened(metrics: Mapping[str, Any]) -> None:
+def warn_worsened(metrics: Mapping[str, Any]) -> None:
     """Say so if all that was measured, as `metrics.json` has it, is worse after the training than before."""
     found = worsened(metrics)
     if found:

@@ -15,10 +15,10 @@ AUTO = "auto"
 
 
 def check_pooling(pooling: str, name: str) -> None:
-    """Refuse a pooling that is neither `AUTO` nor one or more of `POOLINGS`.
+    """Refuse a setting `name` that is neither `AUTO` nor one or more of `POOLINGS`.
 
     Raises:
-        SettingError: `pooling` is no such; the text calls the setting `name`.
+        SettingError: `pooling` names something else.
     """
     if pooling != AUTO and not _are_known(pooling):
         raise SettingError(

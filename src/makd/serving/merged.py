@@ -48,7 +48,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedLinear:
     """What stands where in a merged linear."""
 
     shards: tuple[Shard, ...]
@@ -98,7 +98,9 @@ class Merged:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
-def find_merged(module: str, parts: Sequence[str], config: StudentConfig, names: Mapping[str, str]) -> Merged | None:
+def find_merged(
+    module: str, parts: Sequence[str], config: StudentConfig, names: Mapping[str, str]
+) -> MergedLinear | None:
     """What stands in the linear that a server calls `module`; None where nothing of it is factored.
 
     Args:
@@ -131,7 +133,7 @@ def find_merged(module: str, parts: Sequence[str], config: StudentConfig, names:
                 f"{shard.name!r} shares its A with {shard.leader!r}, which stands in another linear of the server than "
                 f"{module!r}. Factorize with share_input: never. {WAY_OUT}"
             )
-    return Merged(tuple(shards))
+    return MergedLinear(tuple(shards))
 
 
 def _student_name(server_name: str, names: Mapping[str, str]) -> str | None:

@@ -113,10 +113,10 @@ class ServedStudent(QuantizationConfig):  # type: ignore[misc]
         return FactoredLinearMethod(merged, int(self.student.identity or "0", 16), self.check_found)
 
     def check_found(self) -> None:
-        """Whether vLLM's model has a place for all factors; a part of it, in a pipeline, need not.
+        """Refuse a model of vLLM's without a place for some factors; a part of it, in a pipeline, need not have all.
 
         Raises:
-            UnsupportedModelError: it has not.
+            UnsupportedModelError: factors of some linear have no place in it.
         """
         vllm_config = get_current_vllm_config_or_none()
         if vllm_config is not None and vllm_config.parallel_config.pipeline_parallel_size > 1:

@@ -20,7 +20,7 @@ from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinea
 
 from makd.anatomy.stand_in import NUMBER
 from makd.errors import ModelLoadError, UnsupportedModelError
-from makd.serving.merged import WAY_OUT, Merged
+from makd.serving.merged import WAY_OUT, MergedLinear
 
 SHARD_IDS = {"q": 0, "k": 1, "v": 2}
 """What vLLM calls the shards of merged queries, keys and values; others it counts."""
@@ -38,7 +38,7 @@ class _Matrix(nn.Module):
 class FactoredLinearMethod(LinearMethodBase):  # type: ignore[misc]
     """The weights and the product of one layer."""
 
-    def __init__(self, merged: Merged, identity: int, check_model: Callable[[], None]) -> None:
+    def __init__(self, merged: MergedLinear, identity: int, check_model: Callable[[], None]) -> None:
         """For one layer.
 
         Args:

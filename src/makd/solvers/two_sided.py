@@ -71,8 +71,6 @@ def spectra_two_sided(
     gram: Float[Tensor, "inp inp"],
     gradient_grams: Mapping[str, Tensor],
     groups: Iterable[tuple[str, ...]] = (),
-    *,
-    ridge: float = OUTPUT_RIDGE,
 ) -> dict[tuple[str, ...], Spectrum]:
     """What `decompose_two_sided` would tell of each of some linears that read the same input, and of groups as one.
 
@@ -84,7 +82,6 @@ def spectra_two_sided(
         gradient_grams: name -> second moments of its output gradients, asked for one after the other; or none at all,
             which is `decompose_whitened`.
         groups: names of linears that are to be taken as one.
-        ridge: as for `decompose_two_sided`.
 
     Raises:
         NumericsError: an argument holds NaN or infinity.
@@ -92,7 +89,7 @@ def spectra_two_sided(
     root, about_inputs = square_root(gram)
     outputs, told = {}, {}
     for name, weight in weights.items():
-        weighted, fallbacks = _weighted(widened(weight), gradient_grams, name, ridge)
+        weighted, fallbacks = _weighted(widened(weight), gradient_grams, name)
         outputs[name] = weighted @ root
         told[name] = (about_inputs, *fallbacks)
     found = {}
@@ -104,12 +101,12 @@ def spectra_two_sided(
 
 
 def _weighted(
-    matrix: Float[Tensor, "out inp"], gradient_grams: Mapping[str, Tensor], name: str, ridge: float
+    matrix: Float[Tensor, "out inp"], gradient_grams: Mapping[str, Tensor], name: str
 ) -> tuple[Float[Tensor, "out inp"], tuple[str | None, ...]]:
     """Lᵀ W, and what was done for L; the moments and L itself are gone when the next linear's are made."""
     if not gradient_grams:
         return matrix, ()
-    sides = _Sides.of(matrix, gradient_grams[name], ridge)
+    sides = _Sides.of(matrix, gradient_grams[name], OUTPUT_RIDGE)
     return sides.weighted, sides.fallbacks
 
 

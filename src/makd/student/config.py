@@ -114,7 +114,7 @@ class StudentConfig(QuantizationConfigMixin):
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_be_quantized(self, method: QuantizationConfigMixin) -> "StudentConfig":
-        """The same student, its factors quantized while they are loaded.
+        """This config for a student whose factors are quantized while they are loaded.
 
         Raises:
             ModelLoadError: the files are quantized in another way.

@@ -54,13 +54,13 @@ def true_shape(parameter: Tensor) -> torch.Size:
 
 
 def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
-    """Compare the counts of a loaded `model` with those in its config.
+    """Refuse a loaded `model` whose parameter counts are not those in its config.
 
     The vocabulary's matrices are left out (embeddings may be resized). Under another head than the saved one only the
     factored linears can be compared.
 
     Raises:
-        ModelLoadError: they differ.
+        ModelLoadError: the counts differ.
     """
     found, expected = count_parameters(model), config.parameters
     same_class = type(model).__name__ == config.architecture

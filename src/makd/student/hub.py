@@ -118,17 +118,17 @@ class PlainStudentLoader(StudentLoader):
         model.__dict__.pop("hf_quantizer", None)
 
     def is_serializable(self) -> bool:
-        """A student can be saved."""
+        """Whether a student can be saved: it can."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Its factors are ordinary parameters."""
+        """Whether a student can be trained: its factors are ordinary parameters."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Asked for by the Trainer while a model still counts as quantized."""
+        """Whether a student can be trained; the Trainer asks while a model still counts as quantized."""
         return True
 
 

@@ -48,7 +48,7 @@ def file_names(model: PreTrainedModel) -> FileNames:
 
 
 def file_names_of_any_head(model: PreTrainedModel) -> FileNames:
-    """The same for files of the model under another head: with the base model's prefix, or without."""
+    """How identities are called in a file of `model` under any head: with the base model's prefix, or without."""
     prefix = f"{model.base_model_prefix}."
     exact = _identity_names(model)
     longer = {prefix + file: prefix + memory for file, memory in exact.items()}
@@ -57,7 +57,7 @@ def file_names_of_any_head(model: PreTrainedModel) -> FileNames:
 
 
 def names_in_memory(shapes: Shapes, model: PreTrainedModel) -> Shapes:
-    """The same as `shapes`, by the names that transformers will give the tensors in `model`."""
+    """`shapes` by the names that transformers will give the tensors in `model`."""
     state, names = dict(model.state_dict()), file_names_of_any_head(model)
     return {
         rename_source_key(name, [names], [], model.base_model_prefix, state)[0]: shape for name, shape in shapes.items()

@@ -13,13 +13,13 @@ from makd.errors import UnsupportedModelError
 
 
 def check_rows(model: PreTrainedModel) -> None:
-    """Compare what codes are read as with what the same codes are read as in one row, for each shape.
+    """Refuse a `model` whose codes are read as other numbers than the same codes in one row, of any shape.
 
     The kernel for processors with AVX-512 takes wrong scales, and says nothing, where a block of codes goes over the
     end of a row: at 32 or 96 columns, say.
 
     Raises:
-        UnsupportedModelError: it does.
+        UnsupportedModelError: the codes of some shape are read as other numbers.
     """
     shapes: dict[torch.Size, list[tuple[str, Any]]] = {}
     for name, weight in model.named_parameters():

@@ -100,10 +100,10 @@ class QuantizedStudentLoader(StudentLoader):
         return name
 
     def _check_possible(self, model: PreTrainedModel) -> None:
-        """Whether the method can do with `model`, which is empty, what it was asked to."""
+        """Refuse a `model`, which is empty, that the method cannot do with what it was asked to."""
 
     def _check_parts(self, shapes: Shapes, files: Sequence[str]) -> None:
-        """Whether the files hold all parts of each quantized matrix."""
+        """Refuse files that lack a part of a quantized matrix."""
         raise NotImplementedError
 
     def _is_quantized(self, weight: Tensor) -> bool:
@@ -150,10 +150,10 @@ class TorchAoStudentLoader(QuantizedStudentLoader, TorchAoHfQuantizer):
     """Factors in torchao's formats."""
 
     def _check_possible(self, model: PreTrainedModel) -> None:
-        """Whether groups divide the columns of all linears.
+        """Refuse a `model` with linears whose columns groups do not divide.
 
         Raises:
-            UnsupportedModelError: they do not, or a factored vocabulary shall be quantized.
+            UnsupportedModelError: groups do not divide a linear's columns, or a factored vocabulary shall be quantized.
         """
         config = self.quantization_config
         embeddings = next((name for name, part in model.named_modules() if isinstance(part, LowRankEmbedding)), None)
@@ -240,7 +240,7 @@ class Bnb8BitStudentLoader(QuantizedStudentLoader, Bnb8BitHfQuantizer):  # type:
     """Factors in the 8-bit format of bitsandbytes."""
 
     def _check_parts(self, shapes: Shapes, files: Sequence[str]) -> None:
-        """A matrix without its scales is not taken for a quantized one when all is loaded."""
+        """Refuse nothing: a matrix without its scales is not taken for a quantized one when all is loaded."""
 
     def _is_quantized(self, weight: Tensor) -> bool:
         return getattr(weight, "SCB", None) is not None

@@ -20,7 +20,7 @@ from makd.student.placing import place_stand_ins_
 
 
 def check_round_trip(teacher: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Whether the tensors of a student of `teacher` keep their names through saving and loading.
+    """Refuse a `teacher` whose student's tensors would not keep their names through saving and loading.
 
     Args:
         teacher: perhaps empty. It is not changed.

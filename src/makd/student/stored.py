@@ -29,7 +29,7 @@ FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", 
 
 
 def check_folder(folder: Path) -> None:
-    """Whether config and weights in `folder` agree on being a student's, or on not being one.
+    """Refuse a `folder` whose config and weights do not agree on being a student's, or on not being one.
 
     Raises:
         ModelLoadError: the weights are a student's, and config.json does not say so, or cannot be read.
@@ -77,10 +77,10 @@ def read_shapes(files: Sequence[str]) -> Shapes:
 
 
 def check_factors(shapes: Shapes, config: StudentConfig) -> None:
-    """Whether the files hold as many factored parameters as the config says.
+    """Refuse files with more or fewer factored parameters than the config says.
 
     Raises:
-        ModelLoadError: they do not.
+        ModelLoadError: the counts differ.
     """
     found = sum(math.prod(shape) for name, shape in shapes.items() if name.endswith(FACTORS))
     if found != config.parameters["factored"]:
@@ -91,7 +91,7 @@ def check_factors(shapes: Shapes, config: StudentConfig) -> None:
 
 
 def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig) -> None:
-    """Whether the files hold each tensor of the model that was saved.
+    """Refuse files that lack a tensor of the model that was saved.
 
     Args:
         shapes: what the files hold; only the names are looked at.
@@ -141,10 +141,10 @@ def _classes_of(model_type: str) -> frozenset[str]:
 
 
 def check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
-    """Whether the factors in the files have the shapes that they have in `model`, which is empty.
+    """Refuse factors in files that have other shapes than in `model`, which is empty.
 
     Raises:
-        ModelLoadError: one has another.
+        ModelLoadError: a factor has another shape.
     """
     state = model.state_dict()
     for name, shape in names_in_memory(shapes, model).items():
@@ -165,7 +165,7 @@ def _may_lack(model: PreTrainedModel, name: str, found: set[str]) -> bool:
 
 
 def check_identity(model: PreTrainedModel, config: StudentConfig) -> None:
-    """Whether the weights that were loaded are those that the config was written with.
+    """Refuse weights that are not those that the config was written with.
 
     Raises:
         ModelLoadError: they are of another student.

@@ -14,7 +14,15 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, List, Value
 
-from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, tell_seen, validation_split
+from makd.data import (
+    check_strings,
+    load_splits,
+    log_rows_seen,
+    rename_columns,
+    split_off,
+    string_columns,
+    validation_split,
+)
 from makd.errors import DataError
 from makd.tasks.answer_spans import mend_places
 from makd.tasks.labels import LISTS, UNLABELLED, distinct, is_multi_hot, label_names, named_values, number_of, vector_of
@@ -68,7 +76,7 @@ def read_task(config: TaskConfig) -> TaskRows:
     if names and (names != (HELD_OUT,) or HELD_OUT in splits):
         evaluation = {name: _limit(found.split(splits, name), config.evaluation_rows) for name in names}
         for name, measured in evaluation.items():
-            tell_seen(train, measured, f"{where}, split {name!r}", _said(config, train))
+            log_rows_seen(train, measured, f"{where}, split {name!r}", _said(config, train))
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
@@ -80,7 +88,7 @@ def read_task(config: TaskConfig) -> TaskRows:
         evaluation = {TUNING: _limit(tuned_on, config.evaluation_rows)}
     labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
     if config.known.kind in NAMED and not labels.is_multi_hot:
-        _tell_unlearned(rows, train, where)
+        _warn_unlearned(rows, train, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
     return TaskRows(
         config=config,
@@ -96,7 +104,7 @@ def read_task(config: TaskConfig) -> TaskRows:
     )
 
 
-def _tell_unlearned(rows: Dataset, train: Dataset, where: str) -> None:
+def _warn_unlearned(rows: Dataset, train: Dataset, where: str) -> None:
     """Warn of classes that `rows` have and those of them that are trained on have not."""
     column = next(name for name in ("label", "tags") if name in rows.column_names)
     if len(train) < len(rows):

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy.eval_mode import in_eval
 from makd.data import check_room, collator
 from makd.kinds import takes
-from makd.progress import OnProgress, nobody, told
+from makd.progress import OnProgress, nobody, track
 from makd.tasks.answers import best_answer
 from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
@@ -200,7 +200,7 @@ def _outputs(
     places = iter(order)
     with in_eval(model):
         loader = DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model))
-        for batch in told(loader, "evaluate", on_progress):
+        for batch in track(loader, "evaluate", on_progress):
             output = model(**{name: value.to(model.device) for name, value in batch.items()})
             real = batch["attention_mask"].bool()
             for name in names:

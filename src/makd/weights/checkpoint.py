@@ -46,7 +46,7 @@ class Checkpoint:
         return self.tensors[name].read().to(self._dtype(name))
 
     def source(self, name: str) -> Source:
-        """The same, to be copied into another file piece by piece."""
+        """The parameter or buffer called `name`, to be copied into another file piece by piece."""
         stored, dtype = self.tensors[name], self._dtype(name)
         return Source(dtype, stored.shape, lambda: (piece.to(dtype) for piece in stored.pieces()))
 
@@ -56,7 +56,7 @@ class Checkpoint:
         return torch.cat([stored.rows(index, index + 1) for index in indices.tolist()]).to(self._dtype(name))
 
     def check_finite(self) -> None:
-        """Read everything once, so that a damaged file is found before hours of work.
+        """Refuse files that are not finite: all is read once, so that damage is found before hours of work.
 
         Raises:
             NumericsError: a tensor holds NaN or infinity.

@@ -147,7 +147,7 @@ class Source:
         return Source(tensor.dtype, tensor.shape, tensor.pieces)
 
     def to(self, dtype: torch.dtype) -> "Source":
-        """The same numbers, rounded to `dtype`."""
+        """This tensor, its numbers rounded to `dtype` piece by piece."""
         if dtype == self.dtype:
             return self
         return Source(dtype, self.shape, lambda: (piece.to(dtype) for piece in self.pieces()))

@@ -19,7 +19,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_outputs(outputs: Tensor, whose: str) -> None:
-    """Whether a model's outputs can be measured: classes are taken of NaN too, and scores of those look like any other.
+    """Refuse outputs that are not finite: classes are taken of NaN too, and scores of those look like any other.
 
     Args:
         outputs: on what counts (padding may hold anything).
@@ -36,7 +36,7 @@ def check_outputs(outputs: Tensor, whose: str) -> None:
 
 
 def check_measured(found: Mapping[str, float], where: str) -> None:
-    """Whether every measurement is a number.
+    """Refuse measurements of which one is not a finite number.
 
     Args:
         found: by name.

@@ -22,7 +22,7 @@ PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_finite(model: nn.Module, whose: str) -> None:
-    """Look at every weight once.
+    """Refuse a model of which a weight is not finite; each is looked at once.
 
     Args:
         model: teacher, student or learner, with weights in memory.
@@ -37,7 +37,7 @@ def check_finite(model: nn.Module, whose: str) -> None:
 
 
 def check_learned(model: nn.Module) -> None:
-    """The same after a training, whose last step no loss has seen.
+    """Refuse a `model` that is not finite after its training, whose last step no loss has seen.
 
     Raises:
         NumericsError: a weight holds NaN or infinity.
@@ -69,7 +69,7 @@ def not_finite(name: str, whose: str = "The teacher") -> NumericsError:
 
 
 def check_plain(model: PreTrainedModel) -> None:
-    """Whether the weights of a model in hand are there, on one device, and are numbers rather than codes of them.
+    """Refuse a model in hand whose weights are not there, are on several devices, or are codes of numbers.
 
     Raises:
         ModelLoadError: it is quantized, some weights are not in memory (offloaded, or on the meta device), or it is
@@ -87,7 +87,7 @@ def check_plain(model: PreTrainedModel) -> None:
 
 
 def check_in_memory(model: PreTrainedModel) -> None:
-    """Whether all weights of a model in hand are there.
+    """Refuse a model in hand of which some weights are not there.
 
     Raises:
         ModelLoadError: some are not: offloaded, or on the meta device.
@@ -102,10 +102,10 @@ def check_in_memory(model: PreTrainedModel) -> None:
 
 
 def check_numbers_of(model: PreTrainedModel) -> None:
-    """Whether the weights of a model in hand are numbers rather than codes of them.
+    """Refuse a model in hand whose weights are codes of numbers.
 
     Raises:
-        ModelLoadError: it is quantized.
+        ModelLoadError: the model is quantized.
     """
     codes = next((name for name, weight in model.named_parameters() if not _holds_numbers(weight)), None)
     if codes is not None or getattr(model, "is_quantized", False):

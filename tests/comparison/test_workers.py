@@ -26,11 +26,11 @@ from makd.comparison.setup import teacher_folder
 from makd.errors import ModelLoadError, SettingError
 from makd.progress import Progress
 from makd.report import plain
-from tests.test_comparison import data, make  # noqa: F401 - `data` is a fixture
+from tests.comparison.experiments import make
 
 
 @pytest.fixture
-def experiment(data, encoder_folder, tmp_path):  # noqa: F811
+def experiment(data, encoder_folder, tmp_path):
     """Two tasks, two methods and two seeds."""
     return make(data, encoder_folder, tmp_path / "out")
 

@@ -10,15 +10,15 @@ import pytest
 
 import makd
 from makd.cache.identity import hash_weights
-from makd.comparison.known import read_known
+from makd.comparison.all_results import read_results
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.same_rows import LEARNED, MEASURED, TAUGHT
 from makd.comparison.setup import teacher_folder
 from makd.distill.identity import hash_all_columns
 from makd.errors import OutputError
 from makd.loading import load_model
+from tests.comparison.experiments import make
 from tests.tasks.test_tasks import PAIRS, write
-from tests.test_comparison import make
 
 FIRST, SECOND = "method=low_rank_svd", "method=makd_paper"
 
@@ -97,12 +97,12 @@ def test_no_table_is_made_of_lines_that_were_measured_on_different_rows(begun, t
     makd.compare(begun, only="seed=1")
     file = Path(begun.output) / "results.jsonl"
     one, other = read_lines(file)
-    assert len(read_known(begun, "experiment.yaml").lines) == 2
+    assert len(read_results(begun, "experiment.yaml").lines) == 2
     file.write_text("")
     for line in (one, {**other, "rows": {**other["rows"], MEASURED: "0" * 16}}):
         append_line(file, line)
     with pytest.raises(OutputError, match=r"cell mrpc  .* and cell mrpc  .* were measured on different rows"):
-        read_known(begun, "experiment.yaml")
+        read_results(begun, "experiment.yaml")
 
 
 def test_a_cell_of_another_teacher_is_not_put_beside_one_that_is_done(begun):
@@ -121,7 +121,7 @@ def test_no_table_is_made_of_cells_of_one_seed_with_two_teachers(begun):
     for line in (one, {**other, "rows": {**other["rows"], TAUGHT: "0" * 16}}):
         append_line(file, line)
     with pytest.raises(OutputError, match=r"had different teachers.*rows\.taught_by of their lines differ"):
-        read_known(begun, "experiment.yaml")
+        read_results(begun, "experiment.yaml")
 
 
 def test_a_teacher_is_the_same_on_every_machine(first):

@@ -19,7 +19,7 @@ from makd.report.text_table import TextTable
 
 
 @dataclass(frozen=True)
-class Known:
+class ComparisonResults:
     """The cells that were run, and the latencies that were measured."""
 
     cells: tuple[Cell, ...]
@@ -38,7 +38,7 @@ class Known:
         return {name: self.timed[identity] for name, identity in own.items() if identity in self.timed}
 
 
-def read_known(experiment: Experiment, name: str) -> Known:
+def read_results(experiment: Experiment, name: str) -> ComparisonResults:
     """Read what is known.
 
     Args:
@@ -55,21 +55,21 @@ def read_known(experiment: Experiment, name: str) -> Known:
             f"{experiment.output} has no cell with these settings yet. Run `makd compare {shlex.quote(name)}` first."
         )
     check_alike(lines)
-    return Known(tuple(cells), lines, known_latencies(experiment, cells))
+    return ComparisonResults(tuple(cells), lines, known_latencies(experiment, cells))
 
 
-def budget_tables(experiment: Experiment, known: Known) -> Iterator[tuple[str, list[TextTable]]]:
+def budget_tables(experiment: Experiment, results: ComparisonResults) -> Iterator[tuple[str, list[TextTable]]]:
     """Every budget that has lines, by its name, and its tables."""
     for budget in experiment.budgets:
-        own = known.lines_of(budget)
+        own = results.lines_of(budget)
         if own:
             lead = lead_table(experiment, own)
-            costs = cost_table(experiment, own, known.timed_of(experiment, budget))
+            costs = cost_table(experiment, own, results.timed_of(experiment, budget))
             tables = [quality_table(experiment, own), *language_tables(experiment, own)]
             yield budget_name(budget), [*tables, *([] if lead is None else [lead]), costs]
 
 
-def introduction(experiment: Experiment, known: Known) -> str:
+def introduction(experiment: Experiment, results: ComparisonResults) -> str:
     """What was compared, where it was taught, and where timed."""
     labels = {
         short_name(task): " and ".join(TASK_LABELS.get(metric, metric) for metric in task.measured)
@@ -77,10 +77,10 @@ def introduction(experiment: Experiment, known: Known) -> str:
     }
     labels |= {language.name: LANGUAGE_SCORE for language in experiment.language}
     told = "; ".join(f"{task}: {metrics}" for task, metrics in labels.items())
-    machines = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in known.lines))
-    latencies = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in known.timed.values()))
+    machines = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in results.lines))
+    latencies = "; ".join(dict.fromkeys(_machine(line["environment"]) for line in results.timed.values()))
     return (
-        f"{len(known.lines)} of {len(known.cells)} cells. Score of a task is the mean of its metrics ({told}).\n"
+        f"{len(results.lines)} of {len(results.cells)} cells. Score of a task is the mean of its metrics ({told}).\n"
         f"Seeds {', '.join(map(str, experiment.seeds))}; all methods have the same teacher, rows, batches and steps.\n"
         f"\nTaught on: {machines}.\n" + (f"\nLatencies are of: {latencies}.\n" if latencies else "")
     )

@@ -9,8 +9,8 @@ import makd
 from makd.ablation import ablate
 from makd.comparison.sources import SOURCES_FILE, check_sources
 from makd.errors import OutputError
+from tests.comparison.experiments import make
 from tests.tasks.test_tasks import PAIRS, write
-from tests.test_comparison import make
 
 
 @pytest.fixture

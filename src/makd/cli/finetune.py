@@ -1,0 +1,43 @@
+"""The command `makd finetune`: a model is taught a task from its labels."""
+
+from makd import finetuning
+from makd.cli.outcome import Outcome
+from makd.cli.terminal import seconds_line
+from makd.config import FinetuneRecipe
+from makd.progress import OnProgress
+from makd.report import scores_table
+from makd.shell import command
+from makd.tasks import TaskConfig
+
+
+def finetune(
+    on_progress: OnProgress,
+    model: str,
+    task: TaskConfig,
+    output: str,
+    recipe: FinetuneRecipe = FinetuneRecipe(),  # noqa: B008 - frozen
+    tokenizer: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Outcome:
+    """Teach a model, or a student, a task from its labels.
+
+    Args:
+        on_progress: called with a `Progress` after each unit of work.
+        model: hub id, folder, or package:module/path.
+        task: what it is taught; `--task NAME --task_data PATH` for short.
+        output: folder for the taught model.
+        recipe: how it is taught.
+        tokenizer: where the tokenizer is, if not with the model.
+        overwrite: replace the output folder when all is done.
+        resume: go on from the last checkpoint of a run that was stopped.
+    """
+    report = finetuning.finetune(
+        model, task, recipe, output,
+        tokenizer=tokenizer, overwrite=overwrite, resume=resume, on_progress=on_progress,
+    )  # fmt: skip
+    metrics, folder = report.metrics, report.folder
+    shown = [scores_table(metrics["task"], f"{model} -> {folder}"), seconds_line(metrics)]
+    made = {"teacher": folder, "budget__keep_linears": 0.5, "output": f"{folder}-student"}
+    after = command("compress", **made) + "   # a student of it, on the same task"
+    return Outcome({"folder": folder, "metrics": metrics}, shown, [after])
