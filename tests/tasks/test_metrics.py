@@ -71,6 +71,16 @@ def test_no_answer_is_right_only_where_there_is_none():
     assert answer_f1("something", []) == answer_f1("", ["something"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("true", "says_nothing"), [(["interventionism", "."], 0), ([".", "the"], 1)], ids=["one with words", "none"]
+)
+def test_true_answers_without_words_count_only_where_there_is_no_other(true, says_nothing):
+    # SQuAD 2.0's script; the F1 of 1.1's, which has no such rule, is the same where one answer has words
+    assert exact_match("", true) == answer_f1("", true) == says_nothing
+    assert exact_match("a", true) == answer_f1("a", true) == says_nothing
+    assert answer_f1("interventionism", true) == 1 - says_nothing
+
+
 def test_questions_with_and_without_answer_are_told_apart():
     metrics = METRICS["question_answering"]
     predicted, true = ["cat", "", "dog"], [["cat"], [], []]
