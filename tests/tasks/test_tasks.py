@@ -106,11 +106,20 @@ class TestClassification:
             return read_task(config(write(tmp_path / "rare", train=rows), "classification", held_out=0.3))
 
         held_out = set(read(lambda _, place: "ab"[place % 2]).evaluation["held_out"]["text"])
-        assert "no row to train on" not in caplog.text
+        assert "has the label" not in caplog.text
         found = read(lambda text, place: "rare" if text in held_out else "ab"[place % 2])
         assert found.labels == ("a", "b", "rare")
         assert {found.labels[label] for label in found.train["label"]} == {"a", "b"}
-        assert "no row to train on has the label rare: all that have it are held out" in caplog.text
+        assert "that are trained on has the label rare: it is not learned" in caplog.text
+
+    def test_a_class_that_nothing_is_learned_of_or_measured_on_is_told(self, tmp_path, caplog):
+        rows = [{"text": f"text {place}", "label": "abc"[place // 20]} for place in range(60)]
+        path = write(tmp_path / "sorted", train=rows, validation=rows[10:30])
+        read_task(config(path, "classification", rows=40, labels=("a", "b", "c")))
+        assert "None of the 40 rows of" in caplog.text
+        assert "trained on has the label c: it is not learned" in caplog.text
+        assert "None of the 20 rows of split 'validation'" in caplog.text
+        assert "has the label c: it is not measured" in caplog.text
 
     def test_a_split_that_is_called_so_is_one(self, tmp_path):
         (tmp_path / "data").mkdir()
@@ -359,6 +368,30 @@ class TestWrongInput:
         path = write(tmp_path / "glue", train=PAIRS, test=[{**row, "label": -1} for row in PAIRS])
         with pytest.raises(DataError, match="kept secret"):
             read_task(config(path, evaluation_splits=("test",)))
+
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            ({"rows": 20}, r"All 20 rows of .* trained on have the same label, 'neg'.* shuffle it; .*\(task.rows\)"),
+            ({"evaluation_rows": 9}, r"All 9 rows of split 'validation' .* 'neg'.*\(task.evaluation_rows\)"),
+            ({"rows": 20, "tuning": 0.2}, "trained on have the same label"),
+        ],
+    )
+    def test_rows_of_one_class_alone_of_data_that_is_sorted_by_class(self, tmp_path, settings, text):
+        form = Features(text=Value("string"), label=ClassLabel(names=["neg", "pos"]))
+        texts = [f"text {place}" for place in range(60)]
+        for split in ("train", "validation"):
+            rows = Dataset.from_dict({"text": texts, "label": [place // 30 for place in range(60)]}, features=form)
+            rows.to_parquet(tmp_path / f"{split}.parquet")
+        assert read_task(config(str(tmp_path), "classification")).labels == ("neg", "pos")
+        with pytest.raises(DataError, match=text):
+            read_task(config(str(tmp_path), "classification", **settings))
+
+    def test_words_with_one_tag_alone(self, tmp_path):
+        rows = [{"tokens": ["it", "is"], "ner_tags": tags} for tags in (["O", "O"], ["O", "B-X"])]
+        path = write(tmp_path / "words", train=rows, validation=rows[:1])
+        with pytest.raises(DataError, match=r"All 1 rows of split 'validation' .* have the same label, 'O'"):
+            read_task(config(path, "token_classification", labels=("O", "B-X")))
 
     def test_rows_longer_than_the_model_can_read(self, mrpc, tokenizer):
         with pytest.raises(DataError, match="positions for 64"):

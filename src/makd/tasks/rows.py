@@ -16,8 +16,9 @@ from datasets import Dataset, DatasetDict, List, Value
 
 from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, tell_seen, validation_split
 from makd.errors import DataError
-from makd.tasks.labels import LISTS, UNLABELLED, distinct, is_multi_hot, label_names, named_values, number_of, vector_of
+from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
 from makd.tasks.places import mend_places
+from makd.tasks.present import check_classes
 from makd.tasks.settings import NAMED, TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def read_task(config: TaskConfig) -> TaskRows:
     """The rows of a task.
 
     Raises:
-        DataError: there is no such data, split or column, labels are missing or not of the task, or their order is not
-            the one that was asked for.
+        DataError: there is no such data, split or column, labels are missing or not of the task, their order is not the
+            one that was asked for, or all rows of one split have the same one.
     """
     where = config.path or config.known.path or ""
     configuration = config.configuration or (config.known.configuration if config.path is None else None)
@@ -79,35 +80,21 @@ def read_task(config: TaskConfig) -> TaskRows:
         train, tuned_on = split_off(train, config.tuning, "task.tuning", _said(config, train), TUNING)
         evaluation = {TUNING: _limit(tuned_on, config.evaluation_rows)}
     labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
-    if config.known.kind in NAMED and not labels.is_multi_hot:
-        _tell_unlearned(rows, train, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
+    train = _with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True)
+    evaluation = {
+        name: _with_labels(config, rows, labels, f"split {name!r} of {where}", drop=name not in splits and not by_text)
+        for name, rows in evaluation.items()
+    }
+    if config.known.kind in NAMED:
+        check_classes(labels.names, train, evaluation, {*evaluation} - {*splits}, where)
     return TaskRows(
         config=config,
         labels=labels.names,
-        train=_with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True),
-        evaluation={
-            name: _with_labels(
-                config, rows, labels, f"split {name!r} of {where}", drop=name not in splits and not by_text
-            )
-            for name, rows in evaluation.items()
-        },
+        train=train,
+        evaluation=evaluation,
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
     )
-
-
-def _tell_unlearned(rows: Dataset, train: Dataset, where: str) -> None:
-    """Warn of classes that `rows` have and those of them that are trained on have not."""
-    column = next(name for name in ("label", "tags") if name in rows.column_names)
-    if len(train) < len(rows):
-        learned = set(distinct(named_values(train, column)))
-        missing = [label for label in distinct(named_values(rows, column)) if label not in learned | {UNLABELLED}]
-        if missing:
-            logger.warning(
-                "%s: no row to train on has the label %s: all that have it are held out to measure on. Give more rows, "
-                "or a split of its own to measure on",
-                where, ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if missing[5:] else ""),
-            )  # fmt: skip
 
 
 def _said(config: TaskConfig, rows: Dataset) -> list[str]:
