@@ -206,13 +206,20 @@ def squad(tmp_path):
     return str(tmp_path / "squad")
 
 
+def asked(question, answer="A class"):
+    """A row of SQuAD's; "" is no answer."""
+    answers = {"text": [answer], "answer_start": [0]} if answer else {"text": [], "answer_start": []}
+    return {"question": question, "context": "A class has names .", "answers": answers}
+
+
 class TestQuestionAnswering:
     def test_held_out_training_questions_are_measured_with_their_answers(self, tmp_path, tokenizer):
         model = tiny("bert", "question_answering", **SIZES)
         split = {"evaluation_splits": ("held_out",), "held_out": 0.5}
-        task = TaskConfig(name="squad_v2", path=squad(tmp_path), max_length=40, stride=8, **split)
-        loaded = load_task(task, tokenizer, model)
-        assert len(loaded.references["held_out"]) == 1
+        rows = [asked(f"What has {number} names?") for number in range(12)]
+        path = write(tmp_path / "questions", train=rows)
+        loaded = load_task(TaskConfig(name="squad", path=path, max_length=40, stride=8, **split), tokenizer, model)
+        assert 0 < len(loaded.references["held_out"]) < 12
         assert {"f1", "exact_match", "score"} <= loaded.evaluate(model).keys()
 
     def test_answers_are_found_again_in_the_window_that_holds_them(self, tmp_path, tokenizer):
@@ -368,6 +375,27 @@ class TestWrongInput:
         path = write(tmp_path / "glue", train=PAIRS, test=[{**row, "label": -1} for row in PAIRS])
         with pytest.raises(DataError, match="kept secret"):
             read_task(config(path, evaluation_splits=("test",)))
+
+    @pytest.mark.parametrize(
+        ("name", "row", "secret", "absent"),
+        [
+            ("token_classification", {"tokens": ["it", "is"], "ner_tags": [0, 1]}, {"ner_tags": [-1, -1]}, "-1"),
+            (
+                "squad",
+                {"question": "who", "context": "it is me", "answers": {"text": ["me"], "answer_start": [6]}},
+                {"answers": {"text": [], "answer_start": []}},
+                "empty",
+            ),
+        ],
+        ids=["tags", "answers"],
+    )
+    def test_a_split_is_secret_only_where_nothing_in_it_has_a_label(self, tmp_path, name, row, secret, absent):
+        named = {"labels": ("O", "B-X")} if name == "token_classification" else {}
+        path = write(tmp_path / "some", train=[row] * 4, validation=[row, {**row, **secret}])
+        assert len(read_task(config(path, name, **named)).evaluation["validation"]) == 2
+        write(tmp_path / "some", validation=[{**row, **secret}] * 3)
+        with pytest.raises(DataError, match=f"split 'validation' .*all of them are {absent}.* kept secret"):
+            read_task(config(path, name, **named))
 
     @pytest.mark.parametrize(
         ("settings", "text"),

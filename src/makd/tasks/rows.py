@@ -191,18 +191,23 @@ def _limit(rows: Dataset, count: int | None) -> Dataset:
 
 
 def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str, drop: bool = False) -> Dataset:
-    """`rows` whose labels are numbers: places in the names, a 0 or 1 for each, or the regression's.
+    """`rows` whose labels are numbers: places in the names, a 0 or 1 for each, the regression's; or answers, or tags.
 
     `drop` those that have none.
+
+    Raises:
+        DataError: labels are not of this form, or missing: all of them, or, where none are dropped, one.
     """
     kind = config.known.kind
     column = PLAIN[kind][1]
     if kind == "question_answering":
         _check_answers(rows, where)
-        return mend_places(rows, where, drop)
-    if kind == "token_classification":
-        return _with_tags(config, rows, labels.names, where)
-    if kind == "regression":
+        rows = mend_places(rows, where, drop)
+        missing = [not answers["text"] for answers in rows["answers"]]
+    elif kind == "token_classification":
+        rows = _with_tags(config, rows, labels.names, where)
+        missing = [{*tags} <= {UNLABELLED} for tags in rows["tags"]]
+    elif kind == "regression":
         rows, missing = _with_numbers(rows, column, max(1, len(labels.names)), where)
     else:
         values: list[Any] = named_values(rows, column)
@@ -214,7 +219,8 @@ def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str,
             values = [number_of(value, labels.names, where) for value in values]
             missing = [value == UNLABELLED for value in values]
         rows = rows.remove_columns(column).add_column(column, values, feature=form)
-    if not any(missing):
+    may_lack = kind in ("question_answering", "token_classification")  # no answer is one; other words may have tags
+    if not any(missing) or (may_lack and not all(missing)):
         return rows
     if drop and not all(missing):
         logger.warning(
@@ -226,8 +232,9 @@ def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str,
         )
         return rows.select([place for place, absent in enumerate(missing) if not absent])
     count = "all of them" if all(missing) else f"{sum(missing)} of {len(missing)}"
+    absent = "empty" if kind == "question_answering" else UNLABELLED
     raise DataError(
-        f"The labels of {where} are missing ({count} are {UNLABELLED}): they are kept secret, as GLUE's tests are. "
+        f"The labels of {where} are missing ({count} are {absent}): they are kept secret, as GLUE's tests are. "
         "Take a split that has labels."
     )
 
