@@ -254,6 +254,39 @@ class TestQuestionAnswering:
             ("f1", "exact_match", "answerable_f1", "unanswerable_f1", "score"), 1.0
         )
 
+    @pytest.mark.parametrize("name", ["question_answering", "squad", "squad_v2"])
+    def test_that_a_question_has_no_answer_is_learned_and_predicted_whatever_the_task_is_called(
+        self, tmp_path, tokenizer, name, caplog
+    ):
+        caplog.set_level("INFO", logger="makd")
+        model = tiny("bert", "question_answering", **SIZES)
+        model.register_forward_hook(says_nothing, with_kwargs=True)
+        rows = [asked("Who?"), asked("Why?", ""), asked("What?", "")]
+        path = write(tmp_path / "questions", train=[asked("What has names?")], validation=rows)
+        found = load_task(TaskConfig(name=name, path=path, max_length=40, stride=8), tokenizer, model).evaluate(model)
+        assert found["f1"] == found["exact_match"] == pytest.approx(2 / 3)
+        assert "2 of 4 questions" in caplog.text
+
+    def test_an_answer_is_predicted_of_squad_v2_too_where_all_questions_have_one(self, tmp_path, tokenizer):
+        model = tiny("bert", "question_answering", **SIZES)
+        model.register_forward_hook(says_nothing, with_kwargs=True)
+        rows = [asked("Who?"), asked("What?")]
+        path = write(tmp_path / "questions", train=rows, validation=rows)
+        task = load_task(TaskConfig(name="squad_v2", path=path, max_length=40, stride=8), tokenizer, model)
+        assert not task.may_be_none
+        assert task.evaluate(model).keys() == {"f1", "exact_match", "answerable_f1", "score"}  # of none there is no F1
+
+    def test_metrics_that_no_question_is_counted_by_are_refused(self, tmp_path):
+        path = write(tmp_path / "questions", train=[asked("Why?", ""), asked("Who?")], validation=[asked("What?")])
+        with pytest.raises(DataError, match=r"nothing to measure by .*unanswerable_f1.* of split 'validation'"):
+            read_task(TaskConfig(name="squad_v2", path=path, metrics=("unanswerable_f1",)))
+
+
+def says_nothing(_model, _arguments, _inputs, output):
+    """The first token, [CLS], is by far the likeliest place."""
+    output.start_logits[:, 0] = output.end_logits[:, 0] = 99.0
+    return output
+
 
 class TestTokenClassification:
     NAMES = ("O", "B-PER", "I-PER")

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset, DatasetDict, List, Value
@@ -17,6 +18,7 @@ from datasets import Dataset, DatasetDict, List, Value
 from makd.data import check_strings, load_splits, rename_columns, split_off, string_columns, tell_seen, validation_split
 from makd.errors import DataError
 from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
+from makd.tasks.metrics import measurable
 from makd.tasks.places import mend_places
 from makd.tasks.present import check_classes
 from makd.tasks.settings import NAMED, TaskConfig
@@ -51,6 +53,8 @@ class TaskRows:
     """By the name of the split."""
     extra: Dataset | None
     """Texts without labels."""
+    may_be_none: bool = False
+    """Question answering: whether a question, to learn from or to measure on, has no answer in its context."""
 
 
 def read_task(config: TaskConfig) -> TaskRows:
@@ -94,6 +98,7 @@ def read_task(config: TaskConfig) -> TaskRows:
         train=train,
         evaluation=evaluation,
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
+        may_be_none=by_text and _may_be_none(config, train, evaluation, where),
     )
 
 
@@ -270,6 +275,23 @@ def _check_answers(rows: Dataset, where: str) -> None:
             f"Answers are as SQuAD has them, a list of texts and of the characters where they begin, such as "
             f'{{"text": ["Paris"], "answer_start": [17]}}, empty where there is none; those of {where} are {feature}.'
         )
+
+
+def _may_be_none(config: TaskConfig, train: Dataset, evaluation: Mapping[str, Dataset], where: str) -> bool:
+    """Whether there are questions without an answer; the name of the task does not say it of data of one's own."""
+    true = {name: [answers["text"] for answers in rows["answers"]] for name, rows in evaluation.items()}
+    for name, answers in true.items():
+        if not measurable(config.measured, answers):
+            raise DataError(
+                f"There is nothing to measure by task.metrics [{', '.join(config.measured)}]: all questions of split "
+                f"{name!r} of {where} have an answer. Take f1 and exact_match, too."
+            )
+    learned = [answers["text"] for answers in train["answers"]]
+    without = sum(not answers for answers in chain(learned, *true.values()))
+    if without:
+        count = len(learned) + sum(map(len, true.values()))
+        logger.info("%d of %d questions of %s have no answer: 'no answer' may be predicted", without, count, where)
+    return without > 0
 
 
 def _with_tags(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: str) -> Dataset:
