@@ -448,6 +448,11 @@ class TestWrongInput:
         with pytest.raises(DataError, match=text):
             read_task(config(str(tmp_path), "classification", **settings))
 
+    def test_f1_of_more_than_two_classes_says_what_to_take(self, tmp_path):
+        rows = [{"text": f"text {place}", "label": "abc"[place % 3]} for place in range(12)]
+        with pytest.raises(DataError, match=r"f1 is of two classes, .* has 3: a, b, c. Take task.metrics \[macro_f1\]"):
+            read_task(config(write(tmp_path / "three", train=rows), "classification", metrics=("accuracy", "f1")))
+
     def test_words_with_one_tag_alone(self, tmp_path):
         rows = [{"tokens": ["it", "is"], "ner_tags": tags} for tags in (["O", "O"], ["O", "B-X"])]
         path = write(tmp_path / "words", train=rows, validation=rows[:1])

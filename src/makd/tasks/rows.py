@@ -84,6 +84,7 @@ def read_task(config: TaskConfig) -> TaskRows:
         train, tuned_on = split_off(train, config.tuning, "task.tuning", _said(config, train), TUNING)
         evaluation = {TUNING: _limit(tuned_on, config.evaluation_rows)}
     labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
+    _check_metrics(config, labels.names, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
     train = _with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True)
     evaluation = {
@@ -195,6 +196,27 @@ def _limit(rows: Dataset, count: int | None) -> Dataset:
     return rows if count is None or len(rows) <= count else rows.select(range(count))
 
 
+def _check_metrics(config: TaskConfig, labels: Sequence[str], where: str) -> None:
+    """Refuse metrics that these labels have none of, which a training would be in vain for.
+
+    Raises:
+        DataError: `f1` of more than two classes, or entities of tags that are not of any.
+    """
+    if config.known.kind == "classification" and "f1" in config.measured and len(labels) != 2:
+        raise DataError(
+            f"The metric f1 is of two classes, 0 and 1; {where} has {len(labels)}: {', '.join(labels)}. Take "
+            "task.metrics [macro_f1]."
+        )
+    if config.known.kind != "token_classification" or not any(name.startswith("entity") for name in config.measured):
+        return
+    strange = next((label for label in labels if not ENTITY_TAG.fullmatch(label)), None)
+    if strange is not None:
+        raise DataError(
+            f"The tag {strange!r} is not an entity's (O, B-…, I-…), so entities cannot be counted. Name the tags with "
+            "task.labels, or take task.metrics [token_accuracy]."
+        )
+
+
 def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str, drop: bool = False) -> Dataset:
     """`rows` whose labels are numbers: places in the names, a 0 or 1 for each, the regression's; or answers, or tags.
 
@@ -299,12 +321,6 @@ def _with_tags(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: 
     for words, numbers in zip(rows["tokens"], tags, strict=True):
         if words is None or len(words) != len(numbers) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{WORDS_AND_TAGS}; {where} has {words!r} with {len(numbers)} tags.")
-    strange = next((label for label in labels if not ENTITY_TAG.fullmatch(label)), None)
-    if strange is not None and any(name.startswith("entity") for name in config.measured):
-        raise DataError(
-            f"The tag {strange!r} is not an entity's (O, B-…, I-…), so entities cannot be counted. Name the tags with "
-            "task.labels, or take task.metrics [token_accuracy]."
-        )
     return rows.remove_columns("tags").add_column("tags", tags)
 
 
