@@ -136,6 +136,15 @@ class TestWhatAPersonFinds:
         found = section(page(others={"spectra": spectra, "linears": linears}), "spectra")
         assert f"vocabulary {told}" in found
 
+    def test_the_map_colours_linears_that_share_one_a_by_what_is_gone_of_them_together(self, page):
+        contents = files(layers=1)
+        rows = contents["linears.json"]["linears"]
+        names = [row["name"] for row in rows[:3]]
+        for row in rows[:3]:  # q, k and v: 960 x 576
+            row |= {"rank": 192, "shares_input_with": [name for name in names if name != row["name"]]}
+        found = page(layers=1, others={"linears": contents["linears.json"]})
+        assert found.count(f"--heat:{100 * (1 - 192 * (960 + 576) / (960 * 576)):.0f}%") == 3
+
     def test_linears_that_stayed_dense_say_so(self, page):
         contents = files(layers=1)
         linears = [{**row, "rank": None, "why_dense": "no"} for row in contents["linears.json"]["linears"]]
