@@ -1,11 +1,14 @@
 """Station 7: training batches of so many tokens, of rows of like length, in the place of so many rows."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
+from makd.data.batches import SIDES
 from makd.distill.arguments import check_stream
 
 _logger = logging.getLogger(__name__)
@@ -48,3 +51,8 @@ class BatchingTrainer(Trainer):
             100 * share,
         )
         return sampler
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
+        """The Trainer's count of real tokens, with those of a decoder's side, which it leaves out."""
+        sides = [inputs[name].flatten() for name in SIDES if name in inputs]
+        super()._track_num_input_tokens({**inputs, "attention_mask": torch.cat(sides)} if sides else inputs)
