@@ -31,11 +31,11 @@ WORSE = 0.05
 """Share by which a training has to widen a gap to the teacher before it is called worse."""
 
 ROLLING_LABELS = {
-    "token": "rolling perplexity",
-    "word": "rolling perplexity, word",
-    "bits_per_byte": "rolling bits a byte",
+    "token": ("rolling perplexity", "{:.2f}"),
+    "word": ("rolling perplexity, word", "{:.2f}"),
+    "bits_per_byte": ("rolling bits a byte", "{:.4f}"),
 }
-"""The same for the perplexity of one long text."""
+"""The same for the perplexity of one long text. A student is some hundredths of a bit from its teacher."""
 
 TASK_LABELS = {
     "score": "score",
@@ -99,12 +99,12 @@ def _language_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
     """Rows as `rows` gives them, of causal language models alone: perplexities, and answers to instructions."""
     table = []
     rolling = metrics.get("rolling_perplexity", {})
-    labelled = [("perplexity", metrics.get("perplexity", {}))]
-    labelled += [(label, {when: rolling[when][name] for when in rolling}) for name, label in ROLLING_LABELS.items()]
-    for label, values in labelled:
+    measured = [(LABELS["perplexity"], metrics.get("perplexity", {}))]
+    measured += [(told, {when: rolling[when][name] for when in rolling}) for name, told in ROLLING_LABELS.items()]
+    for (label, form), values in measured:
         if values:
-            before = f"{values['before']:.2f}" if "before" in values else ""
-            table.append((label, f"{values['teacher']:.2f}", before, f"{values['after']:.2f}"))
+            before = form.format(values["before"]) if "before" in values else ""
+            table.append((label, form.format(values["teacher"]), before, form.format(values["after"])))
     answers = metrics.get("instructions")
     if answers is not None:
         theirs, ours = (_spread(answers["rouge_l"][side]) for side in ("teacher", "student"))

@@ -1,5 +1,6 @@
 """Prompts with responses as an encoder-decoder reads them: a side each, and nothing of one on the other."""
 
+import copy
 import logging
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from datasets import Dataset
 
 import makd
-from makd.data import Rendering, collator, row_lengths, tokenize
+from makd.data import Rendering, collator, count_tokens, make_batches, row_lengths, tokenize
+from makd.distill import SupervisedTrainer, train
 from tests.models import tiny
 
 PAIRS = [("Name a list", "The names of a list"), ("Of what", "a class"), ("The list is long", "It is")]
@@ -54,6 +56,20 @@ def test_the_decoder_reads_the_response_a_place_later_and_padding_has_no_label(m
         assert batch["decoder_input_ids"][line, :count].tolist() == read
         assert batch["decoder_attention_mask"][line].tolist() == [1] * count + [0] * (longest - count)
         assert batch["input_ids"][line, : len(row["input_ids"])].tolist() == row["input_ids"]
+
+
+def test_tokens_are_counted_on_both_sides_when_they_are_read_and_when_they_are_learned_from(model, tokenizer, tmp_path):
+    made = tokenize(pairs(), tokenizer, model, 32)
+    both = sum(len(row["input_ids"]) + len(row["labels"]) for row in made)
+    assert count_tokens(make_batches(made, tokenizer, model, 2)) == both
+    settings = makd.TrainingConfig(epochs=1, batch_size=2, evaluate_every=None)
+    trainer = SupervisedTrainer(
+        copy.deepcopy(model),
+        args=settings.to_arguments(tmp_path, 0, True),
+        train_dataset=made,
+        data_collator=collator(tokenizer, model),
+    )
+    assert train(trainer, tmp_path, False) == both
 
 
 def test_the_models_own_loss_is_that_of_the_responses(model, tokenizer):

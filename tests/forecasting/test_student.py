@@ -65,6 +65,27 @@ def test_a_factored_vocabulary_has_a_rank_too():
     assert found.student_parameters <= 0.3 * found.teacher_parameters
 
 
+@pytest.mark.parametrize(
+    ("budget", "settings"),
+    [
+        (HALF, {}),
+        (HALF, {"share_input": "always"}),
+        (makd.Budget(keep=0.3), {"vocabulary": "factored", "depth": 2}),
+        (makd.Budget(keep=0.6), {"depth": 1}),
+    ],
+    ids=["linears", "a shared A", "vocabulary", "depth"],
+)
+def test_parameters_of_the_linears_are_those_that_the_student_s_have(budget, settings):
+    teacher = tiny("llama")
+    settings = {"solver": "svd", "ranks": "uniform", "share_input": "never", **settings}
+    text = [{"input_ids": torch.arange(20).reshape(2, 10)}]
+    student = makd.factorize(teacher, budget, calibration=text, **settings)
+    linears = [student.get_submodule(name) for name in resolve(student).linears]
+    counted = {id(one): one.numel() for linear in linears for part in (linear, getattr(linear, "reduce", linear))
+               for one in part.parameters()}  # fmt: skip
+    assert told(teacher, budget, **settings).student_linears == sum(counted.values())
+
+
 def test_a_budget_that_no_student_meets_is_refused_as_by_the_run():
     with pytest.raises(BudgetError, match="below the smallest"):
         told(llama(), makd.Budget(params=10))

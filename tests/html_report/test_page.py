@@ -38,7 +38,7 @@ class TestWhatAPersonFinds:
         assert "113 million of 135 million parameters" in told
         assert "2.00x as fast" in told
         assert "8.7% worse" in told
-        assert "perplexity 33.9, the teacher has 31.2" in told
+        assert "perplexity 33.94, the teacher has 31.22" in told
         assert "Training closed 36.6% of the gap" in told  # (35.51 - 33.94) / (35.51 - 31.22)
         assert "layer 2, down" in told
         assert "the error is 35.0% of the output's variance" in told
@@ -136,6 +136,15 @@ class TestWhatAPersonFinds:
         found = section(page(others={"spectra": spectra, "linears": linears}), "spectra")
         assert f"vocabulary {told}" in found
 
+    def test_the_map_colours_linears_that_share_one_a_by_what_is_gone_of_them_together(self, page):
+        contents = files(layers=1)
+        rows = contents["linears.json"]["linears"]
+        names = [row["name"] for row in rows[:3]]
+        for row in rows[:3]:  # q, k and v: 960 x 576
+            row |= {"rank": 192, "shares_input_with": [name for name in names if name != row["name"]]}
+        found = page(layers=1, others={"linears": contents["linears.json"]})
+        assert found.count(f"--heat:{100 * (1 - 192 * (960 + 576) / (960 * 576)):.0f}%") == 3
+
     def test_linears_that_stayed_dense_say_so(self, page):
         contents = files(layers=1)
         linears = [{**row, "rank": None, "why_dense": "no"} for row in contents["linears.json"]["linears"]]
@@ -147,7 +156,7 @@ class TestWhatIsNotThere:
     def test_a_run_of_an_older_makd_says_what_is_missing_and_how_to_get_it(self, tmp_path):
         nothing = dict.fromkeys(("linears", "spectra", "training", "layers", "samples", "warnings"))
         text = write_report([make_run(tmp_path / "student", others=nothing)]).read_text(encoding="utf-8")
-        assert "perplexity 33.9" in section(text, "glance")
+        assert "perplexity 33.94" in section(text, "glance")
         for name in ("map", "spectra", "layers", "training", "warnings"):
             assert "This run was made by a makd that did not keep it. Run it again" in section(text, name)
 

@@ -106,11 +106,20 @@ class TestClassification:
             return read_task(config(write(tmp_path / "rare", train=rows), "classification", held_out=0.3))
 
         held_out = set(read(lambda _, place: "ab"[place % 2]).evaluation["held_out"]["text"])
-        assert "no row to train on" not in caplog.text
+        assert "has the label" not in caplog.text
         found = read(lambda text, place: "rare" if text in held_out else "ab"[place % 2])
         assert found.labels == ("a", "b", "rare")
         assert {found.labels[label] for label in found.train["label"]} == {"a", "b"}
-        assert "no row to train on has the label rare: all that have it are held out" in caplog.text
+        assert "that are trained on has the label rare: it is not learned" in caplog.text
+
+    def test_a_class_that_nothing_is_learned_of_or_measured_on_is_told(self, tmp_path, caplog):
+        rows = [{"text": f"text {place}", "label": "abc"[place // 20]} for place in range(60)]
+        path = write(tmp_path / "sorted", train=rows, validation=rows[10:30])
+        read_task(config(path, "classification", rows=40, labels=("a", "b", "c")))
+        assert "None of the 40 rows of" in caplog.text
+        assert "trained on has the label c: it is not learned" in caplog.text
+        assert "None of the 20 rows of split 'validation'" in caplog.text
+        assert "has the label c: it is not measured" in caplog.text
 
     def test_a_split_that_is_called_so_is_one(self, tmp_path):
         (tmp_path / "data").mkdir()
@@ -197,13 +206,20 @@ def squad(tmp_path):
     return str(tmp_path / "squad")
 
 
+def asked(question, answer="A class"):
+    """A row of SQuAD's; "" is no answer."""
+    answers = {"text": [answer], "answer_start": [0]} if answer else {"text": [], "answer_start": []}
+    return {"question": question, "context": "A class has names .", "answers": answers}
+
+
 class TestQuestionAnswering:
     def test_held_out_training_questions_are_measured_with_their_answers(self, tmp_path, tokenizer):
         model = tiny("bert", "question_answering", **SIZES)
         split = {"evaluation_splits": ("held_out",), "held_out": 0.5}
-        task = TaskConfig(name="squad_v2", path=squad(tmp_path), max_length=40, stride=8, **split)
-        loaded = load_task(task, tokenizer, model)
-        assert len(loaded.references["held_out"]) == 1
+        rows = [asked(f"What has {number} names?") for number in range(12)]
+        path = write(tmp_path / "questions", train=rows)
+        loaded = load_task(TaskConfig(name="squad", path=path, max_length=40, stride=8, **split), tokenizer, model)
+        assert 0 < len(loaded.references["held_out"]) < 12
         assert {"f1", "exact_match", "score"} <= loaded.evaluate(model).keys()
 
     def test_answers_are_found_again_in_the_window_that_holds_them(self, tmp_path, tokenizer):
@@ -237,6 +253,39 @@ class TestQuestionAnswering:
         assert task.evaluate(model) == dict.fromkeys(
             ("f1", "exact_match", "answerable_f1", "unanswerable_f1", "score"), 1.0
         )
+
+    @pytest.mark.parametrize("name", ["question_answering", "squad", "squad_v2"])
+    def test_that_a_question_has_no_answer_is_learned_and_predicted_whatever_the_task_is_called(
+        self, tmp_path, tokenizer, name, caplog
+    ):
+        caplog.set_level("INFO", logger="makd")
+        model = tiny("bert", "question_answering", **SIZES)
+        model.register_forward_hook(says_nothing, with_kwargs=True)
+        rows = [asked("Who?"), asked("Why?", ""), asked("What?", "")]
+        path = write(tmp_path / "questions", train=[asked("What has names?")], validation=rows)
+        found = load_task(TaskConfig(name=name, path=path, max_length=40, stride=8), tokenizer, model).evaluate(model)
+        assert found["f1"] == found["exact_match"] == pytest.approx(2 / 3)
+        assert "2 of 4 questions" in caplog.text
+
+    def test_an_answer_is_predicted_of_squad_v2_too_where_all_questions_have_one(self, tmp_path, tokenizer):
+        model = tiny("bert", "question_answering", **SIZES)
+        model.register_forward_hook(says_nothing, with_kwargs=True)
+        rows = [asked("Who?"), asked("What?")]
+        path = write(tmp_path / "questions", train=rows, validation=rows)
+        task = load_task(TaskConfig(name="squad_v2", path=path, max_length=40, stride=8), tokenizer, model)
+        assert not task.may_be_none
+        assert task.evaluate(model).keys() == {"f1", "exact_match", "answerable_f1", "score"}  # of none there is no F1
+
+    def test_metrics_that_no_question_is_counted_by_are_refused(self, tmp_path):
+        path = write(tmp_path / "questions", train=[asked("Why?", ""), asked("Who?")], validation=[asked("What?")])
+        with pytest.raises(DataError, match=r"nothing to measure by .*unanswerable_f1.* of split 'validation'"):
+            read_task(TaskConfig(name="squad_v2", path=path, metrics=("unanswerable_f1",)))
+
+
+def says_nothing(_model, _arguments, _inputs, output):
+    """The first token, [CLS], is by far the likeliest place."""
+    output.start_logits[:, 0] = output.end_logits[:, 0] = 99.0
+    return output
 
 
 class TestTokenClassification:
@@ -359,6 +408,56 @@ class TestWrongInput:
         path = write(tmp_path / "glue", train=PAIRS, test=[{**row, "label": -1} for row in PAIRS])
         with pytest.raises(DataError, match="kept secret"):
             read_task(config(path, evaluation_splits=("test",)))
+
+    @pytest.mark.parametrize(
+        ("name", "row", "secret", "absent"),
+        [
+            ("token_classification", {"tokens": ["it", "is"], "ner_tags": [0, 1]}, {"ner_tags": [-1, -1]}, "-1"),
+            (
+                "squad",
+                {"question": "who", "context": "it is me", "answers": {"text": ["me"], "answer_start": [6]}},
+                {"answers": {"text": [], "answer_start": []}},
+                "empty",
+            ),
+        ],
+        ids=["tags", "answers"],
+    )
+    def test_a_split_is_secret_only_where_nothing_in_it_has_a_label(self, tmp_path, name, row, secret, absent):
+        named = {"labels": ("O", "B-X")} if name == "token_classification" else {}
+        path = write(tmp_path / "some", train=[row] * 4, validation=[row, {**row, **secret}])
+        assert len(read_task(config(path, name, **named)).evaluation["validation"]) == 2
+        write(tmp_path / "some", validation=[{**row, **secret}] * 3)
+        with pytest.raises(DataError, match=f"split 'validation' .*all of them are {absent}.* kept secret"):
+            read_task(config(path, name, **named))
+
+    @pytest.mark.parametrize(
+        ("settings", "text"),
+        [
+            ({"rows": 20}, r"All 20 rows of .* trained on have the same label, 'neg'.* shuffle it; .*\(task.rows\)"),
+            ({"evaluation_rows": 9}, r"All 9 rows of split 'validation' .* 'neg'.*\(task.evaluation_rows\)"),
+            ({"rows": 20, "tuning": 0.2}, "trained on have the same label"),
+        ],
+    )
+    def test_rows_of_one_class_alone_of_data_that_is_sorted_by_class(self, tmp_path, settings, text):
+        form = Features(text=Value("string"), label=ClassLabel(names=["neg", "pos"]))
+        texts = [f"text {place}" for place in range(60)]
+        for split in ("train", "validation"):
+            rows = Dataset.from_dict({"text": texts, "label": [place // 30 for place in range(60)]}, features=form)
+            rows.to_parquet(tmp_path / f"{split}.parquet")
+        assert read_task(config(str(tmp_path), "classification")).labels == ("neg", "pos")
+        with pytest.raises(DataError, match=text):
+            read_task(config(str(tmp_path), "classification", **settings))
+
+    def test_f1_of_more_than_two_classes_says_what_to_take(self, tmp_path):
+        rows = [{"text": f"text {place}", "label": "abc"[place % 3]} for place in range(12)]
+        with pytest.raises(DataError, match=r"f1 is of two classes, .* has 3: a, b, c. Take task.metrics \[macro_f1\]"):
+            read_task(config(write(tmp_path / "three", train=rows), "classification", metrics=("accuracy", "f1")))
+
+    def test_words_with_one_tag_alone(self, tmp_path):
+        rows = [{"tokens": ["it", "is"], "ner_tags": tags} for tags in (["O", "O"], ["O", "B-X"])]
+        path = write(tmp_path / "words", train=rows, validation=rows[:1])
+        with pytest.raises(DataError, match=r"All 1 rows of split 'validation' .* have the same label, 'O'"):
+            read_task(config(path, "token_classification", labels=("O", "B-X")))
 
     def test_rows_longer_than_the_model_can_read(self, mrpc, tokenizer):
         with pytest.raises(DataError, match="positions for 64"):

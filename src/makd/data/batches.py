@@ -215,6 +215,10 @@ def _targets(rows: list[Mapping[str, Any]], width: int, padding_side: str) -> Ba
     return {}
 
 
+SIDES = ("attention_mask", "decoder_attention_mask")
+"""Masks of the real tokens that a batch has."""
+
+
 def make_batches(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -232,8 +236,8 @@ def make_batches(
 
 
 def count_tokens(batches: list[Batch]) -> int:
-    """Real tokens in `batches`."""
-    return sum(int(batch["attention_mask"].sum()) for batch in batches)
+    """Real tokens in `batches`, of both sides of an encoder-decoder."""
+    return sum(int(batch[name].sum()) for batch in batches for name in SIDES if name in batch)
 
 
 def row_lengths(rows: Any) -> list[int]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy.key_cache import cache_setting_kept
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
+from makd.data.batches import SIDES
 from makd.distill.arguments import check_stream
 from makd.distill.engines import real_rows, set_engine_
 from makd.distill.resuming import without_tied
@@ -98,6 +99,11 @@ class MeanLossTrainer(Trainer, ABC):
         with training_step(model, inputs, self.args, self.dropout):
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
+        """The Trainer's count of real tokens, with those of a decoder's side, which it leaves out."""
+        sides = [inputs[name].flatten() for name in SIDES if name in inputs]
+        super()._track_num_input_tokens({**inputs, "attention_mask": torch.cat(sides)} if sides else inputs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, whose loss is a mean over all that is counted, as in training, and not one of batches."""

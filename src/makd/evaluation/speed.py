@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy.eval_mode import in_eval
@@ -28,8 +28,8 @@ from makd.student.folding import added_parameters, factored_linears, fold_
 from makd.student.linear import LowRankLinear
 
 FOLD_FROM = 1.02
-"""Factored / dense time of a linear from which it is folded. Below, what is won is less than what a timing is off by,
-and parameters are paid for it."""
+"""Factored / dense time from which linears are folded: of them alone, and then of the whole forward. Below, what is won
+is less than what a timing is off by, and parameters are paid for it."""
 
 FLOAT = "torch-float32"
 """The format that all others are compared with."""
@@ -136,10 +136,13 @@ class ForwardTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearTiming:
-    """Factored against dense, for linears of one shape and rank."""
+    """Factored against dense, for linears of one shape and rank; those that share one A as one thing."""
 
     linears: tuple[str, ...]
+    members: int
+    """Linears that share one A, and are timed one after the other on one input; 1 has its own."""
     out_features: int
+    """Of all members together."""
     in_features: int
     rank: int
     factored: Timing
@@ -148,7 +151,7 @@ class LinearTiming:
 
     @property
     def fold(self) -> bool:
-        """Whether dense is faster by more than a timing is off by."""
+        """Whether dense is faster, for these linears alone, by more than a timing is off by."""
         return self.factored.ratio >= FOLD_FROM
 
 
@@ -162,7 +165,8 @@ class Speed:
     """Of causal language models."""
     linears: tuple[LinearTiming, ...]
     fold: tuple[str, ...]
-    """Linears that `best` has dense: factored is slower at the point that was chosen."""
+    """Linears that `best` has dense: factored is slower at the point that was chosen, and so is the whole forward; of
+    those that share one A, all or none."""
     added_parameters: int
     """What folding them adds to the student."""
 
@@ -194,6 +198,8 @@ def measure_speed(
         fold = tuple(name for row in linears if row.fold for name in row.linears)
         best = _sharing_copy(student)
         fold_(best, fold)
+        if fold and not _is_faster(best, student, settings):
+            fold, best = (), _sharing_copy(student)
         models = {"teacher": teacher, "factored": student, "folded": folded, "best": best}
         with without_cache(*models.values()):
             forwards = _time_forwards(models, settings, progress)
@@ -277,31 +283,49 @@ def _size(name: str, model: PreTrainedModel) -> ModelSize:
     )
 
 
-def _time_linears(
-    student: PreTrainedModel, folded: PreTrainedModel, settings: BenchConfig, progress: OnProgress
-) -> tuple[LinearTiming, ...]:
-    """Every factored linear against itself folded; those of one shape, rank and bias are timed once."""
-    alike: dict[tuple[int, int, int, bool], list[str]] = {}
+def _is_faster(mixture: PreTrainedModel, student: PreTrainedModel, settings: BenchConfig) -> bool:
+    """Whether whole forwards of `mixture` are faster: what linears win alone, others may lose to what they share."""
+    inputs = random_inputs([mixture, student], *settings.fold_point)
+    with without_cache(mixture, student):
+        calls = {"mixture": partial(mixture, **inputs), "student": partial(student, **inputs)}
+        return take_turns(calls, settings.repeats, student.device)["student"].ratio >= FOLD_FROM
+
+
+def _sharing_one_a(student: PreTrainedModel) -> list[dict[str, LowRankLinear]]:
+    """The factored linears of `student` by name, those together that share one A."""
+    groups: dict[nn.Module, dict[str, LowRankLinear]] = {}
     for name in factored_linears(student):
         layer = student.get_submodule(name)
         assert isinstance(layer, LowRankLinear)
-        key = (layer.out_features, layer.in_features, layer.rank, layer.bias is not None)
-        alike.setdefault(key, []).append(name)
+        groups.setdefault(layer.reduce, {})[name] = layer
+    return list(groups.values())
+
+
+def _time_linears(
+    student: PreTrainedModel, folded: PreTrainedModel, settings: BenchConfig, progress: OnProgress
+) -> tuple[LinearTiming, ...]:
+    """Every factored linear, or group that shares one A, against itself folded; those of one shape are timed once."""
+    alike: dict[tuple[tuple[int, int, int, bool], ...], list[tuple[str, ...]]] = {}
+    for group in _sharing_one_a(student):
+        shape = tuple((one.out_features, one.in_features, one.rank, one.bias is not None) for one in group.values())
+        alike.setdefault(shape, []).append(tuple(group))
     rows = []
     batch, length = settings.fold_point
-    for done, ((out_features, in_features, rank, _), names) in enumerate(alike.items(), start=1):
+    for done, (shape, groups) in enumerate(alike.items(), start=1):
+        _, in_features, rank, _ = shape[0]
         inputs = torch.randn(batch, length, in_features, generator=torch.Generator().manual_seed(0))
         inputs = inputs.to(student.device, student.dtype)
         pair = {
-            "dense": partial(folded.get_submodule(names[0]), inputs),
-            "factored": partial(student.get_submodule(names[0]), inputs),
+            side: partial(_call_all, [model.get_submodule(name) for name in groups[0]], inputs)
+            for side, model in (("dense", folded), ("factored", student))
         }
         # as many calls as a second of work or so: a linear is short, and so is what disturbs it
         found = take_turns(pair, 4 * settings.repeats, student.device)
         rows.append(
             LinearTiming(
-                linears=tuple(names),
-                out_features=out_features,
+                linears=tuple(name for group in groups for name in group),
+                members=len(shape),
+                out_features=sum(member[0] for member in shape),
                 in_features=in_features,
                 rank=rank,
                 **found,
@@ -309,6 +333,11 @@ def _time_linears(
         )
         progress(Progress("time linears", done, len(alike), "shapes"))
     return tuple(rows)
+
+
+def _call_all(layers: Sequence[nn.Module], inputs: Tensor) -> None:
+    for layer in layers:
+        layer(inputs)
 
 
 def _time_forwards(

@@ -14,7 +14,11 @@ SAME_COST = 0.02
 MEASURES = ("top1_agreement", "label_agreement", "rank_correlation", "cosine")
 """What is looked at where there is no task: agreement with the teacher, best first."""
 DIFFERENCE = "squared_difference"
-"""Of models that predict numbers, and less is better."""
+"""Of models that predict numbers: in the square of their unit, so no difference of it is small for all of them."""
+NO_VERDICT = (
+    "Whether the student or the rounded teacher is the better deal is not said: a squared difference is in the square "
+    "of the outputs' unit, and how much of it counts is for you to judge. A task's score has no unit (--task)."
+)
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,7 @@ class QualityScore:
     name: str
     """Of what was measured."""
     value: float
-    """The measurement, in its own unit."""
-
-    @property
-    def good(self) -> float:
-        """The value where larger is better, else its negative."""
-        return -self.value if self.name == DIFFERENCE else self.value
+    """As it was measured. Larger is better, but of a `DIFFERENCE`."""
 
 
 def quality(scores: Mapping[str, Any]) -> QualityScore:
@@ -45,8 +44,10 @@ def verdicts(rows: Sequence[FormatRow]) -> tuple[str, ...]:
     """For each batch and length: the student against the teacher alone, each in its best format.
 
     The student's best is the fastest that loses no quality to its own float32; the teacher's the fastest that is as
-    good as that one.
+    good as that one. A `DIFFERENCE` alone decides nothing, which is said.
     """
+    if quality(rows[0].scores).name == DIFFERENCE:
+        return (NO_VERDICT,)
     return tuple(_verdict(rows, place) for place in range(len(rows[0].timings)))
 
 
@@ -58,7 +59,7 @@ def _verdict(rows: Sequence[FormatRow], place: int) -> str:
     time = mine.timing.ratio / other.timing.ratio
     size = student.bytes / teacher.bytes
     found = quality(student.scores)
-    better = found.good - quality(teacher.scores).good
+    better = found.value - quality(teacher.scores).value
     costs = {"latency": time, "bytes": size}
     wins = [what for what, share in costs.items() if share < 1 - SAME_COST]
     losses = [what for what, share in costs.items() if share > 1 + SAME_COST]
@@ -77,10 +78,10 @@ def _verdict(rows: Sequence[FormatRow], place: int) -> str:
 
 def _fastest(rows: Sequence[FormatRow], place: int, than: FormatRow) -> FormatRow:
     """The fastest of those that are as good as `than`; the best one if none is."""
-    enough = quality(than.scores).good - SAME_QUALITY
-    good = [row for row in rows if quality(row.scores).good >= enough]
+    enough = quality(than.scores).value - SAME_QUALITY
+    good = [row for row in rows if quality(row.scores).value >= enough]
     if not good:
-        return max(rows, key=lambda row: quality(row.scores).good)
+        return max(rows, key=lambda row: quality(row.scores).value)
     return min(good, key=lambda row: row.timings[place].timing.ratio)
 
 

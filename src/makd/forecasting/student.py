@@ -35,6 +35,7 @@ class Forecast:
     student_parameters: int
     """At most."""
     student_linears: int
+    """The same of the student: without the vocabulary's and those of layers that go."""
     ranks: Mapping[str, int | None]
     """Linear, or matrix of the vocabulary -> its rank; None is dense."""
     sizes: Mapping[str, LinearSize]
@@ -129,14 +130,14 @@ def forecast_factorization(
         one_by_one=one_by_one,
         beside=beside,
     )
-    linears = sum(size.parameters(None) for size in sizes)
+    tables = [size for size in made if size.name in candidates.parts.tables]
     return Forecast(
         solver=settings.solver,
         rank_rule=settings.rank_rule,
         teacher_parameters=candidates.parts.total,
-        teacher_linears=linears,
+        teacher_linears=sum(size.parameters(None) for size in sizes),
         student_parameters=student,
-        student_linears=student - (candidates.parts.total - linears),
+        student_linears=plan.parameters - sum(size.parameters(plan.ranks[size.name]) for size in tables),
         ranks=plan.ranks,
         sizes={size.name: size for size in made},
         are_ranks_known=known,

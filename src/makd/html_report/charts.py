@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from makd.html_report.elements import Markup, element, embedded_json, table
-from makd.html_report.words import number
+from makd.html_report.words import score
 
 COLOURS = ("#2f7fd6", "#d2601a", "#1a936f", "#a45bd0", "#cf4480", "#8a7a12", "#d34a4a", "#5a7d9a")
 """Each at least 3:1 beside white and beside near-black; neighbours differ in lightness and shape or dash besides."""
@@ -49,7 +49,7 @@ def _cell(value: Any) -> Any:
     """What a table of numbers has for a value; of one that is not there, as a standard error of one seed, a dash."""
     if value is None:
         return "-"
-    return number(value) if isinstance(value, float) else value
+    return score(value) if isinstance(value, float) else value
 
 
 def lines(

@@ -6,7 +6,7 @@ from typing import Any
 
 from makd.html_report.elements import Markup, element, section
 from makd.html_report.record import Record
-from makd.html_report.words import Number, count, number, share, times
+from makd.html_report.words import Number, count, score, share, times
 from makd.measures import LABELS, task_label
 from makd.run_files import LAYERS, LINEARS
 
@@ -47,9 +47,9 @@ class Quality:
     def answer(self) -> str:
         """How much worse, in one glance."""
         if self.teacher is None:
-            return f"{number(self.student)} of {self.best:g}" if self.best else f"{number(self.student)} off"
+            return f"{score(self.student)} of {self.best:g}" if self.best else f"{score(self.student)} off"
         if self.teacher <= 0:  # a correlation, or R²: nothing has a share of it
-            return number(self.student)
+            return score(self.student)
         ratio = self.student / self.teacher
         if self.higher_is_better:
             return f"{share(ratio)} of the teacher's"
@@ -60,7 +60,7 @@ class Quality:
         """What that is."""
         if self.teacher is None:
             return f"{self.label}; a perfect copy has {self.best:g}"
-        return f"{self.label} {number(self.student)}, the teacher has {number(self.teacher)}"
+        return f"{self.label} {score(self.student)}, the teacher has {score(self.teacher)}"
 
     @property
     def trained(self) -> str:

@@ -7,7 +7,7 @@ from makd.html_report import charts
 from makd.html_report.elements import Markup, element, missing, section, table
 from makd.html_report.glance import Quality, latency_ratios, quality_of
 from makd.html_report.record import Record
-from makd.html_report.words import number, share
+from makd.html_report.words import score, share
 from makd.measures import rows
 
 
@@ -70,7 +70,7 @@ def frontier(records: Sequence[Record]) -> Markup:
             best = (max if known[0][2].higher_is_better else min)(points, key=lambda row: row["quality"])
             told = f"{label}: {direction}; further left is cheaper."
             if is_alike and len(teachers) == 1:
-                told += f" Best quality: {best['run']}, {number(best['quality'])}"
+                told += f" Best quality: {best['run']}, {score(best['quality'])}"
             spec = charts.frontier(points, (key, across), ("quality", label), "run")
             figures.append(
                 charts.figure(
@@ -94,7 +94,7 @@ def _rows_of(record: Record, quality: Quality) -> str:
     recipe = record.recipe
     source = recipe.get("task") or recipe.get("data")
     count = ((recipe.get("recipe") or {}).get("evaluation") or {}).get("rows") if quality.rows == "held_out" else None
-    return repr((source, count, None if quality.teacher is None else number(quality.teacher)))
+    return repr((source, count, None if quality.teacher is None else f"{quality.teacher:.3g}"))
 
 
 def side_by_side(records: Sequence[Record]) -> Markup:

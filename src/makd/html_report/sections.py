@@ -69,7 +69,11 @@ def linear_map(record: Record) -> Markup:
     known = {row["layer"] for row in rows}
     roles = sorted({tuple(row["roles"]) for row in rows}, key=_role_order)
     views = [
-        ("kept", "Rank", "rank; the colour is the share of the dense weights that is gone"),
+        (
+            "kept",
+            "Rank",
+            "rank; the colour is the share of the dense weights that is gone, of linears that share one A together",
+        ),
         (
             "predicted",
             "Predicted error",
@@ -132,12 +136,13 @@ def _role_order(roles: tuple[str, ...]) -> tuple[int, str]:
 
 def _heat(rows: list[Any], layers: list[int], roles: list[tuple[str, ...]], key: str, title: str) -> Markup:
     by_place = {(row["layer"], tuple(row["roles"])): row for row in rows}
+    by_name = {row["name"]: row for row in rows}
     lines = []
     for layer in layers:
         cells = [element("th", layer, scope="row")]
         for role in roles:
             row = by_place.get((layer, role))
-            text, value = ("", None) if row is None else _cell(row, key)
+            text, value = ("", None) if row is None else _cell(row, key, by_name)
             style = None if value is None else f"--heat:{100 * min(1.0, max(0.0, value)):.0f}%"
             cells.append(element("td", text, style=style, title=None if row is None else row["name"]))
         lines.append(element("tr", cells))
@@ -157,12 +162,16 @@ def _heat(rows: list[Any], layers: list[int], roles: list[tuple[str, ...]], key:
     )
 
 
-def _cell(row: Mapping[str, Any], key: str) -> tuple[str, float | None]:
-    """What a cell shows, and how warm it is, 0 to 1."""
+def _cell(row: Mapping[str, Any], key: str, rows: Mapping[str, Any]) -> tuple[str, float | None]:
+    """What a cell shows, and how warm it is, 0 to 1; `rows` are all by name."""
     if key == "kept":
         if row["rank"] is None:
             return "dense", None
-        return f"{row['rank']}", 1 - row["weights"] / row["weights_dense"]
+        group = [row, *(rows[name] for name in row["shares_input_with"] if name in rows)]
+        if len(group) == 1:
+            return f"{row['rank']}", 1 - row["weights"] / row["weights_dense"]
+        factors = row["rank"] * (row["in_features"] + sum(one["out_features"] for one in group))
+        return f"{row['rank']}", 1 - factors / sum(one["weights_dense"] for one in group)
     value = row["predicted_error"] if key == "predicted" else measured(row)
     return ("-", None) if value is None else (f"{100 * value:.2g}", value**0.5)
 

@@ -4,14 +4,15 @@ import math
 
 Number = int | float
 """As JSON has them."""
+SCORE_DIGITS = 5
 
 
-def count(number: Number) -> str:
+def count(value: Number) -> str:
     """17394048 -> 17.4 million."""
     for size, word in ((1e9, "billion"), (1e6, "million")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {word}"
-    return f"{number:,.0f}"
+        if abs(value) >= 0.9995 * size:  # with three digits it is one
+            return f"{number(value / size)} {word}"
+    return f"{value:,.0f}"
 
 
 def share(number: Number) -> str:
@@ -19,15 +20,22 @@ def share(number: Number) -> str:
     return f"{100 * number:.1f}%"
 
 
-def number(value: Number | None) -> str:
-    """Three digits that tell something; a dash for None."""
+def number(value: Number | None, digits: int = 3) -> str:
+    """So many digits that tell something, in fixed point below 100,000; a dash for None."""
     if value is None:
         return "-"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:.1e}"
+        places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        text = f"{value:,.{places}f}"
+        return text.rstrip("0").rstrip(".") if places else text
+    return f"{value:.{max(1, digits - 2)}e}"
+
+
+def score(value: Number | None) -> str:
+    """With five digits: students differ in the fourth, and a nearly perfect one is not perfect."""
+    return number(value, SCORE_DIGITS)
 
 
 def times(ratio: Number) -> str:
@@ -40,5 +48,5 @@ def times(ratio: Number) -> str:
 def seconds(value: Number) -> str:
     """A duration."""
     if value < 100:
-        return f"{value:.3g} s"
-    return f"{value / 60:.3g} min" if value < 6000 else f"{value / 3600:.3g} h"
+        return f"{number(value)} s"
+    return f"{number(value / 60)} min" if value < 6000 else f"{number(value / 3600)} h"

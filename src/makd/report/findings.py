@@ -134,7 +134,7 @@ def _take_over_(rows: list[dict[str, Any]], earlier: Mapping[str, Any]) -> None:
     for row in rows:
         other = known.get(row["name"], {})
         if other.get("rank") == row["rank"]:
-            for key in ("predicted_error", "fallback", "why_dense", "shares_input_with"):
+            for key in ("predicted_error", "fallback", "why_dense"):
                 row[key] = other.get(key, row[key])
 
 

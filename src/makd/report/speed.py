@@ -68,10 +68,10 @@ def decoding_table(speed: Speed, title: str) -> Table:
 
 def linears_table(speed: Speed, title: str) -> Table:
     """Factored against dense, by shape and rank of the linears."""
-    columns = ("linear", "like it", "rank", "factored ms", "dense ms", "ratio", "best")
+    columns = ("linear", "like it", "rank", "factored ms", "dense ms", "ratio", "faster")
     rows = [
         (
-            f"{row.out_features} x {row.in_features}",
+            f"{row.out_features} x {row.in_features}" + (f", {row.members} with one A" if row.members > 1 else ""),
             str(len(row.linears)),
             str(row.rank),
             f"{row.factored.milliseconds:.3f}",
@@ -88,6 +88,12 @@ def fold_line(speed: Speed, point: tuple[int, int]) -> str:
     """What `best` is, in a sentence."""
     place = f"at {point[0]} x {point[1]} tokens"
     total = sum(len(row.linears) for row in speed.linears)
+    slower = sum(len(row.linears) for row in speed.linears if row.fold)
+    if slower and not speed.fold:
+        return (
+            f"{slower} of {total} factored linears are slower than dense {place}, but with these dense the whole "
+            "forward is no faster: best is the student as it is."
+        )
     if not speed.fold:
         return f"No factored linear of {total} is slower than dense {place}: best is the student as it is."
     return (

@@ -25,14 +25,20 @@ def normalise_answer(text: str) -> str:
 
 def exact_match(predicted: str, true: Sequence[str]) -> float:
     """1 where `predicted` is, normalised, one of the true answers; those of a question without any are `[""]`."""
-    return max(float(normalise_answer(predicted) == normalise_answer(answer)) for answer in true or [""])
+    return max(float(normalise_answer(predicted) == answer) for answer in _with_words(true))
 
 
 def answer_f1(predicted: str, true: Sequence[str]) -> float:
-    """The best F1 of words with one of the true answers. Where either has no words: 1 if both have none, else 0."""
-    return max(
-        _words_f1(normalise_answer(predicted).split(), normalise_answer(answer).split()) for answer in true or [""]
-    )
+    """The best F1 of words with one of the true answers. Where there is none: 1 if `predicted` has no words, else 0."""
+    return max(_words_f1(normalise_answer(predicted).split(), answer.split()) for answer in _with_words(true))
+
+
+def _with_words(true: Sequence[str]) -> Sequence[str]:
+    """The true answers, normalised, that have words; `[""]` where there are none, as SQuAD 2.0's script has it.
+
+    (SQuAD has "." among the answers to a few questions; a model that says nothing is not right there.)
+    """
+    return [plain for answer in true if (plain := normalise_answer(answer))] or [""]
 
 
 def _words_f1(ours: list[str], theirs: list[str]) -> float:

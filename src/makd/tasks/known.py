@@ -40,8 +40,6 @@ class KnownTask:
     """In the official order."""
     metrics: tuple[str, ...] | None = None
     """Official ones; their mean is the task's score. None: the kind's."""
-    has_unanswerable: bool = False
-    """Whether some questions have no answer in their text."""
 
 
 KINDS: Registry[Kind] = Registry(
@@ -120,7 +118,6 @@ TASKS: Registry[KnownTask] = Registry(
         "squad_v2": KnownTask(
             kind="question_answering",
             path="rajpurkar/squad_v2",
-            has_unanswerable=True,
             metrics=("f1", "exact_match", "answerable_f1", "unanswerable_f1"),
         ),
         **{kind: KnownTask(kind=kind) for kind in KINDS},

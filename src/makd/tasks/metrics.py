@@ -11,7 +11,6 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, r2_score
 
-from makd.errors import DataError
 from makd.registry import Registry
 from makd.tasks.answers import answer_f1, exact_match
 from makd.tasks.entities import entities, precision_recall_f1
@@ -24,9 +23,7 @@ def _accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Of class 1, as GLUE has it."""
-    if max(*true, *predicted) > 1:
-        raise DataError("The metric f1 is of two classes, 0 and 1; these have more. Take task.metrics [macro_f1].")
+    """Of class 1 of two, as GLUE has it."""
     return float(f1_score(true, predicted, zero_division=0))
 
 
@@ -87,10 +84,13 @@ def _answers(score: Callable[[str, Sequence[str]], float], answerable: bool | No
             for ours, theirs in zip(predicted, true, strict=True)
             if answerable is None or answerable == bool(theirs)
         ]
-        return sum(chosen) / len(chosen) if chosen else 0.0
+        return sum(chosen) / len(chosen)
 
     return metric
 
+
+OF_SOME = {"answerable_f1": True, "unanswerable_f1": False}
+"""Metrics of some questions alone -> whether these have an answer."""
 
 METRICS: dict[str, Registry[Metric]] = {
     "classification": Registry(
@@ -119,8 +119,7 @@ METRICS: dict[str, Registry[Metric]] = {
         {
             "f1": _answers(answer_f1),
             "exact_match": _answers(exact_match),
-            "answerable_f1": _answers(answer_f1, answerable=True),
-            "unanswerable_f1": _answers(answer_f1, answerable=False),
+            **{name: _answers(answer_f1, answerable=which) for name, which in OF_SOME.items()},
         },
     ),
 }
@@ -128,6 +127,18 @@ METRICS: dict[str, Registry[Metric]] = {
 
 SCORES: dict[str, tuple[str, ...]] = {"token_classification": ("entity_f1",), "question_answering": ("f1",)}
 """Kinds whose score is not the mean of all that is measured, but of these, where they are measured."""
+
+
+def measurable(names: Sequence[str], true: Any) -> list[str]:
+    """Those of `names` that there is something to measure of.
+
+    The F1 of questions without an answer is left out where all have one, and vice versa, as SQuAD 2.0's script does.
+
+    Args:
+        names: of metrics.
+        true: what is true, as metrics take it.
+    """
+    return [name for name in names if name not in OF_SOME or any(bool(one) == OF_SOME[name] for one in true)]
 
 
 def score(kind: str, found: dict[str, float]) -> float:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset, DatasetDict, List, Value
@@ -25,7 +26,9 @@ from makd.data import (
 )
 from makd.errors import DataError
 from makd.tasks.answer_spans import mend_places
-from makd.tasks.labels import LISTS, UNLABELLED, distinct, is_multi_hot, label_names, named_values, number_of, vector_of
+from makd.tasks.labels import LISTS, UNLABELLED, is_multi_hot, label_names, named_values, number_of, vector_of
+from makd.tasks.metrics import measurable
+from makd.tasks.present import check_classes
 from makd.tasks.settings import NAMED, TaskConfig
 
 logger = logging.getLogger(__name__)
@@ -58,14 +61,16 @@ class TaskRows:
     """By the name of the split."""
     extra: Dataset | None
     """Texts without labels."""
+    may_be_none: bool = False
+    """Question answering: whether a question, to learn from or to measure on, has no answer in its context."""
 
 
 def read_task(config: TaskConfig) -> TaskRows:
     """The rows of a task.
 
     Raises:
-        DataError: there is no such data, split or column, labels are missing or not of the task, or their order is not
-            the one that was asked for.
+        DataError: there is no such data, split or column, labels are missing or not of the task, their order is not the
+            one that was asked for, or all rows of one split have the same one.
     """
     where = config.path or config.known.path or ""
     configuration = config.configuration or (config.known.configuration if config.path is None else None)
@@ -87,35 +92,23 @@ def read_task(config: TaskConfig) -> TaskRows:
         train, tuned_on = split_off(train, config.tuning, "task.tuning", _said(config, train), TUNING)
         evaluation = {TUNING: _limit(tuned_on, config.evaluation_rows)}
     labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
-    if config.known.kind in NAMED and not labels.is_multi_hot:
-        _warn_unlearned(rows, train, where)
+    _check_metrics(config, labels.names, where)
     by_text = config.known.kind == "question_answering"  # what is measured; where an answer stands is only learned
+    train = _with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True)
+    evaluation = {
+        name: _with_labels(config, rows, labels, f"split {name!r} of {where}", drop=name not in splits and not by_text)
+        for name, rows in evaluation.items()
+    }
+    if config.known.kind in NAMED:
+        check_classes(labels.names, train, evaluation, {*evaluation} - {*splits}, where)
     return TaskRows(
         config=config,
         labels=labels.names,
-        train=_with_labels(config, train, labels, f"split {config.train_split!r} of {where}", drop=True),
-        evaluation={
-            name: _with_labels(
-                config, rows, labels, f"split {name!r} of {where}", drop=name not in splits and not by_text
-            )
-            for name, rows in evaluation.items()
-        },
+        train=train,
+        evaluation=evaluation,
         extra=None if config.extra_text is None else _extra(config, config.extra_text),
+        may_be_none=by_text and _may_be_none(config, train, evaluation, where),
     )
-
-
-def _warn_unlearned(rows: Dataset, train: Dataset, where: str) -> None:
-    """Warn of classes that `rows` have and those of them that are trained on have not."""
-    column = next(name for name in ("label", "tags") if name in rows.column_names)
-    if len(train) < len(rows):
-        learned = set(distinct(named_values(train, column)))
-        missing = [label for label in distinct(named_values(rows, column)) if label not in learned | {UNLABELLED}]
-        if missing:
-            logger.warning(
-                "%s: no row to train on has the label %s: all that have it are held out to measure on. Give more rows, "
-                "or a split of its own to measure on",
-                where, ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if missing[5:] else ""),
-            )  # fmt: skip
 
 
 def _said(config: TaskConfig, rows: Dataset) -> list[str]:
@@ -211,19 +204,45 @@ def _limit(rows: Dataset, count: int | None) -> Dataset:
     return rows if count is None or len(rows) <= count else rows.select(range(count))
 
 
+def _check_metrics(config: TaskConfig, labels: Sequence[str], where: str) -> None:
+    """Refuse metrics that these labels have none of, which a training would be in vain for.
+
+    Raises:
+        DataError: `f1` of more than two classes, or entities of tags that are not of any.
+    """
+    if config.known.kind == "classification" and "f1" in config.measured and len(labels) != 2:
+        raise DataError(
+            f"The metric f1 is of two classes, 0 and 1; {where} has {len(labels)}: {', '.join(labels)}. Take "
+            "task.metrics [macro_f1]."
+        )
+    if config.known.kind != "token_classification" or not any(name.startswith("entity") for name in config.measured):
+        return
+    strange = next((label for label in labels if not ENTITY_TAG.fullmatch(label)), None)
+    if strange is not None:
+        raise DataError(
+            f"The tag {strange!r} is not an entity's (O, B-…, I-…), so entities cannot be counted. Name the tags with "
+            "task.labels, or take task.metrics [token_accuracy]."
+        )
+
+
 def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str, drop: bool = False) -> Dataset:
-    """`rows` whose labels are numbers: places in the names, a 0 or 1 for each, or the regression's.
+    """`rows` whose labels are numbers: places in the names, a 0 or 1 for each, the regression's; or answers, or tags.
 
     `drop` those that have none.
+
+    Raises:
+        DataError: labels are not of this form, or missing: all of them, or, where none are dropped, one.
     """
     kind = config.known.kind
     column = PLAIN[kind][1]
     if kind == "question_answering":
         _check_answers(rows, where)
-        return mend_places(rows, where, drop)
-    if kind == "token_classification":
-        return _with_tags(config, rows, labels.names, where)
-    if kind == "regression":
+        rows = mend_places(rows, where, drop)
+        missing = [not answers["text"] for answers in rows["answers"]]
+    elif kind == "token_classification":
+        rows = _with_tags(config, rows, labels.names, where)
+        missing = [{*tags} <= {UNLABELLED} for tags in rows["tags"]]
+    elif kind == "regression":
         rows, missing = _with_numbers(rows, column, max(1, len(labels.names)), where)
     else:
         values: list[Any] = named_values(rows, column)
@@ -235,7 +254,8 @@ def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str,
             values = [number_of(value, labels.names, where) for value in values]
             missing = [value == UNLABELLED for value in values]
         rows = rows.remove_columns(column).add_column(column, values, feature=form)
-    if not any(missing):
+    may_lack = kind in ("question_answering", "token_classification")  # no answer is one; other words may have tags
+    if not any(missing) or (may_lack and not all(missing)):
         return rows
     if drop and not all(missing):
         logger.warning(
@@ -247,8 +267,9 @@ def _with_labels(config: TaskConfig, rows: Dataset, labels: _Labels, where: str,
         )
         return rows.select([place for place, absent in enumerate(missing) if not absent])
     count = "all of them" if all(missing) else f"{sum(missing)} of {len(missing)}"
+    absent = "empty" if kind == "question_answering" else UNLABELLED
     raise DataError(
-        f"The labels of {where} are missing ({count} are {UNLABELLED}): they are kept secret, as GLUE's tests are. "
+        f"The labels of {where} are missing ({count} are {absent}): they are kept secret, as GLUE's tests are. "
         "Take a split that has labels."
     )
 
@@ -286,17 +307,28 @@ def _check_answers(rows: Dataset, where: str) -> None:
         )
 
 
+def _may_be_none(config: TaskConfig, train: Dataset, evaluation: Mapping[str, Dataset], where: str) -> bool:
+    """Whether there are questions without an answer; the name of the task does not say it of data of one's own."""
+    true = {name: [answers["text"] for answers in rows["answers"]] for name, rows in evaluation.items()}
+    for name, answers in true.items():
+        if not measurable(config.measured, answers):
+            raise DataError(
+                f"There is nothing to measure by task.metrics [{', '.join(config.measured)}]: all questions of split "
+                f"{name!r} of {where} have an answer. Take f1 and exact_match, too."
+            )
+    learned = [answers["text"] for answers in train["answers"]]
+    without = sum(not answers for answers in chain(learned, *true.values()))
+    if without:
+        count = len(learned) + sum(map(len, true.values()))
+        logger.info("%d of %d questions of %s have no answer: 'no answer' may be predicted", without, count, where)
+    return without > 0
+
+
 def _with_tags(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: str) -> Dataset:
     tags = [[number_of(value, labels, where) for value in tags or ()] for tags in named_values(rows, "tags")]
     for words, numbers in zip(rows["tokens"], tags, strict=True):
         if words is None or len(words) != len(numbers) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{WORDS_AND_TAGS}; {where} has {words!r} with {len(numbers)} tags.")
-    strange = next((label for label in labels if not ENTITY_TAG.fullmatch(label)), None)
-    if strange is not None and any(name.startswith("entity") for name in config.measured):
-        raise DataError(
-            f"The tag {strange!r} is not an entity's (O, B-…, I-…), so entities cannot be counted. Name the tags with "
-            "task.labels, or take task.metrics [token_accuracy]."
-        )
     return rows.remove_columns("tags").add_column("tags", tags)
 
 

@@ -25,7 +25,7 @@ from makd.tasks.answers import best_answer
 from makd.tasks.features import encode, encode_windows, plain_inputs, without_targets
 from makd.tasks.heads import check_head
 from makd.tasks.labels import number_by_outputs
-from makd.tasks.metrics import METRICS, score
+from makd.tasks.metrics import METRICS, measurable, score
 from makd.tasks.rows import TaskRows, read_task
 from makd.tasks.settings import TaskConfig
 from makd.tasks.words import NO_WORD
@@ -50,6 +50,8 @@ class Task:
     references: Mapping[str, Dataset]
     """Question answering and token classification: the whole rows, which the windows in `evaluation` point to."""
     tokenizer: PreTrainedTokenizerBase
+    may_be_none: bool = False
+    """Question answering: whether "no answer" may be predicted, as `TaskRows` says."""
 
     @property
     def distillation(self) -> Dataset:
@@ -74,7 +76,7 @@ class Task:
         for split, rows in self.evaluation.items():
             predicted, true = self._predict(model, split, rows, batch_size, on_progress)
             kind = self.config.known.kind
-            values = {name: METRICS[kind][name](predicted, true) for name in self.config.measured}
+            values = {name: METRICS[kind][name](predicted, true) for name in measurable(self.config.measured, true)}
             check_measured(values, f"on the split {split} of {self.config.name}")
             scores.append(score(kind, values))
             suffix = "" if len(self.evaluation) == 1 else f"_{split.removeprefix('validation_')}"
@@ -125,7 +127,7 @@ class Task:
             own = windows[number]
             starts, ends = ([logits[place][side] for place in own] for side in (0, 1))
             own_rows = [rows[place] for place in own]
-            predicted.append(best_answer(context, own_rows, starts, ends, self.config.known.has_unanswerable))
+            predicted.append(best_answer(context, own_rows, starts, ends, self.may_be_none))
         return predicted, [answers["text"] for answers in questions["answers"]]
 
 
@@ -176,6 +178,7 @@ def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: Pre
         },
         references=whole if by_window else {},
         tokenizer=tokenizer,
+        may_be_none=rows.may_be_none,
     )
 
 
