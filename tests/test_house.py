@@ -50,6 +50,19 @@ class TestEveryModule:
         assert not {path.stem, *path.relative_to(SOURCE).parts[:-1]} & SAYS_NOTHING
 
 
+def test_modules_say_the_station_that_the_architecture_gives_their_folder():
+    page = (Path(__file__).parents[1] / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    stations = {folder: number for number, folder in re.findall(r"^\| (\d+) \| `(\w+)/` \|", page, re.MULTILINE)}
+    stations |= dict.fromkeys(("comparison", "ablation", "export"), "10")
+    said = {
+        name(path): match[1]
+        for path in MODULES
+        if (match := re.match(r'"""Station (\d+)', path.read_text(encoding="utf-8"))) and "/" in name(path)
+    }
+    assert len(said) > 150
+    assert {path: number for path, number in said.items() if stations.get(path.split("/")[0]) != number} == {}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name)
 class TestEveryFunction:
     def test_that_checks_says_what_it_refuses(self, path):

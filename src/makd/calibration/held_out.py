@@ -1,4 +1,4 @@
-"""Station 2: moments of most batches, and of those that are kept from a fit, to choose its settings by."""
+"""Station 3: moments of most batches, and of those that are kept from a fit, to choose its settings by."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Station 7: seconds of things that take turns, so that a machine that slows down does so for all of them."""
+"""Station 8: seconds of things that take turns, so that a machine that slows down does so for all of them."""
 
 import statistics
 import time

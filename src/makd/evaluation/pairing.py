@@ -1,4 +1,4 @@
-"""Station 7: whether a student is this teacher's."""
+"""Station 8: whether a student is this teacher's."""
 
 from transformers import PreTrainedModel
 

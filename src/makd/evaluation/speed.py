@@ -1,4 +1,4 @@
-"""Station 7: how fast a student is beside its teacher: factored, folded back to dense, and the best mixture of both."""
+"""Station 8: how fast a student is beside its teacher: factored, folded back to dense, and the best mixture of both."""
 
 import copy
 import time

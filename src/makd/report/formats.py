@@ -1,4 +1,4 @@
-"""Station 8: both models in the formats that they may be served in, as the table that a person reads."""
+"""Station 9: both models in the formats that they may be served in, as the table that a person reads."""
 
 from collections.abc import Sequence
 

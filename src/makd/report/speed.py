@@ -1,4 +1,4 @@
-"""Station 8: a student's speed as the table that a person reads, in its card, and beside it in bench.json."""
+"""Station 9: a student's speed as the table that a person reads, in its card, and beside it in bench.json."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Station 8: one table of texts, for the terminal and for a card."""
+"""Station 9: one table of texts, for the terminal and for a card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
