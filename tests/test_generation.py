@@ -5,7 +5,8 @@ import torch
 from transformers import GenerationConfig
 
 from makd.errors import DataError
-from makd.generation import Sampling, generate, stop_tokens
+from makd.generation import Sampling, _tell_end, generate, stop_tokens
+from tests.data.chats import PLAIN, with_template
 from tests.models import tiny
 
 PROMPTS = [[1, 9, 12, 30, 7], [1, 40], [1, 22, 23]]
@@ -129,3 +130,21 @@ class TestEncoderDecoders:
         ]
         assert together == alone
         assert complete(writer, PROMPTS, sampling, (1, 3)) != together
+
+
+def test_a_text_ends_where_model_tokenizer_or_chat_template_say_so(model, tokenizer, caplog):
+    """[SEP] is the tokenizer's EOS, 7 the model's, [MASK] what the template ends answers with."""
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    model.generation_config.eos_token_id = 7
+    assert stop_tokens(model, chatting) == sorted([7, tokenizer.eos_token_id, tokenizer.mask_token_id])
+
+
+def test_an_end_that_only_the_chat_template_knows_is_told_once(model, tokenizer, caplog):
+    _tell_end.cache_clear()
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    stop_tokens(model, chatting), stop_tokens(model, chatting)
+    assert [record.message.count("ends an answer with [MASK]") for record in caplog.records] == [1]
+    model.generation_config.eos_token_id = tokenizer.mask_token_id
+    _tell_end.cache_clear()
+    stop_tokens(model, chatting)
+    assert len(caplog.records) == 1

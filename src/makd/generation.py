@@ -3,10 +3,11 @@
 The one way of it, for training on a model's own text and for scoring it. Stands above `data`, whose rows are prompts.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 
 import numpy as np
@@ -29,8 +30,11 @@ from transformers import (
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.limits import token_limit
 from makd.data.prompts import pad_prompts
+from makd.data.rendering import answer_ends
 from makd.devices import widest_dtype
 from makd.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _BEGIN = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
 """Settings of a generation config, or of a config, that say how a decoder begins: with which language, for one."""
@@ -163,12 +167,30 @@ def _most_calls(model: PreTrainedModel, own: int) -> int:
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
-    """Tokens that end a text: those of the model's generation config and config, and the tokenizer's EOS."""
-    found: list[int] = []
+    """Tokens that end a text, in training and in evaluation alike.
+
+    Those of the model's generation config and config, the tokenizer's EOS, and the token by which its chat template
+    ends an answer. The last is told of where none of the others names it: other programs would not stop there.
+    """
+    found: set[int] = set()
     for owner in (model.generation_config, model.config.get_text_config(), tokenizer):
         own = getattr(owner, "eos_token_id", None)
-        found += [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted(set(found))
+        found |= set() if own is None else {own} if isinstance(own, int) else set(own)
+    ends = set() if tokenizer is None else set(answer_ends(tokenizer))
+    for token in ends - found:
+        _tell_end(str(tokenizer.convert_ids_to_tokens(token)))  # type: ignore[union-attr]
+    return sorted(found | ends)
+
+
+@cache
+def _tell_end(token: str) -> None:
+    """Once: both models of a run are asked, and more than once."""
+    logger.warning(
+        "The tokenizer's chat template ends an answer with %s, which neither it nor the model names as an end "
+        "(eos_token_id): what is written stops there all the same. Name it in the model's generation_config.json, or "
+        "other programs write past it",
+        token,
+    )
 
 
 def _beginning(model: PreTrainedModel) -> dict[str, int | None]:

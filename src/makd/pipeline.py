@@ -36,6 +36,7 @@ from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.prompts import encode_prompts
 from makd.factorization.factorize import make_student
 from makd.factorization.outcome import FactorizeReport
+from makd.generation import stop_tokens
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
@@ -327,6 +328,7 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
             teacher_dtype=training.find_teacher_dtype(),
             cache=run.cache,
             shard_teacher=training.shard_teacher,
+            stops=stop_tokens(run.teacher, run.tokenizer) if stage.plan.writers.written else (),
             args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
             train_dataset=run.data.train,
             eval_dataset=run.data.held_out,

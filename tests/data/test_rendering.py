@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerBase
 
 import makd
 from makd.data import Rendering
-from makd.data.rendering import make_encoder
+from makd.data.rendering import answer_ends, make_encoder
 from tests.data.chats import ALTERNATING, FORGETFUL, MARKED, PLAIN, chat, spell, with_template
 
 
@@ -105,3 +105,18 @@ class TestByAWrittenTemplate:
     def test_conversations_of_several_turns_are_refused(self, tokenizer):
         with pytest.raises(makd.MakdError, match=r"one prompt and one response; .* user, assistant, user, assistant"):
             read(tokenizer, chat("a", "b", "c", "d"), template="none")
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["compared", "marked"])
+def test_the_token_by_which_a_template_ends_an_answer_is_found(tokenizer, template):
+    other = template.replace("[SEP]", "[MASK]")
+    assert answer_ends(with_template(tokenizer, other)) == [tokenizer.mask_token_id]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, "{{ raise_exception('none') }}", PLAIN.replace(" [SEP]", ""), PLAIN.replace("[SEP]", "the")],
+    ids=["no template", "one that takes nothing", "one that ends nothing", "one that ends answers by a word"],
+)
+def test_a_template_that_ends_answers_by_no_token_of_its_own_names_none(tokenizer, template):
+    assert answer_ends(with_template(tokenizer, template)) == []

@@ -12,6 +12,7 @@ from makd.distill import DistillTrainer
 from makd.distill.rollouts import Rollouts, prompts_of, to_batch
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate
+from tests.data.chats import PLAIN, chat, with_template
 from tests.distill.test_trainer import make_arguments, same_weights
 from tests.models import tiny
 
@@ -321,3 +322,57 @@ def test_a_long_prompt_leaves_others_their_room():
     for place, prompt in enumerate(prompts):
         alone = generate(model, [prompt], sampling, [], 0, seed=3, batch_size=1, places=[place])
         assert alone == [found[place]]
+
+
+def test_what_is_written_ends_where_the_data_ends_its_completions(tmp_path):
+    """The models name no end; whatever they write first is one of the `stops`."""
+    pair = make_pair()
+    for model in pair:
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+    rollouts = Rollouts(Completions(student_share=1.0, max_new_tokens=5), 0, stops=range(pair[0].config.vocab_size))
+    _, (found,) = rewrite(rollouts, pair=pair)
+    assert (found["labels"] != -100).sum(-1).tolist() == [1, 1, 1, 1]
+
+
+def test_a_trainer_stops_where_its_tokenizers_chat_template_does(tmp_path, tokenizer):
+    teacher, student = make_pair()
+    settings = {"args": make_arguments(tmp_path), "train_dataset": make_rows(), "data_collator": collate}
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    trainer = DistillTrainer(student, teacher, "gkd", processing_class=chatting, stops=[50], **settings)
+    assert {50, tokenizer.mask_token_id, tokenizer.eos_token_id} <= trainer.rollouts.stops
+
+
+def test_rows_whose_completions_end_otherwise_than_what_is_written_are_told(tmp_path, caplog):
+    make_trainer(tmp_path, Completions(student_share=1.0))
+    assert "none of the first 16 rows' completions ends with one" in caplog.text
+    caplog.clear()
+    teacher, student = make_pair()
+    ends = [row["labels"][-1] for row in make_rows()]
+    DistillTrainer(
+        student, teacher, "gkd", stops=ends[:1], args=make_arguments(tmp_path), train_dataset=make_rows(),
+        data_collator=collate,
+    )  # fmt: skip
+    assert "completions ends with one" not in caplog.text
+
+
+def test_a_run_ends_what_it_writes_as_its_chat_template_ends_answers(tmp_path, tokenizer):
+    """A base model's tokenizer: the template ends turns with [MASK], and nothing else names it."""
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    seen = []
+    teacher = tiny("llama", head="causal_lm", vocab_size=len(tokenizer), max_position_embeddings=64)
+    data = [{"messages": chat(f"number {n}", "the names")} for n in range(20)]
+    real = Rollouts.rewrite
+
+    def rewrite_noted(self, *given):
+        seen.append(self.stops)
+        return real(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rollouts, "rewrite", rewrite_noted)
+        recipe = makd.Recipe(
+            plan=Plan(preset="gkd", completions=Completions(student_share=1.0, max_new_tokens=2)),
+            training=makd.TrainingConfig(steps=1, batch_size=2),
+            evaluation=makd.EvaluationConfig(latency=False, samples=0),
+        )
+        makd.compress(teacher, data, makd.Budget(keep_linears=0.5), recipe, tmp_path / "run", tokenizer=chatting)
+    assert tokenizer.mask_token_id in seen[0]

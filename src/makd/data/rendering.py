@@ -73,8 +73,30 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> En
             "The tokenizer's chat template writes the date of today: the same data are other tokens tomorrow, and a "
             "run that was stopped cannot be resumed then. Give a template without it."
         )
+    return _by_chat_template(tokenizer, template, rendering.system)
+
+
+def _by_chat_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> Encoder:
     kind = _Marked if _GENERATION.search(template) else _Compared
-    return kind(tokenizer, rendering.system)
+    return kind(tokenizer, system)
+
+
+def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token by which the tokenizer's chat template ends an answer, if it ends answers by one of its own.
+
+    Two answers are rendered: what both end with, and is no part of a text, is the template's.
+    """
+    if not tokenizer.chat_template or not tokenizer.is_fast:
+        return []
+    asked: Message = {"role": "user", "content": "one"}
+    try:
+        read = _by_chat_template(tokenizer, tokenizer.get_chat_template(), None)
+        pair = read([([asked, {"role": "assistant", "content": text}], 0) for text in ("two", "three four")])
+    except (DataError, ValueError):  # such a template ends nothing that makd reads
+        return []
+    last = {one.ids[-1] for one in pair if one.ids}
+    own = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return [*last] if len(last) == 1 and last <= own else []
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **settings: Any) -> Any:

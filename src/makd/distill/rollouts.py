@@ -6,8 +6,9 @@ Jensen-Shannon divergence on the student's is GKD, a skew KL on kept ones of the
 """
 
 import json
+import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from makd.anatomy.tokens import NO_LABEL
 from makd.aspects import Completions
 from makd.data import Batch, prompt_of
 from makd.distill.shares import in_order, own_places
@@ -28,6 +30,10 @@ Text = tuple[list[int], list[int]]
 """A prompt and its completion, in tokens."""
 Writer = Literal["data", "teacher", "student", "kept"]
 
+_logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 64
+"""Rows that tell how completions end."""
 _MOST_ROWS = 2**20
 """Rows of a batch, at most: what numbers the rows of a step."""
 FILE = "completions.json"
@@ -38,15 +44,17 @@ RISE = 0.1
 class Rollouts:
     """Writes completions; knows those that are kept, and how often it is the student's turn."""
 
-    def __init__(self, settings: Completions, seed: int) -> None:
+    def __init__(self, settings: Completions, seed: int, stops: Collection[int] = ()) -> None:
         """Nothing is written yet.
 
         Args:
             settings: who writes, and how.
             seed: of whose turn it is, of the sampling, and of which kept completions are drawn.
+            stops: tokens that end a completion, besides those that the models name.
         """
         self.settings = settings
         self.seed = seed
+        self.stops = frozenset(stops)
         self.share = settings.student_share
         self.kept: deque[Text] = deque(maxlen=settings.replay)
         self.by_teacher: dict[tuple[int, ...], list[int]] = {}
@@ -156,7 +164,7 @@ class Rollouts:
         self, who: str, model: PreTrainedModel, prompts: Mapping[int, list[list[int]]], step: int
     ) -> dict[int, list[Text]]:
         """What a model writes after the prompts of some batches of a step, each drawn by its place among all."""
-        settings, stops = self.settings, stop_tokens(model)
+        settings, stops = self.settings, sorted({*stop_tokens(model), *self.stops})
         sampling = Sampling(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p
         )
@@ -181,6 +189,27 @@ def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
         )
     if args.eval_strategy == IntervalStrategy.NO:
         args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, 0.1
+
+
+def find_tokenizer(given: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a Trainer's `processing_class`, if it has one."""
+    found = getattr(given, "tokenizer", given)
+    return found if isinstance(found, PreTrainedTokenizerBase) else None
+
+
+def tell_other_ends(rows: Any, stops: Collection[int]) -> None:
+    """Warn where none of the first rows ends its completion with one of the tokens that end what is written."""
+    if not hasattr(rows, "__len__") or "labels" not in getattr(rows, "column_names", ()):
+        return
+    few = rows.select(range(min(len(rows), _LOOKED_AT)))
+    ends = [next((label for label in reversed(labels) if label != NO_LABEL), None) for labels in few["labels"]]
+    if ends and not set(stops) & set(ends):
+        _logger.warning(
+            "Completions are written up to one of the tokens %s, and none of the first %d rows' completions ends with "
+            "one: what is written ends otherwise than the data. Give the token that ends them (eos_token_id of the "
+            "model's generation config; stops or processing_class of a DistillTrainer), or longer rows if all are cut",
+            sorted(stops), len(ends),
+        )  # fmt: skip
 
 
 def prompts_of(batch: Batch) -> list[list[int]]:

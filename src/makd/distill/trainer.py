@@ -9,7 +9,7 @@ processes: `makd.distill.shares`.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.resuming import without_tied
-from makd.distill.rollouts import Rollouts, evaluate_for_share_
+from makd.distill.rollouts import Rollouts, evaluate_for_share_, find_tokenizer, tell_other_ends
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
 from makd.distill.soundness import StopWhereBroken
@@ -50,6 +50,7 @@ from makd.distill.steps import training_step
 from makd.distill.units import Units
 from makd.distill.withholding import tell_whole_logits
 from makd.errors import CacheError
+from makd.generation import stop_tokens
 from makd.kinds import fit
 from makd.processes.started import count
 from makd.weights.sound import check_plain
@@ -77,6 +78,7 @@ class DistillTrainer(EvaluatingTrainer):
         teacher_dtype: torch.dtype | None = None,
         cache: TeacherCache | None = None,
         shard_teacher: bool = False,
+        stops: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -95,6 +97,8 @@ class DistillTrainer(EvaluatingTrainer):
                 Evaluation does, on rows that are not in there.
             shard_teacher: whether the teacher is spread over the processes, as FSDP2 does the student; for good. By
                 default it is whole in each, or where its `device_map` has put it.
+            stops: tokens that end a completion which is written, besides those that the models, and the tokenizer where
+                `processing_class` is one, end texts with: see `makd.generation.stop_tokens`.
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
@@ -143,7 +147,9 @@ class DistillTrainer(EvaluatingTrainer):
         if self.plan.completions.written:
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
-            self.rollouts = Rollouts(self.plan.completions, self.args.seed)
+            stops = {*stops, *stop_tokens(student, find_tokenizer(self.processing_class)), *stop_tokens(teacher)}
+            tell_other_ends(self.train_dataset, stops)
+            self.rollouts = Rollouts(self.plan.completions, self.args.seed, stops)
         self.projections: Projections | None = make_projections(
             self.plan, student, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
         )
