@@ -14,13 +14,14 @@ from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
+from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked, token_batches
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
     ReportSteps,
     TrainingRows,
     check_adapters,
+    check_rises,
     check_teachable,
     check_training,
     float32_weights,
@@ -282,10 +283,13 @@ def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
             check_adapters(stage.training)
+            plan, tokens = activate(stage.plan, anatomy, teacher_anatomy), stage.training.find_tokens(lengths)
+            if plan.completions.adaptive:
+                steps = stage.training.find_steps(len(token_batches(lengths, tokens)))
+                check_rises(plan, steps, stage.training.evaluate_every)
             check_training(
-                activate(stage.plan, anatomy, teacher_anatomy), student, run.teacher, anatomy, teacher_anatomy,
-                TrainingRows(run.data.train, stage.training.batch_size, stage.training.find_tokens(lengths),
-                             cached=run.cache is not None),
+                plan, student, run.teacher, anatomy, teacher_anatomy,
+                TrainingRows(run.data.train, stage.training.batch_size, tokens, cached=run.cache is not None),
             )  # fmt: skip
 
 
@@ -338,6 +342,8 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
         with run.clock("distill"):
             run.training_tokens += train(trainer, checkpoints, run.resume)
+            if trainer.rollouts is not None:
+                run.written_tokens.update(trainer.rollouts.tokens)  # a Counter adds
         weights = {active.name: active.term.weight for active in trainer.plan.terms}
         run.findings.note_training(weights, trainer.plan.off, trainer.state.log_history)
     student.eval()

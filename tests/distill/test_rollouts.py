@@ -153,10 +153,17 @@ def test_the_oldest_completions_make_room():
 def test_an_adaptive_share_rises_where_the_loss_does_not_fall():
     rollouts = Rollouts(Completions(adaptive=True), 0)
     shares = []
-    for loss in (3.0, 2.0, 2.5, 2.5, 1.0):
-        rollouts.note(loss)
+    for step, loss in enumerate((3.0, 2.0, 2.5, 2.5, 1.0)):
+        rollouts.note(loss, step)
         shares.append(round(rollouts.share, 6))
     assert shares == [0.0, 0.0, 0.1, 0.2, 0.2]
+
+
+def test_a_step_that_is_evaluated_again_does_not_raise_the_share():
+    rollouts = Rollouts(Completions(adaptive=True), 0)
+    for step in (0, 0, 2, 2):
+        rollouts.note(3.0, step)
+    assert rollouts.share == pytest.approx(0.1)
 
 
 def test_batches_of_one_optimizer_step_are_written_together(monkeypatch):
@@ -208,8 +215,10 @@ def test_a_student_learns_from_what_it_writes(tmp_path):
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
 
 
-def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path):
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+@pytest.mark.parametrize("every", [1, 3], ids=["evaluated where it was saved", "evaluated elsewhere"])
+def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path, every):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps"}
+    settings["eval_steps"] = every
     completions = Completions(student_share=0.9, replay=12, adaptive=True, max_new_tokens=4)
     whole = make_trainer(tmp_path / "whole", completions, **settings)
     whole.train()
@@ -219,6 +228,7 @@ def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     assert same_weights(whole.model, resumed.model)
     assert list(resumed.rollouts.kept) == list(whole.rollouts.kept)
+    assert (resumed.rollouts.share, resumed.rollouts.last_loss) == (whole.rollouts.share, whole.rollouts.last_loss)
     assert json.loads((tmp_path / "cut" / "checkpoint-2" / "completions.json").read_text())["kept"]
 
 
@@ -260,10 +270,57 @@ def test_impossible_settings_are_refused(completions, message):
         Completions(**completions)
 
 
-def test_an_adaptive_share_is_looked_at_ten_times_where_nobody_says_when(tmp_path):
+def test_an_adaptive_share_is_looked_at_first_and_ten_times_where_nobody_says_when(tmp_path):
     trainer = make_trainer(tmp_path, Completions(adaptive=True, max_new_tokens=2), max_steps=20)
     trainer.train()
-    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == list(range(2, 21, 2))
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == list(range(0, 21, 2))
+
+
+def test_the_share_is_logged_and_the_first_evaluation_is_one_to_rise_from(tmp_path):
+    """A learning rate that does harm: the loss rises from the one before training on."""
+    often = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1}
+    completions = Completions(adaptive=True, max_new_tokens=2)
+    trainer = make_trainer(tmp_path, completions, max_steps=4, learning_rate=3.0, **often)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "student_share" in line and "loss" in line]
+    assert [(line["step"], line["student_share"]) for line in lines] == [(1, 0.0), (2, 0.0), (3, 0.1), (4, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("terms", "every", "message"),
+    [
+        (LOGITS, 10, r"of which 1 or more .* of 10 steps; with one every 10 steps .* Evaluate every 9 steps"),
+        ((*LOGITS, Term(aspect="hidden")), 5, "of which 2 or more .* Evaluate every 4 steps"),
+    ],
+    ids=["never before the end", "once, and not before the first step"],
+)
+def test_a_share_that_could_not_rise_before_the_end_is_refused(tmp_path, terms, every, message):
+    often = {"eval_strategy": "steps", "eval_steps": every}
+    trainer = make_trainer(tmp_path, Completions(adaptive=True), terms=terms, max_steps=10, **often)
+    with pytest.raises(SettingError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_share_that_could_not_rise_is_refused_before_there_is_a_student(tmp_path, tokenizer):
+    teacher = tiny("llama", head="causal_lm", vocab_size=len(tokenizer), max_position_embeddings=64)
+    data = [{"messages": chat(f"number {n}", "the names")} for n in range(20)]
+    recipe = makd.Recipe(plan=Plan(preset="distillm"), training=makd.TrainingConfig(steps=5, evaluate_every=5))
+    stages = []
+    with pytest.raises(SettingError, match="would never write"):
+        makd.compress(
+            teacher, data, makd.Budget(keep_linears=0.5), recipe, tmp_path / "run",
+            tokenizer=with_template(tokenizer, PLAIN), on_progress=lambda told: stages.append(told.what),
+        )  # fmt: skip
+    assert "load" in stages
+    assert "decompose" not in stages
+
+
+def test_a_student_that_never_wrote_is_told_of(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, Completions(adaptive=True), max_steps=4, learning_rate=1e-3)
+    trainer.train()
+    assert trainer.rollouts.tokens["student"] == 0
+    assert "The student wrote no completion in the whole training: its share did not rise" in caplog.text
 
 
 def test_an_adaptive_share_without_held_out_rows_is_refused(tmp_path):
@@ -374,5 +431,9 @@ def test_a_run_ends_what_it_writes_as_its_chat_template_ends_answers(tmp_path, t
             training=makd.TrainingConfig(steps=1, batch_size=2),
             evaluation=makd.EvaluationConfig(latency=False, samples=0),
         )
-        makd.compress(teacher, data, makd.Budget(keep_linears=0.5), recipe, tmp_path / "run", tokenizer=chatting)
+        budget = makd.Budget(keep_linears=0.5)
+        report = makd.compress(teacher, data, budget, recipe, tmp_path / "run", tokenizer=chatting)
     assert tokenizer.mask_token_id in seen[0]
+    written = report.metrics["tokens"]["written"]
+    assert written["teacher"] == 0
+    assert 0 < written["student"] < report.metrics["tokens"]["training"]

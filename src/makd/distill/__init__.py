@@ -9,6 +9,7 @@ from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.precision import float32_weights, tell_slow_bfloat16
 from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
+from makd.distill.rising import check_rises
 from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import check_adapters, learning
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingRows",
     "aspect_losses",
     "check_adapters",
+    "check_rises",
     "check_same_everywhere",
     "check_same_run",
     "check_teachable",

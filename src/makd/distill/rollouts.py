@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import NO_LABEL
 from makd.aspects import Completions
 from makd.data import Batch, prompt_of
 from makd.distill.shares import in_order, own_places
-from makd.errors import DataError, SettingError
+from makd.errors import DataError
 from makd.generation import Sampling, generate, stop_tokens
 
 Text = tuple[list[int], list[int]]
@@ -59,6 +58,8 @@ class Rollouts:
         self.kept: deque[Text] = deque(maxlen=settings.replay)
         self.by_teacher: dict[tuple[int, ...], list[int]] = {}
         self.last_loss: float | None = None
+        self.last_step = -1
+        """Of the last evaluation that counted."""
         self.tokens = {"teacher": 0, "student": 0}
         """Tokens that each has written."""
 
@@ -117,18 +118,29 @@ class Rollouts:
         found = [(everyone[place], batch) for place, batch in zip(here, batches, strict=True)]
         return [batch if texts is None else to_batch(texts, batch) for texts, batch in found]
 
-    def note(self, loss: float) -> None:
-        """The loss on held-out rows, of which an adaptive share makes what `Completions.adaptive` says."""
-        if self.settings.adaptive:
+    def note(self, loss: float, step: int) -> None:
+        """The loss on held-out rows, of which an adaptive share makes what `Completions.adaptive` says; once a step."""
+        if self.settings.adaptive and step > self.last_step:
             if self.last_loss is not None and loss >= self.last_loss:
                 self.share = min(1.0, self.share + RISE)
-            self.last_loss = loss
+            self.last_loss, self.last_step = loss, step
+
+    def tell_unwritten(self) -> None:
+        """Warn where the student was to write, and has not by the end of the training."""
+        if self.settings.by_student and not self.tokens["student"]:
+            why = "its share did not rise: the held-out loss fell from each evaluation to the next"
+            _logger.warning(
+                "The student wrote no completion in the whole training: %s. It learned from the data's alone; give "
+                "plan.completions.student_share, or evaluate more often (training.evaluate_every)",
+                why if self.settings.adaptive and self.share == 0 else "it was never its turn in so few steps",
+            )
 
     def save(self, folder: str | Path) -> None:
         """Beside a checkpoint."""
         state = {
             "share": self.share,
             "last_loss": self.last_loss,
+            "last_step": self.last_step,
             "tokens": self.tokens,
             "kept": list(self.kept),
             "by_teacher": [[list(prompt), text] for prompt, text in self.by_teacher.items()],
@@ -139,6 +151,7 @@ class Rollouts:
         """As `save` left it."""
         state: dict[str, Any] = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
         self.share, self.last_loss, self.tokens = state["share"], state["last_loss"], state["tokens"]
+        self.last_step = state.get("last_step", -1)
         self.kept = deque(((prompt, text) for prompt, text in state["kept"]), maxlen=self.settings.replay)
         self.by_teacher = {tuple(prompt): text for prompt, text in state["by_teacher"]}
 
@@ -174,21 +187,6 @@ class Rollouts:
         texts = generate(model, flat, sampling, stops, padding, seed=seed, batch_size=max(1, len(flat)), places=numbers)
         pairs = iter(zip(flat, texts, strict=True))
         return {place: [next(pairs) for _ in batch] for place, batch in prompts.items()}
-
-
-def evaluate_for_share_(args: TrainingArguments, has_held_out: bool) -> None:
-    """Let a training with an adaptive share evaluate, after each tenth of its steps unless it says when.
-
-    Raises:
-        SettingError: there are no held-out rows.
-    """
-    if not has_held_out:
-        raise SettingError(
-            "plan.completions.adaptive follows the loss on held-out rows, and there is no eval_dataset. Give one, or "
-            "take adaptive false with a student_share."
-        )
-    if args.eval_strategy == IntervalStrategy.NO:
-        args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, 0.1
 
 
 def find_tokenizer(given: Any) -> PreTrainedTokenizerBase | None:

@@ -42,7 +42,8 @@ from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_pair, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.resuming import without_tied
-from makd.distill.rollouts import Rollouts, evaluate_for_share_, find_tokenizer, tell_other_ends
+from makd.distill.rising import CheckRises, evaluate_for_share_, evaluates_first
+from makd.distill.rollouts import Rollouts, find_tokenizer, tell_other_ends
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
 from makd.distill.soundness import StopWhereBroken
@@ -147,6 +148,7 @@ class DistillTrainer(EvaluatingTrainer):
         if self.plan.completions.written:
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
+                self.add_callback(CheckRises(self.plan))
             stops = {*stops, *stop_tokens(student, find_tokenizer(self.processing_class)), *stop_tokens(teacher)}
             tell_other_ends(self.train_dataset, stops)
             self.rollouts = Rollouts(self.plan.completions, self.args.seed, stops)
@@ -176,9 +178,15 @@ class DistillTrainer(EvaluatingTrainer):
         self.can_return_loss = True
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, which learns the projections too."""
+        """The Trainer's, which learns the projections too, and says so where a student that was to write never did."""
+        if self.rollouts is not None and self.plan.completions.adaptive:
+            goes_on = bool(args[0] if args else kwargs.get("resume_from_checkpoint"))  # it has evaluated before
+            self.args.eval_on_start = evaluates_first(self.plan) and not goes_on
         with learned_with(self.lesson.student, self.projections):
-            return super().train(*args, **kwargs)
+            found = super().train(*args, **kwargs)
+        if self.rollouts is not None:
+            self.rollouts.tell_unwritten()
+        return found
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -218,8 +226,8 @@ class DistillTrainer(EvaluatingTrainer):
                 "those of the training. The losses are not to be compared"
             )
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if self.rollouts is not None and "eval_loss" in metrics:
-            self.rollouts.note(metrics["eval_loss"])
+        if self.rollouts is not None and "eval_loss" in metrics and not self.units.are_missing:
+            self.rollouts.note(metrics["eval_loss"], self.state.global_step)
         return metrics
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -287,6 +295,8 @@ class DistillTrainer(EvaluatingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_checkpoint(self, Path(resume_from_checkpoint))
+        if self.rollouts is not None:  # a training that had ended is not gone on with, and has no more to load
+            self.rollouts.load(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -297,9 +307,11 @@ class DistillTrainer(EvaluatingTrainer):
                 self.rollouts.load(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each aspect's mean loss since the last log."""
+        """Add each aspect's mean loss since the last log, and the student's share of what is written as it is now."""
         if "loss" in logs:
             logs.update(self.learned.take(self.args.device))
+        if self.rollouts is not None and self.plan.completions.adaptive and {"loss", "eval_loss"} & logs.keys():
+            logs["student_share"] = self.rollouts.share
         super().log(logs, start_time)
 
 

@@ -1,6 +1,5 @@
 """Before the flow: what a student's training will take: steps, tokens, memory, and counted operations."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,8 +59,7 @@ def forecast_training(
         training = stage.training
         batches = token_batches(lengths, training.find_tokens(lengths))
         one_epoch = TextShape(tuple((len(batch), max(lengths[row] for row in batch)) for batch in batches))
-        own = math.ceil(training.epochs * math.ceil(len(batches) / training.accumulate))
-        own = own if training.steps is None else training.steps
+        own = training.find_steps(len(batches))
         if own == 0 or not batches:
             continue
         share = own * training.accumulate / len(batches)
