@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.anatomy.limits import token_limit
 from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked, token_batches
+from makd.data import DataConfig, collator, no_text, read_settings, tell_asked, token_batches
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
@@ -30,6 +31,7 @@ from makd.distill import (
     teach_layers_,
     teaching_in_pieces,
     train,
+    training_lengths,
 )
 from makd.errors import DataError, SettingError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
@@ -279,10 +281,11 @@ def _check_learner(run: Run, model: PreTrainedModel) -> None:
 @in_first
 def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     """Whether each stage's plan can be learned by `student`, or what is made of it, from the run's rows."""
-    anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
+    anatomy, teacher_anatomy = examine(student), examine(run.teacher)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
             check_adapters(stage.training)
+            lengths = training_lengths(run.data.train, stage.plan.writers, token_limit(student))
             plan, tokens = activate(stage.plan, anatomy, teacher_anatomy), stage.training.find_tokens(lengths)
             if plan.completions.adaptive:
                 steps = stage.training.find_steps(len(token_batches(lengths, tokens)))
@@ -318,6 +321,7 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkpoints: Path) -> None:
     training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
+    lengths = training_lengths(run.data.train, stage.plan.writers, token_limit(student))
     with (
         learning(student, training, run.recipe.seed, number),
         in_pieces(student) as learner,
@@ -328,7 +332,7 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
             teacher,
             stage.plan,
             training.student_dropout,
-            tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
+            tokens_per_batch=training.find_tokens(lengths),
             teacher_dtype=training.find_teacher_dtype(),
             cache=run.cache,
             shard_teacher=training.shard_teacher,

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 import makd
 from makd.aspects import Completions, Plan, Term
-from makd.distill import DistillTrainer
+from makd.distill import DistillTrainer, training_lengths
 from makd.distill.rollouts import Rollouts, prompts_of, to_batch
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate
@@ -196,12 +196,12 @@ def test_fewer_kept_completions_than_a_batch_has_rows_are_refused(tmp_path):
 
 
 def test_where_tokens_make_a_batch_the_one_with_most_rows_counts(tmp_path):
-    """Rows of 7 to 10 tokens, 16 in all: 40 tokens hold 5 rows of 7 or 8."""
+    """Rows of 7 to 10 tokens, 16 in all, and completions no longer than theirs: 40 tokens hold 5 rows of 7 or 8."""
     teacher, student = make_pair()
     with pytest.raises(SettingError, match="keeps 4 completions, and a batch has up to 5 rows"):
         DistillTrainer(
             model=student, teacher=teacher, tokens_per_batch=40,
-            plan=Plan(terms=LOGITS, completions=Completions(student_share=1.0, replay=4)),
+            plan=Plan(terms=LOGITS, completions=Completions(student_share=1.0, replay=4, max_new_tokens=4)),
             args=make_arguments(tmp_path, remove_unused_columns=False), train_dataset=make_rows(),
             data_collator=collate,
         )  # fmt: skip
@@ -437,3 +437,51 @@ def test_a_run_ends_what_it_writes_as_its_chat_template_ends_answers(tmp_path, t
     written = report.metrics["tokens"]["written"]
     assert written["teacher"] == 0
     assert 0 < written["student"] < report.metrics["tokens"]["training"]
+
+
+class Sizing(DistillTrainer):
+    """Notes the size of each training batch."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.sizes = [*getattr(self, "sizes", []), tuple(inputs["input_ids"].shape)]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("replay", [0, 50], ids=["written anew", "drawn again"])
+def test_no_batch_of_written_completions_has_more_tokens_than_it_may(tmp_path, replay):
+    """Rows of 8 tokens, one in four of 40: as the data have them, 60 tokens hold 7; as they may be written, 2."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(40):
+        ids = torch.randint(5, 60, (8 if number % 4 else 40,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * (len(ids) - 4) + ids[-4:]})
+    teacher, student = make_pair()
+    for model in (teacher, student):  # both write on to the end
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+    completions = Completions(student_share=1.0, replay=replay, max_new_tokens=20)
+    trainer = Sizing(
+        student, teacher, Plan(terms=LOGITS, completions=completions),
+        tokens_per_batch=60, args=make_arguments(tmp_path, remove_unused_columns=False, max_steps=30),
+        train_dataset=Dataset.from_list(rows), data_collator=collate,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.rollouts.tokens["student"] > 0
+    assert max(width for _, width in trainer.sizes) == 56
+    assert max(rows * width for rows, width in trainer.sizes) <= 60
+
+
+def test_of_kept_completions_those_are_taken_that_a_batch_has_room_for():
+    rollouts = Rollouts(Completions(student_share=1.0, replay=9), 0, tokens_per_batch=12)
+    short, long = ([5], [6, 7]), ([5] * 5, [6])
+    assert rollouts._within([short, short, long, short]) == [short, short]
+    assert rollouts._within([([5] * 20, [6]), short]) == [([5] * 20, [6])]
+    assert Rollouts(Completions(student_share=1.0), 0)._within([long] * 9) == [long] * 9
+
+
+def test_rows_may_be_as_long_as_a_completion_that_is_written_up_to_the_last_position():
+    rows = [{"input_ids": [5] * 9, "labels": [-100] * 3 + [5] * 6}, {"input_ids": [5] * 9, "labels": [-100] * 8 + [5]}]
+    writes = Completions(student_share=0.1, max_new_tokens=4)
+    for given in (rows, Dataset.from_list(rows), [{name: torch.tensor(row[name]) for name in row} for row in rows]):
+        assert training_lengths(given, writes, None) == [9, 12]
+        assert training_lengths(given, writes, 10) == [9, 10]
+        assert training_lengths(given, Completions(), None) == [9, 9]

@@ -1,5 +1,6 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
+from makd.distill.batched import training_lengths
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
 from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
@@ -42,6 +43,7 @@ __all__ = [
     "teaching_in_pieces",
     "tell_slow_bfloat16",
     "train",
+    "training_lengths",
     "weighted_sum",
     "with_start",
     "write_identity",

@@ -5,6 +5,7 @@ objective is a plan's terms on somebody's text: forward KL on the teacher's is s
 Jensen-Shannon divergence on the student's is GKD, a skew KL on kept ones of the student's DistiLLM.
 """
 
+import itertools
 import json
 import logging
 from collections import deque
@@ -43,17 +44,21 @@ RISE = 0.1
 class Rollouts:
     """Writes completions; knows those that are kept, and how often it is the student's turn."""
 
-    def __init__(self, settings: Completions, seed: int, stops: Collection[int] = ()) -> None:
+    def __init__(
+        self, settings: Completions, seed: int, stops: Collection[int] = (), tokens_per_batch: int | None = None
+    ) -> None:
         """Nothing is written yet.
 
         Args:
             settings: who writes, and how.
             seed: of whose turn it is, of the sampling, and of which kept completions are drawn.
             stops: tokens that end a completion, besides those that the models name.
+            tokens_per_batch: of a batch that is drawn from the kept ones, padding counted; None sets no bound.
         """
         self.settings = settings
         self.seed = seed
         self.stops = frozenset(stops)
+        self.tokens_per_batch = tokens_per_batch
         self.share = settings.student_share
         self.kept: deque[Text] = deque(maxlen=settings.replay)
         self.by_teacher: dict[tuple[int, ...], list[int]] = {}
@@ -114,7 +119,7 @@ class Rollouts:
         for place, (who, count) in enumerate(zip(writers, rows, strict=True)):
             if who == "kept":
                 drawn = random.choice(len(self.kept), count, replace=False)
-                everyone[place] = [self.kept[row] for row in drawn.tolist()]
+                everyone[place] = self._within([self.kept[row] for row in drawn.tolist()])
         found = [(everyone[place], batch) for place, batch in zip(here, batches, strict=True)]
         return [batch if texts is None else to_batch(texts, batch) for texts, batch in found]
 
@@ -162,6 +167,13 @@ class Rollouts:
                 return "student"
             return "kept"
         return "teacher" if chance < self.share + self.settings.teacher_share else "data"
+
+    def _within(self, texts: list[Text]) -> list[Text]:
+        """The first of them that a batch has room for; one at least. Kept rows are of any length."""
+        widths = itertools.accumulate((len(prompt) + len(text) for prompt, text in texts), max)
+        most = self.tokens_per_batch
+        fit = len(texts) if most is None else sum(rows * width <= most for rows, width in enumerate(widths, start=1))
+        return texts[: max(1, fit)]
 
     def _by_teacher(self, teacher: PreTrainedModel, prompts: list[list[int]], step: int, place: int) -> list[Text]:
         """What the teacher wrote after these prompts; `place` is the batch's among those of the step."""

@@ -21,12 +21,14 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.key_cache import cache_setting_kept
+from makd.anatomy.limits import token_limit
 from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
 from makd.distill.arguments import check_checkpointing, check_loss
+from makd.distill.batched import training_lengths
 from makd.distill.counted import means_of
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
@@ -151,7 +153,7 @@ class DistillTrainer(EvaluatingTrainer):
                 self.add_callback(CheckRises(self.plan))
             stops = {*stops, *stop_tokens(student, find_tokenizer(self.processing_class)), *stop_tokens(teacher)}
             tell_other_ends(self.train_dataset, stops)
-            self.rollouts = Rollouts(self.plan.completions, self.args.seed, stops)
+            self.rollouts = Rollouts(self.plan.completions, self.args.seed, stops, tokens_per_batch)
         self.projections: Projections | None = make_projections(
             self.plan, student, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
         )
@@ -176,6 +178,10 @@ class DistillTrainer(EvaluatingTrainer):
         self._packed = PackedTexts(asked)
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
+
+    def find_lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row; where completions are written, with the longest that there may be."""
+        return training_lengths(rows, self.plan.completions, token_limit(self.lesson.student))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, which learns the projections too, and says so where a student that was to write never did."""
