@@ -148,3 +148,22 @@ def test_an_end_that_only_the_chat_template_knows_is_told_once(model, tokenizer,
     _tell_end.cache_clear()
     stop_tokens(model, chatting)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["bart", "pegasus", "prophetnet", "llama", "gpt2", "opt", "bloom"])
+def test_what_a_prompt_draws_does_not_depend_on_those_beside_it(name):
+    """BART's relatives count positions from the padding on; they would read a padded prompt otherwise."""
+    model = tiny(name, head="causal_lm")
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(5, 60, (length,), generator=generator).tolist() for length in (3, 9, 5, 5)]
+    sampling = Sampling(max_new_tokens=6)
+    alone, together = (generate(model, prompts, sampling, [], 0, seed=0, batch_size=size) for size in (1, 4))
+    assert alone == together
+
+
+@pytest.mark.parametrize(("name", "calls"), [("bart", 3), ("llama", 1)])
+def test_only_models_that_read_padding_write_after_prompts_of_one_length_at_a_time(name, calls):
+    model, done = tiny(name, head="causal_lm"), []
+    prompts = [[5, 6], [7, 8], [9], [5, 6, 7]]
+    generate(model, prompts, GREEDY, [], 0, seed=0, batch_size=4, on_batch=lambda *told: done.append(told))
+    assert len(done) == calls
