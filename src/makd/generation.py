@@ -91,8 +91,9 @@ def generate(
 
     Prompts of like length share a batch, padded on the left, where the model goes on from their ends; on the right for
     an encoder-decoder, which writes apart from what it reads. Of a model that reads padded prompts otherwise than alone
-    (BART's relatives count positions from the padding on) those of one length do. Dropout is off meanwhile. What is drawn for a prompt
-    depends on `seed` and its place alone, not on the batch that it is in; torch's random state is left as it is.
+    (BART's relatives count positions from the padding on) those of one length do. Dropout is off meanwhile. What is
+    drawn for a prompt depends on `seed` and its place alone, not on the batch that it is in; torch's random state is
+    left as it is.
 
     A model in pieces (FSDP2) is called equally often in all processes, each of which has to come here, without prompts,
     too.

@@ -158,19 +158,19 @@ class _Compared(_Chat):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
         super().__init__(tokenizer, system)
         self.ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        self.tail = self._find_tail()
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Encoded]:
         rendered = [self._render(*self.complete(messages, given)) for messages, given in conversations]
         return [_up_to_last(*found) for found in _tokens(self.tokenizer, rendered)]
 
     def _render(self, messages: list[Message], given: int) -> _Rendered:
-        text: str = render_chat(self.tokenizer, messages, tokenize=False)
-        answers = []
+        text, answers = self._without_tail(messages), []
         for place, message in enumerate(messages):
             if message["role"] != "assistant" or place < given:
                 continue
             before: str = render_chat(self.tokenizer, messages[:place], tokenize=False, add_generation_prompt=True)
-            after: str = render_chat(self.tokenizer, messages[: place + 1], tokenize=False)
+            after = self._without_tail(messages[: place + 1])
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
                     "The tokenizer's chat template renders the beginning of a conversation otherwise once more follows "
@@ -180,6 +180,31 @@ class _Compared(_Chat):
                 )
             answers.append((len(before), len(before) + len(self._ended(after[len(before) :]))))
         return _Rendered(text, tuple(answers))
+
+    def _without_tail(self, messages: Sequence[Message]) -> str:
+        text: str = render_chat(self.tokenizer, messages, tokenize=False)
+        return text.removesuffix(self.tail)
+
+    def _find_tail(self) -> str:
+        """What the template appends once, after a whole conversation: special tokens, behind that of the last answer.
+
+        Phi-3's appends the end of a text, where it asks for no answer. Nobody generates that, and where the
+        conversation goes on it is not there.
+        """
+        turns: list[Message] = [{"role": role, "content": "one"} for role in ("user", "assistant", "user")]
+        try:
+            short, long = (str(render_chat(self.tokenizer, turns[:count], tokenize=False)) for count in (2, 3))
+        except DataError:  # of such a template as much is known as it renders
+            return ""
+        if not self.ends or long.startswith(short):
+            return ""
+        token = re.compile("|".join(re.escape(end) for end in sorted(self.ends, key=len, reverse=True)))
+        for end in token.finditer(short):
+            body, tail = short[: end.start()], short[end.start() :]
+            ended = body.rstrip().endswith(self.ends)  # what an answer ends with is no tail
+            if ended and long.startswith(body) and long.endswith(tail) and not token.sub("", tail).strip():
+                return tail
+        return ""
 
     def _ended(self, answer: str) -> str:
         """An answer without the blanks that follow the token which ends it: nobody generates those."""
