@@ -36,7 +36,7 @@ from makd.distill import (
 from makd.errors import DataError, SettingError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
-from makd.evaluation.prompts import encode_prompts
+from makd.evaluation.prompts import encode_prompts, tell_asked_otherwise
 from makd.factorization.factorize import make_student
 from makd.factorization.outcome import FactorizeReport
 from makd.generation import stop_tokens
@@ -218,6 +218,8 @@ def evaluate(
         prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
         if asked is not None and run.data.texts is not None:
             tell_asked(run.data.texts, asked.messages, asked.config.path)
+        if asked is not None and run.data.has_completions and isinstance(run.data.config, DataConfig):
+            tell_asked_otherwise(asked.config, run.data.config, run.teacher)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
         answers: dict[str, Any] = {}
