@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorWithFlattening
 
 import makd
 from makd.aspects import Completions, Plan, Term
@@ -485,3 +486,18 @@ def test_rows_may_be_as_long_as_a_completion_that_is_written_up_to_the_last_posi
         assert training_lengths(given, writes, None) == [9, 12]
         assert training_lengths(given, writes, 10) == [9, 10]
         assert training_lengths(given, Completions(), None) == [9, 9]
+
+
+def test_without_a_mask_all_tokens_are_real():
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, -100, -100, 8]])}
+    assert prompts_of(batch) == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["the data's turn", "the student's turn"])
+def test_rows_of_several_texts_have_no_completion_to_write(share):
+    pack = DataCollatorWithFlattening()
+    packed = pack([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in make_rows(2)])
+    teacher, student = make_pair()
+    rollouts = Rollouts(Completions(student_share=share, teacher_share=0.0), 0)
+    with pytest.raises(DataError, match="several texts in a row"):
+        rollouts.rewrite([packed], 0, 0.0, student, teacher)

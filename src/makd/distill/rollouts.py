@@ -19,9 +19,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from makd.anatomy.tokens import NO_LABEL
+from makd.anatomy.tokens import NO_LABEL, encoder_tokens
 from makd.aspects import Completions
 from makd.data import Batch, prompt_of
+from makd.distill.packing import is_packed
 from makd.distill.shares import in_order, own_places
 from makd.errors import DataError
 from makd.generation import Sampling, generate, stop_tokens
@@ -83,15 +84,17 @@ class Rollouts:
         is kept does not depend on how a step's batches are split among them.
 
         Args:
-            batches: of this process: `input_ids`, `attention_mask`, and `labels` of -100 at all but completions.
+            batches: of this process: `input_ids`, and `labels` of -100 at all but completions; without an
+                `attention_mask` all tokens are real.
             step: optimizer steps before this one.
             progress: share of the training that is over, in [0, 1].
             student: as it is now.
             teacher: frozen.
 
         Raises:
-            DataError: a row has no prompt or no completion.
+            DataError: a row has no prompt or no completion, or several texts.
         """
+        _check_apart(batches)
         random = np.random.default_rng([self.seed, step])
         rows = in_order([len(batch["input_ids"]) for batch in batches])
         writers = [self._writer(float(random.random()), progress, count) for count in rows]
@@ -222,6 +225,15 @@ def tell_other_ends(rows: Any, stops: Collection[int]) -> None:
         )  # fmt: skip
 
 
+def _check_apart(batches: Sequence[Batch]) -> None:
+    """Refuse rows of several texts, whoever's turn it is: of such a row the last completion alone would be written."""
+    if any(map(is_packed, batches)):
+        raise DataError(
+            "Completions are to be written, and a batch has several texts in a row (its position_ids begin anew): all "
+            "but the last one's would be taken for its prompt. Give each text a row of its own, padded."
+        )
+
+
 def prompts_of(batch: Batch) -> list[list[int]]:
     """The tokens of each row before its last completion.
 
@@ -231,7 +243,7 @@ def prompts_of(batch: Batch) -> list[list[int]]:
     if "labels" not in batch:
         raise DataError("Completions are to be written, and a batch has no labels: nothing says where prompts end.")
     found = []
-    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"].bool(), batch["labels"], strict=True):
+    for ids, mask, labels in zip(batch["input_ids"], encoder_tokens(batch), batch["labels"], strict=True):
         prompt = prompt_of({"input_ids": ids[mask].tolist(), "labels": labels[mask].tolist()})
         if not prompt:
             raise DataError(
