@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import DataCollatorWithFlattening
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 import makd
 from makd.aspects import Completions, Plan, Term
@@ -501,3 +502,21 @@ def test_rows_of_several_texts_have_no_completion_to_write(share):
     rollouts = Rollouts(Completions(student_share=share, teacher_share=0.0), 0)
     with pytest.raises(DataError, match="several texts in a row"):
         rollouts.rewrite([packed], 0, 0.0, student, teacher)
+
+
+class ThirdStage:
+    """What DeepSpeed's settings say of themselves."""
+
+    def is_zero3(self):
+        return True
+
+
+def test_nothing_is_written_by_weights_that_deepspeed_has_split(tmp_path):
+    pair, settings = make_pair(), ThirdStage()
+    set_hf_deepspeed_config(settings)
+    try:
+        with pytest.raises(SettingError, match="ZeRO-3 splits the weights"):
+            make_trainer(tmp_path, Completions(student_share=1.0), pair)
+        make_trainer(tmp_path, None, pair)
+    finally:
+        unset_hf_deepspeed_config()

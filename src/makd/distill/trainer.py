@@ -33,6 +33,7 @@ from makd.distill.counted import means_of
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
+    check_writers_whole,
     prepare_engine_,
     set_engine_,
 )
@@ -148,6 +149,7 @@ class DistillTrainer(EvaluatingTrainer):
         tell_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
+            check_writers_whole()
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
                 self.add_callback(CheckRises(self.plan))
