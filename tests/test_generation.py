@@ -5,7 +5,8 @@ import torch
 from transformers import GenerationConfig
 
 from makd.errors import DataError
-from makd.generation import Sampling, generate, stop_tokens
+from makd.generation import Sampling, _tell_end, generate, stop_tokens
+from tests.data.chats import PLAIN, with_template
 from tests.models import tiny
 
 PROMPTS = [[1, 9, 12, 30, 7], [1, 40], [1, 22, 23]]
@@ -129,3 +130,40 @@ class TestEncoderDecoders:
         ]
         assert together == alone
         assert complete(writer, PROMPTS, sampling, (1, 3)) != together
+
+
+def test_a_text_ends_where_model_tokenizer_or_chat_template_say_so(model, tokenizer, caplog):
+    """[SEP] is the tokenizer's EOS, 7 the model's, [MASK] what the template ends answers with."""
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    model.generation_config.eos_token_id = 7
+    assert stop_tokens(model, chatting) == sorted([7, tokenizer.eos_token_id, tokenizer.mask_token_id])
+
+
+def test_an_end_that_only_the_chat_template_knows_is_told_once(model, tokenizer, caplog):
+    _tell_end.cache_clear()
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    stop_tokens(model, chatting), stop_tokens(model, chatting)
+    assert [record.message.count("ends an answer with [MASK]") for record in caplog.records] == [1]
+    model.generation_config.eos_token_id = tokenizer.mask_token_id
+    _tell_end.cache_clear()
+    stop_tokens(model, chatting)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["bart", "pegasus", "prophetnet", "llama", "gpt2", "opt", "bloom"])
+def test_what_a_prompt_draws_does_not_depend_on_those_beside_it(name):
+    """BART's relatives count positions from the padding on; they would read a padded prompt otherwise."""
+    model = tiny(name, head="causal_lm")
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(5, 60, (length,), generator=generator).tolist() for length in (3, 9, 5, 5)]
+    sampling = Sampling(max_new_tokens=6)
+    alone, together = (generate(model, prompts, sampling, [], 0, seed=0, batch_size=size) for size in (1, 4))
+    assert alone == together
+
+
+@pytest.mark.parametrize(("name", "calls"), [("bart", 3), ("llama", 1)])
+def test_only_models_that_read_padding_write_after_prompts_of_one_length_at_a_time(name, calls):
+    model, done = tiny(name, head="causal_lm"), []
+    prompts = [[5, 6], [7, 8], [9], [5, 6, 7]]
+    generate(model, prompts, GREEDY, [], 0, seed=0, batch_size=4, on_batch=lambda *told: done.append(told))
+    assert len(done) == calls

@@ -3,11 +3,14 @@
 The one way of it, for training on a model's own text and for scoring it. Stands above `data`, whose rows are prompts.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,8 +32,11 @@ from transformers import (
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.limits import token_limit
 from makd.data.prompts import pad_prompts
+from makd.data.rendering import answer_ends
 from makd.devices import widest_dtype
 from makd.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _BEGIN = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
 """Settings of a generation config, or of a config, that say how a decoder begins: with which language, for one."""
@@ -84,8 +90,10 @@ def generate(
     """Tokens that `model` writes after each of `prompts`, in their order, up to the first of `stops`, which is kept.
 
     Prompts of like length share a batch, padded on the left, where the model goes on from their ends; on the right for
-    an encoder-decoder, which writes apart from what it reads. Dropout is off meanwhile. What is drawn for a prompt
-    depends on `seed` and its place alone, not on the batch that it is in; torch's random state is left as it is.
+    an encoder-decoder, which writes apart from what it reads. Of a model that reads padded prompts otherwise than alone
+    (BART's relatives count positions from the padding on) those of one length do. Dropout is off meanwhile. What is
+    drawn for a prompt depends on `seed` and its place alone, not on the batch that it is in; torch's random state is
+    left as it is.
 
     A model in pieces (FSDP2) is called equally often in all processes, each of which has to come here, without prompts,
     too.
@@ -110,11 +118,13 @@ def generate(
     written: list[list[int]] = [[] for _ in prompts]
     numbers = range(len(prompts)) if places is None else places
     apart = bool(model.config.is_encoder_decoder)
-    calls = [*_batches(model, order, [1 if apart else len(prompt) for prompt in prompts], sampling, batch_size)]
-    idle = _most_calls(model, len(calls)) - len(calls)
     begin = _beginning(model) if apart else {}
     write = partial(_write, model, sampling=sampling, stops=stops, padding=padding, begin=begin, seed=seed)
     with _without_own_settings(model):
+        one_length = not apart and _reads_padding(model, padding)
+        widths = [1 if apart else len(prompt) for prompt in prompts]
+        calls = [*_batches(model, order, widths, sampling, batch_size, one_length)]
+        idle = _most_calls(model, len(calls)) - len(calls)
         done = 0
         for batch in calls:
             rows = write([prompts[place] for place in batch], [numbers[place] for place in batch])
@@ -162,13 +172,63 @@ def _most_calls(model: PreTrainedModel, own: int) -> int:
     return max(counts)
 
 
+_TRIED = 4
+"""Tokens of the prompt that is tried, and of the padding before it."""
+_READ_PADDING: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
+
+
+def _reads_padding(model: PreTrainedModel, padding: int) -> bool:
+    """Whether a prompt that is padded on the left is read otherwise than alone; a few tokens are enough, once a model.
+
+    A model in pieces is called by all processes, so this does not depend on the prompts of any.
+    """
+    if model not in _READ_PADDING:
+        limit = token_limit(model)
+        _READ_PADDING[model] = True if limit is not None and limit <= 2 * _TRIED else _differs_padded(model, padding)
+    return _READ_PADDING[model]
+
+
+def _differs_padded(model: PreTrainedModel, padding: int) -> bool:
+    vocabulary = model.config.get_text_config().vocab_size
+    prompt = [token for token in range(_TRIED + 1) if token != padding % vocabulary][:_TRIED]
+    settings = Sampling(max_new_tokens=1, temperature=0.0).settings((), padding, {})
+    settings.output_logits = settings.return_dict_in_generate = True
+    seen = []
+    for before in (0, _TRIED):
+        ids = torch.tensor([[padding] * before + prompt], device=model.device)
+        mask = torch.tensor([[0] * before + [1] * _TRIED], device=model.device)
+        found: Any = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+        seen.append(found.logits[0].float())
+    alone, padded = seen
+    rough = model.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(model.device.type)
+    return not float((padded - alone).norm()) <= (5e-2 if rough else 1e-3) * float(alone.norm())
+
+
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
-    """Tokens that end a text: those of the model's generation config and config, and the tokenizer's EOS."""
-    found: list[int] = []
+    """Tokens that end a text, in training and in evaluation alike.
+
+    Those of the model's generation config and config, the tokenizer's EOS, and the token by which its chat template
+    ends an answer. The last is told of where none of the others names it: other programs would not stop there.
+    """
+    found: set[int] = set()
     for owner in (model.generation_config, model.config.get_text_config(), tokenizer):
         own = getattr(owner, "eos_token_id", None)
-        found += [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted(set(found))
+        found |= set() if own is None else {own} if isinstance(own, int) else set(own)
+    ends = set() if tokenizer is None else set(answer_ends(tokenizer))
+    for token in ends - found:
+        _tell_end(str(tokenizer.convert_ids_to_tokens(token)))  # type: ignore[union-attr]
+    return sorted(found | ends)
+
+
+@cache
+def _tell_end(token: str) -> None:
+    """Once: both models of a run are asked, and more than once."""
+    logger.warning(
+        "The tokenizer's chat template ends an answer with %s, which neither it nor the model names as an end "
+        "(eos_token_id): what is written stops there all the same. Name it in the model's generation_config.json, or "
+        "other programs write past it",
+        token,
+    )
 
 
 def _beginning(model: PreTrainedModel) -> dict[str, int | None]:
@@ -181,16 +241,24 @@ def _beginning(model: PreTrainedModel) -> dict[str, int | None]:
 
 
 def _batches(
-    model: PreTrainedModel, order: Sequence[int], widths: Sequence[int], sampling: Sampling, batch_size: int
+    model: PreTrainedModel,
+    order: Sequence[int],
+    widths: Sequence[int],
+    sampling: Sampling,
+    batch_size: int,
+    one_length: bool,
 ) -> Iterator[list[int]]:
-    """Places in batches: prompts that leave less room than is asked for are with those of their length alone."""
+    """Places in batches: prompts that leave less room than is asked for are with those of their length alone.
+
+    With `one_length`, all are.
+    """
     limit = token_limit(model)
     room = sampling.max_new_tokens
-    tight = [place for place in order if limit is not None and widths[place] + room > limit]
+    tight = [place for place in order if one_length or (limit is not None and widths[place] + room > limit)]
     for _, alike in groupby(tight, key=widths.__getitem__):  # in the order of their lengths
         own = [*alike]
         yield from (own[start : start + batch_size] for start in range(0, len(own), batch_size))
-    roomy = [place for place in order if limit is None or widths[place] + room <= limit]
+    roomy = [] if one_length else [place for place in order if limit is None or widths[place] + room <= limit]
     yield from (roomy[start : start + batch_size] for start in range(0, len(roomy), batch_size))
 
 

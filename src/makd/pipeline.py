@@ -10,17 +10,19 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.anatomy.limits import token_limit
 from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings, row_lengths
+from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings, token_batches
 from makd.distill import (
     DistillTrainer,
     LayerTeacher,
     ReportSteps,
     TrainingRows,
     check_adapters,
+    check_rises,
     check_teachable,
     check_training,
     float32_weights,
@@ -29,12 +31,14 @@ from makd.distill import (
     teach_layers_,
     teaching_in_pieces,
     train,
+    training_lengths,
 )
 from makd.errors import DataError, SettingError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.prompts import encode_prompts
 from makd.factorization.factorize import make_student
+from makd.generation import stop_tokens
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
@@ -213,6 +217,8 @@ def evaluate(
         prompts = None if asked is None else encode_prompts(asked, run.tokenizer, run.teacher)
         if asked is not None and run.data.texts is not None:
             log_prompts_seen(run.data.texts, asked.messages, asked.config.path)
+        if asked is not None and run.data.has_completions and isinstance(run.data.config, DataConfig):
+            warn_asked_otherwise(asked.config, run.data.config, run.teacher)
         model = model_of(student, run.recipe, run.teacher.device)
         run.scores["after"] = run.score(model)
         answers: dict[str, Any] = {}
@@ -275,14 +281,18 @@ def _check_learner(run: Run, model: PreTrainedModel) -> None:
 @in_first
 def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     """Refuse a stage whose plan `student`, or what is made of it, cannot learn from the run's rows."""
-    anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
+    anatomy, teacher_anatomy = examine(student), examine(run.teacher)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
             check_adapters(stage.training)
+            lengths = training_lengths(run.data.train, stage.plan.writers, token_limit(student))
+            plan, tokens = activate(stage.plan, anatomy, teacher_anatomy), stage.training.find_tokens(lengths)
+            if plan.completions.adaptive:
+                steps = stage.training.find_steps(len(token_batches(lengths, tokens)))
+                check_rises(plan, steps, stage.training.evaluate_every)
             check_training(
-                activate(stage.plan, anatomy, teacher_anatomy), student, run.teacher, anatomy, teacher_anatomy,
-                TrainingRows(run.data.train, stage.training.batch_size, stage.training.find_tokens(lengths),
-                             cached=run.cache is not None),
+                plan, student, run.teacher, anatomy, teacher_anatomy,
+                TrainingRows(run.data.train, stage.training.batch_size, tokens, cached=run.cache is not None),
             )  # fmt: skip
 
 
@@ -311,6 +321,7 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkpoints: Path) -> None:
     training = stage.training.with_products_in(check_dtype(run.recipe.dtype))
+    lengths = training_lengths(run.data.train, stage.plan.writers, token_limit(student))
     with (
         learning(student, training, run.recipe.seed, number),
         in_pieces(student) as learner,
@@ -321,10 +332,11 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
             teacher,
             stage.plan,
             training.student_dropout,
-            tokens_per_batch=training.find_tokens(row_lengths(run.data.train)),
+            tokens_per_batch=training.find_tokens(lengths),
             teacher_dtype=training.find_teacher_dtype(),
             cache=run.cache,
             shard_teacher=training.shard_teacher,
+            stops=stop_tokens(run.teacher, run.tokenizer) if stage.plan.writers.written else (),
             args=training.to_arguments(checkpoints, run.recipe.seed, run.teacher.device.type == "cpu"),
             train_dataset=run.data.train,
             eval_dataset=run.data.held_out,
@@ -334,6 +346,8 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
         with run.clock("distill"):
             run.training_tokens += train(trainer, checkpoints, run.resume)
+            if trainer.rollouts is not None:
+                run.written_tokens.update(trainer.rollouts.tokens)  # a Counter adds
         weights = {active.name: active.term.weight for active in trainer.plan.terms}
         run.findings.note_training(weights, trainer.plan.off, trainer.state.log_history)
     student.eval()

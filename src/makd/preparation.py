@@ -118,7 +118,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
                     f"evaluation.stride = {stride} asks for the perplexity of a long text, and the data are prompts "
                     "with responses. Take evaluation.stride null, or plain text."
                 )
-            joined = _joined(texts.evaluation, recipe.evaluation.rows)
+            joined = _joined(texts.first_held_out(recipe.evaluation.rows))
             long_text = LongText(text=joined, window=window, stride=stride)
     held_out = held_out.select(range(min(len(held_out), recipe.evaluation.rows)))
     compared = held_out if task is None else without_targets(held_out)
@@ -165,10 +165,9 @@ def _check_plans(data: RunData, recipe: Recipe) -> None:
             )
 
 
-def _joined(rows: Dataset, count: int) -> str:
-    """The first `count` texts as one, each on a line of its own: what a file was before it was read by lines."""
-    texts = rows.select(range(min(len(rows), count)))["text"]
-    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts)
+def _joined(rows: Dataset) -> str:
+    """The texts as one, each on a line of its own: what a file was before it was read by lines."""
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in rows["text"])
 
 
 def _defaults(model: PreTrainedModel) -> DataConfig:

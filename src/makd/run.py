@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_tokens: int = 0
+    written_tokens: Counter[str] = field(default_factory=Counter)
+    """`student`, `teacher` -> tokens of the completions that each wrote during the training."""
     shared_inputs: list[dict[str, Any]] = field(default_factory=list)
     lessons: dict[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what it learned before the model was taught as a whole."""
@@ -259,6 +262,7 @@ class Run:
         metrics["tokens"] = {
             **({"calibration": made.tokens} if made is not None and made.tokens else {}),
             "training": self.training_tokens,
+            **({"written": dict(self.written_tokens)} if self.written_tokens else {}),
             **({"layerwise": sum(int(one["tokens"]) for one in self.lessons.values())} if self.lessons else {}),
             "evaluation": count_tokens(self.data.held_out_batches),
         }

@@ -11,6 +11,10 @@ MARKED = (
     "{% else %}{{ m.content + ' [SEP]' }}{% endif %}{{ '\\n' }}{% endfor %}"
 ) + GOES_ON
 """The same text, with a mark around what the assistant says."""
+TAILED = PLAIN.replace(GOES_ON, "") + (
+    "{% if add_generation_prompt %}{{ 'assistant : ' }}{% else %}{{ '[MASK]' }}{% endif %}"
+)
+"""Appends `[MASK]` once, after a whole conversation, as Phi-3's does the end of a text."""
 FORGETFUL = (
     "{% for m in messages %}{{ m.role + ' : ' }}{{ m.content if loop.last or m.role != 'assistant' else 'gone' }}"
     "{{ ' [SEP]\\n' }}{% endfor %}"

@@ -65,6 +65,25 @@ def test_held_out_rows_are_mixed_in_the_same_shares_and_both_are_told(folder, ca
     assert "(66.7%)" in told[0]
 
 
+@pytest.mark.parametrize(("count", "expected"), [(6, {"a": 2, "b": 4}), (1, {"b": 1}), (999, None)])
+def test_the_first_held_out_rows_are_of_all_sources_in_their_shares(folder, count, expected):
+    texts = load_texts(mixture(folder, {"a": 1, "b": 2}))
+    found = texts.first_held_out(count)
+    assert counts(found) == (expected or counts(texts.evaluation))
+    whole = texts.evaluation["text"]
+    places = [whole.index(text) for text in found["text"]]
+    assert places == sorted(places)
+    for name in counts(found):
+        assert [text for text in found["text"] if text[0] == name] == [text for text in whole if text[0] == name][
+            : counts(found)[name]
+        ]
+
+
+def test_the_first_held_out_rows_of_one_source_are_the_first(folder):
+    texts = load_texts(DataConfig(path=str(folder / "b.jsonl")))
+    assert texts.first_held_out(3)["text"][:] == texts.evaluation["text"][:3]
+
+
 def test_the_seed_says_which_rows_are_taken(folder):
     config = mixture(folder, {"a": 1, "b": 3}, rows=20)
     one, two, three = (sorted(load_texts(config, seed).train["text"]) for seed in (1, 1, 2))

@@ -5,8 +5,8 @@ from transformers import PreTrainedTokenizerBase
 
 import makd
 from makd.data import Rendering
-from makd.data.rendering import make_encoder
-from tests.data.chats import ALTERNATING, FORGETFUL, MARKED, PLAIN, chat, spell, with_template
+from makd.data.rendering import answer_ends, make_encoder
+from tests.data.chats import ALTERNATING, FORGETFUL, GOES_ON, MARKED, PLAIN, TAILED, chat, spell, with_template
 
 
 def read(tokenizer: PreTrainedTokenizerBase, turns, given=0, **rendering):
@@ -105,3 +105,33 @@ class TestByAWrittenTemplate:
     def test_conversations_of_several_turns_are_refused(self, tokenizer):
         with pytest.raises(makd.MakdError, match=r"one prompt and one response; .* user, assistant, user, assistant"):
             read(tokenizer, chat("a", "b", "c", "d"), template="none")
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["compared", "marked"])
+def test_the_token_by_which_a_template_ends_an_answer_is_found(tokenizer, template):
+    other = template.replace("[SEP]", "[MASK]")
+    assert answer_ends(with_template(tokenizer, other)) == [tokenizer.mask_token_id]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, "{{ raise_exception('none') }}", PLAIN.replace(" [SEP]", ""), PLAIN.replace("[SEP]", "the")],
+    ids=["no template", "one that takes nothing", "one that ends nothing", "one that ends answers by a word"],
+)
+def test_a_template_that_ends_answers_by_no_token_of_its_own_names_none(tokenizer, template):
+    assert answer_ends(with_template(tokenizer, template)) == []
+
+
+def test_what_a_template_appends_once_after_a_conversation_is_not_learned(tokenizer):
+    turns = chat("a list", "the names", "a class", "the end")
+    tailed, plain = with_template(tokenizer, TAILED), with_template(tokenizer, PLAIN)
+    for given in (turns[:2], turns):
+        assert read(tailed, given) == read(plain, given)
+    assert answer_ends(tailed) == [tokenizer.sep_token_id]
+
+
+def test_the_only_token_that_ends_the_last_answer_is_learned(tokenizer):
+    """Turns end with a line, and an answer that comes last with [SEP]: that is its end, and no tail."""
+    end = "{{ '[SEP]' if loop.last and m.role == 'assistant' else '\\n' }}"
+    template = "{% for m in messages %}{{ m.role + ' : ' + m.content }}" + end + "{% endfor %}" + GOES_ON
+    assert read(with_template(tokenizer, template), chat("a list", "the names"))[1] == ["the names [SEP]"]

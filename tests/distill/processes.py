@@ -141,7 +141,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
-    """The update of one optimizer step, and what is logged and evaluated."""
+    """The update of one optimizer step, and what is logged and evaluated; of two where a share is to rise after one."""
     case = CASES[name]
     teacher = (case.teacher or (lambda: tiny(case.model, head=case.head, **case.changes)))().double()
     if case.teacher is None:
@@ -160,7 +160,7 @@ def run(name: str, mode: str, folder: Path, processes: int) -> dict[str, Any]:
     settings |= CHECKPOINTING if mode == "checkpointing" else {}
     arguments = TrainingArguments(
         output_dir=str(folder / f"{name} {mode}".replace(" ", "_")),
-        max_steps=1,
+        max_steps=2 if case.plan.writers.adaptive else 1,
         per_device_train_batch_size=ROWS,
         per_device_eval_batch_size=ROWS,
         gradient_accumulation_steps=MODES[mode] // processes,

@@ -5,13 +5,16 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorWithFlattening
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 import makd
 from makd.aspects import Completions, Plan, Term
-from makd.distill import DistillTrainer
+from makd.distill import DistillTrainer, training_lengths
 from makd.distill.rollouts import Rollouts, prompts_of, to_batch
 from makd.errors import DataError, SettingError
 from makd.generation import Sampling, generate
+from tests.data.chats import PLAIN, chat, with_template
 from tests.distill.test_trainer import make_arguments, same_weights
 from tests.models import tiny
 
@@ -152,10 +155,17 @@ def test_the_oldest_completions_make_room():
 def test_an_adaptive_share_rises_where_the_loss_does_not_fall():
     rollouts = Rollouts(Completions(adaptive=True), 0)
     shares = []
-    for loss in (3.0, 2.0, 2.5, 2.5, 1.0):
-        rollouts.note(loss)
+    for step, loss in enumerate((3.0, 2.0, 2.5, 2.5, 1.0)):
+        rollouts.note(loss, step)
         shares.append(round(rollouts.share, 6))
     assert shares == [0.0, 0.0, 0.1, 0.2, 0.2]
+
+
+def test_a_step_that_is_evaluated_again_does_not_raise_the_share():
+    rollouts = Rollouts(Completions(adaptive=True), 0)
+    for step in (0, 0, 2, 2):
+        rollouts.note(3.0, step)
+    assert rollouts.share == pytest.approx(0.1)
 
 
 def test_batches_of_one_optimizer_step_are_written_together(monkeypatch):
@@ -188,12 +198,12 @@ def test_fewer_kept_completions_than_a_batch_has_rows_are_refused(tmp_path):
 
 
 def test_where_tokens_make_a_batch_the_one_with_most_rows_counts(tmp_path):
-    """Rows of 7 to 10 tokens, 16 in all: 40 tokens hold 5 rows of 7 or 8."""
+    """Rows of 7 to 10 tokens, 16 in all, and completions no longer than theirs: 40 tokens hold 5 rows of 7 or 8."""
     teacher, student = make_pair()
     with pytest.raises(SettingError, match="keeps 4 completions, and a batch has up to 5 rows"):
         DistillTrainer(
             model=student, teacher=teacher, tokens_per_batch=40,
-            plan=Plan(terms=LOGITS, completions=Completions(student_share=1.0, replay=4)),
+            plan=Plan(terms=LOGITS, completions=Completions(student_share=1.0, replay=4, max_new_tokens=4)),
             args=make_arguments(tmp_path, remove_unused_columns=False), train_dataset=make_rows(),
             data_collator=collate,
         )  # fmt: skip
@@ -207,8 +217,10 @@ def test_a_student_learns_from_what_it_writes(tmp_path):
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
 
 
-def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path):
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+@pytest.mark.parametrize("every", [1, 3], ids=["evaluated where it was saved", "evaluated elsewhere"])
+def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path, every):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps"}
+    settings["eval_steps"] = every
     completions = Completions(student_share=0.9, replay=12, adaptive=True, max_new_tokens=4)
     whole = make_trainer(tmp_path / "whole", completions, **settings)
     whole.train()
@@ -218,6 +230,7 @@ def test_a_run_that_was_cut_resumes_to_the_same_student(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     assert same_weights(whole.model, resumed.model)
     assert list(resumed.rollouts.kept) == list(whole.rollouts.kept)
+    assert (resumed.rollouts.share, resumed.rollouts.last_loss) == (whole.rollouts.share, whole.rollouts.last_loss)
     assert json.loads((tmp_path / "cut" / "checkpoint-2" / "completions.json").read_text())["kept"]
 
 
@@ -259,10 +272,57 @@ def test_impossible_settings_are_refused(completions, message):
         Completions(**completions)
 
 
-def test_an_adaptive_share_is_looked_at_ten_times_where_nobody_says_when(tmp_path):
+def test_an_adaptive_share_is_looked_at_first_and_ten_times_where_nobody_says_when(tmp_path):
     trainer = make_trainer(tmp_path, Completions(adaptive=True, max_new_tokens=2), max_steps=20)
     trainer.train()
-    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == list(range(2, 21, 2))
+    assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == list(range(0, 21, 2))
+
+
+def test_the_share_is_logged_and_the_first_evaluation_is_one_to_rise_from(tmp_path):
+    """A learning rate that does harm: the loss rises from the one before training on."""
+    often = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1}
+    completions = Completions(adaptive=True, max_new_tokens=2)
+    trainer = make_trainer(tmp_path, completions, max_steps=4, learning_rate=3.0, **often)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "student_share" in line and "loss" in line]
+    assert [(line["step"], line["student_share"]) for line in lines] == [(1, 0.0), (2, 0.0), (3, 0.1), (4, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("terms", "every", "message"),
+    [
+        (LOGITS, 10, r"of which 1 or more .* of 10 steps; with one every 10 steps .* Evaluate every 9 steps"),
+        ((*LOGITS, Term(aspect="hidden")), 5, "of which 2 or more .* Evaluate every 4 steps"),
+    ],
+    ids=["never before the end", "once, and not before the first step"],
+)
+def test_a_share_that_could_not_rise_before_the_end_is_refused(tmp_path, terms, every, message):
+    often = {"eval_strategy": "steps", "eval_steps": every}
+    trainer = make_trainer(tmp_path, Completions(adaptive=True), terms=terms, max_steps=10, **often)
+    with pytest.raises(SettingError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_share_that_could_not_rise_is_refused_before_there_is_a_student(tmp_path, tokenizer):
+    teacher = tiny("llama", head="causal_lm", vocab_size=len(tokenizer), max_position_embeddings=64)
+    data = [{"messages": chat(f"number {n}", "the names")} for n in range(20)]
+    recipe = makd.Recipe(plan=Plan(preset="distillm"), training=makd.TrainingConfig(steps=5, evaluate_every=5))
+    stages = []
+    with pytest.raises(SettingError, match="would never write"):
+        makd.compress(
+            teacher, data, makd.Budget(keep_linears=0.5), recipe, tmp_path / "run",
+            tokenizer=with_template(tokenizer, PLAIN), on_progress=lambda told: stages.append(told.what),
+        )  # fmt: skip
+    assert "load" in stages
+    assert "decompose" not in stages
+
+
+def test_a_student_that_never_wrote_is_told_of(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, Completions(adaptive=True), max_steps=4, learning_rate=1e-3)
+    trainer.train()
+    assert trainer.rollouts.tokens["student"] == 0
+    assert "The student wrote no completion in the whole training: its share did not rise" in caplog.text
 
 
 def test_an_adaptive_share_without_held_out_rows_is_refused(tmp_path):
@@ -321,3 +381,142 @@ def test_a_long_prompt_leaves_others_their_room():
     for place, prompt in enumerate(prompts):
         alone = generate(model, [prompt], sampling, [], 0, seed=3, batch_size=1, places=[place])
         assert alone == [found[place]]
+
+
+def test_what_is_written_ends_where_the_data_ends_its_completions(tmp_path):
+    """The models name no end; whatever they write first is one of the `stops`."""
+    pair = make_pair()
+    for model in pair:
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+    rollouts = Rollouts(Completions(student_share=1.0, max_new_tokens=5), 0, stops=range(pair[0].config.vocab_size))
+    _, (found,) = rewrite(rollouts, pair=pair)
+    assert (found["labels"] != -100).sum(-1).tolist() == [1, 1, 1, 1]
+
+
+def test_a_trainer_stops_where_its_tokenizers_chat_template_does(tmp_path, tokenizer):
+    teacher, student = make_pair()
+    settings = {"args": make_arguments(tmp_path), "train_dataset": make_rows(), "data_collator": collate}
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    trainer = DistillTrainer(student, teacher, "gkd", processing_class=chatting, stops=[50], **settings)
+    assert {50, tokenizer.mask_token_id, tokenizer.eos_token_id} <= trainer.rollouts.stops
+
+
+def test_rows_whose_completions_end_otherwise_than_what_is_written_are_told(tmp_path, caplog):
+    make_trainer(tmp_path, Completions(student_share=1.0))
+    assert "none of the first 16 rows' completions ends with one" in caplog.text
+    caplog.clear()
+    teacher, student = make_pair()
+    ends = [row["labels"][-1] for row in make_rows()]
+    DistillTrainer(
+        student, teacher, "gkd", stops=ends[:1], args=make_arguments(tmp_path), train_dataset=make_rows(),
+        data_collator=collate,
+    )  # fmt: skip
+    assert "completions ends with one" not in caplog.text
+
+
+def test_a_run_ends_what_it_writes_as_its_chat_template_ends_answers(tmp_path, tokenizer):
+    """A base model's tokenizer: the template ends turns with [MASK], and nothing else names it."""
+    chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
+    seen = []
+    teacher = tiny("llama", head="causal_lm", vocab_size=len(tokenizer), max_position_embeddings=64)
+    data = [{"messages": chat(f"number {n}", "the names")} for n in range(20)]
+    real = Rollouts.rewrite
+
+    def rewrite_noted(self, *given):
+        seen.append(self.stops)
+        return real(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rollouts, "rewrite", rewrite_noted)
+        recipe = makd.Recipe(
+            plan=Plan(preset="gkd", completions=Completions(student_share=1.0, max_new_tokens=2)),
+            training=makd.TrainingConfig(steps=1, batch_size=2),
+            evaluation=makd.EvaluationConfig(latency=False, samples=0),
+        )
+        budget = makd.Budget(keep_linears=0.5)
+        report = makd.compress(teacher, data, budget, recipe, tmp_path / "run", tokenizer=chatting)
+    assert tokenizer.mask_token_id in seen[0]
+    written = report.metrics["tokens"]["written"]
+    assert written["teacher"] == 0
+    assert 0 < written["student"] < report.metrics["tokens"]["training"]
+
+
+class Sizing(DistillTrainer):
+    """Notes the size of each training batch."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.sizes = [*getattr(self, "sizes", []), tuple(inputs["input_ids"].shape)]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("replay", [0, 50], ids=["written anew", "drawn again"])
+def test_no_batch_of_written_completions_has_more_tokens_than_it_may(tmp_path, replay):
+    """Rows of 8 tokens, one in four of 40: as the data have them, 60 tokens hold 7; as they may be written, 2."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(40):
+        ids = torch.randint(5, 60, (8 if number % 4 else 40,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * (len(ids) - 4) + ids[-4:]})
+    teacher, student = make_pair()
+    for model in (teacher, student):  # both write on to the end
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+    completions = Completions(student_share=1.0, replay=replay, max_new_tokens=20)
+    trainer = Sizing(
+        student, teacher, Plan(terms=LOGITS, completions=completions),
+        tokens_per_batch=60, args=make_arguments(tmp_path, remove_unused_columns=False, max_steps=30),
+        train_dataset=Dataset.from_list(rows), data_collator=collate,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.rollouts.tokens["student"] > 0
+    assert max(width for _, width in trainer.sizes) == 56
+    assert max(rows * width for rows, width in trainer.sizes) <= 60
+
+
+def test_of_kept_completions_those_are_taken_that_a_batch_has_room_for():
+    rollouts = Rollouts(Completions(student_share=1.0, replay=9), 0, tokens_per_batch=12)
+    short, long = ([5], [6, 7]), ([5] * 5, [6])
+    assert rollouts._within([short, short, long, short]) == [short, short]
+    assert rollouts._within([([5] * 20, [6]), short]) == [([5] * 20, [6])]
+    assert Rollouts(Completions(student_share=1.0), 0)._within([long] * 9) == [long] * 9
+
+
+def test_rows_may_be_as_long_as_a_completion_that_is_written_up_to_the_last_position():
+    rows = [{"input_ids": [5] * 9, "labels": [-100] * 3 + [5] * 6}, {"input_ids": [5] * 9, "labels": [-100] * 8 + [5]}]
+    writes = Completions(student_share=0.1, max_new_tokens=4)
+    for given in (rows, Dataset.from_list(rows), [{name: torch.tensor(row[name]) for name in row} for row in rows]):
+        assert training_lengths(given, writes, None) == [9, 12]
+        assert training_lengths(given, writes, 10) == [9, 10]
+        assert training_lengths(given, Completions(), None) == [9, 9]
+
+
+def test_without_a_mask_all_tokens_are_real():
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, -100, -100, 8]])}
+    assert prompts_of(batch) == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["the data's turn", "the student's turn"])
+def test_rows_of_several_texts_have_no_completion_to_write(share):
+    pack = DataCollatorWithFlattening()
+    packed = pack([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in make_rows(2)])
+    teacher, student = make_pair()
+    rollouts = Rollouts(Completions(student_share=share, teacher_share=0.0), 0)
+    with pytest.raises(DataError, match="several texts in a row"):
+        rollouts.rewrite([packed], 0, 0.0, student, teacher)
+
+
+class ThirdStage:
+    """What DeepSpeed's settings say of themselves."""
+
+    def is_zero3(self):
+        return True
+
+
+def test_nothing_is_written_by_weights_that_deepspeed_has_split(tmp_path):
+    pair, settings = make_pair(), ThirdStage()
+    set_hf_deepspeed_config(settings)
+    try:
+        with pytest.raises(SettingError, match="ZeRO-3 splits the weights"):
+            make_trainer(tmp_path, Completions(student_share=1.0), pair)
+        make_trainer(tmp_path, None, pair)
+    finally:
+        unset_hf_deepspeed_config()

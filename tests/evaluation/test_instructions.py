@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import makd
 from makd.errors import DataError, SettingError
 from makd.evaluation.instructions import InstructionsConfig, load_instructions
-from makd.evaluation.prompts import encode_prompts
+from makd.evaluation.prompts import encode_prompts, tell_asked_otherwise
 from makd.evaluation.rouge import mean_rouge_l, words_of
 from makd.generation import Sampling, generate, stop_tokens
+from tests.data.chats import PLAIN, spell, with_template
 from tests.models import tiny
 
 ROWS = [
@@ -321,3 +323,47 @@ def test_rows_that_are_wrong_are_told_before_the_models_are_loaded(run, file, de
     code, _, err = run("evaluate", decoder_folder, "--teacher", "nowhere/at-all", *words)
     assert code == 2
     assert "no column 'gold'" in err
+
+
+def test_a_system_message_is_put_before_conversations_that_have_none(file, tokenizer, model):
+    chatting = with_template(tokenizer, PLAIN)
+    without, own = CHAT[1:3], [{"role": "system", "content": "one name"}, *CHAT[1:3]]
+    config = InstructionsConfig(
+        path=file([{"messages": without}, {"messages": own}]), template="auto", system="the list", **FEW
+    )
+    first, second = (spell(chatting, ids) for ids in prompts_of(config, chatting, model).ids)
+    assert first.startswith("system : the list [SEP] user")
+    assert second.startswith("system : one name [SEP] user")
+
+
+def test_a_system_message_needs_the_chat_template():
+    with pytest.raises(SettingError, match=r"instructions\.template is 'none'\. Give instructions\.template auto"):
+        InstructionsConfig(path="x", system="Be short.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "taught", "told"),
+    [
+        ({}, {}, ["template"]),
+        ({"template": "auto"}, {}, []),
+        ({"template": "auto"}, {"system": "Be short."}, ["system"]),
+        ({"template": "auto", "system": "Be short."}, {"system": "Be short."}, []),
+        ({}, {"template": "none"}, []),
+    ],
+)
+def test_who_is_asked_otherwise_than_it_learned_is_told_of(asked, taught, told, model, caplog):
+    tell_asked_otherwise(InstructionsConfig(path="x", **asked), makd.DataConfig(path="y", **taught), model)
+    assert [re.match(r"instructions\.(\w+) is", line)[1] for line in caplog.messages] == told
+
+
+def test_an_evaluation_tells_of_a_student_that_is_asked_otherwise_than_it_learned(
+    file, tokenizer, model, tmp_path, caplog
+):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"messages": CHAT}) + "\n" for _ in range(10)))
+    makd.evaluate(
+        model, model, makd.DataConfig(path=str(chats), max_length=64),
+        makd.Recipe(evaluation=makd.EvaluationConfig(latency=False), device="cpu"),
+        instructions=InstructionsConfig(path=file(), **FEW), tokenizer=with_template(tokenizer, PLAIN),
+    )  # fmt: skip
+    assert "instructions.template is 'none', and data.template is 'auto'" in caplog.text

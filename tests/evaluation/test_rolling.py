@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import makd
 from makd.config import EvaluationConfig, Recipe
-from makd.data import DataConfig, hold_out
+from makd.data import DataConfig, Source, hold_out
 from makd.errors import DataError, SettingError
 from makd.evaluation.rolling import windows
+from makd.preparation import prepare
 from tests.models import tiny
 
 TEXT = "A list is a mutable sequence.\n\nIts items are of any type; `append` adds one at the end.\n" * 6
@@ -120,6 +121,15 @@ def test_a_run_measures_the_held_out_texts_as_one_where_the_recipe_asks(decoder_
     assert found["after"] == found["teacher"]
     joined = "".join(f"{text}\n" for text in hold_out(texts, DataConfig()).evaluation["text"][:3])
     assert found["after"] == makd.rolling_perplexity(model, tokenizer, joined, 64, 64).scores
+
+
+def test_the_long_text_of_a_mixture_is_of_all_its_sources(tmp_path, tokenizer, model):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} is text {number}\n" for number in range(60)))
+    data = DataConfig(mixture=tuple(Source(path=str(tmp_path / f"{name}.txt")) for name in "ab"), max_length=8)
+    recipe = Recipe(evaluation=EvaluationConfig(rows=4, stride=8, latency=False))
+    text = prepare(data, tokenizer, model, recipe).long_text.text
+    assert [line[0] for line in text.splitlines()] == ["a", "a", "b", "b"]
 
 
 def test_a_stride_beyond_a_block_is_refused_before_the_work(decoder_folder):

@@ -1,5 +1,6 @@
 """`makd.forecast`, `--dry_run`, and runs that are refused before their work begins."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -197,3 +198,22 @@ def test_what_is_not_counted_is_said(decoder_folder, encoder_folder, tmp_path):
     chats = makd.DataConfig(path=str(asked), template="none", max_length=32)
     assert "the writing of completions is not counted" in notes(decoder_folder, written, chats)
     assert "not counted" not in notes(encoder_folder, RECIPE)
+
+
+def test_memory_of_a_training_is_that_of_the_completions_that_may_be_written(decoder_folder, tmp_path):
+    """Rows of 9 tokens, and up to 50 that the student may write after their prompts of 6."""
+    file = tmp_path / "rows.jsonl"
+    row = json.dumps({"prompt": "a a a a a", "response": "a a"}) + "\n"
+    file.write_text(row * 40)
+    data = makd.DataConfig(path=str(file), template="none", max_length=16)
+
+    def told(preset, most):
+        completions = None if preset == "kd" else makd.Completions(student_share=0.5, max_new_tokens=most)
+        plan = makd.Plan(preset=preset, completions=completions)
+        recipe = replace(RECIPE, plan=plan, training=makd.TrainingConfig(steps=1, batch_size=4))
+        training = makd.forecast(str(decoder_folder), data, HALF, recipe, tmp_path / "student").training
+        return training.memory.activations
+
+    one = told("kd", 0)
+    assert told("gkd", 2) == one
+    assert told("gkd", 50) == pytest.approx(56 / 9 * one, rel=1e-3)

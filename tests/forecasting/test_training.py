@@ -19,9 +19,9 @@ def shape():
     return shape_of(model, anatomy, linear_sizes(model, anatomy))
 
 
-def told(shape, *trainings, plan="full", asks_teacher=True):
+def told(shape, *trainings, plan="full", asks_teacher=True, lengths=LENGTHS):
     stages = [makd.Stage(plan=makd.Plan(preset=plan), training=training) for training in trainings]
-    return forecast_training(shape, 1000, 0.5, stages, LENGTHS, asks_teacher)
+    return forecast_training(shape, 1000, 0.5, stages, [lengths] * len(stages), asks_teacher)
 
 
 def test_epochs_are_as_many_steps_as_there_are_batches(shape):

@@ -23,12 +23,14 @@ class Completions:
     1606.07947). A prompt's is written once and kept."""
     adaptive: bool = False
     """Whether `student_share` rises by 0.1 whenever the loss on held-out rows does not fall from one evaluation to the
-    next: DistiLLM's schedule (arXiv 2402.03898, section 3.2), which starts at 0. Without
-    `training.evaluate_every` it is evaluated after each tenth of the steps."""
+    next: DistiLLM's schedule (arXiv 2402.03898, section 3.2), which starts at 0. Each is compared with the one right
+    before, the first with the loss before training; DistiLLM's code compares with the last that raised the share.
+    Without `training.evaluate_every` it is evaluated after each tenth of the steps."""
     replay: int = 0
     """So many of the student's completions are kept, the newest, and drawn again: a batch of the student's is then
-    written anew with a probability that falls to 0 at the end of the training, and drawn otherwise (DistiLLM). At
-    least as many as a batch has rows; 0 keeps none: each is learned from once, by the student that wrote it."""
+    written anew with a probability that falls to 0 at the end of the training, and drawn otherwise (DistiLLM, whose
+    code draws none before all of these are there; here a batch of them is enough). At least as many as a batch has
+    rows; 0 keeps none: each is learned from once, by the student that wrote it."""
     max_new_tokens: int = 128
     """Tokens of a completion that is written, at most."""
     temperature: float = 1.0

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
+from makd.anatomy.limits import token_limit
 from makd.baselines import Baseline
 from makd.cache import TeacherCache
 from makd.comparison.rows import Rows
 from makd.comparison.setup import Setup
 from makd.data import collator, row_lengths, token_batches
-from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train
+from makd.distill import DistillTrainer, ReportSteps, TrainingConfig, float32_weights, learning, train, training_lengths
+from makd.generation import stop_tokens
 from makd.progress import OnProgress, reporting
 from makd.ranks.budget import Budget
 
@@ -69,6 +71,7 @@ def teach(
             if setup.caches is not None:
                 cache, spent = setup.caches.of(stage.plan, made.student)
                 caching[cache] = spent
+            lengths = training_lengths(task.distillation, stage.plan.writers, token_limit(setup.teacher))
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder, learning(made.student, settings, seed, number + 1):
                 trainer = DistillTrainer(
@@ -76,9 +79,10 @@ def teach(
                     setup.teacher,
                     stage.plan,
                     settings.student_dropout,
-                    tokens_per_batch=settings.find_tokens(row_lengths(task.distillation)),
+                    tokens_per_batch=settings.find_tokens(lengths),
                     teacher_dtype=settings.find_teacher_dtype(),
                     cache=cache,
+                    stops=stop_tokens(setup.teacher, task.tokenizer) if stage.plan.writers.written else (),
                     args=settings.to_arguments(Path(folder), seed + 1000 * number, setup.teacher.device.type == "cpu"),
                     train_dataset=task.distillation,
                     data_collator=collator(task.tokenizer, setup.teacher),

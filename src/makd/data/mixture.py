@@ -14,10 +14,11 @@ logger = logging.getLogger(__name__)
 
 def mix(
     sources: Sequence[Dataset], weights: Sequence[float], names: Sequence[str], limit: int | None, seed: int
-) -> Dataset:
+) -> tuple[Dataset, tuple[int, ...]]:
     """Rows of all sources, of each as its weight says: as many as there are without one that comes twice.
 
-    Which rows of a source are taken depends on the seed. Shares are exact to one row.
+    They stand one source after the other; how many are of each is given besides. Which rows of a source are taken
+    depends on the seed. Shares are exact to one row.
 
     Args:
         sources: rows of one kind: texts, or conversations.
@@ -46,12 +47,10 @@ def mix(
             for taken, rows, name in zip(counts, sources, names, strict=True)
         ),
     )
-    return concatenate_datasets(
-        [
-            _same_strings(rows.shuffle(seed=seed).select(range(taken)))
-            for rows, taken in zip(sources, counts, strict=True)
-        ]
-    )
+    parts = [
+        _same_strings(rows.shuffle(seed=seed).select(range(taken))) for rows, taken in zip(sources, counts, strict=True)
+    ]
+    return concatenate_datasets(parts), tuple(counts)
 
 
 def apportion(count: int, shares: Sequence[Fraction]) -> list[int]:

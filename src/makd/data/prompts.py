@@ -39,6 +39,26 @@ def completion_of(row: Row) -> list[int]:
     return list(row["input_ids"][start:end])
 
 
+def written_lengths(rows: Any, most: int, limit: int | None) -> list[int]:
+    """Tokens of each row at most, where others of up to `most` tokens may be written in the place of its completion.
+
+    Args:
+        rows: a data set, or any other sequence of rows.
+        most: tokens of a completion that is written.
+        limit: of a row, where the model's positions end; None where nothing sets a bound.
+
+    Raises:
+        DataError: a row holds no answer.
+    """
+    in_columns = isinstance(rows, Dataset)
+    ids, labels = ([*rows[name]] if in_columns else [row[name] for row in rows] for name in ("input_ids", "labels"))
+    found = []
+    for read, learned in zip(ids, labels, strict=True):
+        written = _last_answer({"labels": list(learned)})[0] + most
+        found.append(max(len(read), written if limit is None else min(written, limit)))
+    return found
+
+
 def reference_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of the last answer, without special tokens.
 

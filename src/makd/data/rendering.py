@@ -73,8 +73,30 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> En
             "The tokenizer's chat template writes the date of today: the same data are other tokens tomorrow, and a "
             "run that was stopped cannot be resumed then. Give a template without it."
         )
+    return _by_chat_template(tokenizer, template, rendering.system)
+
+
+def _by_chat_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None) -> Encoder:
     kind = _Marked if _GENERATION.search(template) else _Compared
-    return kind(tokenizer, rendering.system)
+    return kind(tokenizer, system)
+
+
+def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token by which the tokenizer's chat template ends an answer, if it ends answers by one of its own.
+
+    Two answers are rendered: what both end with, and is no part of a text, is the template's.
+    """
+    if not tokenizer.chat_template or not tokenizer.is_fast:
+        return []
+    asked: Message = {"role": "user", "content": "one"}
+    try:
+        read = _by_chat_template(tokenizer, tokenizer.get_chat_template(), None)
+        pair = read([([asked, {"role": "assistant", "content": text}], 0) for text in ("two", "three four")])
+    except (DataError, ValueError):  # such a template ends nothing that makd reads
+        return []
+    last = {one.ids[-1] for one in pair if one.ids}
+    own = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return [*last] if len(last) == 1 and last <= own else []
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **settings: Any) -> Any:
@@ -136,19 +158,19 @@ class _Compared(_Chat):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
         super().__init__(tokenizer, system)
         self.ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        self.tail = self._find_tail()
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Encoded]:
         rendered = [self._render(*self.complete(messages, given)) for messages, given in conversations]
         return [_up_to_last(*found) for found in _tokens(self.tokenizer, rendered)]
 
     def _render(self, messages: list[Message], given: int) -> _Rendered:
-        text: str = render_chat(self.tokenizer, messages, tokenize=False)
-        answers = []
+        text, answers = self._without_tail(messages), []
         for place, message in enumerate(messages):
             if message["role"] != "assistant" or place < given:
                 continue
             before: str = render_chat(self.tokenizer, messages[:place], tokenize=False, add_generation_prompt=True)
-            after: str = render_chat(self.tokenizer, messages[: place + 1], tokenize=False)
+            after = self._without_tail(messages[: place + 1])
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
                     "The tokenizer's chat template renders the beginning of a conversation otherwise once more follows "
@@ -158,6 +180,31 @@ class _Compared(_Chat):
                 )
             answers.append((len(before), len(before) + len(self._ended(after[len(before) :]))))
         return _Rendered(text, tuple(answers))
+
+    def _without_tail(self, messages: Sequence[Message]) -> str:
+        text: str = render_chat(self.tokenizer, messages, tokenize=False)
+        return text.removesuffix(self.tail)
+
+    def _find_tail(self) -> str:
+        """What the template appends once, after a whole conversation: special tokens, behind that of the last answer.
+
+        Phi-3's appends the end of a text, where it asks for no answer. Nobody generates that, and where the
+        conversation goes on it is not there.
+        """
+        turns: list[Message] = [{"role": role, "content": "one"} for role in ("user", "assistant", "user")]
+        try:
+            short, long = (str(render_chat(self.tokenizer, turns[:count], tokenize=False)) for count in (2, 3))
+        except DataError:  # of such a template as much is known as it renders
+            return ""
+        if not self.ends or long.startswith(short):
+            return ""
+        token = re.compile("|".join(re.escape(end) for end in sorted(self.ends, key=len, reverse=True)))
+        for end in token.finditer(short):
+            body, tail = short[: end.start()], short[end.start() :]
+            ended = body.rstrip().endswith(self.ends)  # what an answer ends with is no tail
+            if ended and long.startswith(body) and long.endswith(tail) and not token.sub("", tail).strip():
+                return tail
+        return ""
 
     def _ended(self, answer: str) -> str:
         """An answer without the blanks that follow the token which ends it: nobody generates those."""

@@ -8,6 +8,8 @@ import logging
 import pydoc_data.topics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from makd.data.conversations import MESSAGES, as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
 from makd.data.held_out import HELD_OUT_SEED, log_rows_seen, split_off
-from makd.data.mixture import mix
+from makd.data.mixture import apportion, mix
 from makd.data.settings import AUTO, BUILT_IN, DataConfig
 from makd.data.stream import draw_splits
 from makd.errors import DataError
@@ -39,6 +41,19 @@ class Texts:
 
     train: Dataset
     evaluation: Dataset
+    held_out_of: tuple[int, ...] = ()
+    """Of a mixture: evaluation rows of each source, which stand one source after the other."""
+
+    def first_held_out(self, count: int) -> Dataset:
+        """At most `count` evaluation rows, the first ones; of a mixture the first of each source, in its share."""
+        most = len(self.evaluation)
+        if not self.held_out_of or count >= most:
+            return _limit(self.evaluation, count)
+        begins = accumulate(self.held_out_of, initial=0)
+        parts = apportion(count, [Fraction(rows, most) for rows in self.held_out_of])
+        return self.evaluation.select(
+            [begin + place for begin, part in zip(begins, parts, strict=False) for place in range(part)]
+        )
 
 
 def load_texts(config: DataConfig, seed: int = 0) -> Texts:
@@ -121,8 +136,9 @@ def _draw(config: DataConfig, seed: int) -> Mapping[str, Dataset]:
 def _mix(config: DataConfig, seed: int) -> Texts:
     parts = [_load(config.of_source(source), seed) for source in config.mixture]
     weights = [source.weight for source in config.mixture]
-    train = mix([part.train for part in parts], weights, config.paths, config.rows, seed)
-    return Texts(train, mix([part.evaluation for part in parts], weights, config.paths, None, HELD_OUT_SEED))
+    train, _ = mix([part.train for part in parts], weights, config.paths, config.rows, seed)
+    held_out = mix([part.evaluation for part in parts], weights, config.paths, None, HELD_OUT_SEED)
+    return Texts(train, *held_out)
 
 
 def _read(rows: Dataset, config: DataConfig, limit: int | None = None) -> Dataset:

@@ -5,10 +5,12 @@ from makd.distill.identity import check_same_everywhere, check_same_run, identif
 from makd.distill.layer_training import LayerTrainingResult, check_teachable, teach_layer_
 from makd.distill.layerwise import LayerTeacher, teach_layers_
 from makd.distill.layerwise_settings import LayerwiseConfig
+from makd.distill.lengths import training_lengths
 from makd.distill.objective import aspect_losses, weighted_sum
 from makd.distill.precision import float32_weights, warn_slow_bfloat16
 from makd.distill.reporting import ReportSteps
 from makd.distill.resuming import train
+from makd.distill.rising import check_rises
 from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import check_adapters, learning
@@ -27,6 +29,7 @@ __all__ = [
     "TrainingRows",
     "aspect_losses",
     "check_adapters",
+    "check_rises",
     "check_same_everywhere",
     "check_same_run",
     "check_teachable",
@@ -39,6 +42,7 @@ __all__ = [
     "teach_layers_",
     "teaching_in_pieces",
     "train",
+    "training_lengths",
     "warn_slow_bfloat16",
     "weighted_sum",
     "with_start",

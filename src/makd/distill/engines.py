@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from makd.anatomy import Anatomy
 from makd.distill.shares import in_order
@@ -79,6 +80,22 @@ def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) 
         plugin.cpu_ram_efficient_loading = False
     if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layer_classes(model, anatomy)
+
+
+def check_writers_whole() -> None:
+    """Refuse to let models write whose weights DeepSpeed's third stage has split over the processes.
+
+    Each forward takes all processes there, and these write after other prompts, with other numbers of forwards.
+
+    Raises:
+        SettingError: it is so.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise SettingError(
+            "The plan has completions written, and DeepSpeed's ZeRO-3 splits the weights: processes would wait for "
+            "each other for ever. Take ZeRO-2, or FSDP2, which splits them too; or a plan of the data's own text, such "
+            "as preset kd."
+        )
 
 
 def layer_classes(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:

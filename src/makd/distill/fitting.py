@@ -10,9 +10,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
-from makd.aspects import ActivePlan
+from makd.anatomy.limits import token_limit
+from makd.aspects import ActivePlan, Completions
 from makd.capture import has_vocabulary_head
-from makd.data import has_completions, reads_blocks, row_lengths, token_batches
+from makd.data import has_completions, reads_blocks, token_batches
+from makd.distill.lengths import training_lengths
 from makd.distill.projections import find_widths
 from makd.distill.withholding import shared_label_shift
 from makd.errors import DataError, SettingError
@@ -31,12 +33,12 @@ class TrainingRows:
     cached: bool = False
     """Whether a cache answers for the teacher."""
 
-    @property
-    def widest(self) -> int:
+    def find_widest(self, completions: Completions, student: PreTrainedModel) -> int:
         """Rows of the batch that has the most."""
         if self.tokens_per_batch is None:
             return self.batch_size
-        return max(map(len, token_batches(row_lengths(self.rows), self.tokens_per_batch)), default=0)
+        lengths = training_lengths(self.rows, completions, token_limit(student))
+        return max(map(len, token_batches(lengths, self.tokens_per_batch)), default=0)
 
 
 def check_training(
@@ -68,18 +70,20 @@ def check_training(
         UnsupportedModelError: the student's own loss is of other tokens than its class says.
     """
     find_widths(plan, student, teacher, anatomy, teacher_anatomy)
-    _check_texts(plan, given)
+    _check_texts(plan, student, given)
     if plan.completions.written:
         _check_writers(student, given)
-        _check_replay(plan, given)
+        _check_replay(plan, student, given)
     found = shared_label_shift(student, teacher, plan)
     _check_cached(plan, student, teacher, given, found[0])
     return found
 
 
-def _check_texts(plan: ActivePlan, given: TrainingRows) -> None:
+def _check_texts(plan: ActivePlan, student: PreTrainedModel, given: TrainingRows) -> None:
     """Refuse `similarity`, which compares the texts of a batch, where each batch is of one text: it would be 0."""
-    if given.rows is None or all(active.term.aspect != "similarity" for active in plan.terms) or given.widest != 1:
+    if given.rows is None or all(active.term.aspect != "similarity" for active in plan.terms):
+        return
+    if given.find_widest(plan.completions, student) != 1:
         return
     why = "per_device_train_batch_size" if given.tokens_per_batch is None else "tokens_per_batch"
     raise SettingError(
@@ -108,12 +112,12 @@ def _check_writers(student: PreTrainedModel, given: TrainingRows) -> None:
         )
 
 
-def _check_replay(plan: ActivePlan, given: TrainingRows) -> None:
+def _check_replay(plan: ActivePlan, student: PreTrainedModel, given: TrainingRows) -> None:
     """Refuse batches of more rows than are kept, so that the student would write anew at every step."""
     settings = plan.completions
     if settings.replay == 0 or not settings.by_student:
         return
-    widest = given.widest
+    widest = given.find_widest(settings, student)
     if settings.replay < widest:
         raise SettingError(
             f"plan.completions.replay keeps {settings.replay} completions, and a batch has up to {widest} rows: it "

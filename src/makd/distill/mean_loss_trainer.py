@@ -75,11 +75,15 @@ class MeanLossTrainer(Trainer, ABC):
     def _sum_up(self, means: Mapping[str, float]) -> dict[str, float]:
         """What an evaluation tells, `loss` among it, from the means of `evaluated`."""
 
+    def find_lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row, by which batches are made."""
+        return row_lengths(rows)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self.tokens_per_batch is None:
             return super()._get_train_sampler(rows)
-        lengths = row_lengths(rows)
+        lengths = self.find_lengths(rows)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         share = padding_share(lengths, token_batches(lengths, self.tokens_per_batch))
         sampler = TokenBatchSampler(

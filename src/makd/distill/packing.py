@@ -40,7 +40,7 @@ class PackedTexts:
             masked = "attention_mask" in inputs
             found = [type(model).__name__ for model in self.models if reads_across(model, masked=masked)]
             self.across = list(dict.fromkeys(found))
-        if self.across and _begins_anew(positions, inputs.get("attention_mask")):
+        if self.across and is_packed(inputs):
             raise SettingError(
                 "A batch has several texts in a row (its position_ids begin anew), and "
                 f"{' and '.join(self.across)} would read each with those before it. Give each text a row of its own, "
@@ -70,8 +70,11 @@ def reads_across(model: PreTrainedModel, *, masked: bool) -> bool:
     return not float((together - alone).norm()) <= (5e-2 if rough else 1e-3) * float(alone.norm())
 
 
-def _begins_anew(positions: Tensor, mask: Tensor | None) -> bool:
-    """Whether positions fall within a row, between real tokens."""
+def is_packed(inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a batch has several texts in a row: its positions fall within one, between real tokens."""
+    positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
+    if positions is None or positions.dim() != 2:
+        return False
     falls = positions[:, 1:] < positions[:, :-1]
     if mask is not None and mask.shape == positions.shape:
         falls = falls & mask[:, 1:].bool() & mask[:, :-1].bool()

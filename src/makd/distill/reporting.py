@@ -11,7 +11,7 @@ from makd.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
-NO_LOSSES = frozenset({"epoch", "learning_rate", "grad_norm", "num_input_tokens_seen"})
+NO_LOSSES = frozenset({"epoch", "learning_rate", "grad_norm", "num_input_tokens_seen", "student_share"})
 """What else stands in the Trainer's log lines."""
 SPEEDS = frozenset({"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"})
 """How long an evaluation took, which is no finding."""

@@ -9,7 +9,7 @@ processes: `makd.distill.shares`.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
+from makd.anatomy.limits import token_limit
 from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
@@ -31,20 +32,24 @@ from makd.distill.distillation_forward import DistillationForward, DistillationO
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import (
     check_checkpoint,
+    check_writers_whole,
     prepare_engine_,
 )
 from makd.distill.fitting import TrainingRows, check_training
+from makd.distill.lengths import training_lengths
 from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
 from makd.distill.projections import PROJECTIONS, Projections, check_layer_map, learned_with, make_projections
 from makd.distill.reporting import report_off
-from makd.distill.rollouts import Rollouts, evaluate_for_share_
+from makd.distill.rising import CheckRises, evaluate_for_share_, evaluates_first
+from makd.distill.rollouts import Rollouts, find_tokenizer, warn_other_ends
 from makd.distill.sharded import check_teacher, settle_teacher_
 from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
 from makd.distill.teacher_variances import TeacherVariances
 from makd.distill.withholding import warn_whole_logits
 from makd.errors import CacheError
+from makd.generation import stop_tokens
 from makd.kinds import fit
 from makd.processes.started import process_count
 from makd.weights.sound import check_plain
@@ -70,6 +75,7 @@ class DistillTrainer(MeanLossTrainer):
         teacher_dtype: torch.dtype | None = None,
         cache: TeacherCache | None = None,
         shard_teacher: bool = False,
+        stops: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
         """Arguments besides these are `transformers.Trainer`'s.
@@ -88,6 +94,8 @@ class DistillTrainer(MeanLossTrainer):
                 Evaluation does, on rows that are not in there.
             shard_teacher: whether the teacher is spread over the processes, as FSDP2 does the student; for good. By
                 default it is whole in each, or where its `device_map` has put it.
+            stops: tokens that end a completion which is written, besides those that the models, and the tokenizer where
+                `processing_class` is one, end texts with: see `makd.generation.stop_tokens`.
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
@@ -137,9 +145,13 @@ class DistillTrainer(MeanLossTrainer):
         warn_whole_logits(student, reason)
         self.rollouts: Rollouts | None = None
         if self.plan.completions.written:
+            check_writers_whole()
             if self.plan.completions.adaptive:
                 evaluate_for_share_(self.args, self.eval_dataset is not None)
-            self.rollouts = Rollouts(self.plan.completions, self.args.seed)
+                self.add_callback(CheckRises(self.plan))
+            stops = {*stops, *stop_tokens(student, find_tokenizer(self.processing_class)), *stop_tokens(teacher)}
+            warn_other_ends(self.train_dataset, stops)
+            self.rollouts = Rollouts(self.plan.completions, self.args.seed, stops, tokens_per_batch)
         self.projections: Projections | None = make_projections(
             self.plan, student, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
         )
@@ -165,10 +177,20 @@ class DistillTrainer(MeanLossTrainer):
         # labels are optional: without this the Trainer would not report a loss on batches that have none
         self.can_return_loss = True
 
+    def find_lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row; where completions are written, with the longest that there may be."""
+        return training_lengths(rows, self.plan.completions, token_limit(self.distillation_forward.student))
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, which learns the projections too."""
+        """The Trainer's, which learns the projections too, and says so where a student that was to write never did."""
+        if self.rollouts is not None and self.plan.completions.adaptive:
+            goes_on = bool(args[0] if args else kwargs.get("resume_from_checkpoint"))  # it has evaluated before
+            self.args.eval_on_start = evaluates_first(self.plan) and not goes_on
         with learned_with(self.distillation_forward.student, self.projections):
-            return super().train(*args, **kwargs)
+            found = super().train(*args, **kwargs)
+        if self.rollouts is not None:
+            self.rollouts.warn_unwritten()
+        return found
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -208,8 +230,8 @@ class DistillTrainer(MeanLossTrainer):
                 "those of the training. The losses are not to be compared"
             )
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if self.rollouts is not None and "eval_loss" in metrics:
-            self.rollouts.note(metrics["eval_loss"])
+        if self.rollouts is not None and "eval_loss" in metrics and not self.teacher_variances.are_missing:
+            self.rollouts.note(metrics["eval_loss"], self.state.global_step)
         return metrics
 
     def compute_loss(
@@ -269,6 +291,8 @@ class DistillTrainer(MeanLossTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_checkpoint(self, Path(resume_from_checkpoint))
+        if self.rollouts is not None:  # a training that had ended is not gone on with, and has no more to load
+            self.rollouts.load(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -279,9 +303,11 @@ class DistillTrainer(MeanLossTrainer):
                 self.rollouts.load(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each aspect's mean loss since the last log."""
+        """Add each aspect's mean loss since the last log, and the student's share of what is written as it is now."""
         if "loss" in logs:
             logs.update(self.learned.take(self.args.device))
+        if self.rollouts is not None and self.plan.completions.adaptive and {"loss", "eval_loss"} & logs.keys():
+            logs["student_share"] = self.rollouts.share
         super().log(logs, start_time)
 
 

@@ -1,5 +1,6 @@
 """Station 7: the settings of a training run, and the Trainer's arguments that they stand for."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,6 +95,11 @@ class TrainingConfig:
         """`tokens_per_batch`, for rows of these lengths; no fewer than the longest row has."""
         mean = self.batch_size * sum(lengths) / max(1, len(lengths))
         return max(round(mean) if self.tokens_per_batch is None else self.tokens_per_batch, *lengths, 1)
+
+    def find_steps(self, batches: int) -> int:
+        """Optimizer steps, where an epoch has so many batches in each process."""
+        epochs = math.ceil(self.epochs * math.ceil(batches / self.accumulate))
+        return epochs if self.steps is None else self.steps
 
     def find_teacher_dtype(self) -> torch.dtype | None:
         """`teacher_dtype`, as `DistillTrainer` takes it."""

@@ -46,6 +46,9 @@ class InstructionsConfig:
     template: str = NONE
     """`none` gives the prompt as it is, after what the tokenizer puts before a text; `auto` as a user's message in the
     tokenizer's chat template; or what stands around a prompt up to the answer, with {prompt} in it once."""
+    system: str | None = None
+    """With template `auto`: the system message of conversations that have none, as `data.system` is where they are
+    learned from."""
     rows: int | None = None
     """At most so many rows, the first ones; None takes all."""
     seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
@@ -84,9 +87,17 @@ class InstructionsConfig:
                 f"instructions.temperature 0 takes the most likely token whatever the seed, and there are "
                 f"{len(self.seeds)} seeds. Give one (`instructions.seeds: [0]`)."
             )
+        self._check_template()
+
+    def _check_template(self) -> None:
         if self.template not in (AUTO, NONE) and self.template.count(PROMPT) != 1:
             raise SettingError(
                 f"instructions.template is {AUTO}, {NONE}, or a text with {PROMPT} in it once; got {self.template!r}."
+            )
+        if self.system is not None and self.template != AUTO:
+            raise SettingError(
+                f"instructions.system is a message for the tokenizer's chat template; instructions.template is "
+                f"{self.template!r}. Give instructions.template {AUTO}, or write it into the template instead."
             )
         if self.template != NONE and self.longer == "cut":
             raise SettingError(

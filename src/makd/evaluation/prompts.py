@@ -8,9 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.limits import token_limit
 from makd.data import reads_blocks
+from makd.data.conversations import Message
 from makd.data.marks import find_marks
 from makd.data.rendering import render_chat
-from makd.data.settings import AUTO, NONE, PROMPT
+from makd.data.settings import AUTO, NONE, PROMPT, DataConfig
 from makd.errors import DataError, SettingError
 from makd.evaluation.instructions import Instructions, InstructionsConfig
 
@@ -75,6 +76,29 @@ def encode_prompts(instructions: Instructions, tokenizer: PreTrainedTokenizerBas
     return Prompts(instructions.select(kept), [ids[place] for place in kept], cut=0, dropped=len(longer))
 
 
+def warn_asked_otherwise(asked: InstructionsConfig, taught: DataConfig, model: PreTrainedModel) -> None:
+    """Warn where `model` is asked in another way than the conversations that it learned from put it.
+
+    Args:
+        asked: the instructions.
+        taught: what the model learned from: conversations.
+        model: an encoder-decoder reads a prompt as it is where its template is `auto`.
+    """
+    template = NONE if model.config.is_encoder_decoder and taught.template == AUTO else taught.template
+    other = {
+        name: (mine, own)
+        for name, mine, own in (("template", asked.template, template), ("system", asked.system, taught.system))
+        if mine != own
+    }
+    for name, (mine, own) in other.items():
+        logger.warning(
+            "instructions.%s is %r, and data.%s is %r: they are asked otherwise than the data are put, and what a "
+            "student that learned from these answers may not be what it could. Give instructions.%s %s, unless that is "
+            "what is to be measured",
+            name, mine, name, own, name, "null" if own is None else own,
+        )  # fmt: skip
+
+
 def _prompt_ids(instructions: Instructions, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of prompts up to where an answer begins.
 
@@ -90,7 +114,14 @@ def _prompt_ids(instructions: Instructions, tokenizer: PreTrainedTokenizerBase) 
                 "(`instructions.template: none`), what stands around them, or a tokenizer that has one."
             )
         settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        return [list(render_chat(tokenizer, messages, **settings)) for messages in instructions.messages]
+        system = instructions.config.system
+        first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        return [
+            list(
+                render_chat(tokenizer, messages if messages[0]["role"] == "system" else [*first, *messages], **settings)
+            )
+            for messages in instructions.messages
+        ]
     if template == NONE and tokenizer.chat_template:
         logger.info("prompts are asked as they are; instructions.template auto asks through the chat template")
     before = list(find_marks(tokenizer).before)

@@ -3,7 +3,7 @@
 The teacher's weights are not loaded: its architecture is built empty. Nothing is written.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import Anatomy
+from makd.anatomy.limits import token_limit
 from makd.calibration.store import MEMORY_LIMIT
 from makd.capture import examine
 from makd.config import Recipe
-from makd.data import choose_tokenizer, row_lengths
+from makd.data import choose_tokenizer
+from makd.distill import training_lengths
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.room import find_available
@@ -218,5 +220,5 @@ def _training(
         return None
     shape = shape_of(model, anatomy, linear_sizes(model, anatomy))
     kept = made.student_linears / made.teacher_linears
-    lengths: Sequence[int] = row_lengths(data.train)
+    lengths = [training_lengths(data.train, stage.plan.writers, token_limit(model)) for stage in stages]
     return forecast_training(shape, made.student_parameters, kept, stages, lengths, recipe.cache is None)

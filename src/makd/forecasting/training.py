@@ -1,6 +1,5 @@
 """Before the flow: what a student's training will take: steps, tokens, memory, and counted operations."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +40,7 @@ def forecast_training(
     parameters: int,
     kept: float,
     stages: Sequence[Stage],
-    lengths: Sequence[int],
+    lengths: Sequence[Sequence[int]],
     asks_teacher: bool,
 ) -> TrainingForecast:
     """What it will take to teach a student.
@@ -51,17 +50,16 @@ def forecast_training(
         parameters: of the student.
         kept: its share of the parameters of the linears.
         stages: plans and schedules, in order.
-        lengths: tokens of each training row.
+        lengths: of each stage, the tokens of each training row, as `makd.distill.training_lengths` finds them.
         asks_teacher: whether the teacher runs beside the student: not where a cache answers for it.
     """
     steps = tokens = largest = 0
     work = Operations()
-    for stage in stages:
+    for stage, rows in zip(stages, lengths, strict=True):
         training = stage.training
-        batches = token_batches(lengths, training.find_tokens(lengths))
-        one_epoch = TextShape(tuple((len(batch), max(lengths[row] for row in batch)) for batch in batches))
-        own = math.ceil(training.epochs * math.ceil(len(batches) / training.accumulate))
-        own = own if training.steps is None else training.steps
+        batches = token_batches(rows, training.find_tokens(rows))
+        one_epoch = TextShape(tuple((len(batch), max(rows[row] for row in batch)) for batch in batches))
+        own = training.find_steps(len(batches))
         if own == 0 or not batches:
             continue
         share = own * training.accumulate / len(batches)
