@@ -36,7 +36,7 @@ from makd.distill import (
 from makd.errors import DataError, SettingError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
-from makd.evaluation.prompts import encode_prompts
+from makd.evaluation.prompts import encode_prompts, warn_asked_otherwise
 from makd.factorization.factorize import make_student
 from makd.generation import stop_tokens
 from makd.kinds import takes

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import makd
 from makd.errors import DataError, SettingError
 from makd.evaluation.instructions import InstructionsConfig, load_instructions
-from makd.evaluation.prompts import encode_prompts, tell_asked_otherwise
+from makd.evaluation.prompts import encode_prompts, warn_asked_otherwise
 from makd.evaluation.rouge import mean_rouge_l, words_of
 from makd.generation import Sampling, generate, stop_tokens
 from tests.data.chats import PLAIN, spell, with_template
@@ -352,7 +352,7 @@ def test_a_system_message_needs_the_chat_template():
     ],
 )
 def test_who_is_asked_otherwise_than_it_learned_is_told_of(asked, taught, told, model, caplog):
-    tell_asked_otherwise(InstructionsConfig(path="x", **asked), makd.DataConfig(path="y", **taught), model)
+    warn_asked_otherwise(InstructionsConfig(path="x", **asked), makd.DataConfig(path="y", **taught), model)
     assert [re.match(r"instructions\.(\w+) is", line)[1] for line in caplog.messages] == told
 
 

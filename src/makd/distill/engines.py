@@ -88,7 +88,7 @@ def check_writers_whole() -> None:
     Each forward takes all processes there, and these write after other prompts, with other numbers of forwards.
 
     Raises:
-        SettingError: it is so.
+        SettingError: DeepSpeed runs its third stage.
     """
     if is_deepspeed_zero3_enabled():
         raise SettingError(

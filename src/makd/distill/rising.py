@@ -19,7 +19,7 @@ OFTEN = 0.1
 
 
 def evaluates_first(plan: ActivePlan) -> bool:
-    """Whether the loss before the first step can be compared with later ones: not before the teacher's variances are measured."""
+    """Whether the loss before the first step compares with later ones: not where variances are yet to be measured."""
     return not TeacherVariances(plan).are_missing
 
 
