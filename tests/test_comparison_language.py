@@ -140,6 +140,13 @@ def test_workers_need_not_wait_for_a_teacher_that_nobody_makes(data, decoder_fol
     assert first.setup == second.setup
 
 
+def test_a_search_beside_a_measurement_on_training_rows_is_refused(data, decoder_folder, tmp_path):
+    measured = (language(held_out=0.2),)
+    make(data, decoder_folder, tmp_path, language=measured)
+    with pytest.raises(SettingError, match=r"chosen on the rows that they are scored on. Leave out one of them"):
+        make(data, decoder_folder, tmp_path, language=measured, search=makd.SearchConfig(trials=2))
+
+
 def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder, tmp_path):
     search = makd.SearchConfig(trials=2, held_out=0.25)
     experiment = make(data, decoder_folder, tmp_path / "runs", search=search)

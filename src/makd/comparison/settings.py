@@ -194,6 +194,13 @@ class Experiment:
                 f"A search holds back rows of its own (search.held_out), and {tuned} has `tuning`, for a choice by "
                 "hand. Leave out one of them."
             )
+        measured = next((one.name for one in self.language if one.held_out is not None), None)
+        if self.search.trials and measured is not None:
+            raise SettingError(
+                f"A search holds back training rows (search.held_out), and {measured} is measured on some of them "
+                "(language[].held_out): settings would be chosen on the rows that they are scored on. Leave out one of "
+                "them."
+            )
         known = list(dict.fromkeys(name for method in self.methods for name in method.build().search))
         for name in self.search.settings or ():
             if name not in known:
