@@ -24,7 +24,7 @@ from makd.pipeline import distill, factorize_only
 from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
-from makd.provenance import extensions_of
+from makd.provenance import anatomy_of, extensions_of
 from makd.ranks.budget import Budget
 from makd.report import describe_environment, plain
 from makd.run import names_of
@@ -106,8 +106,8 @@ class _Asked:
     on_progress: OnProgress | None
 
     def hash(self, *recipes: Recipe) -> str:
-        """Says whether work is of these settings, and of the users' packages that they name."""
-        own = extensions_of(plain(recipes))
+        """Says whether work is of these settings, and of the users' packages that they and the teacher name."""
+        own = extensions_of(plain(recipes), anatomy_of(self.teacher))
         return hash_settings([self.teacher, self.data, self.budget, self.tokenizer, *recipes, own])
 
 

@@ -10,7 +10,7 @@ from makd.comparison.language import LanguageConfig
 from makd.comparison.settings import Experiment, MethodConfig, Subject, budget_name, short_name
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
-from makd.provenance import extensions_of
+from makd.provenance import anatomy_of, extensions_of
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.report import plain
@@ -93,7 +93,11 @@ def teacher_hash(experiment: Experiment, task: Subject, seed: int) -> str:
 
     Of language, where the teacher is taken as it is: of that, the text and what is measured.
     """
-    base = {"teacher": experiment.teacher, "tokenizer": experiment.tokenizer}
+    base = {
+        "teacher": experiment.teacher,
+        "tokenizer": experiment.tokenizer,
+        **extensions_of(anatomy_of(experiment.teacher)),
+    }
     if isinstance(task, LanguageConfig):
         return hash_settings({**base, "task": task, "seed": seed})
     recipe = plain(replace(experiment.finetune, seed=seed, device="cpu"))
@@ -159,6 +163,7 @@ def latency_hash(experiment: Experiment, cell: Cell) -> str:
             "budget": cell.budget,
             "calibration": experiment.calibration,
             "tokens": experiment.latency_tokens,
+            **extensions_of(built, anatomy_of(experiment.teacher)),
             # of tasks it is float32; lines from before dtypes counted stay
             **_dtype(cell.task),
         }
