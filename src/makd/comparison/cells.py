@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from makd.baselines import Baseline
 from makd.comparison.language import LanguageConfig
 from makd.comparison.settings import Experiment, MethodConfig, Subject, budget_name, short_name
 from makd.distill import TrainingConfig
@@ -121,13 +122,13 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
     return hash_settings(
         {
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
-            "method": [cell.method.kind, _built(cell.method, found)],
+            "method": [cell.method.kind, _built(experiment, cell.method, found)],
             "budget": cell.budget,
             "training": _said(cell.method.lengthened(experiment.training)),
             "calibration": experiment.calibration,
             # numbers are rounded in a cache; lines from before there was a choice stay
             **({} if experiment.cache is None else {"cache": experiment.cache}),
-            **extensions_of(plain(_built(cell.method, found))),
+            **extensions_of(plain(_built(experiment, cell.method, found))),
         }
     )
 
@@ -155,7 +156,7 @@ def _as_first_noted(task: Subject) -> Subject:
 
 def latency_hash(experiment: Experiment, cell: Cell) -> str:
     """Says whether a latency is of a student of this shape, which nothing changes that a search could find."""
-    built, searched = _built(cell.method, {}), cell.method.build().search
+    built, searched = _built(experiment, cell.method, {}), cell.method.build().search
     return hash_settings(
         {
             "teacher": experiment.teacher,
@@ -175,9 +176,18 @@ def _dtype(task: Subject) -> dict[str, str]:
     return {} if dtype == "float32" else {"dtype": dtype}
 
 
-def _built(method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+def build_method(experiment: Experiment, method: MethodConfig, found: Mapping[str, Any]) -> Baseline:
+    """A method with its settings and with those that a search found; what it leaves to the comparison is filled in."""
+    built: Any = method.build(**found)
+    if getattr(built, "trainable", "") is None:
+        built = replace(built, trainable=experiment.training.trainable)
+    made: Baseline = built
+    return made
+
+
+def _built(experiment: Experiment, method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     """A method's hyper-parameters. What is None says nothing: a method may get another choice, and lines stay."""
-    own = asdict(method.build(**found))  # type: ignore[call-overload]
+    own = asdict(build_method(experiment, method, found))  # type: ignore[call-overload]
     return {name: value for name, value in own.items() if name != "search" and value is not None}
 
 

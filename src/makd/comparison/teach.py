@@ -62,7 +62,7 @@ def teach(
         for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
             if steps == 0:
                 continue
-            settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
+            settings = replace(training, steps=steps, learning_rate=method.learning_rate)
             if stage.trainable is not None:
                 settings = replace(settings, trainable=stage.trainable)
             cache = None
