@@ -39,7 +39,7 @@ from makd.factorization.outcome import FactorizeReport
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
-from makd.preparation import Data
+from makd.preparation import NO_LABELS, Data
 from makd.processes.first import in_first, in_turn
 from makd.progress import OnProgress, Progress
 from makd.ranks.budget import Budget
@@ -336,8 +336,11 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
         trainer.remove_callback(PrinterCallback)  # prints log lines as dicts; ours go through logging
         with run.clock("distill"):
             run.training_tokens += train(trainer, checkpoints, run.resume)
-        weights = {active.name: active.term.weight for active in trainer.plan.terms}
-        run.findings.note_training(weights, trainer.plan.off, trainer.state.log_history)
+        unlabelled = {} if run.data.has_labels else {"task": NO_LABELS}
+        terms, learned = trainer.plan.terms, {item.term.aspect for item in trainer.plan.terms}
+        weights = {active.name: active.term.weight for active in terms if active.term.aspect not in unlabelled}
+        off = {**trainer.plan.off, **{name: why for name, why in unlabelled.items() if name in learned}}
+        run.findings.note_training(weights, off, trainer.state.log_history)
     student.eval()
 
 

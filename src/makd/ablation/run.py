@@ -21,7 +21,7 @@ from makd.errors import SettingError
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.pipeline import distill, factorize_only
-from makd.preparation import Data
+from makd.preparation import Data, is_labelled
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
 from makd.provenance import anatomy_of, extensions_of
@@ -82,9 +82,9 @@ def ablate(
         check_seed("seeds", seed)
     check_sources(folder, [teacher, tokenizer], {name: name for name in names_of(data) if name is not None})
     run = _Asked(teacher, data, budget, tokenizer, folder, on_progress)
-    found = variations(
-        recipe, examine(take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device()))
-    )
+    model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device())
+    found = variations(recipe, examine(model), labelled=is_labelled(data, model))
+    del model  # each run loads its own
     lines: list[dict[str, Any]] = []
     for seed in seeds:
         begun = dataclasses.replace(recipe, seed=seed)
