@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.aspects import Completions
 from makd.config import FinetuneRecipe
 from makd.data import choose_tokenizer, collator, row_lengths
 from makd.distill import (
     CHECKPOINT_SIZES,
     ReportSteps,
     SupervisedTrainer,
+    check_adapters,
+    check_engine,
     check_same_everywhere,
     check_same_run,
     float32_weights,
@@ -132,6 +135,9 @@ def _load(
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
+    if recipe.training.steps != 0:
+        check_adapters(recipe.training)
+        check_engine(learner, recipe.training, Completions())
     save_dtype = find_save_dtype(recipe.save_dtype, model, check_dtype(recipe.dtype))
     data = tokenize_task(
         replace(rows, extra=None), words, learner, recipe.seed

@@ -21,6 +21,7 @@ from makd.distill import (
     ReportSteps,
     TrainingRows,
     check_adapters,
+    check_engine,
     check_teachable,
     check_training,
     float32_weights,
@@ -281,6 +282,7 @@ def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
             check_adapters(stage.training)
+            check_engine(student, stage.training, stage.plan.writers)
             check_training(
                 activate(stage.plan, anatomy, teacher_anatomy), student, run.teacher, anatomy, teacher_anatomy,
                 TrainingRows(run.data.train, stage.training.batch_size, stage.training.find_tokens(lengths),

@@ -80,6 +80,11 @@ def ablate(
         raise SettingError(f"seeds are one or more different numbers; got {[*seeds]}.")
     for seed in seeds:
         check_seed("seeds", seed)
+    if recipe.cache is not None:
+        raise SettingError(
+            f"recipe.cache is {recipe.cache}, and a cache is of the rows that one seed takes, while an ablation takes "
+            "those of each of its own seeds. Leave it out."
+        )
     check_sources(folder, [teacher, tokenizer], {name: name for name in names_of(data) if name is not None})
     run = _Asked(teacher, data, budget, tokenizer, folder, on_progress)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device())

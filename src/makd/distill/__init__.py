@@ -1,5 +1,6 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
+from makd.distill.engines import check_engine
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
 from makd.distill.layer_lesson import LayerLesson, check_teachable, teach_layer_
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingRows",
     "aspect_losses",
     "check_adapters",
+    "check_engine",
     "check_same_everywhere",
     "check_same_run",
     "check_teachable",

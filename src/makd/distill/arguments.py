@@ -7,6 +7,8 @@ than what was asked for.
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from makd.aspects import ActivePlan
 from makd.errors import SettingError
 
@@ -40,12 +42,27 @@ def check_loss(args: Any, own_loss: Any, eval_dataset: Any, plan: ActivePlan) ->
         )
 
 
-def check_checkpointing(args: Any) -> None:
-    """Refuse gradient checkpointing through which captured tensors carry no gradient.
+def check_checkpoints_layers(model: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing of a model whose class does none.
 
     Raises:
         SettingError: it is so.
     """
+    if not model.supports_gradient_checkpointing:
+        raise SettingError(
+            f"training.gradient_checkpointing is true, and {type(model).__name__} cannot compute its layers again in "
+            "the backward. Leave it out; fewer rows at once (training.batch_size, training.accumulate) take less, too."
+        )
+
+
+def check_checkpointing(args: Any, model: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing that the model cannot do, or through which captured tensors carry no gradient.
+
+    Raises:
+        SettingError: it is so.
+    """
+    if args.activation_checkpointing:
+        check_checkpoints_layers(model)
     settings = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and settings.get("use_reentrant"):
         raise SettingError(

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import predictions_of
 from makd.anatomy.key_cache import cache_setting_kept, without_cache
+from makd.distill.arguments import check_checkpoints_layers
 from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
 from makd.distill.engines import set_engine_
@@ -41,6 +42,8 @@ class SupervisedTrainer(EvaluatingTrainer):
         """
         check_precision(model)
         kwargs["args"] = set_engine_(kwargs.get("args"))
+        if kwargs["args"].activation_checkpointing:
+            check_checkpoints_layers(model)
         self.dropout = dropout
         self.predictions = predictions_of(model)
         self.evaluated = RunningMeans({TASK: (TASK,)})

@@ -135,7 +135,7 @@ class DistillTrainer(EvaluatingTrainer):
             self._set_signature_columns_if_needed()
             columns: Any = self._signature_columns
             columns.append(ROW)  # where unused columns are removed, this one stays
-        check_checkpointing(self.args)
+        check_checkpointing(self.args, student)
         given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
         shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
         tell_whole_logits(student, reason)
