@@ -189,6 +189,8 @@ class Experiment:
                 f"training.{idle} of an experiment does nothing: {_IDLE[idle]}. Leave it out; got "
                 f"{getattr(self.training, idle)!r}."
             )
+        for dtype in ("float32", *(one.dtype for one in self.language)):
+            self.training.check_teacher_dtype(dtype, cached=self.cache is not None)
         if self.latency_tokens < 1:
             raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
         if self.device != "auto":

@@ -99,6 +99,25 @@ class TrainingConfig:
         """`teacher_dtype`, as `DistillTrainer` takes it."""
         return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.teacher_dtype]
 
+    def check_teacher_dtype(self, dtype: str, *, cached: bool) -> None:
+        """Whether `teacher_dtype` means anything for a teacher that runs in `dtype`, or answers from a cache.
+
+        Raises:
+            SettingError: its products would be what they are without it.
+        """
+        if self.teacher_dtype is None:
+            return
+        if cached:
+            raise SettingError(
+                f"training.teacher_dtype is {self.teacher_dtype}, and a cache answers for the teacher, as it was when "
+                "the cache was made. Leave out one of them."
+            )
+        if dtype == "bfloat16" or (dtype == "float16" and self.teacher_dtype == "float32"):
+            raise SettingError(
+                f"training.teacher_dtype is {self.teacher_dtype}, and does nothing beside dtype {dtype}, in which the "
+                "teacher's parameters are: so are its products. Leave it out, or take dtype float32."
+            )
+
     def with_products_in(self, dtype: torch.dtype) -> "TrainingConfig":
         """The same for models that run in `dtype`: in bfloat16, so do the student's products, by autocast.
 
