@@ -382,6 +382,16 @@ class TestSettings:
         with pytest.raises(DataError, match="is no folder"):
             place_data(task, str(data / "nowhere"))
 
+    def test_teacher_and_students_are_measured_in_batches_of_the_fine_tunings_size(self, done):
+        experiment, sizes = done[0], []
+        few = replace(experiment, finetune=replace(experiment.finetune, evaluation_batch_size=2))
+        setup = prepare_setup(few, few.tasks[0], 1, quiet)
+        setup.teacher.register_forward_pre_hook(
+            lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+        )
+        assert setup.measure(setup.teacher).keys() == setup.teacher_scores.keys()
+        assert set(sizes) == {2}
+
 
 class TestSearch:
     """Where scores are not of a student, they are of the learning rate alone and best at 5e-5."""

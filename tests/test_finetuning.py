@@ -13,6 +13,7 @@ from makd import pipeline
 from makd.cli.main import main
 from makd.data import collator
 from makd.errors import OutputError, SettingError
+from makd.loading import load_model
 from makd.student.hub import is_student
 from makd.tasks import Task, load_task
 from tests.models import tiny
@@ -120,6 +121,23 @@ def test_a_student_of_a_task_is_measured_beside_its_teacher(student, teacher):
     assert found["teacher"] == teacher.metrics["task"]["after"]
     assert found["after"].keys() == {"accuracy", "f1", "score"}
     assert "glue/mrpc accuracy" in (student.folder / "README.md").read_text()
+
+
+def rows_of_forwards(model):
+    """Numbers of rows, as forwards of `model` come to have them."""
+    found = []
+    model.register_forward_pre_hook(lambda _, __, inputs: found.append(len(inputs["input_ids"])), with_kwargs=True)
+    return found
+
+
+def test_a_task_is_measured_in_batches_of_the_evaluations_size(teacher, task):
+    model = load_model(str(teacher.folder))
+    found = rows_of_forwards(model)
+    few = replace(recipe(), evaluation=makd.EvaluationConfig(latency=False, batch_size=3, rows=3))
+    pipeline.evaluate(str(teacher.folder), model, task, few, tokenizer=str(teacher.folder))
+    assert len(PAIRS[:6]) == 6
+    assert found.count(3) >= 3  # two of the task, one of the held-out rows
+    assert max(found) == 3
 
 
 def test_its_recipe_says_the_task_which_evaluation_takes(student, teacher, task):

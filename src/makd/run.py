@@ -44,7 +44,7 @@ from makd.report import Findings, OutputFolder, noting_warnings, plain, tell_cha
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder
-from makd.tasks import TaskConfig
+from makd.tasks import Task, TaskConfig
 
 _COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "cache")
 """Parts of a recipe that a run which resumes is not compared by as they stand there."""
@@ -183,8 +183,12 @@ class Run:
         with self.clock("evaluate"):
             scores = self._compare(student)
             if self.data.task is not None:
-                scores["task"] = self.data.task.evaluate(student, on_progress=self.progress)
+                scores["task"] = self._of_task(self.data.task, student)
         return scores
+
+    def _of_task(self, task: Task, model: PreTrainedModel) -> dict[str, float]:
+        """The metrics of a task."""
+        return task.evaluate(model, self.recipe.evaluation.batch_size, self.progress)
 
     @property
     def _held_out(self) -> Iterator[Batch]:
@@ -250,7 +254,7 @@ class Run:
                 names = {
                     "name": self.data.task.config.name,
                     "splits": list(self.data.task.evaluation),
-                    "teacher": self.data.task.evaluate(self.teacher, on_progress=self.progress),
+                    "teacher": self._of_task(self.data.task, self.teacher),
                 }
                 metrics["task"] = {**names, **found}
             if self.recipe.evaluation.latency:

@@ -91,7 +91,7 @@ def teach(
     seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
     with telling("evaluate", progress):
-        scores = task.evaluate(made.student)
+        scores = setup.measure(made.student)
     seconds["evaluate"] = time.perf_counter() - start
     return Taught(made.student, scores, total, tokens, seconds)
 
