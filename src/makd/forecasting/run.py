@@ -3,6 +3,7 @@
 The teacher's weights are not loaded: its architecture is built empty. Nothing is written.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +18,7 @@ from makd.calibration.store import MEMORY_LIMIT
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, row_lengths
+from makd.distill.engines import is_sharding_asked
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.room import find_available
@@ -29,11 +31,12 @@ from makd.forecasting.operations import TextShape
 from makd.forecasting.outcome import Command, RunForecast
 from makd.forecasting.shapes import shape_of
 from makd.forecasting.student import Forecast, forecast_factorization
-from makd.forecasting.training import TrainingForecast, forecast_training
+from makd.forecasting.training import LearnerShape, Spread, TrainingForecast, forecast_training
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model, load_model, locate
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first
+from makd.processes.started import count
 from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
 from makd.start import start_settings
@@ -213,10 +216,31 @@ def _forecast(
 def _training(
     model: PreTrainedModel, anatomy: Anatomy, made: Forecast, recipe: Recipe, data: RunData
 ) -> TrainingForecast | None:
-    stages = [stage for stage in recipe.trainings if stage.training.steps != 0]
+    dtype = check_dtype(recipe.dtype)
+    stages = [
+        replace(stage, training=stage.training.with_products_in(dtype))
+        for stage in recipe.trainings
+        if stage.training.steps != 0
+    ]
     if not stages:
         return None
     shape = shape_of(model, anatomy, linear_sizes(model, anatomy))
-    kept = made.student_linears / made.teacher_linears
+    student = LearnerShape(
+        parameters=made.student_parameters,
+        linears=made.student_linears,
+        kept=made.student_linears / made.teacher_linears,
+        factors=tuple(
+            (made.sizes[name].in_features, rank, made.sizes[name].out_features)
+            for name, rank in made.ranks.items()
+            if rank is not None and name in anatomy.linears
+        ),
+    )
     lengths: Sequence[int] = row_lengths(data.train)
-    return forecast_training(shape, made.student_parameters, kept, stages, lengths, recipe.cache is None)
+    return forecast_training(shape, student, stages, lengths, recipe.cache is None, _spread())
+
+
+def _spread() -> Spread:
+    """As what started this process says."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return Spread(is_known=False)
+    return Spread(count()) if is_sharding_asked() else Spread()
