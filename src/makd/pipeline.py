@@ -278,15 +278,14 @@ def _check_learner(run: Run, model: PreTrainedModel) -> None:
 @in_first
 def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     """Whether each stage's plan can be learned by `student`, or what is made of it, from the run's rows."""
-    anatomy, teacher_anatomy, lengths = examine(student), examine(run.teacher), row_lengths(run.data.train)
+    anatomy, teacher_anatomy = examine(student), examine(run.teacher)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
             check_adapters(stage.training)
             check_engine(student, stage.training, stage.plan.writers)
             check_training(
                 activate(stage.plan, anatomy, teacher_anatomy), student, run.teacher, anatomy, teacher_anatomy,
-                TrainingRows(run.data.train, stage.training.batch_size, stage.training.find_tokens(lengths),
-                             cached=run.cache is not None),
+                TrainingRows.of(run.data.train, stage.training, cached=run.cache is not None),
             )  # fmt: skip
 
 

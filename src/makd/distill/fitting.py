@@ -7,6 +7,7 @@ nothing that follows from plan, teacher and rows is refused after hours of a fac
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
@@ -14,6 +15,7 @@ from makd.aspects import ActivePlan
 from makd.capture import has_vocabulary_head
 from makd.data import has_completions, reads_blocks, row_lengths, token_batches
 from makd.distill.projections import find_widths
+from makd.distill.training import TrainingConfig
 from makd.distill.withholding import find_shift
 from makd.errors import DataError, SettingError
 
@@ -30,6 +32,11 @@ class TrainingRows:
     """Of a training batch, as `DistillTrainer` takes it."""
     cached: bool = False
     """Whether a cache answers for the teacher."""
+
+    @staticmethod
+    def of(rows: Dataset, training: TrainingConfig, *, cached: bool) -> "TrainingRows":
+        """As a run trains on them."""
+        return TrainingRows(rows, training.batch_size, training.find_tokens(row_lengths(rows)), cached=cached)
 
     @property
     def widest(self) -> int:
