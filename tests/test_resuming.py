@@ -120,6 +120,22 @@ def test_what_changes_no_weight_may_differ(teacher, whole, run_left):
     assert go(teacher, run_left / "student", recipe=recipe, resume=True) == whole
 
 
+def test_a_training_that_goes_on_saves_and_logs_as_it_is_told_now(teacher, tmp_path):
+    longer = replace(TRAINING, steps=9, save_every=2)
+    checkpoints = stopped(teacher, tmp_path / "student", replace(RECIPE, training=longer), after=5)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    seen = set()
+
+    def look(_):
+        seen.update(int(path.name.partition("-")[2]) for path in checkpoints.glob("checkpoint-*"))
+
+    other = replace(RECIPE, training=replace(longer, save_every=3, log_every=1))
+    go(teacher, tmp_path / "student", recipe=other, resume=True, on_progress=look)
+    assert seen == {2, 4, 6, 9}
+    told = json.loads((tmp_path / "student" / "report" / "training.json").read_text())["trainings"][0]["log"]
+    assert [line["step"] for line in told if "loss" in line] == [5, 6, 7, 8, 9]
+
+
 def test_a_training_that_other_versions_began_is_gone_on_with_and_they_are_named_once(teacher, whole, run_left, caplog):
     note = next((run_left / ".student.makd").rglob("run.json"))
     known = json.loads(note.read_text())
