@@ -230,6 +230,11 @@ def test_settings_of_distillation_are_refused(setting):
         makd.FinetuneRecipe(training=makd.TrainingConfig(**setting))
 
 
+def test_text_without_labels_is_refused_where_only_labels_teach(task, tmp_path):
+    with pytest.raises(SettingError, match=r"task.extra_text \(texts.txt\) has none. Leave it out here"):
+        makd.finetune("anything", replace(task, extra_text="texts.txt"), output=tmp_path / "out")
+
+
 def test_a_plan_or_a_training_beside_stages_is_refused():
     stage = makd.Stage(plan=makd.Plan(preset="logits"))
     with pytest.raises(SettingError, match=r"recipe\.plan and recipe\.training would do nothing beside them"):

@@ -5,7 +5,7 @@ So the teachers of tasks are made, and students of models that knew no task are 
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,16 @@ def finetune(
         MakdError: with what was wrong, which value, and what is allowed.
     """
     started, recipe = time.perf_counter(), recipe or FinetuneRecipe()
+    if task.extra_text is not None:
+        raise SettingError(
+            f"A fine-tuning learns from labels, and task.extra_text ({task.extra_text}) has none. Leave it out here; "
+            "`makd compress` and `makd distill` teach a student with it."
+        )
     if is_sharding_asked():
         raise SettingError("A fine-tuning has its model whole in each process, and FSDP is asked for. Leave FSDP out.")
     if recipe.training.steps != 0:
         recipe.training.with_products_in(check_dtype(recipe.dtype)).check_launch()
-    inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
+    inputs = [model, task.path or task.known.path, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else nobody
         with telling("load", progress):
@@ -139,9 +144,7 @@ def _load(
         check_adapters(recipe.training)
         check_engine(learner, recipe.training, Completions())
     save_dtype = find_save_dtype(recipe.save_dtype, model, check_dtype(recipe.dtype))
-    data = tokenize_task(
-        replace(rows, extra=None), words, learner, recipe.seed
-    )  # what has no labels teaches nothing here
+    data = tokenize_task(rows, words, learner, recipe.seed)
     name = tokenizer_name(tokenizer)
     return _FineTuning(model, task, recipe, folder, progress, name, device, words, learner, save_dtype, data)
 

@@ -121,7 +121,7 @@ def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: 
         if not folder.is_dir():  # else another process has made it in the meantime
             logger.info("teacher of %s, seed %d: fine-tuned once, kept in %s", short_name(task), seed, folder)
             recipe = replace(experiment.finetune, seed=seed, device=experiment.device)
-            placed = place_data(task, experiment.data)
+            placed = replace(place_data(task, experiment.data), extra_text=None)  # a teacher learns from labels
             finetune(
                 experiment.teacher, placed, recipe, folder, tokenizer=experiment.tokenizer, overwrite=True,
                 on_progress=progress,
