@@ -38,8 +38,7 @@ from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first
 from makd.processes.started import count
 from makd.ranks.budget import Budget
-from makd.solvers import SOLVERS
-from makd.start import start_settings
+from makd.start import reads_text, start_settings
 from makd.storage import find_save_dtype, stored_folder
 from makd.weights.files import read_header
 from makd.weights.shards import weight_files
@@ -86,7 +85,7 @@ def forecast(
     device, dtype = recipe.find_device(), check_dtype(recipe.dtype)
     model = _empty(teacher, recipe.head, dtype)
     settings = _streamed(recipe.factorize, model) if stream else start_settings(recipe, trains=command == "compress")
-    needs_text = not stream or SOLVERS[settings.solver].needs_text
+    needs_text = not stream or reads_text(recipe, settings)
     prepared = prepare(data, choose_tokenizer(tokenizer, teacher), model, recipe) if needs_text else None
     save = find_save_dtype(recipe.save_dtype, teacher, dtype)
     batches = [] if prepared is None else prepared.calibration
@@ -94,7 +93,7 @@ def forecast(
     anatomy = examine(model)
     made = _forecast(model, anatomy, batches, budget, settings, save, device, from_files=stream)
     training, uncounted = None, []
-    if recipe.layer_teacher is not None and not stream:
+    if recipe.layer_teacher is not None:
         uncounted.append("lessons of layers (recipe.layerwise) are not counted: making them takes longer")
     if command == "compress" and prepared is not None:
         training = _training(model, anatomy, made, recipe, prepared)
