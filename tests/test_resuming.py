@@ -116,7 +116,12 @@ def test_without_a_whole_checkpoint_the_training_begins_anew_and_the_faults_are_
 
 def test_what_changes_no_weight_may_differ(teacher, whole, run_left):
     training = replace(TRAINING, log_every=1, save_every=None)
-    recipe = replace(RECIPE, training=training, evaluation=makd.EvaluationConfig(rows=1, latency=False))
+    recipe = replace(
+        RECIPE,
+        training=training,
+        evaluation=makd.EvaluationConfig(rows=1, latency=False),
+        factorize=makd.FactorizeConfig(store="memory"),
+    )
     assert go(teacher, run_left / "student", recipe=recipe, resume=True) == whole
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ from makd.errors import SettingError
 from makd.kinds import checked
 
 KEPT_CHECKPOINTS = 2
+OF_NO_WEIGHT = ("log_every", "report_to", "save_every", "shard_teacher")
+"""Settings of a training that change no weight."""
 CHECKPOINT_SIZES = 3 * (KEPT_CHECKPOINTS + 1)
 """Room for a training's checkpoints, in sizes of its model: weights and AdamW's two moments, and one more than are kept
 while it is written."""
@@ -89,6 +91,12 @@ class TrainingConfig:
             if not fine:
                 raise SettingError(f"training.{name} is {allowed}; got {getattr(self, name)}.")
         _check_report_to(self.report_to)
+
+    def of_weights(self) -> "TrainingConfig":
+        """The same for every training that makes the same weights: what changes none is at its default."""
+        idle = {*OF_NO_WEIGHT, *(() if self.steps is None else ("epochs",))}
+        kept = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in idle}
+        return TrainingConfig(**kept)
 
     def find_tokens(self, lengths: Sequence[int]) -> int:
         """`tokens_per_batch`, for rows of these lengths; no fewer than the longest row has."""
