@@ -260,6 +260,26 @@ def test_a_stage_whose_first_checkpoint_is_not_whole_begins_again(teacher, tmp_p
     assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
 
 
+def test_a_stage_that_was_over_is_not_trained_again_though_it_kept_no_checkpoints(teacher, tmp_path):
+    first = replace(TRAINING, steps=3, save_every=None)
+    staged = replace(STAGED, stages=(makd.Stage(training=first), makd.Stage(training=TRAINING)))
+    unstopped = go(teacher, tmp_path / "whole", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged, after=5)
+    assert sorted(str(path.relative_to(checkpoints)) for path in checkpoints.glob("*/*")) == [
+        "stage_1/checkpoint-3", "stage_2/checkpoint-1", "stage_2/checkpoint-2",
+    ]  # fmt: skip
+    step, taken = DistillTrainer.training_step, []
+
+    def count(self, *arguments, **named):
+        taken.append(self.args.max_steps)
+        return step(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillTrainer, "training_step", count)
+        assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
+    assert taken == [4, 4]
+
+
 def test_adapters_of_a_stage_are_the_same_where_the_run_was_stopped_before_its_first_checkpoint(teacher, tmp_path):
     adapters = replace(TRAINING, trainable="adapters", adapter_rank=2, learning_rate=1e-2)
     staged = replace(STAGED, stages=(makd.Stage(training=TRAINING), makd.Stage(training=adapters)))

@@ -4,7 +4,8 @@ Where a run has several processes (torchrun, accelerate launch), each goes throu
 first one does, and all go on with what it returns; what is done `in_turn` each does, after the first.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, no_text, read_settings, row_lengths, tell_asked
 from makd.distill import (
+    AT_THE_END,
     DistillTrainer,
     LayerTeacher,
     ReportSteps,
@@ -304,12 +306,21 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
     """Train `student` in place, one stage after the other."""
     run.note_start(student)
     run.check_room(student)
-    stages = run.recipe.trainings
+    stages = _keeping_ends(run.recipe.trainings)
     with float32_weights(student):
         for number, stage in enumerate(stages, start=1):
             if stage.training.steps != 0:
                 checkpoints = run.folder.checkpoints if len(stages) == 1 else run.folder.checkpoints / f"stage_{number}"
                 _train(run, student, stage, number, checkpoints)
+
+
+def _keeping_ends(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages; one that keeps no checkpoints keeps its end for a later one that does, which goes on from there."""
+    found = list(stages)
+    for place, stage in enumerate(stages):
+        if stage.training.save_every is None and any(later.training.save_every for later in stages[place + 1 :]):
+            found[place] = replace(stage, training=replace(stage.training, save_every=AT_THE_END))
+    return found
 
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkpoints: Path) -> None:

@@ -14,9 +14,10 @@ from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import check_adapters, learning
 from makd.distill.trainer import DistillTrainer
-from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig
+from makd.distill.training import AT_THE_END, CHECKPOINT_SIZES, TrainingConfig
 
 __all__ = [
+    "AT_THE_END",
     "CHECKPOINT_SIZES",
     "DistillTrainer",
     "LayerLesson",

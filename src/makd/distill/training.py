@@ -14,6 +14,8 @@ from makd.errors import SettingError
 from makd.kinds import checked
 
 KEPT_CHECKPOINTS = 2
+AT_THE_END = 10**9
+"""`save_every` of a training that keeps its end alone, which the Trainer does in any case."""
 OF_NO_WEIGHT = ("log_every", "report_to", "save_every", "shard_teacher")
 """Settings of a training that change no weight."""
 CHECKPOINT_SIZES = 3 * (KEPT_CHECKPOINTS + 1)
