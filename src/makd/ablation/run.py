@@ -88,8 +88,10 @@ def ablate(
     check_sources(folder, [teacher, tokenizer], {name: name for name in names_of(data) if name is not None})
     run = _Asked(teacher, data, budget, tokenizer, folder, on_progress)
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device())
-    found = variations(recipe, examine(model), labelled=is_labelled(data, model))
+    anatomy = examine(model)
+    labelled = anatomy.head is None or is_labelled(data, model)  # without a head there is no task in any case
     del model  # each run loads its own
+    found = variations(recipe, anatomy, labelled=labelled)
     lines: list[dict[str, Any]] = []
     for seed in seeds:
         begun = dataclasses.replace(recipe, seed=seed)
