@@ -69,6 +69,34 @@ def test_a_cache_of_a_task_serves_both_stages_of_a_run(run, tokenizer, tmp_path)
     assert code == 0, err
 
 
+@pytest.fixture
+def chats(tmp_path):
+    rows = [{"prompt": f"What is the list number {n}?", "response": f"a sequence of names {n}"} for n in range(20)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt_columns": ("prompt",), "response_column": "response", "template": "none"}
+    return makd.DataConfig(path=str(tmp_path / "chats.jsonl"), max_length=64, **columns)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (makd.Plan(preset="gkd"), "a teacher cache knows the data's alone"),
+        (
+            makd.Plan(terms=(makd.Term(aspect="logits", divergence="top_k", k=128),)),
+            "tells 128 tokens apart, cache.top_k keeps 64.* with --cache.top_k 128",
+        ),
+    ],
+)
+def test_what_no_run_could_learn_from_is_not_kept(decoder_folder, chats, tmp_path, plan, said):
+    told, recipe = [], makd.Recipe(plan=plan, device="cpu")
+    with pytest.raises(makd.MakdError, match=said):
+        makd.build_cache(
+            str(decoder_folder), chats, recipe, tmp_path / "cache", on_progress=lambda one: told.append(one.what)
+        )
+    assert set(told) == {"load"}
+    assert not (tmp_path / "cache").exists()
+
+
 def test_an_empty_name_is_not_a_cache():
     with pytest.raises(makd.MakdError, match="empty name"):
         makd.Recipe(cache="")

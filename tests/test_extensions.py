@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,11 @@ import makd
 from makd import extensions, pipeline
 from makd.anatomy import ANATOMIES, Family, resolve
 from makd.aspects import ASPECTS, Aspect, Plan, own_loss
+from makd.baselines import BASELINES
+from makd.comparison.cells import all_cells, cell_hash, latency_hash, teacher_hash
 from makd.errors import ExtensionError, OutputError, SettingError, UnknownNameError
-from makd.provenance import extensions_of
+from makd.provenance import TABLES as SETTINGS
+from makd.provenance import anatomy_of, extensions_of
 from makd.solvers import SOLVERS, Decomposition, Solver, decompose_svd
 from tests.models import batch, tiny
 from tests.processes.starting import begin, end
@@ -223,6 +226,58 @@ def test_of_settings_only_what_a_users_package_offers_is_told():
     known = extensions_of({"method": [{"settings": {"solver": "scaled_svd", "ranks": "uniform"}}]})
     assert list(known) == ["solver 'scaled_svd'"]
     assert extensions_of({"solver": "svd", "aspect": "hidden", "model_type": "bert", "other": "lengths"}) == {}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_setting_of_a_method_that_names_a_solver_is_looked_up(name):
+    texts = {item.name: getattr(BASELINES[name], item.name) for item in fields(BASELINES[name])}
+    solvers = {key for key, value in texts.items() if isinstance(value, str) and value in {"auto", *SOLVERS.own}}
+    assert solvers <= {key for key, table in SETTINGS.items() if table is SOLVERS}
+
+
+def comparison(teacher, **settings):
+    return makd.Experiment(
+        teacher=str(teacher),
+        tasks=(makd.TaskConfig(name="glue/mrpc", path="mrpc"),),
+        methods=(makd.MethodConfig(name="makd", settings=settings),),
+        budgets=(makd.Budget(keep_linears=0.5),),
+        output="unused",
+        device="cpu",
+    )
+
+
+def hashes_of(experiment):
+    cell = all_cells(experiment)[0]
+    return cell_hash(experiment, cell, {}), latency_hash(experiment, cell)
+
+
+def test_a_cell_that_begins_from_a_users_solver_is_another_one_when_the_solver_changes():
+    def negative(weight, inputs, gradients, rank):
+        return decompose_svd(-weight, inputs, gradients, rank)
+
+    SOLVERS.register("mine", Solver("mine", decompose=decompose_svd))
+    experiment = comparison("teacher", start="mine")
+    before = hashes_of(experiment)
+    assert hashes_of(experiment) == before
+    SOLVERS.register("mine", Solver("mine", decompose=negative))
+    assert not set(hashes_of(experiment)) & set(before)
+
+
+@pytest.mark.usefixtures("package")
+def test_a_cell_of_a_teacher_with_a_users_anatomy_is_another_one_when_the_anatomy_changes(teacher_class, tmp_path):
+    _, config = teacher_class
+    config(vocab_size=300).save_pretrained(tmp_path / "teacher")
+    experiment = comparison(tmp_path / "teacher")
+    assert anatomy_of(experiment.teacher) == {"model_type": "twostroke"}
+    before, teacher = hashes_of(experiment), teacher_hash(experiment, experiment.tasks[0], 1)
+    ANATOMIES._origins["twostroke"] = "makd-example 1.1 (another digest)"
+    assert not set(hashes_of(experiment)) & set(before)
+    assert teacher_hash(experiment, experiment.tasks[0], 1) != teacher
+
+
+def test_a_teacher_of_makds_own_anatomy_changes_no_hash(encoder_folder, package):
+    assert extensions_of(anatomy_of(str(encoder_folder))) == {}
+    assert anatomy_of("no/such/model/at/all") == {}
 
 
 def test_what_is_registered_in_python_is_known_by_name_and_by_its_code():

@@ -13,6 +13,7 @@ from makd import pipeline
 from makd.cli.main import main
 from makd.data import collator
 from makd.errors import OutputError, SettingError
+from makd.loading import load_model
 from makd.student.hub import is_student
 from makd.tasks import Task, load_task
 from tests.models import tiny
@@ -122,6 +123,23 @@ def test_a_student_of_a_task_is_measured_beside_its_teacher(student, teacher):
     assert "glue/mrpc accuracy" in (student.folder / "README.md").read_text()
 
 
+def rows_of_forwards(model):
+    """Numbers of rows, as forwards of `model` come to have them."""
+    found = []
+    model.register_forward_pre_hook(lambda _, __, inputs: found.append(len(inputs["input_ids"])), with_kwargs=True)
+    return found
+
+
+def test_a_task_is_measured_in_batches_of_the_evaluations_size(teacher, task):
+    model = load_model(str(teacher.folder))
+    found = rows_of_forwards(model)
+    few = replace(recipe(), evaluation=makd.EvaluationConfig(latency=False, batch_size=3, rows=3))
+    pipeline.evaluate(str(teacher.folder), model, task, few, tokenizer=str(teacher.folder))
+    assert len(PAIRS[:6]) == 6
+    assert found.count(3) >= 3  # two of the task, one of the held-out rows
+    assert max(found) == 3
+
+
 def test_its_recipe_says_the_task_which_evaluation_takes(student, teacher, task):
     written = yaml.safe_load((student.folder / "recipe.yaml").read_text())
     assert written["task"]["name"] == "glue/mrpc"
@@ -210,6 +228,11 @@ def test_a_task_and_data_at_once_are_refused(capsys, task):
 def test_settings_of_distillation_are_refused(setting):
     with pytest.raises(SettingError, match=f"training.{next(iter(setting))} is of distillation"):
         makd.FinetuneRecipe(training=makd.TrainingConfig(**setting))
+
+
+def test_text_without_labels_is_refused_where_only_labels_teach(task, tmp_path):
+    with pytest.raises(SettingError, match=r"task.extra_text \(texts.txt\) has none. Leave it out here"):
+        makd.finetune("anything", replace(task, extra_text="texts.txt"), output=tmp_path / "out")
 
 
 def test_a_plan_or_a_training_beside_stages_is_refused():

@@ -147,3 +147,30 @@ def test_the_dtype_of_the_run_is_that_of_the_products_too(sharp_folder, texts, t
     assert makd.TrainingConfig().with_products_in(torch.bfloat16).precision == "bfloat16"
     assert makd.TrainingConfig().with_products_in(torch.float16).precision == "float32"
     assert makd.TrainingConfig(precision="bfloat16").with_products_in(torch.float32).precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "teacher", "cache"),
+    [
+        ("bfloat16", "bfloat16", None),
+        ("bfloat16", "float32", None),
+        ("float16", "float32", None),
+        ("float32", "bfloat16", "caches/x"),
+    ],
+)
+def test_a_teachers_dtype_that_does_nothing_is_refused(dtype, teacher, cache):
+    training = makd.TrainingConfig(teacher_dtype=teacher)
+    with pytest.raises(makd.MakdError, match=rf"training.teacher_dtype is {teacher}, and .* Leave"):
+        makd.Recipe(dtype=dtype, training=training, cache=cache)
+    with pytest.raises(makd.MakdError, match=rf"training.teacher_dtype is {teacher}, and .* Leave"):
+        makd.Recipe(dtype=dtype, stages=(makd.Stage(training=training),), cache=cache)
+    makd.Recipe(training=training)
+
+
+def test_so_it_is_in_a_comparison():
+    text = makd.LanguageConfig(name="text", text=makd.DataConfig(path="pydoc"), dtype="bfloat16")
+    with pytest.raises(makd.MakdError, match="does nothing beside dtype bfloat16"):
+        makd.Experiment(
+            teacher="x", language=(text,), methods=(makd.MethodConfig(name="makd"),), output="unused",
+            budgets=(makd.Budget(keep=0.5),), training=makd.TrainingConfig(teacher_dtype="float32"),
+        )  # fmt: skip

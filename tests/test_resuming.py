@@ -116,8 +116,29 @@ def test_without_a_whole_checkpoint_the_training_begins_anew_and_the_faults_are_
 
 def test_what_changes_no_weight_may_differ(teacher, whole, run_left):
     training = replace(TRAINING, log_every=1, save_every=None)
-    recipe = replace(RECIPE, training=training, evaluation=makd.EvaluationConfig(rows=1, latency=False))
+    recipe = replace(
+        RECIPE,
+        training=training,
+        evaluation=makd.EvaluationConfig(rows=1, latency=False),
+        factorize=makd.FactorizeConfig(store="memory"),
+    )
     assert go(teacher, run_left / "student", recipe=recipe, resume=True) == whole
+
+
+def test_a_training_that_goes_on_saves_and_logs_as_it_is_told_now(teacher, tmp_path):
+    longer = replace(TRAINING, steps=9, save_every=2)
+    checkpoints = stopped(teacher, tmp_path / "student", replace(RECIPE, training=longer), after=5)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    seen = set()
+
+    def look(_):
+        seen.update(int(path.name.partition("-")[2]) for path in checkpoints.glob("checkpoint-*"))
+
+    other = replace(RECIPE, training=replace(longer, save_every=3, log_every=1))
+    go(teacher, tmp_path / "student", recipe=other, resume=True, on_progress=look)
+    assert seen == {2, 4, 6, 9}
+    told = json.loads((tmp_path / "student" / "report" / "training.json").read_text())["trainings"][0]["log"]
+    assert [line["step"] for line in told if "loss" in line] == [5, 6, 7, 8, 9]
 
 
 def test_a_training_that_other_versions_began_is_gone_on_with_and_they_are_named_once(teacher, whole, run_left, caplog):
@@ -237,6 +258,26 @@ def test_a_stage_whose_first_checkpoint_is_not_whole_begins_again(teacher, tmp_p
     for folder in (checkpoints / "stage_2").iterdir():
         cut_weights(folder)
     assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
+
+
+def test_a_stage_that_was_over_is_not_trained_again_though_it_kept_no_checkpoints(teacher, tmp_path):
+    first = replace(TRAINING, steps=3, save_every=None)
+    staged = replace(STAGED, stages=(makd.Stage(training=first), makd.Stage(training=TRAINING)))
+    unstopped = go(teacher, tmp_path / "whole", recipe=staged)
+    checkpoints = stopped(teacher, tmp_path / "student", recipe=staged, after=5)
+    assert sorted(str(path.relative_to(checkpoints)) for path in checkpoints.glob("*/*")) == [
+        "stage_1/checkpoint-3", "stage_2/checkpoint-1", "stage_2/checkpoint-2",
+    ]  # fmt: skip
+    step, taken = DistillTrainer.training_step, []
+
+    def count(self, *arguments, **named):
+        taken.append(self.args.max_steps)
+        return step(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillTrainer, "training_step", count)
+        assert go(teacher, tmp_path / "student", recipe=staged, resume=True) == unstopped
+    assert taken == [4, 4]
 
 
 def test_adapters_of_a_stage_are_the_same_where_the_run_was_stopped_before_its_first_checkpoint(teacher, tmp_path):

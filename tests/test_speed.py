@@ -195,3 +195,9 @@ def test_pairs_that_do_not_fit(run, student, encoder_folder, decoder_folder):
     assert "another teacher's student" in run("bench", student, "--teacher", decoder_folder, *QUICK)[2]
     assert "no factored linears" in run("bench", encoder_folder, "--teacher", encoder_folder, *QUICK)[2]
     assert "does not exist" in run("bench", student / "nowhere" / "x", "--teacher", encoder_folder, *QUICK)[2]
+
+
+@pytest.mark.parametrize("idle", [{"data": "pydoc"}, {"tokenizer": "words"}])
+def test_what_is_read_for_formats_alone_is_refused_without_any(idle):
+    with pytest.raises(makd.MakdError, match=f"{next(iter(idle))} is for the formats .* none is asked for"):
+        makd.bench("student", "teacher", makd.BenchConfig(), **idle)

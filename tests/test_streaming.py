@@ -144,6 +144,19 @@ def test_a_killed_run_goes_on_where_it_was(stream, decoder_folder, tmp_path, mon
     assert one == two
 
 
+def test_a_killed_run_is_not_gone_on_with_when_the_teachers_config_was_mended(stream, decoder_folder, tmp_path):
+    teacher = shutil.copytree(decoder_folder, tmp_path / "teacher")
+    words = ["factorize", "--stream", "--teacher", teacher, "--budget.keep_linears", "0.5", "--output",
+             tmp_path / "cut", *QUICK, *SVD]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    code, _, err = stream(teacher, tmp_path / "cut", *SVD)
+    assert code == 2
+    assert "holds the unfinished work of another run: its teacher's config is" in err
+
+
 def test_svd_needs_neither_text_nor_tokenizer(stream, decoder_folder, tmp_path):
     shutil.copytree(decoder_folder, tmp_path / "teacher", ignore=shutil.ignore_patterns("token*"))
     code, _, err = stream(tmp_path / "teacher", tmp_path / "student", *SVD, "--data.path", "./nowhere")

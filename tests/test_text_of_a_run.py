@@ -1,10 +1,14 @@
 """Which text a run takes when nobody says so: that of the model's own recipe, and no other."""
 
+import json
+
 import pytest
 
 import makd
 from makd import pipeline
+from makd.errors import DataError
 from tests.cli.test_main import QUICK
+from tests.models import tiny
 
 ASKS = ("a student learns from text of the kind that it will read", "Give --data.path FILE", "--task NAME", "pydoc")
 NO_TEXT = [word for word in QUICK if word not in ("--data.path", "pydoc")]
@@ -65,3 +69,46 @@ def test_a_stream_whose_solver_looks_at_no_text_asks_for_none(run, encoder_folde
     code, _, err = run("factorize", *words[:-3], "--output", tmp_path / "other", "--stream")
     assert code == 2
     assert "No text was given" in err
+
+
+@pytest.fixture
+def headed_folder(tokenizer, tmp_path):
+    """An encoder with a head, which has a loss of its own where there are labels."""
+    tiny("bert", "masked_lm", vocab_size=300, max_position_embeddings=130).save_pretrained(tmp_path / "headed")
+    tokenizer.save_pretrained(tmp_path / "headed")
+    return str(tmp_path / "headed")
+
+
+TEXTS = [f"The list number {number} is a sequence of names." for number in range(20)]
+
+
+def on_text(folder, plan, output, **settings):
+    recipe = makd.Recipe(
+        plan=plan,
+        factorize=makd.FactorizeConfig(solver="svd"),
+        training=makd.TrainingConfig(steps=1, batch_size=4, log_every=1),
+        evaluation=makd.EvaluationConfig(latency=False),
+        device="cpu",
+    )
+    return makd.compress(folder, TEXTS, makd.Budget(keep_linears=0.5), recipe, output, **settings)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (makd.Plan(terms=(makd.Term(aspect="logits"), makd.Term(aspect="task"))), "has a term 'task'"),
+        (makd.Plan(preset="sft"), "is sft, which is 'task' alone"),
+    ],
+)
+def test_a_plan_of_labels_is_refused_on_text_without_any_before_the_work(headed_folder, tmp_path, plan, said):
+    stages = []
+    with pytest.raises(DataError, match=f"The plan {said}, .* it would teach nothing"):
+        on_text(headed_folder, plan, tmp_path / "out", on_progress=lambda told: stages.append(told.what))
+    assert set(stages) == {"load"}
+
+
+def test_a_preset_says_that_its_task_is_off_on_text_without_labels(headed_folder, tmp_path):
+    made = on_text(headed_folder, makd.Plan(preset="logits"), tmp_path / "out")
+    (training,) = json.loads((made.folder / "report" / "training.json").read_text())["trainings"]
+    assert training["off"]["task"] == "the rows have no labels"
+    assert "task" not in training["weights"]

@@ -8,12 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from makd.anatomy.limits import token_limit
 from makd.aspects import ActivePlan, activate
-from makd.cache import CacheConfig, identify, take_up, write_cache
+from makd.cache import CacheConfig, check_top_k, identify, take_up, write_cache
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
-from makd.distill import check_same_everywhere, identify_run, warn_slow_bfloat16
+from makd.distill import TrainingRows, check_same_everywhere, check_training, identify_run, warn_slow_bfloat16
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.preparation import Data, RunData, prepare
@@ -80,7 +81,7 @@ def build_cache(
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kinds=("cache",)) as folder:
         with reporting("load", on_progress if is_first() else None):
-            loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer))
+            loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer, settings or CacheConfig()))
         if is_shared():
             check_same_everywhere(identify_run(plain(recipe), loaded.data.train, loaded.words, loaded.teacher))
         return _build(loaded, folder, settings or CacheConfig(), on_progress, started)
@@ -97,7 +98,11 @@ class _CacheInputs:
 
 
 def _load(
-    teacher: str | PreTrainedModel, data: Data, recipe: Recipe, tokenizer: str | PreTrainedTokenizerBase | None
+    teacher: str | PreTrainedModel,
+    data: Data,
+    recipe: Recipe,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    settings: CacheConfig,
 ) -> _CacheInputs:
     device = recipe.find_device()
     if recipe.uses_bfloat16:
@@ -107,7 +112,25 @@ def _load(
     model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), device)
     anatomy = examine(model)
     plan = ActivePlan(tuple(chain.from_iterable(activate(stage.plan, anatomy).terms for stage in recipe.trainings)))
-    return _CacheInputs(model, words, plan, prepare(data, words, model, recipe))
+    made = prepare(data, words, model, recipe)
+    _check_usable(model, recipe, made, settings)
+    return _CacheInputs(model, words, plan, made)
+
+
+def _check_usable(model: PreTrainedModel, recipe: Recipe, data: RunData, settings: CacheConfig) -> None:
+    """Refuse to keep what no run with these plans could be taught from.
+
+    Raises:
+        MakdError: what the run would say.
+    """
+    anatomy, head = examine(model), model.get_output_embeddings()
+    vocabulary = None if head is None else head.out_features
+    for stage in recipe.trainings:
+        if stage.training.steps != 0:
+            plan = activate(stage.plan, anatomy)
+            rows = TrainingRows.of(data.train, stage.training, plan.completions, token_limit(model), cached=True)
+            check_training(plan, model, model, anatomy, anatomy, rows)
+            check_top_k(plan, model, settings.top_k, vocabulary, "cache.top_k keeps")
 
 
 def _build(

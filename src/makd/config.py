@@ -123,6 +123,9 @@ class Recipe:
                 f"cache is {self.cache}, and the plan has completions written while the student learns, of which a "
                 "cache knows nothing. Leave out the cache, or take a plan of the data's own text."
             )
+        for stage in self.trainings:
+            if stage.training.steps != 0:
+                stage.training.check_teacher_dtype(self.dtype, cached=self.cache is not None)
         check_seed("seed", self.seed)
         plain = {"plan": Plan(), "training": TrainingConfig()}
         beside = [name for name in plain if getattr(self, name) != plain[name]]

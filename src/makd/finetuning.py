@@ -5,19 +5,22 @@ So the teachers of tasks are made, and students of models that knew no task are 
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.aspects import Completions
 from makd.config import FinetuneRecipe
 from makd.data import choose_tokenizer, collator, row_lengths
 from makd.distill import (
     CHECKPOINT_SIZES,
     ReportSteps,
     SupervisedTrainer,
+    check_adapters,
+    check_engine,
     check_same_everywhere,
     check_same_run,
     float32_weights,
@@ -80,11 +83,16 @@ def finetune(
         MakdError: with what was wrong, which value, and what is allowed.
     """
     started, recipe = time.perf_counter(), recipe or FinetuneRecipe()
+    if task.extra_text is not None:
+        raise SettingError(
+            f"A fine-tuning learns from labels, and task.extra_text ({task.extra_text}) has none. Leave it out here; "
+            "`makd compress` and `makd distill` teach a student with it."
+        )
     if is_sharding_asked():
         raise SettingError("A fine-tuning has its model whole in each process, and FSDP is asked for. Leave FSDP out.")
     if recipe.training.steps != 0:
         recipe.training.with_products_in(check_dtype(recipe.dtype)).check_launch()
-    inputs = [model, task.path or task.known.path, task.extra_text, tokenizer_name(tokenizer)]
+    inputs = [model, task.path or task.known.path, tokenizer_name(tokenizer)]
     with OutputFolder(Path(output), overwrite=overwrite, resume=resume, inputs=inputs) as folder:
         progress = on_progress if on_progress is not None and is_first() else nobody
         with reporting("load", progress):
@@ -132,10 +140,11 @@ def _load(
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
+    if recipe.training.steps != 0:
+        check_adapters(recipe.training)
+        check_engine(learner, recipe.training, Completions())
     save_dtype = find_save_dtype(recipe.save_dtype, model, check_dtype(recipe.dtype))
-    data = tokenize_task(
-        replace(rows, extra=None), words, learner, recipe.seed
-    )  # what has no labels teaches nothing here
+    data = tokenize_task(rows, words, learner, recipe.seed)
     name = tokenizer_name(tokenizer)
     return _FineTuning(model, task, recipe, folder, progress, name, device, words, learner, save_dtype, data)
 

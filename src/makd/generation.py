@@ -216,12 +216,12 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         found |= set() if own is None else {own} if isinstance(own, int) else set(own)
     ends = set() if tokenizer is None else set(answer_ends(tokenizer))
     for token in ends - found:
-        _tell_end(str(tokenizer.convert_ids_to_tokens(token)))  # type: ignore[union-attr]
+        _warn_end(str(tokenizer.convert_ids_to_tokens(token)))  # type: ignore[union-attr]
     return sorted(found | ends)
 
 
 @cache
-def _tell_end(token: str) -> None:
+def _warn_end(token: str) -> None:
     """Once: both models of a run are asked, and more than once."""
     logger.warning(
         "The tokenizer's chat template ends an answer with %s, which neither it nor the model names as an end "

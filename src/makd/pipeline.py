@@ -4,7 +4,8 @@ Where a run has several processes (torchrun, accelerate launch), each goes throu
 first one does, and all go on with what it returns; what is done `in_turn` each does, after the first.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +16,15 @@ from makd.aspects import activate
 from makd.capture import examine
 from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
-from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings, token_batches
+from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings
 from makd.distill import (
+    AT_THE_END,
     DistillTrainer,
     LayerTeacher,
     ReportSteps,
     TrainingRows,
     check_adapters,
+    check_engine,
     check_rises,
     check_teachable,
     check_training,
@@ -42,7 +45,7 @@ from makd.generation import stop_tokens
 from makd.kinds import takes
 from makd.loading import check_dtype, locate
 from makd.plain_yaml import read_yaml
-from makd.preparation import Data
+from makd.preparation import NO_LABELS, Data
 from makd.processes.first import in_first, in_turn
 from makd.progress import OnProgress, Progress
 from makd.ranks.budget import Budget
@@ -285,15 +288,15 @@ def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
             check_adapters(stage.training)
-            lengths = training_lengths(run.data.train, stage.plan.writers, token_limit(student))
-            plan, tokens = activate(stage.plan, anatomy, teacher_anatomy), stage.training.find_tokens(lengths)
+            check_engine(student, stage.training, stage.plan.writers)
+            plan, limit = activate(stage.plan, anatomy, teacher_anatomy), token_limit(student)
+            rows = TrainingRows.of(
+                run.data.train, stage.training, plan.completions, limit, cached=run.cache is not None
+            )
             if plan.completions.adaptive:
-                steps = stage.training.find_steps(len(token_batches(lengths, tokens)))
+                steps = stage.training.find_steps(rows.count_batches(plan.completions, student))
                 check_rises(plan, steps, stage.training.evaluate_every)
-            check_training(
-                plan, student, run.teacher, anatomy, teacher_anatomy,
-                TrainingRows(run.data.train, stage.training.batch_size, tokens, cached=run.cache is not None),
-            )  # fmt: skip
+            check_training(plan, student, run.teacher, anatomy, teacher_anatomy, rows)
 
 
 @in_first
@@ -311,12 +314,21 @@ def _distill(run: Run, student: PreTrainedModel) -> None:
     """Train `student` in place, one stage after the other."""
     run.note_start(student)
     run.check_room(student)
-    stages = run.recipe.trainings
+    stages = _keeping_ends(run.recipe.trainings)
     with float32_weights(student):
         for number, stage in enumerate(stages, start=1):
             if stage.training.steps != 0:
                 checkpoints = run.folder.checkpoints if len(stages) == 1 else run.folder.checkpoints / f"stage_{number}"
                 _train(run, student, stage, number, checkpoints)
+
+
+def _keeping_ends(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages; one that keeps no checkpoints keeps its end for a later one that does, which goes on from there."""
+    found = list(stages)
+    for place, stage in enumerate(stages):
+        if stage.training.save_every is None and any(later.training.save_every for later in stages[place + 1 :]):
+            found[place] = replace(stage, training=replace(stage.training, save_every=AT_THE_END))
+    return found
 
 
 def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkpoints: Path) -> None:
@@ -348,8 +360,11 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
             run.training_tokens += train(trainer, checkpoints, run.resume)
             if trainer.rollouts is not None:
                 run.written_tokens.update(trainer.rollouts.tokens)  # a Counter adds
-        weights = {active.name: active.term.weight for active in trainer.plan.terms}
-        run.findings.note_training(weights, trainer.plan.off, trainer.state.log_history)
+        unlabelled = {} if run.data.has_labels else {"task": NO_LABELS}
+        terms, learned = trainer.plan.terms, {item.term.aspect for item in trainer.plan.terms}
+        weights = {active.name: active.term.weight for active in terms if active.term.aspect not in unlabelled}
+        off = {**trainer.plan.off, **{name: why for name, why in unlabelled.items() if name in learned}}
+        run.findings.note_training(weights, off, trainer.state.log_history)
     student.eval()
 
 

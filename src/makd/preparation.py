@@ -21,16 +21,19 @@ from makd.data import (
     reads_blocks,
     tokenize,
 )
+from makd.data.conversations import MESSAGES
 from makd.data.settings import BUILT_IN
 from makd.distill.identity import hash_all_columns, hash_splits
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt
 from makd.tasks import Task, TaskConfig, load_task
-from makd.tasks.features import without_targets
+from makd.tasks.features import TARGETS, without_targets
 
 logger = logging.getLogger(__name__)
 
+NO_LABELS = "the rows have no labels"
+"""Why `task` is off in a run on unlabelled text."""
 IN_HAND = "the length of texts in hand (of those in a file, data.max_length)"
 """What a log line calls the tokens that they are cut at."""
 
@@ -50,6 +53,8 @@ class RunData:
     held_out_batches: list[Batch]
     task: Task | None
     """With labels and official metrics, if the data are a task's."""
+    has_labels: bool = True
+    """Whether there is something that the model's own loss is of: labels, responses, or text that it predicts."""
     texts: Dataset | None = None
     """The rows to train on as they were read; None of a task."""
     long_text: LongText | None = None
@@ -86,7 +91,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
 
     Raises:
         DataError: the data are not there, not readable, or too long for the model.
-            Or the plan counts completions alone, and they have none.
+            Or the plan counts completions alone, and they have none; or it has a term of labels, and they have none.
         SettingError: they are a task's, and the model has not its head.
     """
     data = DataConfig(path=data) if isinstance(data, str) else data
@@ -130,6 +135,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
         held_out=held_out,
         held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
         task=task,
+        has_labels=reads_blocks(model) or bool(set(TARGETS) & set(train.column_names)),
         texts=read,
         long_text=long_text,
     )
@@ -148,6 +154,19 @@ def _named(data: Data) -> str:
     return ", ".join(f"{path}, Python's own documentation" if path == BUILT_IN else path for path in data.paths)
 
 
+def is_labelled(data: Data, model: PreTrainedModel) -> bool:
+    """Whether there will be something in `data` that the own loss of `model` is of, told from what it reads.
+
+    Raises:
+        DataError: the data are not there, or not readable.
+    """
+    if isinstance(data, TaskConfig) or reads_blocks(model):
+        return True
+    if isinstance(data, list):
+        return MESSAGES in hold_out(data, _defaults(model)).train.column_names
+    return MESSAGES in load_texts(DataConfig(path=data) if isinstance(data, str) else data).train.column_names
+
+
 def _check_plans(data: RunData, recipe: Recipe) -> None:
     if data.has_completions:
         return
@@ -162,6 +181,13 @@ def _check_plans(data: RunData, recipe: Recipe) -> None:
             raise DataError(
                 f"The plan {reason}, and the data have none: they are plain text. Name prompts and responses "
                 "(data.prompt_columns and data.response_column, or data.messages_column), or take a plan of all tokens."
+            )
+        own = [term.aspect for term in stage.plan.wanted if stage.plan.terms or len(stage.plan.wanted) == 1]
+        if "task" in own and not data.has_labels and stage.training.steps != 0:
+            asks = "has a term 'task'" if stage.plan.terms else f"is {stage.plan.preset}, which is 'task' alone"
+            raise DataError(
+                f"The plan {asks}, the model's own loss on labels, and {NO_LABELS}: it would teach nothing. Give a "
+                "task with labels (--task NAME --task_data PATH), or take a plan without that term."
             )
 
 

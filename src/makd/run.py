@@ -186,7 +186,7 @@ class Run:
         with self.clock("evaluate"):
             scores = self._compare(student)
             if self.data.task is not None:
-                scores["task"] = self.data.task.evaluate(student, on_progress=self.progress)
+                scores["task"] = self.data.task.evaluate(student, self.recipe.evaluation.batch_size, self.progress)
         return scores
 
     @property
@@ -253,7 +253,7 @@ class Run:
                 names = {
                     "name": self.data.task.config.name,
                     "splits": list(self.data.task.evaluation),
-                    "teacher": self.data.task.evaluate(self.teacher, on_progress=self.progress),
+                    "teacher": self.data.task.evaluate(self.teacher, self.recipe.evaluation.batch_size, self.progress),
                 }
                 metrics["task"] = {**names, **found}
             if self.recipe.evaluation.latency:

@@ -30,4 +30,6 @@ def command_on_pair(
     """
     known = None if head == "auto" else head
     own = {"head": known} if name == "bench" else {"recipe__head": known}
+    if name == "bench" and "formats" not in flags:
+        tokenizer = None  # text is read for formats alone
     return command(name, student, teacher=teacher, tokenizer=tokenizer, **own, **flags)

@@ -95,6 +95,12 @@ def bench(
     settings = settings or BenchConfig()
     if fold != (output is not None):
         raise SettingError("fold and output belong together: --fold --output FOLDER saves the faster student there.")
+    for name, value in (("data", data), ("tokenizer", tokenizer)):
+        if value is not None and not settings.formats:
+            raise SettingError(
+                f"{name} is for the formats that models are measured in, and none is asked for: times depend on no "
+                "text. Give formats (--formats), or leave it out."
+            )
     source = _folder_of(student)
     if settings.formats and data is None:
         if source is None:

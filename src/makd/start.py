@@ -12,6 +12,7 @@ from makd.factorization.settings import FactorizeConfig
 from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
 from makd.report import plain
+from makd.solvers import SOLVERS
 
 
 def start_settings(recipe: Recipe, *, trains: bool) -> FactorizeConfig:
@@ -23,6 +24,16 @@ def start_settings(recipe: Recipe, *, trains: bool) -> FactorizeConfig:
     settings = recipe.factorize
     keeps = trains and recipe.keeps_checkpoints
     return replace(settings, store="disk") if keeps and settings.store == "auto" else settings
+
+
+def reads_text(recipe: Recipe, settings: FactorizeConfig) -> bool:
+    """Whether a factorization reads any text: for its solver, or to teach its layers.
+
+    Args:
+        recipe: of the run.
+        settings: its factorization's, with the solver that `auto` stands for.
+    """
+    return SOLVERS[settings.solver].needs_text or recipe.layer_teacher is not None
 
 
 def identify_start(

@@ -39,11 +39,11 @@ from makd.report import (
 )
 from makd.run import names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
-from makd.solvers import SOLVERS
-from makd.start import identify_start
+from makd.start import identify_start, reads_text
 from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
 from makd.weights.shards import read_object
+from makd.whole_files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +109,17 @@ def _stream(
     with reporting("load", on_progress):
         model, files = load_empty_model(teacher, recipe.head, check_dtype(recipe.dtype))
     factorize = recipe.factorize.for_model(resolve(model))
-    needs_text = SOLVERS[factorize.solver].needs_text or recipe.layer_teacher is not None
+    needs_text = reads_text(recipe, factorize)
     words = _tokenizer(tokenizer, str(files), needed=needs_text)
     batches = prepare(data, words, model, recipe).calibration if needs_text and words is not None else []
     save_dtype = find_save_dtype(recipe.save_dtype, str(files), check_dtype(recipe.dtype))
     check_stream(model, batches, budget, recipe, folder.path, save_dtype, folder.factorization_bytes)
     before, anatomy = parameter_counts(model, resolve(model)), resolve(model)
-    known = {"teacher": teacher, "teacher's files": _stamps(files)}
+    known = {
+        "teacher": teacher,
+        "teacher's files": _stamps(files),
+        "teacher's config": file_digest(files / "config.json"),
+    }
     config = read_object(files / "config.json")
     work = Work(
         folder.factorization,

@@ -157,7 +157,9 @@ def test_seeds_are_different_and_at_least_one(seeds, encoder_folder, tmp_path):
 
 def test_a_line_is_not_of_a_package_that_has_changed(found, encoder_folder, tmp_path, monkeypatch):
     shutil.copy(found.folder / "results.jsonl", tmp_path)
-    monkeypatch.setattr("makd.ablation.run.extensions_of", lambda _: {"aspect 'lengths'": "package 2 (another digest)"})
+    monkeypatch.setattr(
+        "makd.ablation.run.extensions_of", lambda *_: {"aspect 'lengths'": "package 2 (another digest)"}
+    )
     monkeypatch.setattr("makd.ablation.run.factorize_only", lambda *_, **__: None)
 
     def refuse(*_arguments, **_settings):

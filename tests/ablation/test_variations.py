@@ -36,6 +36,13 @@ def test_the_terms_that_stay_keep_their_layers_and_weights(encoder):
     assert all(term == whole[term.aspect] for term in stage.plan.wanted)
 
 
+def test_a_presets_task_has_no_variation_where_the_rows_have_no_labels():
+    headed, recipe = resolve(tiny("bert", "masked_lm")), makd.Recipe(plan=makd.Plan(preset="fast"))
+    assert "without task" in variations(recipe, headed)
+    found = variations(recipe, headed, labelled=False)
+    assert all("task" not in terms for name, own in found.items() if name != WHOLE for terms in aspects(own))
+
+
 def test_all_terms_of_an_aspect_go_together(encoder):
     terms = (makd.Term(aspect="hidden"), makd.Term(aspect="matrix", layers="last"), makd.Term(aspect="matrix"))
     found = variations(makd.Recipe(plan=makd.Plan(terms=terms)), encoder)

@@ -131,3 +131,22 @@ def test_layers_beside_the_teachers_are_in_their_order(layers):
 def test_a_setting_that_an_aspect_does_not_have_is_refused(aspect, setting):
     with pytest.raises(SettingError, match=f"A term's {next(iter(setting))} is of .* and does nothing with {aspect}"):
         Term(aspect=aspect, **setting)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "idle", "having"),
+    [
+        ("forward_kl", {"beta": 0.9}, "jsd"),
+        ("jsd", {"alpha": 0.5}, "skew_forward_kl, skew_reverse_kl"),
+        ("skew_reverse_kl", {"k": 3}, "top_k"),
+    ],
+)
+def test_a_setting_that_a_divergence_does_not_have_is_refused(divergence, idle, having):
+    with pytest.raises(SettingError, match=f"is of the divergence {having}, and does nothing with {divergence}; got"):
+        Term(aspect="logits", divergence=divergence, **idle)
+
+
+def test_completions_of_a_student_that_writes_none_are_not_kept():
+    with pytest.raises(SettingError, match="replay keeps 500 of the student's completions, and it writes none"):
+        makd.Completions(teacher_share=1.0, replay=500)
+    makd.Completions(student_share=0.1, teacher_share=0.9, replay=500)

@@ -141,7 +141,7 @@ def test_commands_to_try_read_the_pair_as_it_was_read():
         shlex.split(line, comments=True) for line in after_student("run", "t", "words", "base", {"perplexity": {}})
     ]
     found = {line[1]: line[2:] for line in lines}
-    assert found["bench"] == ["run", "--teacher", "t", "--tokenizer", "words", "--head", "base"]
+    assert found["bench"] == ["run", "--teacher", "t", "--head", "base"]  # which times no text
     assert found["evaluate"][:7] == ["run", "--teacher", "t", "--tokenizer", "words", "--recipe.head", "base"]
 
 

@@ -140,6 +140,13 @@ def test_workers_need_not_wait_for_a_teacher_that_nobody_makes(data, decoder_fol
     assert first.setup == second.setup
 
 
+def test_a_search_beside_a_measurement_on_training_rows_is_refused(data, decoder_folder, tmp_path):
+    measured = (language(held_out=0.2),)
+    make(data, decoder_folder, tmp_path, language=measured)
+    with pytest.raises(SettingError, match=r"chosen on the rows that they are scored on. Leave out one of them"):
+        make(data, decoder_folder, tmp_path, language=measured, search=makd.SearchConfig(trials=2))
+
+
 def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder, tmp_path):
     search = makd.SearchConfig(trials=2, held_out=0.25)
     experiment = make(data, decoder_folder, tmp_path / "runs", search=search)
@@ -152,6 +159,47 @@ def test_a_search_holds_back_training_rows_and_asks_nothing(data, decoder_folder
     measured = [row for batch in held.task.texts["text"] for row in batch["input_ids"].tolist()]
     assert len(kept) == len(rows) - math.ceil(0.25 * len(rows))
     assert all(row in list(rows) for row in measured)
+
+
+def test_a_row_that_writes_its_text_asks_its_teacher_beside_rows_of_a_cache(decoder_folder, tmp_path):
+    rows = [{"prompt": f"What is the list number {i}?", "response": f"a sequence of names {i}"} for i in range(30)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats = makd.DataConfig(
+        path="chats.jsonl", prompt_columns=("prompt",), response_column="response", template="none", max_length=48
+    )
+    methods = tuple(
+        makd.MethodConfig(name=name, method="low_rank_objective", settings={"objective": name, "start": "svd"})
+        for name in ("kd", "gkd")
+    )
+    few = (language(text=chats, other=None, instructions=()),)
+    experiment = make(
+        tmp_path, decoder_folder, tmp_path / "runs", language=few, methods=methods, seeds=(1,), cache=makd.CacheConfig()
+    )
+    kept, written = makd.compare(experiment)
+    assert kept["seconds"]["cache"] > written["seconds"]["cache"] == 0
+
+
+def test_what_learns_is_the_experiments_where_a_method_does_not_say(data, decoder_folder, tmp_path):
+    few = (language(instructions=(), other=None),)
+
+    def row(name, **settings):
+        own = {"objective": "logits", "start": "svd", **settings}
+        return makd.MethodConfig(name=name, method="low_rank_objective", settings=own)
+
+    experiment = make(
+        data, decoder_folder, tmp_path / "runs", language=few, seeds=(1,),
+        training=replace(TRAINING, trainable="linears"),
+        methods=(row("left"), row("linears", trainable="linears"), row("all", trainable="all")),
+    )  # fmt: skip
+    left, linears, whole = makd.compare(experiment)
+    assert left["fingerprint"] == linears["fingerprint"] != whole["fingerprint"]
+    assert left["settings"]["trainable"] == "linears"
+    assert left["hash"] == linears["hash"] != whole["hash"]
+
+
+def test_a_method_that_follows_the_held_out_loss_is_refused_where_it_is_measured_on_those_rows():
+    with pytest.raises(SettingError, match="distillm of x follows the loss on held-out rows"):
+        makd.MethodConfig(name="x", method="low_rank_objective", settings={"objective": "distillm"})
 
 
 def test_the_page_has_every_metric_of_every_row(done, tmp_path):

@@ -18,9 +18,9 @@ from makd.comparison import setup as setups
 from makd.comparison.cells import all_cells, cell_hash
 from makd.comparison.done import RESULTS_FILE
 from makd.comparison.results import read_lines
-from makd.comparison.setup import teacher_folder
+from makd.comparison.setup import prepare_setup, teacher_folder
 from makd.errors import DataError, OutputError
-from tests.comparison.experiments import make, quiet
+from tests.comparison.experiments import TRAINING, make, quiet
 
 
 class TestRuns:
@@ -99,6 +99,47 @@ class TestRuns:
         other = replace(experiment, finetune=makd.FinetuneRecipe())
         assert teacher_folder(other, task, 1) != teacher_folder(experiment, task, 1)
         assert not comparison.done_lines(longer, all_cells(longer))
+
+    @pytest.mark.parametrize(
+        "idle",
+        [
+            {"training": replace(TRAINING, log_every=7)},
+            {"training": replace(TRAINING, report_to="all")},
+            {"training": replace(TRAINING, epochs=9.0)},
+            {"finetune": makd.FinetuneRecipe(training=replace(TRAINING, log_every=7, save_every=5))},
+        ],
+        ids=["log_every", "report_to", "epochs beside steps", "finetune"],
+    )
+    def test_what_changes_no_weight_makes_no_other_cell_or_teacher(self, done, idle):
+        experiment, lines = done
+        other = replace(experiment, **idle)
+        assert list(comparison.done_lines(other, all_cells(other)).values()) == lines
+        assert teacher_folder(other, other.tasks[0], 1) == teacher_folder(experiment, experiment.tasks[0], 1)
+
+    def test_how_large_the_files_of_a_cache_are_makes_no_other_cell(self, done):
+        one, other = (
+            replace(done[0], cache=makd.CacheConfig(shard_megabytes=size))
+            for size in (makd.CacheConfig.shard_megabytes, 100)
+        )
+        cell = all_cells(one)[0]
+        assert cell_hash(other, cell, {}) == cell_hash(one, cell, {}) != cell_hash(done[0], cell, {})
+
+    def test_text_without_labels_makes_other_cells_of_the_same_teacher(self, done):
+        experiment = done[0]
+        more = replace(experiment.tasks[0], extra_text="texts.txt")
+        cell = all_cells(experiment)[0]
+        assert cell_hash(experiment, replace(cell, task=more), {}) != cell_hash(experiment, cell, {})
+        assert teacher_folder(experiment, more, 1) == teacher_folder(experiment, cell.task, 1)
+
+    def test_teacher_and_students_are_measured_in_batches_of_the_fine_tunings_size(self, done):
+        experiment, sizes = done[0], []
+        few = replace(experiment, finetune=replace(experiment.finetune, evaluation_batch_size=2))
+        setup = prepare_setup(few, few.tasks[0], 1, quiet)
+        setup.teacher.register_forward_pre_hook(
+            lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+        )
+        assert setup.measure(setup.teacher).keys() == setup.teacher_scores.keys()
+        assert set(sizes) == {2}
 
     def test_with_a_cache_the_teacher_is_asked_once_for_all_methods_and_students_learn_the_same(
         self, done, data, encoder_folder, tmp_path, monkeypatch

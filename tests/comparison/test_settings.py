@@ -15,7 +15,7 @@ from makd.comparison.search import known_settings
 from makd.comparison.settings import short_name
 from makd.comparison.setup import place_data
 from makd.errors import DataError, SettingError, UnknownNameError
-from tests.comparison.experiments import make
+from tests.comparison.experiments import TRAINING, make
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,6 +128,28 @@ class TestSettings:
         assert [(cell.method.name, cell.budget) for cell in cells if cell.task.name == "glue/mrpc"] == [
             ("makd", small), ("makd", large), ("pkd", large)
         ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("idle", "why"),
+        [
+            ({"learning_rate": 1e-3}, "each method's own"),
+            ({"evaluate_every": 1}, "no cell is evaluated"),
+            ({"save_every": 1}, "begins anew"),
+            ({"shard_teacher": True}, "in one process"),
+        ],
+    )
+    def test_what_no_cell_does_anything_with_is_refused(self, data, encoder_folder, tmp_path, idle, why):
+        with pytest.raises(SettingError, match=rf"training.{next(iter(idle))} of an experiment does nothing: .*{why}"):
+            make(data, encoder_folder, tmp_path, training=replace(TRAINING, **idle))
+
+    def test_adapters_without_peft_are_refused_before_a_teacher_is_made(
+        self, data, encoder_folder, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("makd.distill.trainable.importlib.util.find_spec", lambda _: None)
+        experiment = make(data, encoder_folder, tmp_path, methods=(makd.MethodConfig(name="low_rank_lora"),))
+        with pytest.raises(SettingError, match="needs peft"):
+            makd.compare(experiment)
+        assert not (tmp_path / "teachers").exists()
 
     @pytest.mark.parametrize("wrong", [{"trials": -1}, {"held_out": 1.0}, {"steps": 0}])
     def test_what_makes_no_search_is_refused(self, wrong):

@@ -8,6 +8,7 @@ import torch
 from accelerate import dispatch_model
 
 import makd
+from makd.ablation import ablate
 from makd.distill import DistillTrainer, SupervisedTrainer
 from makd.distill.engines import check_shared
 from makd.errors import SettingError
@@ -159,3 +160,50 @@ def test_one_process_takes_one_of_several_gpus_without_arguments_too(begin, tmp_
     trainer = begin(None)
     assert (trainer.args.n_gpu, trainer.args.ddp_find_unused_parameters) == (1, True)
     assert trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
+
+
+TEXTS = [f"The list number {number} is a sequence of names." for number in range(20)]
+
+
+def begin(folder, tmp_path, told, **settings):
+    training = makd.TrainingConfig(**{"steps": 1, "batch_size": 4, **settings})
+    evaluation = makd.EvaluationConfig(latency=False)
+    recipe = makd.Recipe(training=training, evaluation=evaluation, device="cpu", plan=makd.Plan(preset="fast"))
+    budget = makd.Budget(keep_linears=0.5)
+    makd.compress(str(folder), TEXTS, budget, recipe, tmp_path / "out", on_progress=lambda one: told.append(one.what))
+
+
+@pytest.mark.parametrize("name", ["mpnet", "albert"])
+def test_layers_that_are_not_computed_again_are_told_before_the_work(name, tokenizer, tmp_path):
+    model, told = tiny(name, vocab_size=300, max_position_embeddings=130), []
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(SettingError, match=r"gradient_checkpointing is true, and .* cannot compute its layers again"):
+        begin(tmp_path / "teacher", tmp_path, told, gradient_checkpointing=True)
+    assert set(told) == {"load"}
+    arguments = makd.TrainingConfig(gradient_checkpointing=True).to_arguments(tmp_path, 0, True)
+    with pytest.raises(SettingError, match="cannot compute its layers again"):
+        DistillTrainer(model, tiny(name), args=arguments)
+    with pytest.raises(SettingError, match="cannot compute its layers again"):
+        SupervisedTrainer(model, args=arguments)
+
+
+def test_a_teacher_that_nothing_shards_is_told_before_the_work(encoder_folder, tmp_path):
+    told = []
+    with pytest.raises(SettingError, match="teacher is to be sharded"):
+        begin(encoder_folder, tmp_path, told, shard_teacher=True)
+    assert set(told) == {"load"}
+
+
+def test_sharding_on_a_cpu_is_told_before_the_work(encoder_folder, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingError, match=r"FSDP is asked for, and this run is on the CPU: accelerate shards on GPUs"):
+        begin(encoder_folder, tmp_path, told)
+    assert set(told) == {"load"}
+
+
+def test_a_cache_is_no_ablations(encoder_folder, tmp_path):
+    with pytest.raises(SettingError, match="a cache is of the rows that one seed takes"):
+        ablate(str(encoder_folder), TEXTS, makd.Budget(keep=0.5), makd.Recipe(cache="caches/x"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

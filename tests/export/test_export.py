@@ -202,6 +202,7 @@ def test_an_output_that_is_there_stays(folder, tmp_path):
         ({"to": "onnx", "tolerance": 0.0}, SettingError),
         ({"to": "gguf"}, SettingError),
         ({"to": "onnx", "llama_cpp": "somewhere"}, SettingError),
+        ({"to": "onnx", "gguf_type": "q8_0"}, SettingError),
         ({"to": "gguf", "llama_cpp": "somewhere", "gguf_type": "q1"}, UnknownNameError),
     ],
 )

@@ -96,8 +96,10 @@ def test_the_advice_is_about_what_is_largest(forecast, largest, advice):
 
 
 def test_a_training_that_does_not_fit_is_refused_with_advice_of_its_own(forecast):
-    with pytest.raises(RoomError, match=r"recipe\.training\.batch_size"):
+    with pytest.raises(RoomError, match=r"recipe\.training\.trainable"):
         check_fits(forecast, Available(PLENTY, PLENTY), [Memory("training", weights=200 * GIB)])
+    with pytest.raises(RoomError, match=r"recipe\.training\.batch_size"):
+        check_fits(forecast, Available(PLENTY, PLENTY), [Memory("training", activations=200 * GIB)])
 
 
 def test_the_dtype_of_the_student_on_disk_counts():

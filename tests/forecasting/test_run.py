@@ -8,7 +8,7 @@ import pytest
 import makd
 from makd import pipeline
 from makd.config import CalibrationConfig
-from makd.errors import BudgetError, OutputError, RoomError, SettingError
+from makd.errors import BudgetError, DataError, OutputError, RoomError, SettingError
 from makd.factorization.room import Available, Room
 from makd.forecasting import run as forecasting
 from makd.report import OutputFolder
@@ -94,6 +94,21 @@ def test_a_dry_run_prints_a_table_and_does_nothing(run, decoder_folder, tmp_path
     for line in ("parameters", "of the linears", "memory, to factorize", "disk", "32 x 64", *lines):
         assert line in text, line
     assert not any(tmp_path.iterdir())
+
+
+def test_a_stream_that_teaches_its_layers_reads_text_whatever_its_solver(encoder_folder, tmp_path):
+    solved = replace(RECIPE, factorize=makd.FactorizeConfig(solver="svd"))
+    taught = replace(solved, layerwise=makd.LayerwiseConfig(steps=3))
+
+    def told(recipe, data=DATA):
+        named = str(encoder_folder), data, HALF, recipe, tmp_path
+        return makd.forecast(*named, command="factorize", stream=True).student
+
+    missing = makd.DataConfig(path=str(tmp_path / "nowhere.txt"))
+    assert "not counted" not in " ".join(told(solved, missing).notes)
+    with pytest.raises(DataError, match="nowhere"):
+        told(taught, missing)
+    assert "lessons of layers (recipe.layerwise) are not counted" in " ".join(told(taught).notes)
 
 
 @pytest.mark.parametrize(

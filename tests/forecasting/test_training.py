@@ -1,12 +1,19 @@
 """Steps, tokens and memory of a training, before it begins."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 import makd
 from makd.anatomy import resolve
+from makd.errors import RoomError
 from makd.factorization.assemble import linear_sizes
+from makd.factorization.room import Available, Room
+from makd.forecasting.fit import check_memory
+from makd.forecasting.memory import Memory
 from makd.forecasting.shapes import shape_of
-from makd.forecasting.training import LEARNING_BYTES, forecast_training
+from makd.forecasting.training import LEARNING_BYTES, PARAMETER_BYTES, LearnerShape, Spread, forecast_training
 from tests.models import tiny
 
 LENGTHS = [10] * 20
@@ -19,9 +26,12 @@ def shape():
     return shape_of(model, anatomy, linear_sizes(model, anatomy))
 
 
-def told(shape, *trainings, plan="full", asks_teacher=True, lengths=LENGTHS):
+STUDENT = LearnerShape(parameters=1000, linears=800, kept=0.5, factors=((10, 2, 20), (10, 3, 10)))
+
+
+def told(shape, *trainings, plan="full", asks_teacher=True, student=STUDENT, spread=None, lengths=LENGTHS):
     stages = [makd.Stage(plan=makd.Plan(preset=plan), training=training) for training in trainings]
-    return forecast_training(shape, 1000, 0.5, stages, [lengths] * len(stages), asks_teacher)
+    return forecast_training(shape, student, stages, [lengths] * len(stages), asks_teacher, spread)
 
 
 def test_epochs_are_as_many_steps_as_there_are_batches(shape):
@@ -44,8 +54,71 @@ def test_stages_add_up(shape):
 
 def test_a_student_that_learns_has_gradients_and_the_moments_of_the_optimizer(shape):
     found = told(shape, makd.TrainingConfig(steps=1), asks_teacher=False)
-    assert found.memory.weights == 1000 * LEARNING_BYTES
-    assert told(shape, makd.TrainingConfig(steps=1)).memory.weights == 1000 * LEARNING_BYTES + shape.weight_bytes
+    assert found.memory.weights == 1000 * 16
+    assert told(shape, makd.TrainingConfig(steps=1)).memory.weights == 1000 * 16 + shape.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("trainable", "learning"), [("all", 1000), ("linears", 800), ("adapters", 4 * (10 + 2 * 2 + 20 + 10 + 2 * 3 + 10))]
+)
+def test_only_what_learns_has_gradients_and_moments(shape, trainable, learning):
+    training = makd.TrainingConfig(steps=1, trainable=trainable, adapter_rank=4)
+    found = told(shape, training, asks_teacher=False).memory.weights
+    assert found == PARAMETER_BYTES * 1000 + LEARNING_BYTES * learning
+
+
+PLAIN = {"steps": 1, "batch_size": 8}
+LOWERING = {
+    "recipe.training.batch_size": {"batch_size": 4},
+    "tokens_per_batch": {"tokens_per_batch": 20},
+    "recipe.training.gradient_checkpointing": {"gradient_checkpointing": True},
+    "recipe.training.precision bfloat16": {"precision": "bfloat16"},
+    "recipe.training.trainable adapters": {"trainable": "adapters", "adapter_rank": 1},
+    "or linears": {"trainable": "linears"},
+    "a smaller budget": {"student": replace(STUDENT, parameters=900, linears=700)},
+    "(recipe.cache)": {"asks_teacher": False},
+    "FSDP over several GPUs": {"spread": Spread(2)},
+    "recipe.training.shard_teacher": {"spread": Spread(2), "shard_teacher": True},
+}
+"""What the advice names -> how it is given."""
+
+
+@pytest.mark.parametrize("named", LOWERING)
+def test_what_the_advice_names_lowers_what_is_asked_for(shape, named):
+    given = {name: LOWERING[named][name] for name in LOWERING[named] if name in ("student", "asks_teacher", "spread")}
+    settings = {name: value for name, value in LOWERING[named].items() if name not in given}
+    before = told(shape, makd.TrainingConfig(**PLAIN), spread=given.get("spread") if settings else None)
+    after = told(shape, makd.TrainingConfig(**{**PLAIN, **settings}), **given)
+    assert after.memory.least < before.memory.least
+
+
+def settings_of(text):
+    return set(re.findall(r"recipe\.[a-z_]+(?:\.[a-z_]+)?", text))
+
+
+def test_the_advice_names_nothing_else():
+    texts = []
+    for phase in (Memory("training", weights=1000), Memory("training", activations=1000)):
+        with pytest.raises(RoomError) as error:
+            check_memory([phase], 0, Available(Room("this machine", 1), Room("the disk", 1)))
+        texts.append(str(error.value))
+    both = " ".join(texts)
+    assert all(named in both for named in LOWERING)
+    assert settings_of(both) == settings_of(" ".join(LOWERING))
+
+
+def test_of_stages_the_largest_is_asked_for_and_not_the_largest_batch_of_any(shape):
+    small = makd.TrainingConfig(steps=1, batch_size=2)
+    large = makd.TrainingConfig(steps=1, batch_size=8, gradient_checkpointing=True)
+    alone = max(told(shape, one).memory.total for one in (small, large))
+    assert told(shape, small, large).memory.total == alone
+
+
+def test_where_another_engine_puts_parameters_is_not_refused_for_them(shape):
+    training = makd.TrainingConfig(steps=1)
+    known, unsure = (told(shape, training, spread=Spread(is_known=known)).memory for known in (True, False))
+    assert unsure.total == known.total
+    assert known.least - unsure.least == 1000 * 16
 
 
 def test_without_a_teacher_a_step_is_shorter(shape):

@@ -21,10 +21,10 @@ from makd.errors import SettingError
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.pipeline import distill, factorize_only
-from makd.preparation import Data
+from makd.preparation import Data, is_labelled
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
-from makd.provenance import extensions_of
+from makd.provenance import anatomy_of, extensions_of
 from makd.ranks.budget import Budget
 from makd.report import describe_environment, plain
 from makd.run import names_of
@@ -80,11 +80,18 @@ def ablate(
         raise SettingError(f"seeds are one or more different numbers; got {[*seeds]}.")
     for seed in seeds:
         check_seed("seeds", seed)
+    if recipe.cache is not None:
+        raise SettingError(
+            f"recipe.cache is {recipe.cache}, and a cache is of the rows that one seed takes, while an ablation takes "
+            "those of each of its own seeds. Leave it out."
+        )
     check_sources(folder, [teacher, tokenizer], {name: name for name in names_of(data) if name is not None})
     run = _AblationRun(teacher, data, budget, tokenizer, folder, on_progress)
-    found = variations(
-        recipe, examine(take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device()))
-    )
+    model = take_model(teacher, recipe.head, check_dtype(recipe.dtype), recipe.find_device())
+    anatomy = examine(model)
+    labelled = anatomy.head is None or is_labelled(data, model)  # without a head there is no task in any case
+    del model  # each run loads its own
+    found = variations(recipe, anatomy, labelled=labelled)
     lines: list[dict[str, Any]] = []
     for seed in seeds:
         begun = dataclasses.replace(recipe, seed=seed)
@@ -106,8 +113,8 @@ class _AblationRun:
     on_progress: OnProgress | None
 
     def hash(self, *recipes: Recipe) -> str:
-        """Says whether work is of these settings, and of the users' packages that they name."""
-        own = extensions_of(plain(recipes))
+        """Says whether work is of these settings, and of the users' packages that they and the teacher name."""
+        own = extensions_of(plain(recipes), anatomy_of(self.teacher))
         return hash_settings([self.teacher, self.data, self.budget, self.tokenizer, *recipes, own])
 
 

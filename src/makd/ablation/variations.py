@@ -19,7 +19,7 @@ OF_PREDICTIONS = ("logits", "embedding", "task")
 """Aspects of what comes out of a model: plain distillation."""
 
 
-def variations(recipe: Recipe, anatomy: Anatomy) -> dict[str, Recipe]:
+def variations(recipe: Recipe, anatomy: Anatomy, *, labelled: bool = True) -> dict[str, Recipe]:
     """The recipe with its whole plan, without each aspect that the model has, and with predictions alone.
 
     Layers are not taught one by one in any of them: they were when the students' start was made, for all alike.
@@ -27,6 +27,7 @@ def variations(recipe: Recipe, anatomy: Anatomy) -> dict[str, Recipe]:
     Args:
         recipe: of a run that trains.
         anatomy: of the teacher.
+        labelled: whether the rows have labels, without which a preset's `task` teaches nothing.
 
     Returns:
         Name of a row -> its recipe; the whole plan first. Variations that leave a stage nothing to learn are left out.
@@ -40,7 +41,7 @@ def variations(recipe: Recipe, anatomy: Anatomy) -> dict[str, Recipe]:
             "An ablation asks what the aspects bring in training, and this recipe has none: training.steps is 0. "
             "Give it steps, or null for training.epochs."
         )
-    terms = [_applying(stage.plan, anatomy) for stage in stages]
+    terms = [_applying(stage.plan, anatomy, labelled) for stage in stages]
     names = list(dict.fromkeys(term.aspect for own in terms for term in own))
     kept = {f"{OFF}{name}": [_others(own, name) for own in terms] for name in names}
     alone = [[term for term in own if term.aspect in OF_PREDICTIONS] for own in terms]
@@ -58,9 +59,11 @@ def variations(recipe: Recipe, anatomy: Anatomy) -> dict[str, Recipe]:
     return found
 
 
-def _applying(plan: Plan, anatomy: Anatomy) -> list[Term]:
-    """The terms of `plan`, as they were given, whose aspects the model has."""
+def _applying(plan: Plan, anatomy: Anatomy, labelled: bool) -> list[Term]:
+    """The terms of `plan`, as they were given, whose aspects the model and the rows have."""
     aspects = {item.term.aspect for item in activate(plan, anatomy).terms}
+    if not labelled and not plan.terms:  # of a plan of one's own it is refused
+        aspects -= {"task"}
     return [term for term in plan.wanted if term.aspect in aspects]
 
 

@@ -62,6 +62,12 @@ class Completions:
                 "teacher_share are 0, and completions of one's own stand in the place of a preset's. Give its share "
                 "besides."
             )
+        if self.replay and not self.by_student:
+            raise SettingError(
+                f"plan.completions.replay keeps {self.replay} of the student's completions, and it writes none "
+                "(student_share 0, adaptive false); the teacher's are kept in any case. Take replay 0, or give the "
+                "student its share."
+            )
         if self.adaptive and self.teacher_share > 0:
             raise SettingError(
                 f"plan.completions.adaptive raises the student's share to 1, which leaves none for the teacher's "

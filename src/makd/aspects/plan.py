@@ -11,7 +11,7 @@ from torch import Tensor
 
 from makd.anatomy import Role
 from makd.aspects.completions import Completions
-from makd.aspects.divergences import Divergence, divergence
+from makd.aspects.divergences import DIVERGENCES, Divergence, divergence
 from makd.aspects.layers import select_layers
 from makd.errors import SettingError
 from makd.extensions import Extensible
@@ -191,6 +191,14 @@ class Term:
                 raise SettingError(
                     f"A term's {name} is of {', '.join(aspects)}, and does nothing with {self.aspect}; got "
                     f"{getattr(self, name)!r}. Leave it out."
+                )
+        own = DIVERGENCES[self.divergence].setting
+        for name in {kind.setting for kind in DIVERGENCES.values() if kind.setting is not None} - {own}:
+            if getattr(self, name) != getattr(Term, name):
+                having = ", ".join(known for known, kind in DIVERGENCES.items() if kind.setting == name)
+                raise SettingError(
+                    f"A term's {name} is of the divergence {having}, and does nothing with {self.divergence}; got "
+                    f"{getattr(self, name)!r}. Leave it out, or take that divergence."
                 )
         check_pooling(self.pooling, "A term's pooling")
         if self.relation_heads < 1:

@@ -25,7 +25,7 @@ from makd.aspects import ActivePlan, keep_predictions
 from makd.cache.encoding import encode, encode_exactly, encode_log_probabilities, encode_tokens
 from makd.cache.settings import CacheConfig
 from makd.capture import AttentionCall, HeadCall, Recording, Tap, has_vocabulary_head, why_not_repeated
-from makd.errors import SettingError
+from makd.errors import CacheError, SettingError
 from makd.sentence_encoder import pool
 
 Axis = Literal["text", "encoder", "decoder"]
@@ -82,6 +82,29 @@ def _parts_of(
     elif aspect == "logits":
         predictions = predictions_of(model)
         yield from () if predictions is None else predictions.outputs
+
+
+def check_top_k(plan: ActivePlan, student: PreTrainedModel, kept: int, vocabulary: int | None, where: str) -> None:
+    """Refuse `kept` likeliest tokens that are not enough for what `plan` tells apart.
+
+    Args:
+        plan: fitted to the models.
+        student: who learns from them, or the teacher.
+        kept: how many are, or will be.
+        vocabulary: tokens in all; None without predictions over one.
+        where: as a person calls it.
+
+    Raises:
+        CacheError: `kept` is smaller than the `k` of a term.
+    """
+    for active in plan.terms:
+        if active.term.aspect != "logits" or active.term.divergence != "top_k" or not has_vocabulary_head(student):
+            continue
+        if active.term.k > kept and kept < (vocabulary or 0):
+            raise CacheError(
+                f"The plan tells {active.term.k} tokens apart, {where} {kept}. Lower the term's k, "
+                f"or make the cache with --cache.top_k {active.term.k}."
+            )
 
 
 def names(tap: Tap) -> tuple[str, ...]:

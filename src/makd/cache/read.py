@@ -21,7 +21,7 @@ from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan, KeptPredictions, PooledTexts
 from makd.cache.encoding import SCALE, decode_into
 from makd.cache.identity import identify
-from makd.cache.parts import PREDICTIONS, missing, names, needs, real_tokens
+from makd.cache.parts import PREDICTIONS, check_top_k, missing, names, needs, real_tokens
 from makd.cache.write import FINISHED, FORMAT, UNFINISHED
 from makd.capture import AttentionCall, Recording, has_vocabulary_head
 from makd.errors import CacheError, DataError
@@ -131,15 +131,9 @@ class TeacherCache:
                     f"The cache {self.folder} lacks what the aspect {need.aspect!r} compares with: {need.part}. It was "
                     f"made for another plan. Make one for this plan with `makd cache`, or leave out {need.aspect!r}."
                 )
-        for active in plan.terms:
-            if active.term.aspect != "logits" or not has_vocabulary_head(student):
-                continue
-            kept = self.content["settings"]["top_k"]
-            if active.term.divergence == "top_k" and active.term.k > kept and kept < self.content["vocabulary"]:
-                raise CacheError(
-                    f"The plan tells {active.term.k} tokens apart, the cache {self.folder} {kept}. Lower the term's k, "
-                    f"or make the cache anew with --cache.top_k {active.term.k}."
-                )
+        kept, vocabulary = self.content["settings"]["top_k"], self.content["vocabulary"]
+        check_top_k(plan, student, kept, vocabulary, f"the cache {self.folder}")
+        if any(active.term.aspect == "logits" for active in plan.terms) and has_vocabulary_head(student):
             size = student.get_output_embeddings().out_features
             if size < self.content["vocabulary"]:
                 raise CacheError(

@@ -31,7 +31,8 @@ class TeacherCaches:
     def of(self, plan: Plan, student: PreTrainedModel) -> tuple[TeacherCache | None, float]:
         """A cache with all that `plan` compares with, and the seconds that its making took, now or earlier.
 
-        None, and no seconds, for a plan that compares nothing.
+        None, and no seconds, for a plan that compares nothing; and for one that learns from completions that are
+        written meanwhile, of which the teacher has to be asked then.
 
         Args:
             plan: what `student` is to mimic.
@@ -40,6 +41,8 @@ class TeacherCaches:
         Raises:
             SettingError: something that the plan compares with cannot be kept.
         """
+        if plan.writers.written:
+            return None, 0.0
         active = activate(plan, examine(student), examine(self.teacher))
         needed = frozenset(need.part for need in needs(active, self.teacher))
         if not needed:

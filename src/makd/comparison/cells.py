@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from makd.baselines import Baseline
+from makd.cache import CacheConfig
 from makd.comparison.language import LanguageConfig
 from makd.comparison.settings import Experiment, MethodConfig, Subject, budget_name, short_name
 from makd.distill import TrainingConfig
 from makd.errors import SettingError
-from makd.provenance import extensions_of
+from makd.provenance import anatomy_of, extensions_of
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
 from makd.report import plain
-from makd.tasks import HELD_OUT
+from makd.tasks import HELD_OUT, TaskConfig
 
 KEYS = ("task", "method", "seed", "budget")
 
@@ -93,14 +95,18 @@ def teacher_hash(experiment: Experiment, task: Subject, seed: int) -> str:
 
     Of language, where the teacher is taken as it is: of that, the text and what is measured.
     """
-    base = {"teacher": experiment.teacher, "tokenizer": experiment.tokenizer}
+    base = {
+        "teacher": experiment.teacher,
+        "tokenizer": experiment.tokenizer,
+        **extensions_of(anatomy_of(experiment.teacher)),
+    }
     if isinstance(task, LanguageConfig):
         return hash_settings({**base, "task": task, "seed": seed})
     recipe = plain(replace(experiment.finetune, seed=seed, device="cpu"))
-    recipe["training"] = _said(experiment.finetune.training)
+    recipe["training"] = _said(experiment.finetune.training.of_weights())
     if recipe["save_dtype"] == "auto":
         del recipe["save_dtype"]  # lines from before there was a choice stay
-    said: dict[str, Any] = plain(task)
+    said: dict[str, Any] = plain(replace(task, extra_text=None))  # it learns from labels
     if task.tuning is None:
         del said["tuning"]  # lines from before there was a choice stay
     return hash_settings({**base, "task": said, "recipe": recipe})
@@ -114,26 +120,58 @@ def cell_hash(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> s
         cell: one of its cells.
         found: hyper-parameters of a search. A line says what they are, not how they were found.
     """
+    return _hash_cell(_of_weights(experiment), cell, found)
+
+
+def cell_hashes(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> set[str]:
+    """That hash, and what lines have of these settings from when those counted too that change no weight."""
+    return {cell_hash(experiment, cell, found), _hash_cell(experiment, cell, found)}
+
+
+def _of_weights(experiment: Experiment) -> Experiment:
+    """With its defaults for what changes no score: how often is logged, how large a cache's files are."""
+    cache = experiment.cache
+    return replace(
+        experiment,
+        training=experiment.training.of_weights(),
+        cache=None if cache is None else replace(cache, shard_megabytes=CacheConfig.shard_megabytes),
+    )
+
+
+def _hash_cell(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> str:
+    extra = cell.task.extra_text if isinstance(cell.task, TaskConfig) else None
     return hash_settings(
         {
             "teacher": teacher_hash(experiment, cell.task, cell.seed),
-            "method": [cell.method.kind, _built(cell.method, found)],
+            "method": [cell.method.kind, _built(experiment, cell.method, found)],
             "budget": cell.budget,
             "training": _said(cell.method.lengthened(experiment.training)),
             "calibration": experiment.calibration,
             # numbers are rounded in a cache; lines from before there was a choice stay
             **({} if experiment.cache is None else {"cache": experiment.cache}),
-            **extensions_of(plain(_built(cell.method, found))),
+            **({} if extra is None else {"extra_text": extra}),
+            **extensions_of(plain(_built(experiment, cell.method, found))),
         }
     )
 
 
 def trial_hash(experiment: Experiment, cell: Cell) -> str:
     """Hash of the settings that a trial depends on: the cell's, the space and how a trial is taught, not how many."""
+    return _hash_trial(_of_weights(experiment), cell)
+
+
+def trial_hashes(experiment: Experiment, cell: Cell) -> set[str]:
+    """That hash, and the one that lines have from when what changes no weight counted too."""
+    return {trial_hash(experiment, cell), _hash_trial(experiment, cell)}
+
+
+def _hash_trial(experiment: Experiment, cell: Cell) -> str:
     search = replace(experiment.search, trials=0, task=None)
     cell = replace(cell, task=_as_first_noted(cell.task))
     taught = replace(experiment, training=search.shorten(experiment.training))
-    return hash_settings({"cell": cell_hash(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)})
+    return hash_settings(
+        {"cell": _hash_cell(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)}
+    )
 
 
 def _as_first_noted(task: Subject) -> Subject:
@@ -151,7 +189,7 @@ def _as_first_noted(task: Subject) -> Subject:
 
 def latency_hash(experiment: Experiment, cell: Cell) -> str:
     """Says whether a latency is of a student of this shape, which nothing changes that a search could find."""
-    built, searched = _built(cell.method, {}), cell.method.build().search
+    built, searched = _built(experiment, cell.method, {}), cell.method.build().search
     return hash_settings(
         {
             "teacher": experiment.teacher,
@@ -159,6 +197,7 @@ def latency_hash(experiment: Experiment, cell: Cell) -> str:
             "budget": cell.budget,
             "calibration": experiment.calibration,
             "tokens": experiment.latency_tokens,
+            **extensions_of(built, anatomy_of(experiment.teacher)),
             # of tasks it is float32; lines from before dtypes counted stay
             **_dtype(cell.task),
         }
@@ -170,9 +209,18 @@ def _dtype(task: Subject) -> dict[str, str]:
     return {} if dtype == "float32" else {"dtype": dtype}
 
 
-def _built(method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+def build_method(experiment: Experiment, method: MethodConfig, found: Mapping[str, Any]) -> Baseline:
+    """A method with its settings and with those that a search found; what it leaves to the comparison is filled in."""
+    built: Any = method.build(**found)
+    if getattr(built, "trainable", "") is None:
+        built = replace(built, trainable=experiment.training.trainable)
+    made: Baseline = built
+    return made
+
+
+def _built(experiment: Experiment, method: MethodConfig, found: Mapping[str, Any]) -> dict[str, Any]:
     """A method's hyper-parameters. What is None says nothing: a method may get another choice, and lines stay."""
-    own = asdict(method.build(**found))  # type: ignore[call-overload]
+    own = asdict(build_method(experiment, method, found))  # type: ignore[call-overload]
     return {name: value for name, value in own.items() if name != "search" and value is not None}
 
 

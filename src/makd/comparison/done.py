@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from makd.comparison.cells import Cell, cell_hash, cell_name
+from makd.comparison.cells import Cell, cell_hashes, cell_name
 from makd.comparison.results import read_lines
 from makd.comparison.search import Found, known_settings
 from makd.comparison.settings import Experiment
@@ -28,11 +28,11 @@ def done_lines(
     known = known_settings(experiment, cells) if known is None else known
     # by name too: two rows may come to the same settings, as where a search ends at what another row fixes
     hashes = {
-        str(cell): cell_hash(experiment, cell, found) for cell in cells if (found := known[str(cell)]) is not None
+        str(cell): cell_hashes(experiment, cell, found) for cell in cells if (found := known[str(cell)]) is not None
     }
     lines = {}
     for line in read_lines(Path(experiment.output) / RESULTS_FILE):
         name = cell_name(line["cell"])
-        if hashes.get(name) == line["hash"]:
+        if line["hash"] in hashes.get(name, ()):
             lines[name] = line
     return lines

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from makd.anatomy import resolve
-from makd.comparison.cells import Cell, all_cells, cell_hash
+from makd.comparison.cells import Cell, all_cells, build_method, cell_hash
 from makd.comparison.done import RESULTS_FILE, done_lines
 from makd.comparison.results import append_line
 from makd.comparison.same_rows import check_rows
@@ -46,7 +46,7 @@ def run_job(experiment: Experiment, job: Job, setups: Setups, progress: OnProgre
 
 
 def _run(experiment: Experiment, cell: Cell, setup: Setup, found: Found, progress: OnProgress) -> dict[str, Any]:
-    method: Any = cell.method.build(**found)
+    method: Any = build_method(experiment, cell.method, found)
     taught = teach(setup, method, cell.budget, cell.method.lengthened(experiment.training), cell.seed, progress)
     pair = {"teacher": setup.teacher, "student": taught.student}
     return {

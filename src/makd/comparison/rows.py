@@ -3,12 +3,12 @@
 from typing import Protocol, runtime_checkable
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """Tokenized rows that students are taught on, and what is measured of them."""
+    """Tokenized rows that students are taught on."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -17,6 +17,3 @@ class Rows(Protocol):
     @property
     def distillation(self) -> Dataset:
         """All that a student may be taught on."""
-
-    def evaluate(self, model: PreTrainedModel) -> dict[str, float]:
-        """Metrics, and their `score`: higher is better."""

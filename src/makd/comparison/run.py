@@ -1,5 +1,6 @@
 """Station 10: the comparison: one cell after the other, a line for each, and on from where it was stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from makd.comparison.setup import check_data, paths_of
 from makd.comparison.sources import check_sources
 from makd.comparison.workers import run_here, run_in_processes
 from makd.config import find_device
-from makd.distill import warn_slow_bfloat16
+from makd.distill import check_adapters, warn_slow_bfloat16
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.processes.started import check_alone
@@ -61,6 +62,9 @@ def compare(
         check_optuna()
     if waiting and "bfloat16" in (experiment.training.precision, experiment.finetune.training.precision):
         warn_slow_bfloat16(find_device(experiment.device))
+    for cell in waiting:
+        trainable = getattr(cell.method.build(), "trainable", None) or experiment.training.trainable
+        check_adapters(replace(experiment.training, trainable=trainable))
     for task in {short_name(cell.task): cell.task for cell in waiting}.values():
         check_data(experiment, task)
     check_sources(Path(experiment.output), [experiment.teacher, experiment.tokenizer], paths_of(experiment))

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from makd.baselines import Choice, SearchSpace, Span
-from makd.comparison.cells import Cell, trial_hash
+from makd.comparison.cells import Cell, build_method, trial_hash, trial_hashes
 from makd.comparison.language import LanguageConfig
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.same_rows import check_trials
@@ -102,8 +102,8 @@ def trials_of(experiment: Experiment, cell: Cell) -> int:
 
 def read_trials(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> dict[int, Trial]:
     """Number -> trial, of those `lines` that are of a cell with the experiment's present settings."""
-    identity, wanted = trial_hash(experiment, cell), range(trials_of(experiment, cell))
-    return {line["trial"]: line for line in lines if line["hash"] == identity and line["trial"] in wanted}
+    hashes, wanted = trial_hashes(experiment, cell), range(trials_of(experiment, cell))
+    return {line["trial"]: line for line in lines if line["hash"] in hashes and line["trial"] in wanted}
 
 
 def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnProgress) -> None:
@@ -119,7 +119,8 @@ def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnPro
         found = propose(cell, space, [done[earlier] for earlier in range(number)])
         start, score = time.perf_counter(), None
         try:
-            taught = teach(setup, cell.method.build(**found), cell.budget, training, cell.seed, progress)
+            method = build_method(experiment, cell.method, found)
+            taught = teach(setup, method, cell.budget, training, cell.seed, progress)
             score = taught.scores["score"]
         except NumericsError as error:  # such as a learning rate that is too large: what a search is to find out
             logger.warning("trial %d of %s has no score: %s", number, cell, error)

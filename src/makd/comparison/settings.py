@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from makd.aspects import PRESETS
 from makd.baselines import BASELINES, Baseline
 from makd.cache import CacheConfig
 from makd.comparison.language import LanguageConfig
@@ -22,6 +23,14 @@ Subject = TaskConfig | LanguageConfig
 
 OURS = ("makd", "makd_paper")
 """Names in `BASELINES` that are no baselines: what is compared with them."""
+
+_IDLE = {
+    "learning_rate": "it is each method's own (methods[].settings.learning_rate)",
+    "evaluate_every": "no cell is evaluated before its end",
+    "save_every": "a cell that was stopped begins anew",
+    "shard_teacher": "a comparison runs in one process",
+}
+"""Settings of a training that no cell does anything with, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,12 @@ class MethodConfig:
         rate = self.build().learning_rate
         if rate <= 0:
             raise SettingError(f"methods[].settings.learning_rate of {self.name} is above 0; got {rate}.")
+        for value in self.settings.values():
+            if isinstance(value, str) and value in PRESETS and PRESETS[value].completions.adaptive:
+                raise SettingError(
+                    f"The preset {value} of {self.name} follows the loss on held-out rows, and a comparison has none "
+                    "but those that it is measured on. Take gkd or minillm; `makd compress` learns by it."
+                )
 
     def _checked(self) -> dict[str, int | float | str | bool | None]:
         """The settings; `3` of what is a number is `3.0`, so that both are one cell."""
@@ -168,6 +183,14 @@ class Experiment:
             check_seed("each of an experiment's seeds", seed)
         if self.training.steps == 0:
             raise SettingError("training.steps of an experiment is at least 1, or null to train for `epochs`; got 0.")
+        idle = next((name for name in _IDLE if getattr(self.training, name) != getattr(TrainingConfig, name)), None)
+        if idle is not None:
+            raise SettingError(
+                f"training.{idle} of an experiment does nothing: {_IDLE[idle]}. Leave it out; got "
+                f"{getattr(self.training, idle)!r}."
+            )
+        for dtype in ("float32", *(one.dtype for one in self.language)):
+            self.training.check_teacher_dtype(dtype, cached=self.cache is not None)
         if self.latency_tokens < 1:
             raise SettingError(f"latency_tokens is at least 1; got {self.latency_tokens}.")
         if self.device != "auto":
@@ -193,6 +216,13 @@ class Experiment:
             raise SettingError(
                 f"A search holds back rows of its own (search.held_out), and {tuned} has `tuning`, for a choice by "
                 "hand. Leave out one of them."
+            )
+        measured = next((one.name for one in self.language if one.held_out is not None), None)
+        if self.search.trials and measured is not None:
+            raise SettingError(
+                f"A search holds back training rows (search.held_out), and {measured} is measured on some of them "
+                "(language[].held_out): settings would be chosen on the rows that they are scored on. Leave out one of "
+                "them."
             )
         known = list(dict.fromkeys(name for method in self.methods for name in method.build().search))
         for name in self.search.settings or ():

@@ -3,9 +3,10 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ class Setup:
     digests: dict[str, str]
     """Of the rows and the teacher, as a line notes them."""
     calibration: list[Batch]
+    measure: Callable[[PreTrainedModel], dict[str, float]]
+    """Metrics of a model on the rows that students are measured on, and their `score`."""
     teacher_scores: dict[str, float]
     """The teacher's metrics on the rows that students are measured on."""
     majority: float | None
@@ -65,6 +68,7 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
     tokenizer = load_tokenizer(str(folder))
     model = load_model(str(folder), task.kind.head, device=find_device(experiment.device))
     rows = load_task(placed, tokenizer, model, seed)
+    measure = partial(rows.evaluate, batch_size=experiment.finetune.evaluation_batch_size)
     few = experiment.calibration
     return Setup(
         teacher=model,
@@ -73,7 +77,8 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
         calibration=make_batches(
             without_targets(rows.train), tokenizer, model, few.batch_size, few.rows, by_length=True
         ),
-        teacher_scores=rows.evaluate(model),
+        measure=measure,
+        teacher_scores=measure(model),
         majority=majority_score(rows),
         caches=None if experiment.cache is None else TeacherCaches(model, rows, experiment.cache, progress),
     )
@@ -91,6 +96,7 @@ def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int,
         task=rows,
         digests=rows_digests(rows, model),
         calibration=make_batches(rows.distillation, words, model, few.batch_size, few.rows, by_length=True),
+        measure=rows.evaluate,
         teacher_scores=rows.teacher_scores,
         majority=None,
         caches=None if experiment.cache is None else TeacherCaches(model, rows, experiment.cache, progress),
@@ -115,7 +121,7 @@ def make_teacher(experiment: Experiment, task: TaskConfig, seed: int, progress: 
         if not folder.is_dir():  # else another process has made it in the meantime
             logger.info("teacher of %s, seed %d: fine-tuned once, kept in %s", short_name(task), seed, folder)
             recipe = replace(experiment.finetune, seed=seed, device=experiment.device)
-            placed = place_data(task, experiment.data)
+            placed = replace(place_data(task, experiment.data), extra_text=None)  # a teacher learns from labels
             finetune(
                 experiment.teacher, placed, recipe, folder, tokenizer=experiment.tokenizer, overwrite=True,
                 on_progress=progress,

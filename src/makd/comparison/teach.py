@@ -64,7 +64,7 @@ def teach(
         for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
             if steps == 0:
                 continue
-            settings = replace(training, steps=steps, learning_rate=method.learning_rate, save_every=None)
+            settings = replace(training, steps=steps, learning_rate=method.learning_rate)
             if stage.trainable is not None:
                 settings = replace(settings, trainable=stage.trainable)
             cache = None
@@ -95,7 +95,7 @@ def teach(
     seconds["cache"] = sum(caching.values())
     start = time.perf_counter()
     with reporting("evaluate", progress):
-        scores = task.evaluate(made.student)
+        scores = setup.measure(made.student)
     seconds["evaluate"] = time.perf_counter() - start
     return TrainedStudent(made.student, scores, total, tokens, seconds)
 

@@ -1,5 +1,6 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
+from makd.distill.engines import check_engine
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
 from makd.distill.layer_training import LayerTrainingResult, check_teachable, teach_layer_
@@ -15,9 +16,10 @@ from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import check_adapters, learning
 from makd.distill.trainer import DistillTrainer
-from makd.distill.training import CHECKPOINT_SIZES, TrainingConfig
+from makd.distill.training import AT_THE_END, CHECKPOINT_SIZES, TrainingConfig
 
 __all__ = [
+    "AT_THE_END",
     "CHECKPOINT_SIZES",
     "DistillTrainer",
     "LayerTeacher",
@@ -29,6 +31,7 @@ __all__ = [
     "TrainingRows",
     "aspect_losses",
     "check_adapters",
+    "check_engine",
     "check_rises",
     "check_same_everywhere",
     "check_same_run",

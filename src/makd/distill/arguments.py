@@ -7,6 +7,8 @@ than what was asked for.
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from makd.aspects import ActivePlan
 from makd.errors import SettingError
 
@@ -38,6 +40,19 @@ def check_loss(args: Any, own_loss: Any, eval_dataset: Any, plan: ActivePlan) ->
         raise SettingError(
             "plan.completions.adaptive follows the loss on one evaluation set, and eval_dataset has "
             f"{len(eval_dataset)} by name. Give one."
+        )
+
+
+def check_checkpoints_layers(model: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing of a model whose class does none.
+
+    Raises:
+        SettingError: layers of `model` cannot be computed again in the backward.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise SettingError(
+            f"training.gradient_checkpointing is true, and {type(model).__name__} cannot compute its layers again in "
+            "the backward. Leave it out; fewer rows at once (training.batch_size, training.accumulate) take less, too."
         )
 
 

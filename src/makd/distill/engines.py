@@ -11,7 +11,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from makd.anatomy import Anatomy
+from makd.aspects import Completions
+from makd.distill.arguments import check_checkpoints_layers
 from makd.distill.shares import in_order
+from makd.distill.training import TrainingConfig
 from makd.errors import SettingError
 from makd.processes import started as processes
 
@@ -46,6 +49,52 @@ def is_sharding_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def check_engine(model: PreTrainedModel, training: TrainingConfig, completions: Completions) -> None:
+    """Refuse a training that no engine here would carry out, before any work that this would make useless.
+
+    Args:
+        model: that learns, or that one is made of which does, on its device.
+        training: how.
+        completions: whose are learned from.
+
+    Raises:
+        SettingError: FSDP is asked for where accelerate has none, a teacher is to be sharded without it or while it
+            writes, or the model cannot compute its layers again.
+    """
+    if training.gradient_checkpointing:
+        check_checkpoints_layers(model)
+    sharded = is_sharding_asked()
+    if sharded and (model.device.type == "cpu" or "LOCAL_RANK" not in os.environ):
+        where = "on the CPU" if model.device.type == "cpu" else "in a process that was started by itself"
+        raise SettingError(f"FSDP is asked for, and this run is {where}{_SHARDS}")
+    if training.shard_teacher:
+        check_sharded_teacher(sharded, completions)
+
+
+_SHARDS = (
+    ": accelerate shards on GPUs only, in processes that torchrun or accelerate launch has started. Start it so, or "
+    "leave FSDP out."
+)
+
+
+def check_sharded_teacher(sharded: bool, completions: Completions) -> None:
+    """Refuse to spread a teacher over the processes where that cannot be done.
+
+    Raises:
+        SettingError: FSDP is not in use; or the teacher is to write.
+    """
+    if completions.teacher_share:
+        raise SettingError(
+            "The teacher is to write completions, each process for its own prompts, and to be sharded, which takes "
+            "all processes at once. Keep it whole (training.shard_teacher: false)."
+        )
+    if not sharded:
+        raise SettingError(
+            "The teacher is to be sharded, which FSDP2 does, and this training has none. Start it by `accelerate "
+            "launch --use_fsdp --fsdp_version 2`, or keep the teacher whole (training.shard_teacher: false)."
+        )
+
+
 def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) -> None:
     """Refuse what would not be what was asked for, and let FSDP shard a model by its layers, unless it is told how.
 
@@ -57,8 +106,7 @@ def prepare_engine_(trainer: Trainer, model: PreTrainedModel, anatomy: Anatomy) 
     accelerator = trainer.accelerator
     if (is_sharding_asked() or trainer.args.fsdp) and accelerator.distributed_type != DistributedType.FSDP:
         raise SettingError(
-            f"FSDP is asked for, and accelerate runs {accelerator.distributed_type.value} instead: it shards on GPUs "
-            "only, in processes that torchrun or accelerate launch has started. Start it so, or leave FSDP out."
+            f"FSDP is asked for, and accelerate runs {accelerator.distributed_type.value} instead{_SHARDS}"
         )
     if trainer.is_fsdp_enabled and not accelerator.is_fsdp2:
         raise SettingError(

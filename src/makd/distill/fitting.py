@@ -7,6 +7,7 @@ nothing that follows from plan, teacher and rows is refused after hours of a fac
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
@@ -16,8 +17,10 @@ from makd.capture import has_vocabulary_head
 from makd.data import has_completions, reads_blocks, token_batches
 from makd.distill.lengths import training_lengths
 from makd.distill.projections import find_widths
+from makd.distill.training import TrainingConfig
 from makd.distill.withholding import shared_label_shift
 from makd.errors import DataError, SettingError
+from makd.processes.started import process_count
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,36 @@ class TrainingRows:
     cached: bool = False
     """Whether a cache answers for the teacher."""
 
+    @staticmethod
+    def of(
+        rows: Dataset, training: TrainingConfig, completions: Completions, limit: int | None, *, cached: bool
+    ) -> "TrainingRows":
+        """Of a run.
+
+        Args:
+            rows: to train on.
+            training: says how many share a batch.
+            completions: who writes them.
+            limit: tokens that a row of the models may have.
+            cached: whether a cache answers for the teacher.
+        """
+        tokens = training.find_tokens(training_lengths(rows, completions, limit))
+        return TrainingRows(rows, training.batch_size, tokens, cached=cached)
+
     def find_widest(self, completions: Completions, student: PreTrainedModel) -> int:
         """Rows of the batch that has the most."""
         if self.tokens_per_batch is None:
             return self.batch_size
-        lengths = training_lengths(self.rows, completions, token_limit(student))
-        return max(map(len, token_batches(lengths, self.tokens_per_batch)), default=0)
+        return max(self._sizes(completions, student, self.tokens_per_batch), default=0)
+
+    def count_batches(self, completions: Completions, student: PreTrainedModel) -> int:
+        """Batches of an epoch, in each process."""
+        if self.tokens_per_batch is None:
+            return -(-len(self.rows) // (self.batch_size * process_count()))
+        return -(-len(self._sizes(completions, student, self.tokens_per_batch)) // process_count())
+
+    def _sizes(self, completions: Completions, student: PreTrainedModel, tokens: int) -> list[int]:
+        return [*map(len, token_batches(training_lengths(self.rows, completions, token_limit(student)), tokens))]
 
 
 def check_training(

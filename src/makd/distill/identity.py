@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.cache import hash_teacher, hash_tokenizer
+from makd.distill.training import OF_NO_WEIGHT
 from makd.errors import OutputError, SettingError
 from makd.identities import VERSIONS, differences, versions, warn_other_versions
 from makd.processes.first import from_first
@@ -23,8 +24,8 @@ from makd.whole_files import write_json_whole
 
 START = "student before training"
 """An entry that is known later than the others: the weights that training starts from."""
-_NO_WEIGHT = ("log_every", "report_to", "save_every", "shard_teacher")
-"""Settings of a training that change no weight."""
+_NO_WEIGHT = (*OF_NO_WEIGHT, "store")
+"""Settings that change no weight: of a training, and where a factorization keeps its states."""
 _PER_PROCESS = "accumulate"
 """A setting that is compared times the processes: half as many with twice the forwards take the same steps."""
 

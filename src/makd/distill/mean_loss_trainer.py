@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer
 from makd.anatomy.key_cache import cache_setting_kept
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.data.batches import SIDES
-from makd.distill.arguments import check_stream
+from makd.distill.arguments import check_checkpoints_layers, check_stream
 from makd.distill.engines import real_rows, set_engine_
 from makd.distill.resuming import without_tied
 from makd.distill.shares import RunningMeans
@@ -56,10 +56,13 @@ class MeanLossTrainer(Trainer, ABC):
             kwargs: the Trainer's.
 
         Raises:
-            SettingError: `tokens_per_batch` is given and the training rows are a stream.
+            SettingError: `tokens_per_batch` is given and the training rows are a stream, or activation checkpointing is
+                asked for and the model has none.
         """
         self.evaluated, self.dropout, self.tokens_per_batch = evaluated, dropout, tokens_per_batch
         kwargs["args"] = set_engine_(kwargs.get("args"))
+        if kwargs["args"].activation_checkpointing:
+            check_checkpoints_layers(own)
         with cache_setting_kept(own):
             super().__init__(model=model, **kwargs)
             check_stream(tokens_per_batch, self.train_dataset)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from makd.distill.checkpoints import ListFiles, checkpoint_folders, find_fault
 from makd.processes.first import in_first
@@ -30,9 +30,18 @@ def train(trainer: Trainer, checkpoints: Path, resume: bool) -> int:
             trainer.state = state  # with the log of the whole training
             return int(state.num_input_tokens_seen)
     trainer.add_callback(ListFiles())
+    trainer.add_callback(_OwnIntervals())
     with _own_forward_after(trainer):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return int(trainer.state.num_input_tokens_seen)
+
+
+class _OwnIntervals(TrainerCallback):
+    """A training that goes on saves and logs as it is told now; the Trainer would do so as the stopped one was."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the intervals of `args`."""
+        state.compute_steps(args, state.max_steps)
 
 
 @in_first

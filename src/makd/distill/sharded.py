@@ -22,6 +22,7 @@ from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
 from makd.distill.engines import (
     check_same_teacher,
+    check_sharded_teacher,
     check_shared,
     is_sharding_asked,
     layer_classes,
@@ -107,11 +108,7 @@ def settle_teacher_(
     """
     check_same_teacher(teacher)
     if shard:
-        if plan.completions.teacher_share:
-            raise SettingError(
-                "The teacher is to write completions, each process for its own prompts, and to be sharded, which takes "
-                "all processes at once. Keep it whole."
-            )
+        check_sharded_teacher(trainer.is_fsdp_enabled, plan.completions)
         _shard_(trainer, teacher, anatomy)
     else:
         place_teacher_(teacher, trainer.args.device)
@@ -120,11 +117,6 @@ def settle_teacher_(
 
 
 def _shard_(trainer: Trainer, teacher: PreTrainedModel, anatomy: Anatomy) -> None:
-    if not trainer.is_fsdp_enabled:
-        raise SettingError(
-            "The teacher is to be sharded, which FSDP2 does, and this training has none. Start it by `accelerate "
-            "launch --use_fsdp --fsdp_version 2`, or keep the teacher whole."
-        )
     check_shared(teacher)
     teacher.requires_grad_(False)
     plugin = trainer.accelerator.state.fsdp_plugin

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,10 @@ from makd.errors import SettingError
 from makd.kinds import checked
 
 KEPT_CHECKPOINTS = 2
+AT_THE_END = 10**9
+"""`save_every` of a training that keeps its end alone, which the Trainer does in any case."""
+OF_NO_WEIGHT = ("log_every", "report_to", "save_every", "shard_teacher")
+"""Settings of a training that change no weight."""
 CHECKPOINT_SIZES = 3 * (KEPT_CHECKPOINTS + 1)
 """Room for a training's checkpoints, in sizes of its model: weights and AdamW's two moments, and one more than are kept
 while it is written."""
@@ -91,6 +95,12 @@ class TrainingConfig:
                 raise SettingError(f"training.{name} is {allowed}; got {getattr(self, name)}.")
         _check_report_to(self.report_to)
 
+    def of_weights(self) -> "TrainingConfig":
+        """These settings with the defaults of those that change no weight: equal where the same weights are made."""
+        idle = {*OF_NO_WEIGHT, *(() if self.steps is None else ("epochs",))}
+        kept = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in idle}
+        return TrainingConfig(**kept)
+
     def find_tokens(self, lengths: Sequence[int]) -> int:
         """`tokens_per_batch`, for rows of these lengths; no fewer than the longest row has."""
         mean = self.batch_size * sum(lengths) / max(1, len(lengths))
@@ -104,6 +114,25 @@ class TrainingConfig:
     def find_teacher_dtype(self) -> torch.dtype | None:
         """`teacher_dtype`, as `DistillTrainer` takes it."""
         return {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.teacher_dtype]
+
+    def check_teacher_dtype(self, dtype: str, *, cached: bool) -> None:
+        """Refuse a `teacher_dtype` that means nothing for a teacher that runs in `dtype`, or answers from a cache.
+
+        Raises:
+            SettingError: its products would be what they are without it.
+        """
+        if self.teacher_dtype is None:
+            return
+        if cached:
+            raise SettingError(
+                f"training.teacher_dtype is {self.teacher_dtype}, and a cache answers for the teacher, as it was when "
+                "the cache was made. Leave out one of them."
+            )
+        if dtype == "bfloat16" or (dtype == "float16" and self.teacher_dtype == "float32"):
+            raise SettingError(
+                f"training.teacher_dtype is {self.teacher_dtype}, and does nothing beside dtype {dtype}, in which the "
+                "teacher's parameters are: so are its products. Leave it out, or take dtype float32."
+            )
 
     def with_products_in(self, dtype: torch.dtype) -> "TrainingConfig":
         """These settings for models that run in `dtype`: in bfloat16, so do the student's products, by autocast.

@@ -54,3 +54,5 @@ class ExportConfig:
             )
         if self.to != "gguf" and self.llama_cpp is not None:
             raise SettingError(f"llama_cpp is of GGUF files; got it with to={self.to!r}. Leave it out.")
+        if self.to != "gguf" and self.gguf_type != ExportConfig.gguf_type:
+            raise SettingError(f"gguf_type is of GGUF files; got {self.gguf_type!r} with to={self.to!r}. Leave it out.")

@@ -85,9 +85,14 @@ def parts_of(phase: Memory) -> str:
 def _advice(phase: Memory) -> str:
     """What to do about the largest part."""
     if phase.when == "training":
+        if phase.activations > phase.weights:
+            return (
+                "Take smaller batches (recipe.training.batch_size, or tokens_per_batch), "
+                "recipe.training.gradient_checkpointing, or recipe.training.precision bfloat16; or only factorize."
+            )
         return (
-            "Take smaller batches (recipe.training.batch_size) with recipe.training.gradient_checkpointing, a smaller "
-            "budget, or a teacher's cache (recipe.cache); or only factorize."
+            "Take recipe.training.trainable adapters or linears, a smaller budget, a teacher's cache (recipe.cache), "
+            "or FSDP over several GPUs, with recipe.training.shard_teacher; or only factorize."
         )
     ways = {
         "Take --stream, which has one layer at a time in memory, or recipe.dtype bfloat16.": phase.weights,

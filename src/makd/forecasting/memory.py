@@ -44,6 +44,8 @@ class Memory:
     decompositions: int = 0
     activations: int = 0
     """Of one batch in one layer, or of its logits."""
+    unsure: int = 0
+    """Bytes of the weights that may stand elsewhere: they are told, and nothing is refused for them."""
 
     @property
     def total(self) -> int:
@@ -54,7 +56,7 @@ class Memory:
     def least(self) -> int:
         """What it takes in any case: weights and states are plain arithmetic, the rest may be forecast too large."""
         known = self.weights + self.states
-        return known + round((self.total - known) / TOO_LARGE)
+        return known - self.unsure + round((self.total - known) / TOO_LARGE)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The teacher's weights are not loaded: its architecture is built empty. Nothing is written.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer
 from makd.distill import training_lengths
+from makd.distill.engines import is_sharding_asked
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.room import find_available
@@ -31,14 +33,14 @@ from makd.forecasting.operations import TextShape
 from makd.forecasting.outcome import Command, RunForecast
 from makd.forecasting.shapes import shape_of
 from makd.forecasting.student import Forecast, forecast_factorization
-from makd.forecasting.training import TrainingForecast, forecast_training
+from makd.forecasting.training import LearnerShape, Spread, TrainingForecast, forecast_training
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model, load_model, locate
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first
+from makd.processes.started import process_count
 from makd.ranks.budget import Budget
-from makd.solvers import SOLVERS
-from makd.start import start_settings
+from makd.start import reads_text, start_settings
 from makd.storage import find_save_dtype, stored_folder
 from makd.weights.files import read_header
 from makd.weights.shards import weight_files
@@ -85,7 +87,7 @@ def forecast(
     device, dtype = recipe.find_device(), check_dtype(recipe.dtype)
     model = _empty(teacher, recipe.head, dtype)
     settings = _streamed(recipe.factorize, model) if stream else start_settings(recipe, trains=command == "compress")
-    needs_text = not stream or SOLVERS[settings.solver].needs_text
+    needs_text = not stream or reads_text(recipe, settings)
     prepared = prepare(data, choose_tokenizer(tokenizer, teacher), model, recipe) if needs_text else None
     save = find_save_dtype(recipe.save_dtype, teacher, dtype)
     batches = [] if prepared is None else prepared.calibration
@@ -93,7 +95,7 @@ def forecast(
     anatomy = examine(model)
     made = _forecast(model, anatomy, batches, budget, settings, save, device, from_files=stream)
     training, uncounted = None, []
-    if recipe.layer_teacher is not None and not stream:
+    if recipe.layer_teacher is not None:
         uncounted.append("lessons of layers (recipe.layerwise) are not counted: making them takes longer")
     if command == "compress" and prepared is not None:
         training = _training(model, anatomy, made, recipe, prepared)
@@ -215,10 +217,31 @@ def _forecast(
 def _training(
     model: PreTrainedModel, anatomy: Anatomy, made: Forecast, recipe: Recipe, data: RunData
 ) -> TrainingForecast | None:
-    stages = [stage for stage in recipe.trainings if stage.training.steps != 0]
+    dtype = check_dtype(recipe.dtype)
+    stages = [
+        replace(stage, training=stage.training.with_products_in(dtype))
+        for stage in recipe.trainings
+        if stage.training.steps != 0
+    ]
     if not stages:
         return None
     shape = shape_of(model, anatomy, linear_sizes(model, anatomy))
-    kept = made.student_linears / made.teacher_linears
+    student = LearnerShape(
+        parameters=made.student_parameters,
+        linears=made.student_linears,
+        kept=made.student_linears / made.teacher_linears,
+        factors=tuple(
+            (made.sizes[name].in_features, rank, made.sizes[name].out_features)
+            for name, rank in made.ranks.items()
+            if rank is not None and name in anatomy.linears
+        ),
+    )
     lengths = [training_lengths(data.train, stage.plan.writers, token_limit(model)) for stage in stages]
-    return forecast_training(shape, made.student_parameters, kept, stages, lengths, recipe.cache is None)
+    return forecast_training(shape, student, stages, lengths, recipe.cache is None, _spread())
+
+
+def _spread() -> Spread:
+    """As what started this process says."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        return Spread(is_known=False)
+    return Spread(process_count()) if is_sharding_asked() else Spread()
