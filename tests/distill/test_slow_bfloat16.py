@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def ratio(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The messages of this process are not counted, nor is its processor asked."""
-    precision._tell.cache_clear()
+    precision._warn.cache_clear()
     return monkeypatch
 
 
