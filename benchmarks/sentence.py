@@ -42,7 +42,7 @@ from makd.comparison.statistics import difference, mean, pairs
 from makd.data import Source
 from makd.loading import locate
 from makd.pipeline import distill, factorize_only
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sentence.jsonl"

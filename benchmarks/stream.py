@@ -282,7 +282,7 @@ def main() -> None:
 def _processor() -> str:
     import torch
 
-    from makd.report.record import describe_environment
+    from makd.run_folder.record import describe_environment
 
     return str(describe_environment(torch.device("cpu"), 0)["processor"])
 

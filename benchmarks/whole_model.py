@@ -16,7 +16,7 @@ import torch
 import makd
 from makd import pipeline
 from makd.config import CalibrationConfig, EvaluationConfig, Recipe
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "linears only": {"vocabulary": "dense", "depth": "all"},

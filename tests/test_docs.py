@@ -24,7 +24,7 @@ from makd.cli.main import COMMANDS, main
 from makd.data import Source
 from makd.measures import LABELS, TASK_LABELS
 from makd.ranks.allocation import RANK_RULES
-from makd.report import plain
+from makd.run_folder import plain
 from makd.solvers import SOLVERS
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import yaml
 
 import makd
 from makd.efforts import EFFORTS, settings_of
-from makd.report import plain
+from makd.run_folder import plain
 
 TASK = makd.TaskConfig(name="glue/mrpc", path="rows")
 

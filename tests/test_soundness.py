@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import makd
 from makd import pipeline
 from makd.errors import DataError, NumericsError
-from makd.report import write_json
+from makd.run_folder import write_json
 from makd.tasks import read_task
 from tests.models import batch, tiny
 from tests.tasks.test_tasks import PAIRS, write

@@ -10,9 +10,9 @@ from transformers import AutoModel, AutoTokenizer
 import makd
 from makd import pipeline
 from makd.evaluation import speed as measuring
-from makd.html_report import write_report
 from makd.loading import load_model
-from makd.report.speed import BEGIN, END, with_section
+from makd.report import write_report
+from makd.run_folder.speed import BEGIN, END, with_section
 from makd.student.folding import factored_linears
 
 QUICK = ["--batches", "[1, 2]", "--lengths", "[8]", "--repeats", "1"]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import makd
 from makd.calibration.store import DiskStore
 from makd.cli.main import main
-from makd.report import OutputFolder
+from makd.run_folder import OutputFolder
 
 QUICK = [
     "--data.path", "pydoc", "--data.rows", "40", "--data.max_length", "16", "--recipe.calibration.rows", "16",
@@ -100,7 +100,7 @@ def test_python_and_the_command_line_are_the_same(stream, encoder_folder, tmp_pa
 KILLED = """
 import os, signal, sys
 from makd.cli.main import main
-from makd.report import OutputFolder
+from makd.run_folder import OutputFolder
 from makd.calibration.store import DiskStore
 write = DiskStore.write
 def dies_in_the_second_layer(self, entry, *arguments):

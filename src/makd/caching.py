@@ -21,8 +21,8 @@ from makd.preparation import Data, RunData, prepare
 from makd.processes.first import from_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, reporting
-from makd.report import OutputFolder, plain
 from makd.run import name_of, names_of, tokenizer_name
+from makd.run_folder import OutputFolder, plain
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from makd.kinds import takes
 from makd.loading import load_tokenizer, locate, take_model
 from makd.plain_json import read_json
 from makd.processes.started import check_alone
-from makd.report import OutputFolder, describe_environment, write_json
+from makd.run_folder import OutputFolder, describe_environment, write_json
 from makd.sentence_encoder import copy_companions, origin_of
 
 logger = logging.getLogger(__name__)

@@ -40,8 +40,8 @@ from makd.pipeline import Report
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, nobody, reporting
-from makd.report import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.run import tokenizer_name
+from makd.run_folder import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.storage import find_save_dtype
 from makd.student.hub import mark_student
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task

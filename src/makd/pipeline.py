@@ -50,14 +50,14 @@ from makd.processes.first import in_first, in_turn
 from makd.progress import OnProgress, Progress
 from makd.ranks.budget import Budget
 from makd.registry import make_settings
-from makd.report import (
+from makd.run import Run, bytes_of, model_of, name_of, start_run
+from makd.run_folder import (
     describe_environment,
     warn_worsened,
     write_card,
     write_json,
     write_recipe,
 )
-from makd.run import Run, bytes_of, model_of, name_of, start_run
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.start import start_settings
 from makd.storage import find_save_dtype

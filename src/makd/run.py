@@ -41,7 +41,7 @@ from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, Progress, nobody, track
 from makd.ranks.budget import Budget
-from makd.report import Findings, OutputFolder, noting_warnings, plain, warn_changed_weights
+from makd.run_folder import Findings, OutputFolder, noting_warnings, plain, warn_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder

@@ -1,8 +1,8 @@
 """What the files are called that a run leaves in its folder for its report, and which form they have. Stands below all.
 
 They are in `report/` beside the student, each a JSON object with `format` and `about`. One that does not apply has
-`missing`, which says why, in the place of its content. Who writes them: `makd.report.findings`; who reads them:
-`makd.html_report`, which needs no torch.
+`missing`, which says why, in the place of its content. Who writes them: `makd.run_folder.findings`; who reads them:
+`makd.report`, which needs no torch.
 """
 
 FORMAT = 1

@@ -30,10 +30,10 @@ from makd.plain_json import read_json
 from makd.preparation import Data
 from makd.processes.started import check_alone
 from makd.progress import OnProgress, reporting
-from makd.report import MANIFEST, OutputFolder, describe_environment, folded_card, write_json
-from makd.report.speed import BENCH_FILE, write_speed
 from makd.run import model_of, start_run
 from makd.run_files import FOLDER, PAGE
+from makd.run_folder import MANIFEST, OutputFolder, describe_environment, folded_card, write_json
+from makd.run_folder.speed import BENCH_FILE, write_speed
 from makd.student.folding import fold as folded_copy
 from makd.student.folding import fold_
 

@@ -11,7 +11,7 @@ from makd.config import Recipe
 from makd.factorization.settings import FactorizeConfig
 from makd.provenance import extensions_of
 from makd.ranks.budget import Budget
-from makd.report import plain
+from makd.run_folder import plain
 from makd.solvers import SOLVERS
 
 

@@ -28,7 +28,8 @@ from makd.preparation import Data, prepare
 from makd.processes.first import in_first
 from makd.progress import OnProgress, peak_bytes, reporting
 from makd.ranks.budget import Budget
-from makd.report import (
+from makd.run import names_of, tokenizer_name
+from makd.run_folder import (
     Findings,
     OutputFolder,
     describe_environment,
@@ -37,7 +38,6 @@ from makd.report import (
     write_json,
     write_recipe,
 )
-from makd.run import names_of, tokenizer_name
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.start import identify_start, reads_text
 from makd.storage import find_save_dtype

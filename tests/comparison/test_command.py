@@ -15,7 +15,7 @@ from makd.comparison.results import append_line
 class TestCommand:
     @pytest.fixture
     def file(self, done, tmp_path):
-        from makd.report import plain
+        from makd.run_folder import plain
 
         path = tmp_path / "experiment.yaml"
         path.write_text(yaml.safe_dump(plain(done[0])))

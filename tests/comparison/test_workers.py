@@ -25,7 +25,7 @@ from makd.comparison.search import SEARCH_FILE, searched_at, trial_hash
 from makd.comparison.setup import teacher_folder
 from makd.errors import ModelLoadError, SettingError
 from makd.progress import Progress
-from makd.report import plain
+from makd.run_folder import plain
 from tests.comparison.experiments import make
 
 

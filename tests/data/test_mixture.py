@@ -10,7 +10,7 @@ from datasets import Dataset
 import makd
 from makd.data import DataConfig, Source, load_texts, read_settings
 from makd.data.mixture import apportion
-from makd.report import plain
+from makd.run_folder import plain
 from tests.data.chats import chat
 
 

@@ -11,7 +11,7 @@ from makd.evaluation.clock import take_turns
 from makd.evaluation.decoding import time_decoding
 from makd.evaluation.pairing import check_own_teacher
 from makd.evaluation.speed import measure_speed
-from makd.report.speed import fold_line
+from makd.run_folder.speed import fold_line
 from makd.student.folding import factored_linears
 from tests.models import tiny
 

@@ -11,7 +11,7 @@ from makd.config import CalibrationConfig
 from makd.errors import BudgetError, DataError, OutputError, RoomError, SettingError
 from makd.factorization.room import Available, Room
 from makd.forecasting import run as forecasting
-from makd.report import OutputFolder
+from makd.run_folder import OutputFolder
 from tests.models import tiny
 
 HALF = makd.Budget(keep_linears=0.5)

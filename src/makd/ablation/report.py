@@ -8,10 +8,10 @@ from makd.ablation.measured import Line, Measure, by_variation, measures_of, sec
 from makd.ablation.run import Ablation
 from makd.ablation.table import ablation_table
 from makd.ablation.variations import OFF, WHOLE
-from makd.html_report import charts
-from makd.html_report.elements import Markup, element, section, table
-from makd.html_report.page import check_extra, whole_page
-from makd.html_report.target import check_target, write_target
+from makd.report import charts
+from makd.report.elements import Markup, element, section, table
+from makd.report.page import check_extra, whole_page
+from makd.report.target import check_target, write_target
 from makd.shell import command
 
 CLEAR = 0.05

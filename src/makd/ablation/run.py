@@ -26,8 +26,8 @@ from makd.processes.started import check_alone
 from makd.progress import OnProgress
 from makd.provenance import anatomy_of, extensions_of
 from makd.ranks.budget import Budget
-from makd.report import describe_environment, plain
 from makd.run import names_of
+from makd.run_folder import describe_environment, plain
 
 TABLE = "table.md"
 """File that the table is written to."""

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from makd.ablation.measured import Line, by_variation, mean_text, measures_of, seconds_of
 from makd.ablation.variations import WHOLE
-from makd.report.text_table import TextTable, plain_table
+from makd.run_folder.text_table import TextTable, plain_table
 
 START = "start, untaught"
 

@@ -6,8 +6,8 @@ from makd.ablation import TABLE, shown_table, write_ablation_report
 from makd.ablation import ablate as run_ablation
 from makd.cli.main import read_command
 from makd.cli.outcome import Outcome
-from makd.html_report import check_extra, check_target
 from makd.progress import OnProgress
+from makd.report import check_extra, check_target
 from makd.shell import command
 
 

@@ -9,8 +9,8 @@ from makd.data import DataConfig
 from makd.evaluation.speed import BenchConfig
 from makd.evaluation.verdict import verdicts
 from makd.progress import OnProgress
-from makd.report.formats import formats_table
-from makd.report.speed import decoding_table, fold_line, linears_table, speed_content, speed_table
+from makd.run_folder.formats import formats_table
+from makd.run_folder.speed import decoding_table, fold_line, linears_table, speed_content, speed_table
 from makd.shell import command_on_pair
 from makd.tasks import TaskConfig
 

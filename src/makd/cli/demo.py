@@ -11,10 +11,10 @@ from makd.cli.main import read_command
 from makd.cli.outcome import Outcome
 from makd.cli.runs import compress
 from makd.errors import ModelLoadError
-from makd.html_report import check_extra, write_report
 from makd.processes.started import check_alone
 from makd.progress import OnProgress, reporting
 from makd.registry import Registry
+from makd.report import check_extra, write_report
 
 RELOAD = """
 import makd, sys, transformers

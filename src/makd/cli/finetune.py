@@ -5,7 +5,7 @@ from makd.cli.outcome import Outcome
 from makd.cli.terminal import seconds_line
 from makd.config import FinetuneRecipe
 from makd.progress import OnProgress
-from makd.report import scores_table
+from makd.run_folder import scores_table
 from makd.shell import command
 from makd.tasks import TaskConfig
 

@@ -16,7 +16,7 @@ class Outcome:
     """The result of a command."""
 
     content: Any
-    """What `--json` prints: anything that `makd.report.plain` makes maps, lists, texts and numbers of."""
+    """What `--json` prints: anything that `makd.run_folder.plain` makes maps, lists, texts and numbers of."""
     shown: Sequence[Any] = ()
     """What a person sees in its place: lines, and tables of rich's."""
     next: Sequence[str] = ()
@@ -28,7 +28,7 @@ class Outcome:
 def print_outcome(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
     """The result on stdout: one JSON document, or what a person sees with what to try next."""
     if as_json:
-        from makd.report import to_json
+        from makd.run_folder import to_json
 
         print(to_json(outcome.content, indent=2))
         return

@@ -1,8 +1,8 @@
 """The command `makd report`: runs as one HTML file. Needs no torch."""
 
 from makd.cli.outcome import Outcome
-from makd.html_report import write_report
 from makd.progress import OnProgress, reporting
+from makd.report import write_report
 
 
 def report(on_progress: OnProgress, runs: list[str], output: str | None = None, overwrite: bool = False) -> Outcome:

@@ -17,7 +17,7 @@ from makd.evaluation import InstructionsConfig
 from makd.forecasting import RunForecast, forecast, forecast_table
 from makd.progress import OnProgress
 from makd.ranks.budget import Budget
-from makd.report import metrics_table
+from makd.run_folder import metrics_table
 from makd.shell import command_on_pair
 from makd.solvers import SOLVERS
 from makd.tasks import TaskConfig

@@ -15,7 +15,7 @@ from makd.comparison.tables import Lines, cost_table, lead_table, quality_table
 from makd.errors import OutputError
 from makd.measures import TASK_LABELS
 from makd.ranks.budget import Budget
-from makd.report.text_table import TextTable
+from makd.run_folder.text_table import TextTable
 
 
 @dataclass(frozen=True)

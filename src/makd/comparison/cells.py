@@ -15,7 +15,7 @@ from makd.errors import SettingError
 from makd.provenance import anatomy_of, extensions_of
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
-from makd.report import plain
+from makd.run_folder import plain
 from makd.tasks import HELD_OUT, TaskConfig
 
 KEYS = ("task", "method", "seed", "budget")

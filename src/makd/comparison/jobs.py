@@ -16,7 +16,7 @@ from makd.comparison.setup import Setup, Setups, make_teacher
 from makd.comparison.teach import teach
 from makd.evaluation import fingerprint, parameter_counts
 from makd.progress import OnProgress
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 from makd.tasks import TaskConfig
 
 

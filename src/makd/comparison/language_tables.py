@@ -7,7 +7,7 @@ from typing import Any
 from makd.comparison.settings import Experiment
 from makd.comparison.statistics import mean
 from makd.comparison.tables import Lines
-from makd.report.text_table import TextTable
+from makd.run_folder.text_table import TextTable
 
 LANGUAGE_SCORE = "what is left of the teacher's probability of a token"
 """The score, for a person."""

@@ -14,7 +14,7 @@ from makd.comparison.setup import Setups
 from makd.config import find_device
 from makd.evaluation import latency
 from makd.progress import OnProgress, Progress
-from makd.report import describe_environment
+from makd.run_folder import describe_environment
 
 LATENCY_FILE = "latency.jsonl"
 """In the output folder: a line for each method and budget."""

@@ -8,11 +8,11 @@ from makd.comparison.all_results import ComparisonResults, budget_tables, introd
 from makd.comparison.settings import Experiment, budget_name, short_name
 from makd.comparison.statistics import average, difference, pairs, scores
 from makd.comparison.tables import mean_of, scores_by_method, settings_table, share_of_teacher
-from makd.html_report import charts
-from makd.html_report.elements import Markup, element, section, table
-from makd.html_report.page import check_extra, short_name_of, whole_page
-from makd.html_report.target import check_target, write_target
-from makd.report.text_table import TextTable
+from makd.report import charts
+from makd.report.elements import Markup, element, section, table
+from makd.report.page import check_extra, short_name_of, whole_page
+from makd.report.target import check_target, write_target
+from makd.run_folder.text_table import TextTable
 from makd.shell import command
 
 Point = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from makd.errors import OutputError
-from makd.report import to_json
+from makd.run_folder import to_json
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from makd.comparison.settings import OURS, Experiment, short_name
 from makd.comparison.statistics import Mean, Scores, average, difference, mean, pairs, scores
-from makd.report.text_table import TextTable
+from makd.run_folder.text_table import TextTable
 
 Lines = Sequence[Mapping[str, Any]]
 

@@ -13,8 +13,8 @@ from makd.distill.checkpoints import checkpoint_folders, find_fault, newest_step
 from makd.errors import MakdError, OutputError, SettingError
 from makd.processes.first import from_first
 from makd.processes.started import is_first
-from makd.report.manifest import foreign_files, write_manifest
-from makd.report.workplace import KINDS, REPLACED, RESULT, UNPLACED, Workplace, remove
+from makd.run_folder.manifest import foreign_files, write_manifest
+from makd.run_folder.workplace import KINDS, REPLACED, RESULT, UNPLACED, Workplace, remove
 
 _logger = logging.getLogger(__name__)
 

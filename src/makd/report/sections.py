@@ -5,13 +5,13 @@ from typing import Any
 
 import yaml
 
-from makd.html_report import charts
-from makd.html_report.curves import moments
-from makd.html_report.elements import Markup, element, join, missing, scrolled, section, table
-from makd.html_report.glance import ROLES, latency_ratios, measured, role_name
-from makd.html_report.record import Record
-from makd.html_report.words import number, seconds, share
 from makd.measures import table_of
+from makd.report import charts
+from makd.report.curves import moments
+from makd.report.elements import Markup, element, join, missing, scrolled, section, table
+from makd.report.glance import ROLES, latency_ratios, measured, role_name
+from makd.report.record import Record
+from makd.report.words import number, seconds, share
 from makd.run_files import LINEARS, SAMPLES, TRAINING, WARNINGS
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from makd.report.tables import metrics_markdown
+from makd.run_folder.tables import metrics_markdown
 
 
 def measured(training, before, after):

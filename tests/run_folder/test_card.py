@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 import makd
 from makd.data import DataConfig, Source
 from makd.pipeline import distill, factorize_only
-from makd.report import write_card
-from makd.report.metadata import auto_class_of, find_source
+from makd.run_folder import write_card
+from makd.run_folder.metadata import auto_class_of, find_source
 from makd.tasks import TaskConfig
 from tests.models import tiny
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from makd.html_report import charts
-from makd.html_report.elements import Markup, element, missing, section, table
-from makd.html_report.glance import Quality, latency_ratios, quality_of
-from makd.html_report.record import Record
-from makd.html_report.words import score, share
 from makd.measures import rows
+from makd.report import charts
+from makd.report.elements import Markup, element, missing, section, table
+from makd.report.glance import Quality, latency_ratios, quality_of
+from makd.report.record import Record
+from makd.report.words import score, share
 
 
 def names_of(records: Sequence[Record]) -> list[str]:

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from makd.html_report import write_report
-from tests.html_report.made_up import make_run
+from makd.report import write_report
+from tests.report.made_up import make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

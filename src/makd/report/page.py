@@ -8,8 +8,8 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from makd.errors import SettingError
-from makd.html_report.elements import Markup, element, join
-from makd.html_report.target import MARK
+from makd.report.elements import Markup, element, join
+from makd.report.target import MARK
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
 """What the browser is held to: no request leaves the file. Vega makes functions out of its own expressions."""
@@ -36,7 +36,7 @@ def _library() -> Markup:
 
 
 def _own(name: str) -> Markup:
-    return Markup((resources.files("makd") / "html_report" / name).read_text(encoding="utf-8"))
+    return Markup((resources.files("makd") / "report" / name).read_text(encoding="utf-8"))
 
 
 def whole_page(title: str, subtitle: Markup, parts: Sequence[tuple[str, str, Markup]], command: str) -> str:

@@ -27,7 +27,7 @@ from makd.data.settings import BUILT_IN
 from makd.errors import ModelLoadError
 from makd.loading import PACKAGE_SCHEME, locate
 from makd.measures import known_metric, task_label
-from makd.report.record import is_on_disk
+from makd.run_folder.record import is_on_disk
 from makd.tasks import TaskConfig
 
 Data = DataConfig | TaskConfig | None

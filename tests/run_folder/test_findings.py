@@ -10,11 +10,11 @@ import torch
 import makd
 from makd.pipeline import compress, distill, factorize_only
 from makd.ranks.curves import thin
-from makd.report import noting_warnings
-from makd.report.manifest import foreign_files
 from makd.run_files import ABOUT, FOLDER, FORMAT
+from makd.run_folder import noting_warnings
+from makd.run_folder.manifest import foreign_files
 from makd.solvers.factors import Spectrum
-from tests.html_report.made_up import files
+from tests.report.made_up import files
 
 DATA = makd.DataConfig(path="pydoc", max_length=32, rows=120)
 BUDGET = makd.Budget(keep_linears=0.6)

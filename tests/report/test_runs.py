@@ -5,9 +5,9 @@ import re
 import pytest
 
 from makd.errors import SettingError
-from makd.html_report import write_report
-from tests.html_report.made_up import METRICS, RECIPE, make_run, measured_as
-from tests.html_report.reading import section
+from makd.report import write_report
+from tests.report.made_up import METRICS, RECIPE, make_run, measured_as
+from tests.report.reading import section
 
 
 def is_ranked(tmp_path, one, two):

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from makd.html_report.elements import Markup, element
-from makd.html_report.glance import latency_ratios, measured, worst_linear
-from makd.html_report.record import Record
-from makd.html_report.words import share
 from makd.measures import worsened
+from makd.report.elements import Markup, element
+from makd.report.glance import latency_ratios, measured, worst_linear
+from makd.report.record import Record
+from makd.report.words import share
 from makd.run_files import LINEARS, TRAINING
 from makd.shell import command, command_on_pair
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from makd.measures import table_of, task_label
-from makd.report.text_table import markdown_table
+from makd.run_folder.text_table import markdown_table
 
 
 def scores_table(task: Mapping[str, Any], title: str) -> Table:

@@ -15,10 +15,10 @@ from makd.errors import OutputError
 from makd.evaluation.inside import LayerErrors
 from makd.factorization.outcome import FactorizeReport
 from makd.plain_json import read_json
-from makd.report.linears import linear_rows
-from makd.report.noted import Warnings
-from makd.report.record import plain, write_json
 from makd.run_files import ABOUT, FOLDER, FORMAT, LAYERS, LINEARS, SAMPLES, SPECTRA, TRAINING, WARNINGS
+from makd.run_folder.linears import linear_rows
+from makd.run_folder.noted import Warnings
+from makd.run_folder.record import plain, write_json
 
 DIGITS = 5
 """Of every number but counts: more than a picture shows."""

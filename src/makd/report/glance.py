@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from makd.html_report.elements import Markup, element, section
-from makd.html_report.record import Record
-from makd.html_report.words import Number, count, score, share, times
 from makd.measures import LABELS, task_label
+from makd.report.elements import Markup, element, section
+from makd.report.record import Record
+from makd.report.words import Number, count, score, share, times
 from makd.run_files import LAYERS, LINEARS
 
 ROLES = {

@@ -10,9 +10,9 @@ from rich.table import Table
 from makd.evaluation.formats import FormatRow
 from makd.evaluation.speed import Speed
 from makd.evaluation.verdict import verdicts
-from makd.report.formats import formats_markdown
-from makd.report.record import to_json
-from makd.report.text_table import markdown_table, plain_table
+from makd.run_folder.formats import formats_markdown
+from makd.run_folder.record import to_json
+from makd.run_folder.text_table import markdown_table, plain_table
 from makd.whole_files import write_whole
 
 BEGIN, END = "<!-- makd bench: begin -->", "<!-- makd bench: end -->"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import makd
-from makd.report.linears import linear_rows
+from makd.run_folder.linears import linear_rows
 from tests.models import tiny
 
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from makd.html_report.elements import Markup, element, embedded_json, table
-from makd.html_report.words import score
+from makd.report.elements import Markup, element, embedded_json, table
+from makd.report.words import score
 
 COLOURS = ("#2f7fd6", "#d2601a", "#1a936f", "#a45bd0", "#cf4480", "#8a7a12", "#d34a4a", "#5a7d9a")
 """Each at least 3:1 beside white and beside near-black; neighbours differ in lightness and shape or dash besides."""

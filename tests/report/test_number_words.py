@@ -2,8 +2,8 @@
 
 import pytest
 
-from makd.html_report.glance import Quality
-from makd.html_report.words import count, number, score, seconds
+from makd.report.glance import Quality
+from makd.report.words import count, number, score, seconds
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_scores_that_differ_in_the_fourth_digit_are_told_apart(one, other):
 
 def test_a_student_that_is_nearly_perfect_is_not_told_to_be():
     assert Quality("rank correlation", 0.99964, None, None, 1.0).answer == "0.99964 of 1"
-    assert "20.04, the teacher has 19.96" in Quality("perplexity", 20.04, 19.96, None, 1.0, False).told
+    assert "20.04, the teacher has 19.96" in Quality("perplexity", 20.04, 19.96, None, 1.0, False).explanation
 
 
 def test_a_count_rises_to_the_next_word_when_it_rounds_to_it():

@@ -14,7 +14,7 @@ import pytest
 import makd
 from makd.distill.checkpoints import list_files as say_whole
 from makd.errors import OutputError, SettingError
-from makd.report import OutputFolder
+from makd.run_folder import OutputFolder
 
 OLD_STUDENT = (
     "recipe.yaml", "environment.json", "metrics.json", "config.json", "model.safetensors", "README.md",
@@ -134,7 +134,7 @@ HOLDS = """
 import sys, time
 from contextlib import suppress
 from pathlib import Path
-from makd.report.workplace import Workplace
+from makd.run_folder.workplace import Workplace
 place = Workplace(Path(sys.argv[1]))
 place.enter()
 print("in", flush=True)
@@ -297,7 +297,7 @@ def test_a_factorization_without_a_checkpoint_is_gone_on_with_and_the_training_b
         (folder.factorization / "work.json").write_text("{}")
     with OutputFolder(tmp_path / "student", resume=True, kinds=["checkpoints", "factorization"]) as first:
         assert not first.resume
-    monkeypatch.setattr("makd.report.folder.from_first", lambda _: first.resume)  # what another process is told
+    monkeypatch.setattr("makd.run_folder.folder.from_first", lambda _: first.resume)  # what another process is told
     with OutputFolder(tmp_path / "student", resume=True, kinds=["checkpoints", "factorization"]) as other:
         assert not other.resume
 

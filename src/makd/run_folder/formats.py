@@ -6,7 +6,7 @@ from rich.table import Table
 
 from makd.evaluation.formats import FormatRow
 from makd.evaluation.verdict import quality, verdicts
-from makd.report.text_table import markdown_table, plain_table
+from makd.run_folder.text_table import markdown_table, plain_table
 
 
 def format_columns(rows: Sequence[FormatRow]) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from makd.html_report.advice import advise, falling
-from makd.html_report.record import read_run
-from tests.html_report.made_up import METRICS, RECIPE, make_run
+from makd.report.advice import advise, falling
+from makd.report.record import read_run
+from tests.report.made_up import METRICS, RECIPE, make_run
 
 
 class TestAdvice:

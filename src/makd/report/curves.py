@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from makd.html_report import charts
-from makd.html_report.charts import AFTER, BEFORE
-from makd.html_report.elements import Markup, element, missing, section
-from makd.html_report.glance import role_name
-from makd.html_report.record import Record
-from makd.html_report.words import number, share
+from makd.report import charts
+from makd.report.charts import AFTER, BEFORE
+from makd.report.elements import Markup, element, missing, section
+from makd.report.glance import role_name
+from makd.report.record import Record
+from makd.report.words import number, share
 from makd.run_files import LAYERS, LINEARS, SPECTRA, TRAINING
 
 ASPECTS = {

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard
 
-from makd.report.metadata import Data, auto_class_of, card_metadata, find_source
-from makd.report.tables import metrics_markdown
+from makd.run_folder.metadata import Data, auto_class_of, card_metadata, find_source
+from makd.run_folder.tables import metrics_markdown
 
 TEMPLATE = """---
 {metadata}

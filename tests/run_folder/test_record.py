@@ -3,7 +3,7 @@
 import yaml
 
 from makd.data import DataConfig
-from makd.report import write_recipe
+from makd.run_folder import write_recipe
 from makd.tasks import TaskConfig
 
 

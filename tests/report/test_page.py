@@ -11,12 +11,12 @@ import yaml
 
 from makd.cli.demo import Demo
 from makd.errors import OutputError, SettingError
-from makd.html_report import write_report
-from makd.html_report.target import MARK
 from makd.registry import Registry
+from makd.report import write_report
+from makd.report.target import MARK
 from makd.run_files import SAMPLES
-from tests.html_report.made_up import METRICS, RECIPE, files, make_run, measured_as
-from tests.html_report.reading import Found, section
+from tests.report.made_up import METRICS, RECIPE, files, make_run, measured_as
+from tests.report.reading import Found, section
 
 GONE = {"format": 1, "missing": "the teacher was streamed"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 '\"> & {{x}} ]]> <!--"
@@ -194,7 +194,7 @@ class TestSafety:
     def test_no_torch_is_imported(self, tmp_path):
         run = make_run(tmp_path / "student")
         code = (
-            "import sys; sys.argv = ['makd']\nfrom makd.html_report import write_report\n"
+            "import sys; sys.argv = ['makd']\nfrom makd.report import write_report\n"
             f"write_report([{str(run)!r}]); assert 'torch' not in sys.modules"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
