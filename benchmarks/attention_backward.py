@@ -100,9 +100,9 @@ def compare(run: Callable[[str], None], turns: int) -> dict[str, Any]:
             start = time.perf_counter()
             run(kind)
             times.append(time.perf_counter() - start)
-    times = {kind: found[1:] for kind, found in seconds.items()}  # the first turn warms up
-    ratio = statistics.median(one / other for one, other in zip(times[FUSED], times[WRITTEN_OUT], strict=True))
-    return {f"{kind}_ms": round(1000 * min(found), 2) for kind, found in times.items()} | {"ratio": round(ratio, 2)}
+    warm = {kind: times[1:] for kind, times in seconds.items()}  # the first turn warms up
+    ratio = statistics.median(one / other for one, other in zip(warm[FUSED], warm[WRITTEN_OUT], strict=True))
+    return {f"{kind}_ms": round(1000 * min(times), 2) for kind, times in warm.items()} | {"ratio": round(ratio, 2)}
 
 
 if __name__ == "__main__":

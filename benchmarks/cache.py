@@ -116,7 +116,8 @@ def measure(
         with torch.no_grad():
             inputs = {k: v for k, v in batch.items() if k != ROW}
             batches.append((batch, trainer.distillation_forward.teacher_forward(inputs, batch[ROW])))
-    trainer.create_optimizer()
+    model, optimizer = trainer.model, trainer.create_optimizer()
+    assert model is not None
     trainer.current_gradient_accumulation_steps = 1
 
     def step(kind: str, index: int) -> tuple[float, float]:
@@ -127,9 +128,9 @@ def measure(
         theirs = (lambda *_: (copied, *heads)) if kind == "free" else teacher_forward
         begun, processor_begun = time.perf_counter(), time.process_time()
         with patch.object(DistillationForward, "teacher_forward", theirs):
-            trainer.training_step(trainer.model, inputs)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
+            trainer.training_step(model, inputs)
+        optimizer.step()
+        optimizer.zero_grad()
         return time.perf_counter() - begun, time.process_time() - processor_begun
 
     found: dict[str, list[tuple[float, float]]] = {"live": [], "cached": [], "free": []}

@@ -197,8 +197,9 @@ def decode(words: argparse.Namespace) -> None:
 
 def read(results: Path | None) -> list[dict[str, Any]]:
     """All lines."""
-    there = results is not None and results.is_file()
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if there else []
+    if results is None or not results.is_file():
+        return []
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 def write(results: Path | None, row: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset, load_dataset
@@ -48,8 +49,9 @@ from makd.calibration.store import choose_store
 from makd.calibration.walk import Walk
 from makd.data import DataConfig, load_texts, make_batches, tokenize
 from makd.evaluation import fidelity, perplexity
+from makd.factorization import fit
 from makd.factorization.assemble import linear_sizes
-from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_
+from makd.factorization.fit import FitSettings, depth_sensitivities, fit_layer_, fit_linear
 from makd.factorization.layers import begin_, make_layers_
 from makd.loading import load_model, load_tokenizer
 from makd.progress import nobody
@@ -190,7 +192,8 @@ def decompose(subject: Subject, method: str) -> dict[str, Decomposition]:
 
 def replaced(subject: Subject, terms: dict[str, Decomposition], plan: RankPlan) -> PreTrainedModel:
     """The student with these factors."""
-    student = copy.deepcopy(subject.teacher).eval()
+    student = copy.deepcopy(subject.teacher)
+    student.eval()
     for name, rank in plan.ranks.items():
         if rank is not None:
             bias = getattr(student.get_submodule(name), "bias", None)
@@ -201,7 +204,8 @@ def replaced(subject: Subject, terms: dict[str, Decomposition], plan: RankPlan) 
 
 def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decomposition]) -> PreTrainedModel:
     """The student of a method that goes in forward order."""
-    student, anatomy = copy.deepcopy(subject.teacher).eval(), resolve(subject.teacher)
+    student, anatomy = copy.deepcopy(subject.teacher), resolve(subject.teacher)
+    student.eval()
     names = {subject.teacher.get_submodule(name): name for name in anatomy.linears}
 
     def update(linear: nn.Module, split: SplitMoments, rank: int, _gradients: Tensor | None) -> Factors:
@@ -218,13 +222,13 @@ def fitted(subject: Subject, method: str, plan: RankPlan, terms: dict[str, Decom
         )
 
     gradients = subject.gradients if method == "two_sided_regression" else {}
-    fit = update if method == "svd_llm" else None
     walk = Walk(ModelSource(subject.teacher), anatomy, subject.calibration, choose_store("auto", 2**40))
     for _ in walk.up(nobody):
         pass
     begin_(walk)
-    settings = FitSettings(plan.ranks, gram=gradients.__getitem__ if gradients else None, fit=fit)
-    make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
+    settings = FitSettings(plan.ranks, gram=gradients.__getitem__ if gradients else None)
+    with patch.object(fit, fit_linear.__name__, update if method == "svd_llm" else fit_linear):
+        make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
     return student
 
 

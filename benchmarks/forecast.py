@@ -73,6 +73,7 @@ def run(settings: argparse.Namespace) -> None:
     import makd
     from makd.factorization.settings import FactorizeConfig
     from makd.factorization.streamed import stream_student
+    from makd.factorization.work import Work
     from makd.forecasting.machine import measure_machine
     from makd.forecasting.operations import TextShape
     from makd.forecasting.student import forecast_factorization
@@ -106,9 +107,9 @@ def run(settings: argparse.Namespace) -> None:
         if settings.files:
             model, files = load_empty_model(folder)
             started = time.process_time()
-            work, out = Path(folder) / "work", Path(folder) / "out"
+            out = Path(folder) / "out"
             out.mkdir()
-            stream_student(model, files, budget, chosen, work, out, {}, batches)
+            stream_student(model, files, budget, chosen, Work(Path(folder) / "work"), out, batches)
         else:
             teacher = LlamaForCausalLM.from_pretrained(folder)
             started = time.process_time()

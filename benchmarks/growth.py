@@ -64,8 +64,11 @@ def tiny() -> Any:
     """A model as small as they get."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, vocab_size=8192, **sizes)).eval()
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=8192,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
 
 
 def _peak() -> int:

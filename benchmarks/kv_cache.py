@@ -145,7 +145,8 @@ def make(shape: Shape, keep: float, context: int, batch: int, dtype: torch.dtype
 
 def in_heads(flat: Tensor, size: int) -> Tensor:
     """(batch, context, heads x size) -> (batch, heads, context, size)."""
-    return flat.unflatten(-1, (-1, size)).transpose(1, 2)
+    apart: Tensor = flat.unflatten(-1, (-1, size))
+    return apart.transpose(1, 2)
 
 
 def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -162,14 +163,14 @@ def attention_weights(kept: Kept) -> Tensor:
 
 
 def attend_kept(kept: Kept) -> Tensor:
-    return (attention_weights(kept) @ kept.values).reshape(kept.query.shape)
+    return torch.matmul(attention_weights(kept), kept.values).reshape(kept.query.shape)
 
 
 def attend_values(kept: Kept) -> Tensor:
     weights = attention_weights(kept)
     products = (weights.flatten(1, 2) @ kept.value_products).unflatten(1, weights.shape[1:3])
     per_head = kept.value_expand.unflatten(0, (-1, kept.query.shape[-1]))
-    return (products @ per_head.transpose(-1, -2)).reshape(kept.query.shape)
+    return torch.matmul(products, per_head.transpose(-1, -2)).reshape(kept.query.shape)
 
 
 def attend_both(kept: Kept) -> Tensor:

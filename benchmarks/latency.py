@@ -152,7 +152,7 @@ def linear_work(model: PreTrainedModel, tokens: int) -> dict[str, float]:
     """Operations (a multiplication and an addition are two) and bytes of weights, inputs and outputs of the linears."""
     operations = moved = 0
     for name in resolve(model).linears:
-        linear = model.get_submodule(name)
+        linear: Any = model.get_submodule(name)
         for part in (linear.reduce, linear.expand) if isinstance(linear, LowRankLinear) else (linear,):
             operations += 2 * tokens * part.weight.numel()
             moved += 4 * (part.weight.numel() + tokens * sum(part.weight.shape))
@@ -171,7 +171,7 @@ def compiled(teacher: PreTrainedModel, student: PreTrainedModel, settings: argpa
     models = {"teacher": teacher, "student": student}
     inputs = random_inputs([teacher, student], settings.batch, settings.length)
     calls: dict[str, Callable[[], Any]] = {name: partial(model, **inputs) for name, model in models.items()}
-    options = {"freezing": True} if settings.freezing else None
+    options: dict[str, Any] | None = {"freezing": True} if settings.freezing else None
     seconds = {}
     for name, model in models.items():
         calls[f"{name} compiled"] = partial(torch.compile(model, dynamic=False, options=options), **inputs)
@@ -204,7 +204,7 @@ def bfloat16(teacher: PreTrainedModel, student: PreTrainedModel, settings: argpa
     models = {"teacher": teacher, "student": student}
     calls: dict[str, Callable[[], Any]] = {name: partial(model, **inputs) for name, model in models.items()}
     for name, model in models.items():
-        half = makd.fold(model, ()).to(torch.bfloat16)
+        half = nn.Module.to(makd.fold(model, ()), torch.bfloat16)  # transformers' own hides its types
         calls[f"{name} bfloat16"] = partial(half, **inputs)
     timings = take_turns(calls, REPEATS[settings.batch], CPU)
     return {

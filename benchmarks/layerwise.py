@@ -105,7 +105,9 @@ class Bench:
         if not (folder / "config.json").is_file():
             budget = makd.Budget(keep_linears=keep)
             makd.factorize(self.teacher, budget, calibration=self.subject.calibration).save_pretrained(folder)
-        return load_model(str(folder)).eval()
+        start = load_model(str(folder))
+        start.eval()
+        return start
 
     def teach_whole(self, student: PreTrainedModel, steps: int, seed: int) -> None:
         """Distillation as `makd distill` does it."""
@@ -123,13 +125,14 @@ class Bench:
 
     def teach_layers(self, student: PreTrainedModel, steps: int, seed: int, evaluate: bool = True) -> list[Any]:
         """Each layer for so many steps."""
-        settings = replace(self.layers, steps=steps, **({} if evaluate else {"evaluate_every": 10**6}))
+        every = self.layers.evaluate_every if evaluate else 10**6
+        settings = replace(self.layers, steps=steps, evaluate_every=every)
         return [*teach_layers_(student, self.teacher, self.layer_plan, self.batches, settings, seed).values()]
 
     def steps(self, arm: str, seconds: float) -> int:
         """How many an arm makes in so much processor time, at least one."""
         if arm not in self.costs:
-            teach = {"whole": self.teach_whole, "layers": self.teach_layers}[arm]
+            teach: Callable[..., Any] = self.teach_whole if arm == "whole" else self.teach_layers
             few, more = (self._seconds(teach, count) for count in ((2, 8) if arm == "whole" else (2, 12)))
             each = (more - few) / (6 if arm == "whole" else 10)
             self.costs[arm] = each, max(0.0, few - 2 * each)

@@ -198,8 +198,9 @@ def same_text(
     """Both losses on the same prompts and completions, before any step."""
     prompts = [[t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100] for row in rows]
     texts = [[label for label in row["labels"] if label != -100] for row in rows]
-    for trainer in (ours, theirs):
-        trainer.model.eval()
+    assert ours.model is not None
+    for model in (ours.model, theirs.model):
+        model.eval()
     with torch.no_grad():
         batch = to_batch([*zip(prompts, texts, strict=True)], IDS)
         return {

@@ -9,8 +9,11 @@ int8, 128 tokens. Both files take turns; a ratio is to the exporter's file of th
 import argparse
 import json
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +22,7 @@ import makd
 from makd.evaluation.clock import take_turns
 from makd.evaluation.speed import random_inputs
 from makd.export import OnnxSession, onnx_graph, save_onnx
+from makd.export.onnx_kernels import choose_kernels_
 from makd.loading import load_model, load_tokenizer
 from makd.run_folder import describe_environment
 
@@ -30,13 +34,9 @@ TEXTS = ("A small model that behaves like the large one.", "Its linears are prod
 def write(model: PreTrainedModel, folder: Path, numbers: str, kernels: str) -> OnnxSession:
     """The session of `model` with the exporter's kernels or with makd's."""
     folder.mkdir()
-    chosen = onnx_graph.choose_kernels_
-    if kernels == "exporter":
-        onnx_graph.choose_kernels_ = lambda *_, **__: None
-    try:
+    as_exported = patch.object(onnx_graph, choose_kernels_.__name__, lambda *_, **__: None)
+    with as_exported if kernels == "exporter" else nullcontext():
         save_onnx(model, folder, quantize="int8" if numbers == "int8" else "none")
-    finally:
-        onnx_graph.choose_kernels_ = chosen
     return OnnxSession(folder / "model.onnx")
 
 
@@ -58,7 +58,7 @@ def run(repeats: int) -> None:
                     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
                     calls = {kernels: partial(session.run, inputs) for kernels, session in sessions.items()}
                     found = take_turns(calls, repeats, torch.device("cpu"))
-                    row = {"model": name, "numbers": numbers, "batch": batch, "tokens": 128}
+                    row: dict[str, Any] = {"model": name, "numbers": numbers, "batch": batch, "tokens": 128}
                     row |= {kernels: round(timing.milliseconds, 2) for kernels, timing in found.items()}
                     row |= {"ratio": round(found["makd"].ratio, 3), "environment": environment}
                     with RESULTS.open("a", encoding="utf-8") as file:

@@ -76,6 +76,8 @@ def measure(model: str, way: str, steps: int) -> dict[str, Any] | None:
             student, teacher, args=arguments, train_dataset=rows, callbacks=[clock], shard_teacher="teacher" in way
         )
         trainer.train()
+    assert trainer.model is not None
+    assert trainer.optimizer is not None
     state = [value for one in trainer.optimizer.state.values() for value in one.values()]
     found = {
         "model": model,

@@ -110,7 +110,8 @@ def measure(folder: str, data: Path) -> dict[str, float]:
         return np.asarray(model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False))
 
     def cosines(rows: Dataset, one: str, other: str) -> np.ndarray[Any, Any]:
-        return (embed(rows[one]) * embed(rows[other])).sum(1)
+        products: np.ndarray[Any, Any] = embed(rows[one]) * embed(rows[other])
+        return np.asarray(products.sum(1))
 
     same, news = (load_dataset(str(data / name), split="test") for name in ("glue_stsb", "glue_mrpc"))
     questions = load_dataset(str(data / "qqp_subset"), split="validation")

@@ -18,22 +18,22 @@ from factorization import Subject, calibrate, minilm, smollm2
 
 from makd.anatomy import resolve
 from makd.factorization.assemble import linear_sizes
-from makd.ranks.planning import RankProblem, plan_error_of, plan_ranks
-from makd.ranks.sharing import find_groups
+from makd.ranks.planning import RankProblem, plan_ranks
+from makd.ranks.sharing import find_groups, plan_error
 from makd.solvers import decompose_two_sided
-from makd.solvers.factors import Decomposition
+from makd.solvers.factors import Spectrum
 from makd.student.linear import dense_weight
 
 RANK_MULTIPLE = 8
 
 
-def decompose_all(subject: Subject, wanted: dict[str, tuple[str, ...]]) -> dict[str, Decomposition]:
-    """Decompositions of linears, and of groups of them as one."""
+def spectra_of(subject: Subject, wanted: dict[str, tuple[str, ...]]) -> dict[str, Spectrum]:
+    """Spectra of linears, and of groups of them as one."""
     found = {}
     for name, linears in wanted.items():
         weight = torch.cat([dense_weight(subject.teacher.get_submodule(linear)) for linear in linears])
         grams = [subject.gradients[linear] for linear in linears]
-        found[name] = decompose_two_sided(weight, subject.inputs[linears[0]], grams)
+        found[name] = decompose_two_sided(weight, subject.inputs[linears[0]], grams).spectrum
     return found
 
 
@@ -52,17 +52,19 @@ def main() -> None:
     anatomy = resolve(subject.teacher)
     sizes = linear_sizes(subject.teacher, anatomy)
     groups = find_groups(anatomy, sizes)
-    known = decompose_all(
+    known = spectra_of(
         subject, {**{size.name: (size.name,) for size in sizes}, **{group.name: group.linears for group in groups}}
     )
+    spectra = {name: one.singular_values for name, one in known.items()}
     dense = sum(size.parameters(None) for size in sizes)
     for keep in (0.8, 0.6, 0.5, 0.3):
         row: dict[str, object] = {"model": words.model, "keep": keep}
         for choice in ("never", "always", "auto"):
-            problem = RankProblem(sizes, int(keep * dense), "global", RANK_MULTIPLE, {}, choice, True, {})
+            problem = RankProblem(sizes, int(keep * dense), "global", RANK_MULTIPLE, {}, choice, {})
             used = () if choice == "never" else groups
             planned = plan_ranks(problem, used, lambda wanted: {name: known[name] for name in wanted})
-            row[choice] = {"error": plan_error_of(problem, planned), "groups sharing": len(planned.groups)}
+            error = plan_error(planned.items, spectra, problem.sensitivities)
+            row[choice] = {"error": error, "groups sharing": len(planned.groups)}
         print(json.dumps(row), flush=True)
 
 

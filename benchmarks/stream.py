@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
 GIB = 2**30
@@ -146,7 +147,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
     metrics = json.loads((student / "metrics.json").read_text())
     largest = max(m * n for m, n in linears(options.shape))
-    row = {
+    row: dict[str, Any] = {
         "what": "run", "shape": options.shape, "solver": options.solver, "ranks": options.ranks, "keep": options.keep,
         "dtype": options.dtype, "calibration": [options.rows, options.tokens], "parameters": metrics["params"]["total"],
         "bytes": metrics["bytes"], "address_space_limit": limit, "peak_rss": usage.ru_maxrss * 1024,
@@ -155,7 +156,7 @@ def factorize(work: Path, options: argparse.Namespace) -> dict[str, object]:
         "seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "stages": {name: round(value, 1) for name, value in metrics["seconds"].items()},
     }  # fmt: skip
-    hours = row["cpu_seconds"] * SHAPES[options.shape][2] / layers / 3600  # type: ignore[operator]
+    hours = row["cpu_seconds"] * SHAPES[options.shape][2] / layers / 3600
     row["whole_cpu_hours"] = None if before else round(hours, 2)  # seconds of a run that goes on are of its last part
     shutil.rmtree(student)
     return row
@@ -193,7 +194,7 @@ def _resident() -> int:
 def operations(solver: str, out_features: int, in_features: int) -> tuple[float, float]:
     """(multiplications of products and triangular factors, cube of the side that is diagonalized)."""
     terms = min(out_features, in_features)
-    products = 2 * out_features * in_features * terms  # its own square, and the projection
+    products: float = 2 * out_features * in_features * terms  # its own square, and the projection
     if solver == "whitened":
         products += out_features * in_features**2 + in_features**3 / 3
     if out_features > in_features:  # images of the vectors, and QR of them
@@ -238,7 +239,9 @@ def cost(largest: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder for the checkpoint and the student")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--work", type=Path, help="folder for the checkpoint and the student")
+    what.add_argument("--cost", action="store_true", help="time single matrices instead")
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--layers", type=int, help="how many of the shape's layers; all of them if it is not given")
     parser.add_argument("--solver", default="auto", choices=("auto", "svd", "whitened"))
@@ -250,14 +253,11 @@ def main() -> None:
         "--dtype", default="bfloat16", help="that layers are run in; float32 where a processor multiplies no bfloat16"
     )
     parser.add_argument("--limit", type=float, default=8.0, help="address space of the process, GiB")
-    parser.add_argument("--cost", action="store_true", help="time single matrices instead")
     parser.add_argument("--largest", type=int, default=2048, help="with --cost: the largest side that is timed")
     options = parser.parse_args()
     if options.cost:
         row = cost(options.largest)
     else:
-        if options.work is None:
-            parser.error("--work says where the checkpoint may be written")
         teacher = options.work / options.shape
         if not (teacher / "model.safetensors.index.json").is_file():
             teacher.mkdir(parents=True, exist_ok=True)

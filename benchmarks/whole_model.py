@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import makd
-from makd import pipeline
 from makd.config import CalibrationConfig, EvaluationConfig, Recipe
+from makd.run import Run, start_run
 from makd.run_folder import describe_environment
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -42,18 +42,18 @@ def main() -> None:
         calibration=CalibrationConfig(rows=arguments.rows),
         evaluation=EvaluationConfig(rows=arguments.evaluation_rows),
     )
-    run = pipeline._start(arguments.teacher, arguments.data, recipe, None, None, False, False, None)
-    environment = describe_environment(torch.device(run.teacher.device), recipe.seed)
-    machine = {name: environment[name] for name in ("device_name", "threads", "versions")}
-    for keep in arguments.keep:
-        for name in arguments.students:
-            asked = {"student": name, "keep": keep, "solver": arguments.solver, "rows": arguments.rows}
-            found = measure(run, keep, arguments.solver, STUDENTS[name])
-            date = time.strftime("%Y-%m-%d")
-            print(json.dumps({"teacher": arguments.teacher, **asked, **found, **machine, "date": date}), flush=True)
+    with start_run(arguments.teacher, arguments.data, recipe, None, None, False, False, None) as run:
+        environment = describe_environment(torch.device(run.teacher.device), recipe.seed)
+        machine = {name: environment[name] for name in ("device_name", "threads", "versions")}
+        for keep in arguments.keep:
+            for name in arguments.students:
+                asked = {"student": name, "keep": keep, "solver": arguments.solver, "rows": arguments.rows}
+                found = measure(run, keep, arguments.solver, STUDENTS[name])
+                date = time.strftime("%Y-%m-%d")
+                print(json.dumps({"teacher": arguments.teacher, **asked, **found, **machine, "date": date}), flush=True)
 
 
-def measure(run: Any, keep: float, solver: str, settings: dict[str, Any]) -> dict[str, Any]:
+def measure(run: Run, keep: float, solver: str, settings: dict[str, Any]) -> dict[str, Any]:
     """One student's fidelity and make."""
     start = time.perf_counter()
     try:

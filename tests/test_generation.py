@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from makd.errors import DataError
-from makd.generation import Sampling, _tell_end, generate, stop_tokens
+from makd.generation import Sampling, _warn_end, generate, stop_tokens
 from tests.data.chats import PLAIN, with_template
 from tests.models import tiny
 
@@ -140,12 +140,12 @@ def test_a_text_ends_where_model_tokenizer_or_chat_template_say_so(model, tokeni
 
 
 def test_an_end_that_only_the_chat_template_knows_is_told_once(model, tokenizer, caplog):
-    _tell_end.cache_clear()
+    _warn_end.cache_clear()
     chatting = with_template(tokenizer, PLAIN.replace("[SEP]", "[MASK]"))
     stop_tokens(model, chatting), stop_tokens(model, chatting)
     assert [record.message.count("ends an answer with [MASK]") for record in caplog.records] == [1]
     model.generation_config.eos_token_id = tokenizer.mask_token_id
-    _tell_end.cache_clear()
+    _warn_end.cache_clear()
     stop_tokens(model, chatting)
     assert len(caplog.records) == 1
 

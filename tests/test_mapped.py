@@ -11,8 +11,8 @@ SOURCE = Path(mapped.__file__).parent
 
 
 def test_rows_of_other_code_are_other_rows():
-    same, other = (Hasher.hash(mapped._Made(len, code)) for code in ("a", "b"))
-    assert same == Hasher.hash(mapped._Made(len, "a"))
+    same, other = (Hasher.hash(mapped._VersionedFunction(len, code)) for code in ("a", "b"))
+    assert same == Hasher.hash(mapped._VersionedFunction(len, "a"))
     assert same != other
 
 

@@ -5,7 +5,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ def compare_attention(
 ) -> dict[str, dict[str, Any]]:
     """Seconds and extra megabytes of each way, and their ratios to eager's."""
     shape = (1 if quick else max(1, TOKENS // length), HEADS, length, HEAD_DIM)
-    kind = {"dtype": getattr(torch, dtype), "device": device}
-    teacher = [torch.randn(shape, **kind) for _ in range(2)]
-    student = [(side + 0.3 * torch.randn_like(side)).requires_grad_() for side in teacher]
+    kind: dict[str, Any] = {"dtype": getattr(torch, dtype), "device": device}
+    teacher = torch.randn(shape, **kind), torch.randn(shape, **kind)
+    student = _near(teacher[0]), _near(teacher[1])
     ways: dict[str, Callable[[], Tensor]] = {
         "eager": lambda: eager(*teacher, *student, causal),
         "loss": lambda: attention_loss(*teacher, *student, is_causal=causal),
@@ -73,8 +73,12 @@ def eager(
     return torch.nn.functional.kl_div(*pair, reduction="none", log_target=True).sum(-1).mean()
 
 
+def _near(side: Tensor) -> Tensor:
+    return (side + 0.3 * torch.randn_like(side)).requires_grad_()
+
+
 def _measure(
-    way: Callable[[], Tensor], leaves: list[Tensor], device: str, with_memory: bool
+    way: Callable[[], Tensor], leaves: Sequence[Tensor], device: str, with_memory: bool
 ) -> tuple[float, float, list[Tensor]]:
     """(seconds, peak megabytes above the start, gradients and value)."""
     for leaf in leaves:

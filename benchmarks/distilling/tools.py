@@ -6,10 +6,11 @@ Each first imports its library and returns the rest as a function, so that impor
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
 from distilling.subjects import Subject, load, rows
@@ -19,7 +20,7 @@ Cell = dict[str, Any]
 Loop = Callable[[Turns], None]
 ENDLESS = 10**6
 LEARNING_RATE = 1e-5
-OPTIMIZER = {"lr": LEARNING_RATE, "weight_decay": 0.0, "fused": True}
+OPTIMIZER: dict[str, Any] = {"lr": LEARNING_RATE, "weight_decay": 0.0, "fused": True}
 
 
 def pair(cell: Cell, attention: str) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -38,11 +39,15 @@ def data(cell: Cell, model: PreTrainedModel) -> list[dict[str, Tensor]]:
     )
 
 
+def loader(cell: Cell, model: PreTrainedModel, collate: Callable[..., Any]) -> DataLoader[dict[str, Tensor]]:
+    """The rows of `data` in batches."""
+    rows = cast(Dataset[dict[str, Tensor]], data(cell, model))  # a list will do
+    return DataLoader(rows, batch_size=cell["batch"], collate_fn=collate)
+
+
 def batches(cell: Cell, model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """What a plain loop reads: the batches of `data`, again and again."""
-    texts = data(cell, model)
-    loader = torch.utils.data.DataLoader(texts, batch_size=cell["batch"], collate_fn=default_data_collator)
-    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+    for batch in itertools.chain.from_iterable(itertools.repeat(loader(cell, model, default_data_collator))):
         yield {name: value.to(cell["device"]) for name, value in batch.items()}
 
 
@@ -73,7 +78,7 @@ def makd_loop(cell: Cell) -> Loop:
             train_dataset=data(cell, student),
             data_collator=default_data_collator,
         )
-        trainer.compute_loss = turns.note(trainer.compute_loss)
+        trainer.compute_loss = turns.note(trainer.compute_loss)  # type: ignore[method-assign]
         turns.start()
         trainer.train()
 

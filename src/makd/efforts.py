@@ -1,8 +1,8 @@
 """How much work a student is worth, as three recipes: what `makd compress --effort` and `makd.effort` stand for.
 
 Text is learned from in steps, a task's rows in passes over them: a task is not learned from a part of its labels. Each
-setting is what was measured to pay: `docs/results/effort.md`, by `python benchmarks/effort.py`. Whatever a user sets
-besides wins.
+setting is what was measured to pay: `docs/results/effort.md`, by `python benchmarks/effort.py run quick normal best`.
+Whatever a user sets besides wins.
 """
 
 import dataclasses

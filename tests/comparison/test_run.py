@@ -87,8 +87,11 @@ class TestRuns:
     def test_nothing_is_run_twice_and_a_teacher_is_made_once(self, done, monkeypatch):
         experiment, lines = done
         monkeypatch.setattr(setups, "prepare_setup", None)
+        before = {*(Path(experiment.output) / "teachers").iterdir()}
         assert makd.compare(experiment) == lines
-        assert len(list((Path(experiment.output) / "teachers").iterdir())) == 4
+        made = {teacher_folder(experiment, task, seed) for task in experiment.tasks for seed in experiment.seeds}
+        assert len(made) == 4
+        assert made <= before == {*(Path(experiment.output) / "teachers").iterdir()}
 
     def test_other_settings_are_other_cells_and_other_teachers(self, done):
         experiment, _ = done
@@ -131,9 +134,9 @@ class TestRuns:
         assert cell_hash(experiment, replace(cell, task=more), {}) != cell_hash(experiment, cell, {})
         assert teacher_folder(experiment, more, 1) == teacher_folder(experiment, cell.task, 1)
 
-    def test_teacher_and_students_are_measured_in_batches_of_the_fine_tunings_size(self, done):
+    def test_teacher_and_students_are_measured_in_batches_of_the_fine_tunings_size(self, done, tmp_path):
         experiment, sizes = done[0], []
-        few = replace(experiment, finetune=replace(experiment.finetune, evaluation_batch_size=2))
+        few = replace(experiment, output=str(tmp_path), finetune=replace(experiment.finetune, evaluation_batch_size=2))
         setup = prepare_setup(few, few.tasks[0], 1, quiet)
         setup.teacher.register_forward_pre_hook(
             lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True

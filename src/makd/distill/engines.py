@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -64,11 +65,18 @@ def check_engine(model: PreTrainedModel, training: TrainingConfig, completions: 
     if training.gradient_checkpointing:
         check_checkpoints_layers(model)
     sharded = is_sharding_asked()
-    if sharded and (model.device.type == "cpu" or "LOCAL_RANK" not in os.environ):
-        where = "on the CPU" if model.device.type == "cpu" else "in a process that was started by itself"
+    where = _unsharded_where(model.device)
+    if sharded and where is not None:
         raise SettingError(f"FSDP is asked for, and this run is {where}{_SHARDS}")
     if training.shard_teacher:
         check_sharded_teacher(sharded, completions)
+
+
+def _unsharded_where(device: torch.device) -> str | None:
+    """Where a run is that accelerate would not shard, on `device`; None where it would."""
+    if device.type == "cpu":
+        return "on the CPU"
+    return None if "LOCAL_RANK" in os.environ else "in a process that was started by itself"
 
 
 _SHARDS = (

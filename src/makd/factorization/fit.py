@@ -43,7 +43,7 @@ TEXT_DEPTH_GAIN, TOKEN_DEPTH_GAIN = 4.0, 1.0
 and to tokens. Later layers, fitted after it, take back part of an early error. all-MiniLM-L6-v2 at half of its linears,
 400 texts, rank correlation and cosine to the teacher on unseen text: gain 0.25: 0.920 and 0.870; 1: 0.932 and 0.906; 4:
 0.945 and 0.944; 14: 0.938 and 0.946; 50: 0.931 and 0.943. SmolLM2-135M at 0.8, perplexity on two texts: 1: 49.7 and
-29.3; 4: 63.2 and 47.3. (python benchmarks/depth_gain.py)"""
+29.3; 4: 63.2 and 47.3. (python benchmarks/depth_gain.py minilm)"""
 HELD_OUT_EVERY = 4
 """Of so many batches one is kept from the fit, to choose the ridge by; then all are fitted."""
 

@@ -1,0 +1,74 @@
+"""The commands that documentation names for its numbers are such that the benchmarks understand."""
+
+import argparse
+import importlib
+import itertools
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMED_IN = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")),
+        *(ROOT / "docs").rglob("*.md"),
+        *(path for folder in ("benchmarks", "examples", "src") for path in (ROOT / folder).rglob("*.py")),
+    ]
+)
+COMMANDS = (
+    re.compile(r"`(?:\w+=\S+ )?python benchmarks/(\w+)\.py([^`#|>;]*)"),  # in a sentence, over lines
+    re.compile(r"(?<!`)python benchmarks/(\w+)\.py((?:\\\n|[^`#|>;)\n])*)"),
+)
+"""What comes after one is a comment, a redirection or the rest of a sentence."""
+
+
+class Parsed(Exception):
+    """The benchmark understood its words, and would have begun."""
+
+
+def commands():
+    """Each command once, (script, words); those of the Makefile that hold variables are left out."""
+    found = {}
+    for path, pattern in itertools.product(NAMED_IN, COMMANDS):
+        for script, rest in pattern.findall(path.read_text(encoding="utf-8")):
+            if "$" not in rest:
+                words = shlex.split(re.sub(r"\\\n|[\[\]]", " ", rest))
+                words = ["1" if word.isupper() else word for word in words]  # FOLDER, SHARE
+                found[f"{script} {' '.join(words)}".strip()] = script, words
+    return [pytest.param(*command, id=name) for name, command in sorted(found.items())]
+
+
+@pytest.fixture
+def trl(monkeypatch):
+    """What a benchmark imports of trl, which is not installed for tests: only flags are read here."""
+    for module, names in {
+        "trl": ["DistillationConfig", "DistillationTrainer"],
+        "trl.experimental": [],
+        "trl.experimental.gkd": ["GKDConfig", "GKDTrainer"],
+    }.items():
+        made = types.ModuleType(module)
+        for name in names:
+            setattr(made, name, type(name, (), {}))
+        monkeypatch.setitem(sys.modules, module, made)
+
+
+@pytest.mark.parametrize(("script", "words"), commands())
+def test_a_command_that_is_named_is_understood(script, words, trl, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *given):
+        parse(parser, *given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{script}.py", *words])
+    benchmark = importlib.import_module(script)
+    if hasattr(benchmark, "argparse"):
+        with pytest.raises(Parsed):
+            benchmark.main()
+    else:
+        assert not words
