@@ -128,7 +128,8 @@ bench-encoder: $(READY) ## methods at an equal budget on four tasks of GLUE: hou
 # go on with the lines of examples/encoder/$(1).yaml that are committed, keep the new ones, and write the page
 define grid
 	mkdir -p runs/encoder-$(1)
-	test -f runs/encoder-$(1)/results.jsonl || cp benchmarks/results/$(subst -,_,encoder-$(1)).jsonl runs/encoder-$(1)/results.jsonl
+	test -f runs/encoder-$(1)/results.jsonl || ! test -f benchmarks/results/$(subst -,_,encoder-$(1)).jsonl || \
+	  cp benchmarks/results/$(subst -,_,encoder-$(1)).jsonl runs/encoder-$(1)/results.jsonl
 	$(BIN)/makd compare examples/encoder/$(1).yaml --output runs/encoder-$(1) --workers $(or $(WORKERS),1)
 	cp runs/encoder-$(1)/results.jsonl benchmarks/results/$(subst -,_,encoder-$(1)).jsonl
 	$(BIN)/makd compare examples/encoder/$(1).yaml --output runs/encoder-$(1) --table docs/results/encoder-$(1).md
