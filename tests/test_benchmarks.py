@@ -1,4 +1,4 @@
-"""The commands that documentation names for its numbers are such that the benchmarks understand."""
+"""Benchmarks: commands that documentation names for its numbers are understood, and a method is the one of its name."""
 
 import argparse
 import importlib
@@ -10,6 +10,12 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
+
+from makd.anatomy import resolve
+from makd.factorization.assemble import linear_sizes
+from makd.ranks.allocation import allocate
+from tests.models import tiny
 
 ROOT = Path(__file__).parents[1]
 NAMED_IN = sorted(
@@ -72,3 +78,22 @@ def test_a_command_that_is_named_is_understood(script, words, trl, monkeypatch):
             benchmark.main()
     else:
         assert not words
+
+
+def test_a_student_of_svd_llm_keeps_the_first_factors_and_later_layers_second_ones_change():
+    import factorization as benchmark
+
+    teacher = tiny("bert")
+    ids = torch.randint(5, 60, (4, 4, 12))
+    batches = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+    subject = benchmark.Subject(teacher, batches, {})
+    benchmark.calibrate(subject)
+    sizes = linear_sizes(teacher, resolve(teacher))
+    plan = allocate(sizes, int(0.6 * sum(size.parameters(None) for size in sizes)))
+    terms = benchmark.decompose(subject, "svd_llm")
+    student = benchmark.fitted(subject, "svd_llm", plan, terms)
+    factored = {name: rank for name, rank in plan.ranks.items() if rank is not None}
+    for name, rank in factored.items():
+        assert torch.equal(student.get_submodule(name).reduce.weight, terms[name].factors(rank).reduce)
+    name, rank = list(factored.items())[-1]  # it reads what the layers before it, factored, give
+    assert not torch.allclose(student.get_submodule(name).expand.weight, terms[name].factors(rank).expand, rtol=1e-3)
