@@ -68,8 +68,8 @@ def _unnamed(found: Sequence[Any], kind: str, where: str) -> tuple[str, ...]:
         )
     if len(found) < 2 and (kind != "multi_label" or isinstance(found[0], str) or found[0] < 1):
         raise DataError(
-            f"All training rows of {where} have the label {found[0]!r}; there is nothing to tell apart. "
-            f"({UNLABELLED} stands for no label.)"
+            f"All training rows of {where} have the label {found[0]!r}; there is nothing to tell apart. If the data is "
+            f"sorted by class, shuffle it, or take more rows (task.rows). ({UNLABELLED} stands for no label.)"
         )
     if all(isinstance(label, int) for label in found):
         found = range(max(found) + 1)
