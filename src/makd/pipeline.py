@@ -360,11 +360,10 @@ def _train(run: Run, student: PreTrainedModel, stage: Stage, number: int, checkp
             run.training_tokens += train(trainer, checkpoints, run.resume)
             if trainer.rollouts is not None:
                 run.written_tokens.update(trainer.rollouts.tokens)  # a Counter adds
-        unlabelled = {} if run.data.has_labels else {"task": NO_LABELS}
-        terms, learned = trainer.plan.terms, {item.term.aspect for item in trainer.plan.terms}
-        weights = {active.name: active.term.weight for active in terms if active.term.aspect not in unlabelled}
-        off = {**trainer.plan.off, **{name: why for name, why in unlabelled.items() if name in learned}}
-        run.findings.note_training(weights, off, trainer.state.log_history)
+        active = {item.name: item.term for item in trainer.plan.terms}
+        idle = {} if run.data.has_labels else {one.aspect: NO_LABELS for one in active.values() if one.aspect == "task"}
+        weights = {name: term.weight for name, term in active.items() if term.aspect not in idle}
+        run.findings.note_training(weights, {**trainer.plan.off, **idle}, trainer.state.log_history)
     student.eval()
 
 

@@ -15,9 +15,10 @@ Row = Mapping[str, Any]
 """`input_ids` and `labels`, as `makd.data.tokenize` makes them of conversations."""
 
 
-def has_completions(rows: Dataset) -> bool:
-    """Whether tokenized text is prompts with completions, and labels say where these are."""
-    return "labels" in rows.column_names
+def has_completions(rows: Any) -> bool:
+    """Whether tokenized text (a data set, or any sequence of rows) is prompts with completions, as labels say."""
+    columns = getattr(rows, "column_names", None)
+    return "labels" in columns if columns is not None else all("labels" in row for row in rows)
 
 
 def prompt_of(row: Row) -> list[int]:

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from datasets import Dataset
-
 from makd.aspects import Completions
-from makd.data import row_lengths
+from makd.data import has_completions, row_lengths
 from makd.data.prompts import written_lengths
 
 
@@ -20,12 +18,6 @@ def training_lengths(rows: Any, completions: Completions, limit: int | None) -> 
     Raises:
         DataError: completions are written, and a row holds none in whose place they could stand.
     """
-    if not completions.written or not _have_labels(rows):  # which is refused elsewhere
+    if not completions.written or not has_completions(rows):  # which is refused elsewhere
         return row_lengths(rows)
     return written_lengths(rows, completions.max_new_tokens, limit)
-
-
-def _have_labels(rows: Any) -> bool:
-    if isinstance(rows, Dataset):
-        return "labels" in rows.column_names
-    return all("labels" in row for row in rows)
