@@ -40,8 +40,8 @@ from makd.comparison.setup import prepare_setup
 from makd.comparison.teach import count_steps, teach
 from makd.data import Batch
 from makd.distill import distillation_forward, weighted_sum
-from makd.distill.layers import LayerLosses
-from makd.distill.teacher_variances import TeacherVariances
+from makd.distill.losses.layers import LayerLosses
+from makd.distill.losses.teacher_variances import TeacherVariances
 from makd.progress import nobody
 
 EXPERIMENT = Path(__file__).parents[1] / "examples" / "encoder" / "ablation-tenth.yaml"

@@ -10,7 +10,7 @@ from makd.anatomy import Role, resolve
 from makd.aspects import activate
 from makd.capture import Tap, capture, examine
 from makd.distill import aspect_losses
-from makd.distill.layers import LayerLosses
+from makd.distill.losses.layers import LayerLosses
 from makd.student.linear import LowRankLinear
 from tests.distill.test_trainer import make_arguments
 from tests.models import MIXTURES, RELATIVES, TINY, batch, tiny

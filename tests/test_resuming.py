@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import makd
 from makd.calibration.store import DiskStore
 from makd.distill import DistillTrainer
-from makd.distill.checkpoints import LIST
-from makd.distill.resuming import without_tied
+from makd.distill.resuming.checkpoints import LIST
+from makd.distill.resuming.train import without_tied
 from makd.errors import OutputError
 from makd.pipeline import distill, factorize_only
 from tests.models import tiny

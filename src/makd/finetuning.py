@@ -31,7 +31,7 @@ from makd.distill import (
     with_start,
     write_identity,
 )
-from makd.distill.engines import is_sharding_asked
+from makd.distill.engines.support import is_sharding_asked
 from makd.errors import SettingError
 from makd.evaluation import bytes_on_disk, fingerprint, stored_bytes
 from makd.kinds import takes

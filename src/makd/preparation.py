@@ -23,7 +23,7 @@ from makd.data import (
 )
 from makd.data.conversations import MESSAGES
 from makd.data.settings import BUILT_IN
-from makd.distill.identity import hash_all_columns, hash_splits
+from makd.distill.resuming.identity import hash_all_columns, hash_splits
 from makd.errors import DataError
 from makd.evaluation.rolling import LongText, check_window
 from makd.sentence_encoder import Origin, default_prompt, origin_of, shortest, with_prompt

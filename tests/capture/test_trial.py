@@ -14,7 +14,7 @@ from makd.aspects import Plan, Term, activate
 from makd.calibration.gradients import collect_gradient_moments
 from makd.calibration.statistics import collect_input_moments
 from makd.capture import capture, examine
-from makd.distill.layers import LayerLosses
+from makd.distill.losses.layers import LayerLosses
 from makd.errors import UnsupportedModelError
 from tests.flash import set_flash
 from tests.models import AUTO, CONFIGS, ENCODER, RELATIVES, STRUCTURAL, batch, tiny

@@ -14,7 +14,7 @@ from makd.comparison.all_results import read_results
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.same_rows import LEARNED, MEASURED, TAUGHT
 from makd.comparison.setup import teacher_folder
-from makd.distill.identity import hash_all_columns
+from makd.distill.resuming.identity import hash_all_columns
 from makd.errors import OutputError
 from makd.loading import load_model
 from tests.comparison.experiments import make

@@ -9,8 +9,8 @@ from makd.anatomy.tokens import completion_tokens, predicting_tokens
 from makd.aspects import activate
 from makd.capture import capture
 from makd.distill import DistillTrainer
-from makd.distill.layers import LayerLosses
-from makd.distill.objective import aspect_losses
+from makd.distill.losses.layers import LayerLosses
+from makd.distill.losses.objective import aspect_losses
 from makd.evaluation import fidelity, perplexity
 from tests.distill.test_trainer import make_arguments
 from tests.models import tiny

@@ -42,7 +42,7 @@ FEW = {
 OTHERS = {"ddp": [("full", "begin"), ("labels", "fine-tune")], "fsdp": [("full", "begin")]}
 """What else is run there."""
 UNFIT = {"ddp": ("sharded teacher",), "fsdp": ("encoder-decoder",)}
-"""What an engine cannot have: see `makd.distill.engines`."""
+"""What an engine cannot have: see `makd.distill.engines.support`."""
 ALL = {
     engine: [(name, mode) for name in CASES for mode in processes.MODES if name not in unfit]
     for engine, unfit in UNFIT.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import makd
-from makd.distill.checkpoints import list_files as say_whole
+from makd.distill.resuming.checkpoints import list_files as say_whole
 from makd.errors import OutputError, SettingError
 from makd.run_folder import OutputFolder
 

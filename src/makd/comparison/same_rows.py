@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from makd.cache.identity import hash_weights
 from makd.comparison.cells import cell_name
 from makd.comparison.language_rows import LanguageRows
-from makd.distill.identity import hash_all_columns, hash_splits
+from makd.distill.resuming.identity import hash_all_columns, hash_splits
 from makd.errors import OutputError
 from makd.tasks import Task
 

@@ -1,18 +1,24 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
-from makd.distill.engines import check_engine
+from makd.distill.engines.sharded import in_pieces, teaching_in_pieces
+from makd.distill.engines.support import check_engine
 from makd.distill.fitting import TrainingRows, check_training
-from makd.distill.identity import check_same_everywhere, check_same_run, identify_run, with_start, write_identity
-from makd.distill.layer_training import LayerTrainingResult, check_teachable, teach_layer_
-from makd.distill.layerwise import LayerTeacher, teach_layers_
-from makd.distill.layerwise_settings import LayerwiseConfig
+from makd.distill.layerwise.settings import LayerwiseConfig
+from makd.distill.layerwise.student import LayerTeacher, teach_layers_
+from makd.distill.layerwise.training import LayerTrainingResult, check_teachable, teach_layer_
 from makd.distill.lengths import training_lengths
-from makd.distill.objective import aspect_losses, weighted_sum
+from makd.distill.losses.objective import aspect_losses, weighted_sum
 from makd.distill.precision import float32_weights, warn_slow_bfloat16
 from makd.distill.reporting import ReportSteps
-from makd.distill.resuming import train
+from makd.distill.resuming.identity import (
+    check_same_everywhere,
+    check_same_run,
+    identify_run,
+    with_start,
+    write_identity,
+)
+from makd.distill.resuming.train import train
 from makd.distill.rising import check_rises
-from makd.distill.sharded import in_pieces, teaching_in_pieces
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import check_adapters, learning
 from makd.distill.trainer import DistillTrainer

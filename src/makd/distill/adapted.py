@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from makd.distill.projections import Projections
+from makd.distill.losses.projections import Projections
 from makd.errors import SettingError
 
 

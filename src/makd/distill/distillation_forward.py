@@ -22,13 +22,13 @@ from makd.anatomy.replaced_forward import replaced_forward
 from makd.aspects import ActivePlan, KeptPredictions
 from makd.cache import TeacherCache
 from makd.capture import HeadCall, Recording, capture, withhold_logits, without_labels
-from makd.distill.counted import LossKey
-from makd.distill.layers import LayerLosses
-from makd.distill.objective import by_term, mean_losses, prediction_losses, weighted_sum
-from makd.distill.projections import Projections
-from makd.distill.sharded import hold_head, reaching_output
-from makd.distill.shares import Shares
-from makd.distill.teacher_variances import TeacherVariances
+from makd.distill.engines.sharded import hold_head, reaching_output
+from makd.distill.losses.counted import LossKey
+from makd.distill.losses.layers import LayerLosses
+from makd.distill.losses.objective import by_term, mean_losses, prediction_losses, weighted_sum
+from makd.distill.losses.projections import Projections
+from makd.distill.losses.shares import Shares
+from makd.distill.losses.teacher_variances import TeacherVariances
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from makd.aspects import ActivePlan, Completions
 from makd.capture import has_vocabulary_head
 from makd.data import has_completions, reads_blocks, token_batches
 from makd.distill.lengths import training_lengths
-from makd.distill.projections import find_widths
+from makd.distill.losses.projections import find_widths
+from makd.distill.losses.withholding import shared_label_shift
 from makd.distill.training import TrainingConfig
-from makd.distill.withholding import shared_label_shift
 from makd.errors import DataError, SettingError
 from makd.processes.started import process_count
 

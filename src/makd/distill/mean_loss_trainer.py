@@ -20,9 +20,9 @@ from makd.anatomy.key_cache import cache_setting_kept
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.data.batches import SIDES
 from makd.distill.arguments import check_checkpoints_layers, check_stream
-from makd.distill.engines import real_rows, set_engine_
-from makd.distill.resuming import without_tied
-from makd.distill.shares import RunningMeans
+from makd.distill.engines.support import real_rows, set_engine_
+from makd.distill.losses.shares import RunningMeans
+from makd.distill.resuming.train import without_tied
 from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 

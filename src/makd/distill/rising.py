@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from makd.aspects import ActivePlan
-from makd.distill.teacher_variances import TeacherVariances
+from makd.distill.losses.teacher_variances import TeacherVariances
 from makd.errors import SettingError
 
 OFTEN = 0.1

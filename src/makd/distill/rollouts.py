@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.anatomy.tokens import IGNORE_INDEX, encoder_tokens
 from makd.aspects import Completions
 from makd.data import Batch, prompt_of
+from makd.distill.losses.shares import in_order, own_places
 from makd.distill.packing import is_packed
-from makd.distill.shares import in_order, own_places
 from makd.errors import DataError
 from makd.generation import Sampling, generate, stop_tokens
 

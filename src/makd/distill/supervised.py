@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import predictions_of
 from makd.anatomy.key_cache import without_cache
-from makd.distill.counted import count_labels
 from makd.distill.dropout import switch_dropout_off_
+from makd.distill.losses.counted import count_labels
+from makd.distill.losses.objective import check_labels, task_loss
+from makd.distill.losses.shares import SHARE, RunningMeans, step_shares
 from makd.distill.mean_loss_trainer import MeanLossTrainer
-from makd.distill.objective import check_labels, task_loss
 from makd.distill.precision import check_precision
-from makd.distill.shares import SHARE, RunningMeans, step_shares
 from makd.errors import NumericsError
 from makd.processes.started import process_count
 

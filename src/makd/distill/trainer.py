@@ -5,7 +5,7 @@ processes, evaluation during training, loggers. The teacher is a frozen guest: e
 state, and it is not part of what is saved.
 
 A step's loss is a mean over all its tokens, whether they are read at once, one batch after the other or by several
-processes: `makd.distill.shares`.
+processes: `makd.distill.losses.shares`.
 """
 
 import logging
@@ -27,27 +27,27 @@ from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
 from makd.distill.arguments import check_checkpointing, check_loss
-from makd.distill.counted import loss_keys
 from makd.distill.distillation_forward import DistillationForward, DistillationOutput
 from makd.distill.dropout import switch_dropout_off_
-from makd.distill.engines import (
+from makd.distill.engines.sharded import check_teacher, settle_teacher_
+from makd.distill.engines.support import (
     check_checkpoint,
     check_writers_whole,
     prepare_engine_,
 )
 from makd.distill.fitting import TrainingRows, check_training
 from makd.distill.lengths import training_lengths
+from makd.distill.losses.counted import loss_keys
+from makd.distill.losses.projections import PROJECTIONS, Projections, check_layer_map, learned_with, make_projections
+from makd.distill.losses.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
+from makd.distill.losses.teacher_variances import TeacherVariances
+from makd.distill.losses.withholding import warn_whole_logits
 from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
-from makd.distill.projections import PROJECTIONS, Projections, check_layer_map, learned_with, make_projections
 from makd.distill.reporting import report_off
 from makd.distill.rising import CheckRises, evaluate_for_share_, evaluates_first
 from makd.distill.rollouts import Rollouts, find_tokenizer, warn_other_ends
-from makd.distill.sharded import check_teacher, settle_teacher_
-from makd.distill.shares import SHARE, WHOLE, RunningMeans, Shares, count_vector, shares_of, terms_of
-from makd.distill.teacher_variances import TeacherVariances
-from makd.distill.withholding import warn_whole_logits
 from makd.errors import CacheError
 from makd.generation import stop_tokens
 from makd.kinds import fit

@@ -20,8 +20,8 @@ from makd.anatomy.tokens import by_token
 from makd.aspects import cosine_distance, variance_sums, variance_unit
 from makd.capture import AttentionCall, Recording, Tap, capture, examine
 from makd.devices import widest_dtype
-from makd.distill.counted import TokenMasks
-from makd.distill.layers import compare_calls
+from makd.distill.losses.counted import TokenMasks
+from makd.distill.losses.layers import compare_calls
 
 TOKENS = 1024
 """That are looked at, about: seconds on a CPU for a model of 100 M parameters."""

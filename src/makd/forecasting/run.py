@@ -20,7 +20,7 @@ from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer
 from makd.distill import training_lengths
-from makd.distill.engines import is_sharding_asked
+from makd.distill.engines.support import is_sharding_asked
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.room import find_available

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from makd.distill.checkpoints import checkpoint_folders, find_fault, newest_step
+from makd.distill.resuming.checkpoints import checkpoint_folders, find_fault, newest_step
 from makd.errors import MakdError, OutputError, SettingError
 from makd.processes.first import from_first
 from makd.processes.started import is_first

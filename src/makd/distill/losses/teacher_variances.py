@@ -17,8 +17,8 @@ from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, variance_sums, variance_unit
 from makd.capture import Recording
 from makd.devices import widest_dtype
-from makd.distill.counted import TokenMasks
-from makd.distill.shares import add_up
+from makd.distill.losses.counted import TokenMasks
+from makd.distill.losses.shares import add_up
 
 FILE = "units.json"
 """Where a checkpoint keeps them."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from makd.distill.objective import task_loss
+from makd.distill.losses.objective import task_loss
 from tests.models import batch, tiny
 
 NAN, BEYOND = float("nan"), 1_000_000

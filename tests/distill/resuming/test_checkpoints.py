@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from makd.distill.checkpoints import LIST, checkpoint_folders, find_fault, list_files, newest_step
+from makd.distill.resuming.checkpoints import LIST, checkpoint_folders, find_fault, list_files, newest_step
 
 
 @pytest.fixture

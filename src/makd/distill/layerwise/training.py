@@ -22,10 +22,10 @@ from makd.anatomy.eval_mode import in_eval
 from makd.aspects import ActivePlan
 from makd.calibration.replay import Calls, run_layer
 from makd.capture import Recording, capture
-from makd.distill.layer_targets import inside_layer
-from makd.distill.layers import LayerLosses
-from makd.distill.layerwise_settings import LEAST_BATCHES, LayerwiseConfig
-from makd.distill.objective import aspect_losses, weighted_sum
+from makd.distill.layerwise.settings import LEAST_BATCHES, LayerwiseConfig
+from makd.distill.layerwise.targets import inside_layer
+from makd.distill.losses.layers import LayerLosses
+from makd.distill.losses.objective import aspect_losses, weighted_sum
 from makd.distill.precision import NARROW, float32_weights
 from makd.errors import DataError, NumericsError, SettingError
 

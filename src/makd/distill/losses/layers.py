@@ -16,8 +16,8 @@ from makd.anatomy import Anatomy
 from makd.anatomy.tokens import by_token
 from makd.aspects import ActivePlan, Comparison, attention_loss, cosine_distance, normalised_mse, own_loss, relation_kl
 from makd.capture import AttentionCall, Recording, Tap
-from makd.distill.counted import TokenMasks
-from makd.distill.projections import Projections
+from makd.distill.losses.counted import TokenMasks
+from makd.distill.losses.projections import Projections
 
 
 class LayerLosses(dict[Comparison, Float[Tensor, ""]]):

@@ -30,8 +30,8 @@ from makd.aspects import (
     vector_distance,
 )
 from makd.capture import HeadCall
-from makd.distill.counted import LossKey, predicting
-from makd.distill.shares import WHOLE, Shares
+from makd.distill.losses.counted import LossKey, predicting
+from makd.distill.losses.shares import WHOLE, Shares
 from makd.errors import DataError, NumericsError, SettingError
 
 Inputs = Mapping[str, Tensor]

@@ -15,7 +15,7 @@ from torch import Tensor
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
 from makd.devices import widest_dtype
-from makd.distill.counted import LossKey, count, loss_keys
+from makd.distill.losses.counted import LossKey, count, loss_keys
 from makd.processes import started as processes
 
 One = TypeVar("One")

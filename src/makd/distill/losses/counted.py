@@ -1,7 +1,7 @@
 """Station 7: which tokens of a batch the losses of a plan are means over, and how many those are.
 
 A mean over the batches of several processes, or of several accumulated ones, is right only where each batch has the
-weight of what it counts: see `makd.distill.shares`.
+weight of what it counts: see `makd.distill.losses.shares`.
 """
 
 from collections.abc import Mapping

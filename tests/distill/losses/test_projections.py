@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 import makd
 from makd.anatomy import resolve
 from makd.aspects import activate, cosine_distance, normalised_mse, relation_kl, spread_layers
-from makd.distill.projections import PROJECTIONS
+from makd.distill.losses.projections import PROJECTIONS
 from tests.distill.test_trainer import make_arguments, make_rows, same_weights
 from tests.models import batch, tiny
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy import Anatomy
 from makd.aspects import ActivePlan
-from makd.distill.engines import (
+from makd.distill.engines.support import (
     check_same_teacher,
     check_sharded_teacher,
     check_shared,

@@ -3,7 +3,7 @@
 import makd
 from makd.anatomy import resolve
 from makd.aspects import activate
-from makd.distill.layer_targets import inside_layer
+from makd.distill.layerwise.targets import inside_layer
 from tests.models import tiny
 
 

@@ -10,7 +10,7 @@ from accelerate import dispatch_model
 import makd
 from makd.ablation import ablate
 from makd.distill import DistillTrainer, SupervisedTrainer
-from makd.distill.engines import check_shared
+from makd.distill.engines.support import check_shared
 from makd.errors import SettingError
 from makd.pipeline import distill
 from tests.distill.test_trainer import make_arguments, make_pair

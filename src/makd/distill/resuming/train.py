@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from makd.distill.checkpoints import ListFiles, checkpoint_folders, find_fault
+from makd.distill.resuming.checkpoints import ListFiles, checkpoint_folders, find_fault
 from makd.processes.first import in_first
 
 _logger = logging.getLogger(__name__)

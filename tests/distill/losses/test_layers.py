@@ -11,9 +11,9 @@ import makd
 from makd.aspects import attention_kl, normalised_mse
 from makd.capture import AttentionCall, capture
 from makd.distill import DistillTrainer
-from makd.distill.counted import TokenMasks
 from makd.distill.distillation_forward import DistillationForward
-from makd.distill.layers import LayerLosses, _score_mask, compare_calls
+from makd.distill.losses.counted import TokenMasks
+from makd.distill.losses.layers import LayerLosses, _score_mask, compare_calls
 from tests.distill.test_trainer import make_arguments, make_pair, make_rows
 from tests.models import batch
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import makd
 from makd.anatomy import resolve
 from makd.aspects import Term, activate
-from makd.distill.counted import count
-from makd.distill.shares import WHOLE, RunningMeans, step_shares, terms_of
+from makd.distill.losses.counted import count
+from makd.distill.losses.shares import WHOLE, RunningMeans, step_shares, terms_of
 from tests.models import tiny
 
 

@@ -16,9 +16,9 @@ from makd.calibration.source import ModelSource
 from makd.calibration.store import choose_store
 from makd.calibration.walk import Walk, state_bytes
 from makd.capture import examine
-from makd.distill.layer_training import check_teachable, teach_layer_
-from makd.distill.layerwise_settings import LayerwiseConfig
-from makd.distill.projections import check_layer_map
+from makd.distill.layerwise.settings import LayerwiseConfig
+from makd.distill.layerwise.training import check_teachable, teach_layer_
+from makd.distill.losses.projections import check_layer_map
 from makd.errors import SettingError
 from makd.factorization.layers import begin_, enter, make_layers_, student_states
 from makd.progress import OnProgress, Progress, nobody

@@ -14,7 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from makd.anatomy import Anatomy
 from makd.aspects import Completions
 from makd.distill.arguments import check_checkpoints_layers
-from makd.distill.shares import in_order
+from makd.distill.losses.shares import in_order
 from makd.distill.training import TrainingConfig
 from makd.errors import SettingError
 from makd.processes import started as processes

@@ -11,7 +11,7 @@ from transformers import ElectraConfig, ElectraForPreTraining
 import makd
 from makd.anatomy import predictions_of, resolve
 from makd.aspects import activate, label_divergence
-from makd.distill.objective import aspect_losses, check_labels, task_loss
+from makd.distill.losses.objective import aspect_losses, check_labels, task_loss
 from makd.errors import SettingError
 from tests.cache.test_cache import Pad, assert_near, build, make_rows, make_trainer
 from tests.models import ENCODER, batch, tiny

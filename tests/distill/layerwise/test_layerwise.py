@@ -15,7 +15,7 @@ from makd.calibration.replay import run_layer
 from makd.calibration.source import ModelSource
 from makd.capture import examine
 from makd.distill import LayerwiseConfig, teach_layer_, teach_layers_
-from makd.distill.layer_targets import inside_layer
+from makd.distill.layerwise.targets import inside_layer
 from makd.errors import DataError, NumericsError, SettingError
 from tests.models import batch, tiny
 
