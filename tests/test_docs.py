@@ -231,6 +231,13 @@ def test_every_baseline_has_a_row_in_the_order_of_the_code():
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(BASELINES)
 
 
+def test_the_table_of_aspects_is_that_of_the_code():
+    written = {cells[0].strip("`"): set(re.findall(r"`(\w+)`", cells[3])) for cells in rows("aspects.md", 4)}
+    for name in ASPECTS.own:
+        aspect = ASPECTS[name]
+        assert written[name] == {*aspect.has, *(["tokens"] if len(aspect.tokens) > 1 else [])}
+
+
 def test_the_table_of_presets_is_that_of_the_code():
     header, *table = (cells for cells in rows("aspects.md", 8) if not cells[0].startswith("-"))
     written = {

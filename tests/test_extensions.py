@@ -127,7 +127,7 @@ def test_a_student_of_a_users_solver_and_aspect_loads_where_the_package_is_not(e
         install(tmp_path / "site-packages", here)
         made = makd.compress(str(encoder_folder), TEXTS, makd.Budget(keep_linears=0.5), recipe(), tmp_path / "student")
     for table in TABLES:
-        for name in set(table._items) - table.own:
+        for name in set(table._items).difference(table.own):
             del table._items[name]
     assert "scaled_svd" not in SOLVERS
     student = AutoModel.from_pretrained(made.folder)
@@ -196,7 +196,7 @@ def test_a_stopped_run_is_not_gone_on_with_after_the_package_has_changed(encoder
         with pytest.raises(Stopped):
             makd.compress(*arguments(), on_progress=stop)
     for table in TABLES:
-        for name in set(table._items) - table.own:
+        for name in set(table._items).difference(table.own):
             del table._items[name]
     install(tmp_path / "newer", monkeypatch, version="1.1")
     with pytest.raises(OutputError, match=r"aspect 'lengths' was makd-example 1\.0 .*, is makd-example 1\.1 "):
@@ -302,6 +302,8 @@ def test_what_is_registered_in_python_is_known_by_name_and_by_its_code():
         (SOLVERS, "mine", decompose_svd, "is a makd.solvers.Solver; got function"),
         (ASPECTS, "mine", Aspect("x", at="attention", loss=decompose_svd), "'linear' or 'hidden'; got 'attention'"),
         (ASPECTS, "mine", Aspect("x", at="hidden"), "its `loss` is no function"),
+        (ASPECTS, "mine", Aspect("x", at="hidden", measure="mse"), "neither a `measure` nor `settings`"),
+        (ASPECTS, "mine", Aspect("x", at="hidden", settings=("k",)), "neither a `measure` nor `settings`"),
         (ANATOMIES, "mine", Family(("other",), ()), "its model_types are other"),
         (ANATOMIES, "bert", Family(("bert",), ()), "makd's own"),
     ],
@@ -382,10 +384,13 @@ def test_a_loss_that_is_none_is_named(loss, said):
         own_loss("mine", student, torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
 
 
-def test_a_distance_is_refused_for_an_aspect_that_has_a_loss_of_its_own():
+@pytest.mark.parametrize(
+    "setting", [{"distance": "cosine"}, {"temperature": 2.0}, {"pooling": "cls"}, {"roles": ("q",)}]
+)
+def test_a_setting_that_does_nothing_with_a_users_aspect_is_refused(setting):
     ASPECTS.register("mine", Aspect("mine", at="hidden", loss=lambda *_: 0))
-    with pytest.raises(SettingError, match="has its own loss, and got 'cosine'"):
-        makd.Term(aspect="mine", distance="cosine")
+    with pytest.raises(SettingError, match="and does nothing with mine; got"):
+        makd.Term(aspect="mine", **setting)
 
 
 def test_where_no_token_counts_a_users_loss_is_0_and_not_asked():

@@ -49,7 +49,7 @@ class Extensible(Registry[T]):
         """
         super().__init__(kind, items)
         self.group, self.accepts, self._why_not = group, accepts, why_not
-        self.own = frozenset(items)
+        self.own = tuple(items)
         """Names of makd's own."""
         self._origins: dict[str, str] = {}
 

@@ -47,7 +47,7 @@ def anatomy_of(model: str) -> dict[str, str]:
     Args:
         model: a name, as `makd.loading.load_model` takes it. What is not there is told where it is loaded.
     """
-    if not set(ANATOMIES) - ANATOMIES.own:
+    if not set(ANATOMIES).difference(ANATOMIES.own):
         return {}
     try:
         place = locate(model)

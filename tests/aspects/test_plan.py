@@ -42,7 +42,7 @@ def test_layers_that_do_not_exist_are_refused_with_what_does(layers, hint):
         (lambda: Term(aspect="hidden", weight=0.0), "above 0; got 0.0"),
         (lambda: Term(aspect="logits", temperature=-1.0), "above 0; got -1.0"),
         (lambda: Term(aspect="hidden", layers="lst"), "'last'"),
-        (lambda: Term(aspect="relation", roles=("up",)), "q, k and v; got up"),
+        (lambda: Term(aspect="relation", roles=("up",)), "q, k, v; got up"),
         (lambda: Term(aspect="relation", relation_heads=0), "at least 1; got 0"),
     ],
 )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from makd.anatomy import Anatomy
-from makd.aspects import Plan, Term, activate
+from makd.aspects import INSIDE, Plan, Term, activate
 from makd.config import Recipe
 from makd.distill import LayerwiseConfig
 from makd.errors import SettingError
@@ -15,8 +15,6 @@ OFF = "without "
 """Begins the name of a row that goes without an aspect."""
 PREDICTIONS = "predictions only"
 """Name of the row that learns what comes out of the model alone."""
-OF_PREDICTIONS = ("logits", "embedding", "task")
-"""Aspects of what comes out of a model: plain distillation."""
 
 
 def variations(recipe: Recipe, anatomy: Anatomy, *, labelled: bool = True) -> dict[str, Recipe]:
@@ -44,7 +42,7 @@ def variations(recipe: Recipe, anatomy: Anatomy, *, labelled: bool = True) -> di
     terms = [_applying(stage.plan, anatomy, labelled) for stage in stages]
     names = list(dict.fromkeys(term.aspect for own in terms for term in own))
     kept = {f"{OFF}{name}": [_others(own, name) for own in terms] for name in names}
-    alone = [[term for term in own if term.aspect in OF_PREDICTIONS] for own in terms]
+    alone = [[term for term in own if term.place not in INSIDE] for own in terms]
     if alone != terms and alone not in kept.values():
         kept[PREDICTIONS] = alone
     measured = dataclasses.replace(recipe.evaluation, latency=False, samples=0)  # all are of one shape

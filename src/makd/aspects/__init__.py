@@ -16,14 +16,17 @@ from makd.aspects.kept import KeptPredictions, keep_predictions, kept_divergence
 from makd.aspects.layers import spread_layers
 from makd.aspects.logits import label_divergence, logits_divergence, regression_mse
 from makd.aspects.own import own_loss
-from makd.aspects.plan import ASPECTS, PRESETS, Aspect, Loss, Plan, Preset, Term
+from makd.aspects.plan import PRESETS, Plan, Preset, Term
 from makd.aspects.relation import relation_kl
+from makd.aspects.table import ASPECTS, INSIDE, OF_HEAD, Aspect, Loss, Place
 from makd.aspects.vocabulary import PredictionLosses, SoftLoss, chunked_logits_loss, next_labels
 from makd.sentence_encoder import pool
 
 __all__ = [
     "ASPECTS",
     "DIVERGENCES",
+    "INSIDE",
+    "OF_HEAD",
     "PRESETS",
     "ActivePlan",
     "ActiveTerm",
@@ -33,6 +36,7 @@ __all__ = [
     "Divergence",
     "KeptPredictions",
     "Loss",
+    "Place",
     "Plan",
     "PooledTexts",
     "PredictionLosses",

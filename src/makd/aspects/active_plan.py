@@ -6,12 +6,12 @@ model cannot offer.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from makd.anatomy import Anatomy, Layer, Role
 from makd.aspects.completions import Completions
 from makd.aspects.layers import select_layers, spread_layers
-from makd.aspects.plan import ASPECTS, RELATED_ROLES, Plan, Term, Tokens, is_per_layer
+from makd.aspects.plan import Plan, Term
+from makd.aspects.table import ASPECTS, INSIDE, Measure, Place, Tokens
 from makd.capture import Kind, Tap
 from makd.errors import SettingError
 from makd.sentence_encoder import SentenceEncoder, encoder_of
@@ -25,7 +25,7 @@ class Comparison:
     """The student's tensor."""
     teacher: Tap
     """The teacher's: the same of a layer that may be another."""
-    measure: Literal["mse", "cosine", "attention", "relation", "own"]
+    measure: Measure
     tokens: Tokens = "all"
     """Which of the real tokens count; of attention and relations, as queries."""
     heads: int = 1
@@ -44,6 +44,11 @@ class ActiveTerm:
     comparisons: tuple[Comparison, ...]
     encoder: SentenceEncoder | None = None
     """How the embeddings are made, with `embedding` and `similarity`; the term's pooling is its own."""
+
+    @property
+    def place(self) -> Place:
+        """Where its aspect compares."""
+        return self.term.place
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -84,7 +89,7 @@ class ActivePlan:
     @property
     def needs_teacher(self) -> bool:
         """Whether anything is mimicked. Not with `task` alone, which is plain fine-tuning."""
-        return any(active.term.aspect != "task" for active in self.terms)
+        return any(active.place != "labels" for active in self.terms)
 
 
 def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> ActivePlan:
@@ -107,7 +112,7 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
         dropped = not reason and not found and _is_dropped(term, anatomy)
         if dropped:
             reason = "the chosen layers are dropped in this student"
-        elif not reason and not found and is_per_layer(term.aspect):
+        elif not reason and not found and term.place in INSIDE:
             reason = "none of the chosen layers has it"
         if reason and plan.terms and not dropped:
             raise SettingError(f"The plan asks for {term.aspect!r}, but {reason}. Take the term out of the plan.")
@@ -117,12 +122,12 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
             before = sum(item.term.aspect == term.aspect for item in active)
             name = term.aspect if before == 0 else f"{term.aspect}_{before + 1}"
             active.append(_active(name, term, found, teacher or anatomy))
-    mimics = any(term.aspect != "task" for term in plan.wanted)
-    if not plan.terms and (not active or (mimics and all(item.term.aspect == "task" for item in active))):
+    mimics = any(term.place != "labels" for term in plan.wanted)
+    if not plan.terms and (not active or (mimics and all(item.place == "labels" for item in active))):
         raise SettingError(
             "The plan has no aspect to mimic on this model: " + "; ".join(f"{name}: {why}" for name, why in off.items())
         )
-    counted = {item.term.tokens for item in active if item.term.aspect == "logits"}
+    counted = {item.term.tokens for item in active if item.place == "predictions"}
     if len(counted) > 1:
         raise SettingError(
             f"The plan's terms of 'logits' count different tokens ({', '.join(sorted(counted))}), and a model's "
@@ -132,7 +137,7 @@ def activate(plan: Plan, anatomy: Anatomy, teacher: Anatomy | None = None) -> Ac
 
 
 def _active(name: str, term: Term, comparisons: tuple[Comparison, ...], teacher: Anatomy) -> ActiveTerm:
-    if term.aspect not in ("embedding", "similarity"):
+    if term.place != "embedding":
         return ActiveTerm(name, term, comparisons)
     encoder = encoder_of(teacher.origin, term.pooling)
     return ActiveTerm(name, replace(term, pooling=encoder.pooling), comparisons, encoder)
@@ -143,15 +148,15 @@ def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
     for one in (anatomy, teacher):
         if term.aspect in one.off:
             return one.off[term.aspect]
-    if term.aspect == "logits":
+    if term.place == "predictions":
         if anatomy.predictions is None:
             return "the model has no head, so it predicts nothing"
         return anatomy.predictions.why_not(teacher.predictions)
-    if term.aspect == "task" and anatomy.head is None:
+    if term.place == "labels" and anatomy.head is None:
         return "the model has no head, so it has no task"
     if term.tokens == "completion" and not _tells_completions(term, anatomy):
         return "completions are what a causal language model continues, and the model is none"
-    if term.aspect in ("embedding", "similarity") and (anatomy.head or anatomy.predictions) is not None:
+    if term.place == "embedding" and (anatomy.head or anatomy.predictions) is not None:
         return "the model has a head, so its predictions are mimicked instead of an embedding"
     return None
 
@@ -159,12 +164,12 @@ def _why_off(term: Term, anatomy: Anatomy, teacher: Anatomy) -> str | None:
 def _tells_completions(term: Term, anatomy: Anatomy) -> bool:
     """Whether a batch says which tokens are completions: what an encoder-decoder predicts all is."""
     if anatomy.is_encoder_decoder:
-        return term.aspect == "logits" and anatomy.predictions is not None
+        return term.place == "predictions" and anatomy.predictions is not None
     return anatomy.predictions is not None and anatomy.predictions.label_shift > 0
 
 
 def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Comparison]:
-    if not is_per_layer(term.aspect):
+    if term.place not in INSIDE:
         return
     for index, other in _pairs(term, len(anatomy.layers), len(teacher.layers)):
         layer = anatomy.layers[index]
@@ -187,12 +192,13 @@ def _comparisons(term: Term, anatomy: Anatomy, teacher: Anatomy) -> Iterable[Com
 
 def _comparison(term: Term, ours: Tap, theirs: Tap) -> Comparison:
     """How the term compares the student's tensor with the teacher's."""
-    if term.aspect == "attention":
-        return Comparison(ours, theirs, "attention", term.tokens)
-    if term.aspect == "relation":
-        return Comparison(ours, theirs, "relation", term.tokens, term.relation_heads)
-    if term.aspect not in ASPECTS.own:
-        return Comparison(ours, theirs, "own", term.tokens, aspect=term.aspect)
+    measure = ASPECTS[term.aspect].measure
+    if measure == "attention":
+        return Comparison(ours, theirs, measure, term.tokens)
+    if measure == "relation":
+        return Comparison(ours, theirs, measure, term.tokens, term.relation_heads)
+    if measure == "own":
+        return Comparison(ours, theirs, measure, term.tokens, aspect=term.aspect)
     return Comparison(ours, theirs, term.distance, term.tokens)
 
 
@@ -219,25 +225,24 @@ def _pairs(term: Term, count: int, teacher_count: int) -> Iterable[tuple[int, in
 
 def _places(term: Term, layer: Layer, anatomy: Anatomy) -> Iterable[tuple[Kind, Role | None]]:
     """Where in a layer the term looks."""
-    at = ASPECTS[term.aspect].at
-    if at == "hidden":
+    if term.place == "hidden":
         yield "hidden", None
-    elif at == "experts":
+    elif term.place == "experts":
         if anatomy.mixture_of(layer) is not None:
             yield "experts", None
-    elif at == "attention":
+    elif term.place == "attention":
         if layer.attention is not None:
             yield "attention", None
         if layer.cross_attention is not None:
             yield "cross_attention", None
     else:
-        related = term.aspect != "relation"
-        yield from (("linear", role) for role in _roles(term, layer) if related or role.base.value in RELATED_ROLES)
+        able = ASPECTS[term.aspect].roles
+        yield from (("linear", role) for role in _roles(term, layer) if role.base.value in able)
 
 
 def _is_dropped(term: Term, anatomy: Anatomy) -> bool:
     """Whether the term means layers, and the student has none of them."""
-    if not is_per_layer(term.aspect):
+    if term.place not in INSIDE:
         return False
     return all(anatomy.layers[index].is_skipped for index in select_layers(term.layers, len(anatomy.layers)))
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from makd.aspects.plan import ASPECTS
+from makd.aspects.table import ASPECTS
 from makd.errors import ExtensionError
 from makd.extensions import asked
 

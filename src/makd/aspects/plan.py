@@ -3,109 +3,21 @@
 A `Plan` is what a person writes: a preset's name, or terms. `makd.aspects.active_plan` fits it to a model.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
-
-from torch import Tensor
 
 from makd.anatomy import Role
 from makd.aspects.completions import Completions
 from makd.aspects.divergences import DIVERGENCES, Divergence, divergence
 from makd.aspects.layers import select_layers
+from makd.aspects.table import ASPECTS, SETTINGS, Place, Tokens
 from makd.errors import SettingError
-from makd.extensions import Extensible
 from makd.kinds import checked
 from makd.registry import Registry, unknown_name
 from makd.sentence_encoder import AUTO, check_pooling
 
-Place = Literal["linear", "experts", "hidden", "attention"] | None
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(student (batch, tokens, channels), teacher likewise, mask (batch, tokens), True at tokens that count) -> a scalar:
-the mean over those tokens of how far the student is from the teacher, 0 where they are equal. What stands at other
-tokens may be anything, NaN included."""
-
-
-@dataclass(frozen=True)
-class Aspect:
-    """Something that a student can mimic."""
-
-    summary: str
-    """What is compared, how, and the unit of its loss."""
-    at: Place = None
-    """What it compares, layer by layer: the outputs of linears, by role; of a mixture of experts; a layer's output;
-    attention distributions. None: something that the whole model makes."""
-    loss: Loss | None = None
-    """Of a user's aspect."""
-
-
-def why_not(name: str, aspect: Aspect) -> str | None:
-    """What is wrong with a user's aspect."""
-    if aspect.at not in ("linear", "hidden"):
-        return f"its `at` is 'linear' or 'hidden'; got {aspect.at!r}"
-    return None if callable(aspect.loss) else "its `loss` is no function"
-
-
-ASPECTS: Extensible[Aspect] = Extensible(
-    "aspect",
-    {
-        "matrix": Aspect(
-            "outputs of the linears inside a layer: mean squared difference, in units of the teacher's variance",
-            "linear",
-        ),
-        "experts": Aspect("the output of a layer's mixture of experts, shared ones included: the same", "experts"),
-        "hidden": Aspect("a layer's output: the same", "hidden"),
-        "attention": Aspect(
-            "self- and cross-attention distributions: KL(teacher ‖ student) per head and query, in nats", "attention"
-        ),
-        "relation": Aspect(
-            "similarities between a text's tokens, of queries, keys or values: KL(teacher ‖ student), in nats", "linear"
-        ),
-        "embedding": Aspect("the pooled embedding of a whole text: 1 - cosine"),
-        "similarity": Aspect("cosines between the texts of a batch: mean squared difference"),
-        "logits": Aspect("predictions: a divergence · temperature², in nats; regression: squared difference"),
-        "task": Aspect("the task's own loss, where the batch has labels"),
-    },
-    group="makd.aspects",
-    accepts=Aspect,
-    why_not=why_not,
-)
-"""What a student can mimic: makd's own, and those of users' packages: entry points of the group `makd.aspects`."""
-
-
-def is_per_layer(aspect: str) -> bool:
-    """Whether an aspect is compared layer by layer."""
-    return ASPECTS[aspect].at is not None
-
-
 PAPER_ROLES = ("q", "k", "v", "up", "down")
 """Linears of the paper's matrix distillation: MHA mappings and FFN vectors."""
-
-RELATED_ROLES = ("q", "k", "v")
-"""Linears whose outputs have self-relations: MiniLMv2's three."""
-
-
-Tokens = Literal["all", "first", "completion"]
-"""Which real tokens of a batch count."""
-
-_COUNTED: dict[Tokens, tuple[str, ...]] = {
-    "first": ("matrix", "experts", "hidden"),
-    "completion": ("matrix", "experts", "hidden", "attention", "relation", "logits"),
-}
-"""Which of makd's own aspects can count fewer tokens than all; users' can."""
-
-
-_INSIDE = tuple(name for name in ASPECTS.own if ASPECTS[name].at is not None)
-_OF_ASPECTS: dict[str, tuple[str, ...]] = {
-    "layers": _INSIDE,
-    "teacher_layers": _INSIDE,
-    "roles": ("matrix", "relation"),
-    "distance": ("matrix", "experts", "hidden"),
-    "relation_heads": ("relation",),
-    **dict.fromkeys(("temperature", "divergence", "beta", "alpha", "k"), ("logits",)),
-    "pooling": ("embedding", "similarity"),
-}
-"""Settings that some of makd's own aspects have, and which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,31 +77,30 @@ class Term:
         for role in self.roles:
             if role not in known:
                 raise unknown_name("role", role, known)
-        if self.aspect != "relation" and ASPECTS[self.aspect].at == "linear" and not self.roles:
-            raise SettingError(f"A {self.aspect} term needs at least one role of {', '.join(known)}.")
-        self._check_comparison()
+        able = ASPECTS[self.aspect].roles
+        if self.place == "linear" and not set(self.roles) & set(able):
+            raise SettingError(
+                f"A {self.aspect} term needs at least one role of {', '.join(able)}; got "
+                f"{', '.join(self.roles) or 'none'}."
+            )
+        self._check_settings()
         # its grammar does not depend on the number of layers, and words name as many as there are
         select_layers(self.layers, 1 if isinstance(self.layers, str) else 10**6)
 
-    def _check_comparison(self) -> None:
-        """Refuse settings that the aspect does not have where it compares inside the layers."""
-        if self.aspect in ASPECTS.own and self.aspect not in _COUNTED.get(self.tokens, (self.aspect,)):
+    def _check_settings(self) -> None:
+        """Refuse settings that the aspect or the divergence does not have: they would do nothing."""
+        aspect = ASPECTS[self.aspect]
+        if self.tokens not in aspect.tokens:
+            able = (name for name in ASPECTS.own if self.tokens in ASPECTS[name].tokens)
             raise SettingError(
-                f"With tokens {self.tokens!r} these aspects can be compared: {', '.join(_COUNTED[self.tokens])}; got "
+                f"With tokens {self.tokens!r} these aspects can be compared: {', '.join(able)}; got "
                 f"{self.aspect!r}. Leave tokens at all."
             )
-        if self.aspect == "relation" and not set(self.roles) & set(RELATED_ROLES):
-            raise SettingError(f"A relation term needs at least one role of q, k and v; got {', '.join(self.roles)}.")
-        if self.aspect not in ASPECTS.own and self.distance != "mse":
-            raise SettingError(
-                f"A term's distance is of matrix and hidden; the aspect {self.aspect!r} has its own loss, and got "
-                f"{self.distance!r}. Leave distance out."
-            )
-        for name, aspects in _OF_ASPECTS.items():
-            idle = self.aspect in ASPECTS.own and self.aspect not in aspects
-            if idle and getattr(self, name) != getattr(Term, name, None):
+        for name in SETTINGS:
+            if name not in aspect.has and getattr(self, name) != getattr(Term, name, None):
+                having = ", ".join(own for own in ASPECTS.own if name in ASPECTS[own].has)
                 raise SettingError(
-                    f"A term's {name} is of {', '.join(aspects)}, and does nothing with {self.aspect}; got "
+                    f"A term's {name} is of {having}, and does nothing with {self.aspect}; got "
                     f"{getattr(self, name)!r}. Leave it out."
                 )
         own = DIVERGENCES[self.divergence].setting
@@ -203,6 +114,11 @@ class Term:
         check_pooling(self.pooling, "A term's pooling")
         if self.relation_heads < 1:
             raise SettingError(f"A term's relation_heads is at least 1; got {self.relation_heads}.")
+
+    @property
+    def place(self) -> Place:
+        """Where its aspect compares."""
+        return ASPECTS[self.aspect].at
 
     def compare(self) -> Divergence:
         """The term's divergence, with its setting."""

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Role, predictions_of
 from makd.anatomy.tokens import decoder_tokens, encoder_tokens
-from makd.aspects import ActivePlan, keep_predictions
+from makd.aspects import ActivePlan, Place, keep_predictions
 from makd.cache.encoding import encode, encode_exactly, encode_log_probabilities, encode_tokens
 from makd.cache.settings import CacheConfig
 from makd.capture import AttentionCall, HeadCall, Recording, Tap, has_vocabulary_head, why_not_repeated
@@ -57,21 +57,19 @@ def needs(plan: ActivePlan, model: PreTrainedModel) -> list[Need]:
     """
     found: dict[str, Need] = {}
     for active in plan.terms:
-        for part in _parts_of(
-            active.term.aspect, active.teacher_taps, active.term.pooling, active.term.temperature, model
-        ):
+        for part in _parts_of(active.place, active.teacher_taps, active.term.pooling, active.term.temperature, model):
             found.setdefault(part, Need(part, active.term.aspect))
     return list(found.values())
 
 
 def _parts_of(
-    aspect: str, taps: tuple[Tap, ...], pooling: str, temperature: float, model: PreTrainedModel
+    place: Place, taps: tuple[Tap, ...], pooling: str, temperature: float, model: PreTrainedModel
 ) -> Iterator[str]:
     for tap in taps:
         yield from names(tap)
-    if aspect in ("embedding", "similarity"):
+    if place == "embedding":
         yield f"embedding.{pooling}"
-    elif aspect == "logits" and has_vocabulary_head(model):
+    elif place == "predictions" and has_vocabulary_head(model):
         reason = why_not_repeated(model)
         if reason is not None:
             raise SettingError(
@@ -79,7 +77,7 @@ def _parts_of(
                 "train without a cache."
             )
         yield from (f"{PREDICTIONS}.{name}" for name in ("tokens", "log_probabilities", missing(temperature)))
-    elif aspect == "logits":
+    elif place == "predictions":
         predictions = predictions_of(model)
         yield from () if predictions is None else predictions.outputs
 
@@ -98,7 +96,7 @@ def check_top_k(plan: ActivePlan, student: PreTrainedModel, kept: int, vocabular
         CacheError: `kept` is smaller than the `k` of a term.
     """
     for active in plan.terms:
-        if active.term.aspect != "logits" or active.term.divergence != "top_k" or not has_vocabulary_head(student):
+        if active.place != "predictions" or active.term.divergence != "top_k" or not has_vocabulary_head(student):
             continue
         if active.term.k > kept and kept < (vocabulary or 0):
             raise CacheError(
@@ -166,10 +164,10 @@ def extract(
     last = last_axis(anatomy)
     mask = real_tokens(last, inputs)
     for active in plan.terms:
-        if active.term.aspect in ("embedding", "similarity"):
+        if active.place == "embedding":
             vectors = pool(output[0], mask, active.term.pooling)
             stored |= _on("text", encode_exactly(f"embedding.{active.term.pooling}", vectors, settings.dtype))
-    temperatures = {active.term.temperature for active in plan.terms if active.term.aspect == "logits"}
+    temperatures = {active.term.temperature for active in plan.terms if active.place == "predictions"}
     if not temperatures:
         return stored
     if head is not None:

@@ -133,7 +133,7 @@ class TeacherCache:
                 )
         kept, vocabulary = self.content["settings"]["top_k"], self.content["vocabulary"]
         check_top_k(plan, student, kept, vocabulary, f"the cache {self.folder}")
-        if any(active.term.aspect == "logits" for active in plan.terms) and has_vocabulary_head(student):
+        if any(active.place == "predictions" for active in plan.terms) and has_vocabulary_head(student):
             size = student.get_output_embeddings().out_features
             if size < self.content["vocabulary"]:
                 raise CacheError(
@@ -166,23 +166,21 @@ class TeacherCache:
                 query, key = (tensor.transpose(1, 2) for tensor in tensors)
                 # masks and bounds are the student's: both read the same batch
                 recording.attention[tap] = AttentionCall(query, key, None, False, query.shape[-1] ** -0.5, None, None)
-        aspects = {active.term.aspect for active in plan.terms}
-        if aspects & {"embedding", "similarity"}:
-            poolings = {
-                active.term.pooling for active in plan.terms if active.term.aspect in ("embedding", "similarity")
-            }
+        places = {active.place for active in plan.terms}
+        if "embedding" in places:
+            poolings = {active.term.pooling for active in plan.terms if active.place == "embedding"}
             output = PooledTexts({pooling: batch.read(f"embedding.{pooling}", torch.float32) for pooling in poolings})
-        elif "logits" in aspects and f"{PREDICTIONS}.tokens" in self._axes:
+        elif "predictions" in places and f"{PREDICTIONS}.tokens" in self._axes:
             predictions = self._predictions(batch, plan)
-        elif "logits" in aspects and "logits" in self._axes:
+        elif "predictions" in places and "logits" in self._axes:
             output = SequenceClassifierOutput(logits=batch.read("logits", self.dtype))
-        elif "logits" in aspects:
+        elif "predictions" in places:
             start, end = (batch.read(name, self.dtype) for name in ("start_logits", "end_logits"))
             output = QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
         return CachedTeacherOutput(recording, output, predictions)
 
     def _predictions(self, batch: "_Batch", plan: ActivePlan) -> KeptPredictions:
-        temperatures = {active.term.temperature for active in plan.terms if active.term.aspect == "logits"}
+        temperatures = {active.term.temperature for active in plan.terms if active.place == "predictions"}
         return KeptPredictions(
             self.content["vocabulary"],
             batch.read(f"{PREDICTIONS}.tokens", torch.int64),

@@ -156,7 +156,7 @@ def _check_cached(
     plan: ActivePlan, student: PreTrainedModel, teacher: PreTrainedModel, given: TrainingRows, label_shift: int | None
 ) -> None:
     """Refuse a cache where the student has to make its own logits."""
-    asks_cache = given.cached and any(active.term.aspect == "logits" for active in plan.terms)
+    asks_cache = given.cached and any(active.place == "predictions" for active in plan.terms)
     if asks_cache and has_vocabulary_head(teacher) and label_shift is None:
         raise SettingError(
             f"{type(student).__name__} has to make its logits itself with this plan, and a cache holds no whole "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from makd.aspects import INSIDE, OF_HEAD, Place
 from makd.config import Stage
 from makd.data import token_batches
 from makd.distill import TrainingConfig
@@ -25,8 +26,6 @@ LOSS_PASSES = 1.0
 """Forwards' elementwise work that comparing layers takes. Measured likewise, 16 x 128 tokens: 0.7."""
 LOSS_OF_LOGITS = 0.5
 """What the losses of a token's logits cost, beside drawing predictions from them."""
-_OVER_LOGITS = {"logits", "task"}
-_OF_OUTPUTS = _OVER_LOGITS | {"embedding", "similarity"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _memory(
     # what a layer keeps is as wide as its products; what layers hand on is in float32, as the student is
     width = PARAMETER_BYTES * (BFLOAT16_SHARE if training.precision == "bfloat16" else 1.0)
     layers = [layer.activations for layer in shape.layers]
-    compared = COMPARED_COPIES * sum(layers) if _aspects(stage) - _OF_OUTPUTS else 0.0
+    compared = COMPARED_COPIES * sum(layers) if _places(stage) & {*INSIDE} else 0.0
     numbers = width * (KEPT_COPIES * (max(layers) if training.gradient_checkpointing else sum(layers)) + compared)
     if training.gradient_checkpointing:
         numbers += PARAMETER_BYTES * shape.hidden * len(layers)
@@ -130,20 +129,20 @@ def _memory(
     )
 
 
-def _aspects(stage: Stage) -> set[str]:
-    return {term.aspect for term in stage.plan.wanted}
+def _places(stage: Stage) -> set[Place]:
+    return {term.place for term in stage.plan.wanted}
 
 
 def _epoch(shape: ModelShape, kept: float, stage: Stage, text: TextShape, asks_teacher: bool) -> Operations:
-    aspects = _aspects(stage)
-    teacher = asks_teacher and aspects != {"task"}
+    places = _places(stage)
+    teacher = asks_teacher and places != {"labels"}
     parts = []
     for layer in shape.layers:
         once = operations.forward(layer, text)
         parts.append(once.times(3 * kept + teacher))
-        if aspects - _OF_OUTPUTS:
+        if places & {*INSIDE}:
             parts.append(Operations(elements=LOSS_PASSES * once.elements))
-    if aspects & _OVER_LOGITS:
+    if places & {*OF_HEAD}:
         products = 2.0 * text.tokens * shape.head * (3 + teacher)
         parts.append(Operations(products=products, logits=LOSS_OF_LOGITS * text.tokens * shape.vocabulary))
     return total(parts)

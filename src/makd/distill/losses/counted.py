@@ -92,13 +92,13 @@ def predicting(term: Term, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Bo
 
 
 def _count_term(active: ActiveTerm, anatomy: Anatomy, inputs: Mapping[str, Tensor], rows: int) -> Tensor | int:
-    aspect, predictions = active.term.aspect, anatomy.predictions
-    if aspect == "task":
+    predictions = anatomy.predictions
+    if active.place == "labels":
         return count_labels(inputs, 0 if predictions is None else predictions.label_shift)
-    if aspect == "similarity":
+    if active.term.aspect == "similarity":
         return rows * (rows - 1)
     if (
-        aspect == "logits"
+        active.place == "predictions"
         and predictions is not None
         and predictions.each == "token"
         and predictions.target != "places"

@@ -13,6 +13,7 @@ from torch import Tensor
 from makd.anatomy import Anatomy, Predictions
 from makd.anatomy.tokens import IGNORE_INDEX, layer_tokens
 from makd.aspects import (
+    OF_HEAD,
     ActivePlan,
     ActiveTerm,
     Comparison,
@@ -35,8 +36,6 @@ from makd.distill.losses.shares import WHOLE, Shares
 from makd.errors import DataError, NumericsError, SettingError
 
 Inputs = Mapping[str, Tensor]
-PREDICTED = ("logits", "task")
-"""Aspects of what a model's head makes."""
 
 
 def aspect_losses(
@@ -78,13 +77,12 @@ def mean_losses(
     losses: dict[LossKey, Tensor] = {comparison: layers[comparison] for comparison in plan.comparisons}
     check_labels(inputs, anatomy.predictions)
     for active in plan.terms:
-        aspect = active.term.aspect
-        if active.comparisons or (aspect in PREDICTED and not with_predictions):
+        if active.comparisons or (active.place in OF_HEAD and not with_predictions):
             continue
-        if aspect == "task":
+        if active.place == "labels":
             if student_output.get("loss") is not None:
                 losses[active.name] = task_loss(inputs, student_output, anatomy.predictions)
-        elif aspect == "logits":
+        elif active.place == "predictions":
             losses[active.name] = _logits(active, anatomy, inputs, teacher_output, student_output)
         else:
             losses[active.name] = _embedding(active, anatomy, inputs, teacher_output, student_output[0])
@@ -197,8 +195,8 @@ def prediction_losses(
     Raises:
         DataError: the labels are not one a predicted token.
     """
-    soft = [active for active in plan.terms if active.term.aspect == "logits"]
-    hard = [active for active in plan.terms if active.term.aspect == "task" and inputs.get("labels") is not None]
+    soft = [active for active in plan.terms if active.place == "predictions"]
+    hard = [active for active in plan.terms if active.place == "labels" and inputs.get("labels") is not None]
     if not soft and not hard:
         return None, {}
     assert student.inputs is not None
@@ -242,7 +240,8 @@ def weighted_sum(
     Args:
         plan: aspects.
         losses: by the names of the plan's terms.
-        predicted: the weighted sum of `PREDICTED`, where `prediction_losses` made it; theirs in `losses` are not added.
+        predicted: the weighted sum of what is behind the head, where `prediction_losses` made it; theirs in `losses`
+            are not added.
 
     Raises:
         NumericsError: an aspect's loss is NaN or infinite, which training would never recover from.
@@ -254,7 +253,7 @@ def weighted_sum(
         (
             active.term.weight * losses[active.name]
             for active in plan.terms
-            if active.name in losses and (predicted is None or active.term.aspect not in PREDICTED)
+            if active.name in losses and (predicted is None or active.place not in OF_HEAD)
         ),
         start=torch.zeros((), device=next(iter(losses.values())).device) if predicted is None else predicted,
     )

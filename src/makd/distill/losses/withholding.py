@@ -5,7 +5,7 @@ import logging
 from transformers import PreTrainedModel
 
 from makd.anatomy import predictions_of
-from makd.aspects import ActivePlan
+from makd.aspects import OF_HEAD, ActivePlan
 from makd.capture import has_vocabulary_head, label_shift_of, why_not_repeated
 from makd.errors import UnsupportedModelError
 
@@ -38,14 +38,14 @@ def shared_label_shift(
     """
     if not (has_vocabulary_head(student) and has_vocabulary_head(teacher)):
         return None, None
-    aspects = {active.term.aspect for active in plan.terms}
-    if not aspects & {"logits", "task"}:
+    places = {active.place for active in plan.terms}
+    if not places & {*OF_HEAD}:
         return 0, None
     reason = why_not_repeated(student)
-    if reason is None and "logits" in aspects:
+    if reason is None and "predictions" in places:
         reason = why_not_repeated(teacher)
     label_shift: int | None = 0
-    if "task" in aspects:
+    if "labels" in places:
         label_shift = label_shift_of(student)
         _check_label_shift(student, label_shift)
         if reason is None and label_shift is None:
