@@ -27,6 +27,13 @@ PERFECT = {
 }
 """Measurement of a student beside its teacher -> what a copy would have."""
 
+LESS_IS_BETTER = ("perplexity", "prediction_kl", "squared_difference")
+"""Of the others more is."""
+
+DECIDING = ("rank_correlation", "cosine", "top1_agreement", "label_agreement", "squared_difference")
+"""Measurements of a student beside its teacher: the first that was made says how good the student is, where there is
+no task and no perplexity."""
+
 WORSE = 0.05
 """Share by which a training has to widen a gap to the teacher before it is called worse."""
 
@@ -122,6 +129,16 @@ def _spread(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
+def task_score(after: Mapping[str, float]) -> str:
+    """Which of a task's metrics says how good a model is."""
+    return "score" if "score" in after else next(iter(after))
+
+
+def deciding(fidelity: Mapping[str, float]) -> str | None:
+    """Which of `DECIDING` was measured; None if none was."""
+    return next((name for name in DECIDING if name in fidelity), None)
+
+
 def worsened(metrics: Mapping[str, Any]) -> list[str]:
     """What a training left worse than its start had it, in words; nothing unless all that was measured is.
 
@@ -131,7 +148,7 @@ def worsened(metrics: Mapping[str, Any]) -> list[str]:
     found: list[tuple[bool, str]] = []
     task, perplexity, fidelity = (metrics.get(name, {}) for name in ("task", "perplexity", "fidelity"))
     if "before" in task:
-        name = "score" if "score" in task["after"] else next(iter(task["after"]))
+        name = task_score(task["after"])
         before, after = task["before"][name], task["after"][name]
         found.append((after < before, f"{task_label(name)} {before:.4f} before, {after:.4f} after"))
     if "before" in perplexity:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from makd.comparison.statistics import Difference, Mean, difference, mean, pairs
-from makd.measures import LABELS, task_label
+from makd.measures import LABELS, LESS_IS_BETTER, task_label
 
 Line = Mapping[str, Any]
-
-_LESS_IS_BETTER = ("perplexity", "prediction_kl", "squared_difference")
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Measure:
     @property
     def towards(self) -> str:
         """Which way is better."""
-        return "less" if (self.key or self.part) in _LESS_IS_BETTER else "more"
+        return "less" if (self.key or self.part) in LESS_IS_BETTER else "more"
 
     def by_seed(self, lines: Iterable[Line], when: str) -> dict[tuple[str, int], float]:
         """Its value of each seed that has it, of one moment: `teacher`, `before` or `after`."""

@@ -6,13 +6,12 @@ from typing import Any
 
 from makd.evaluation.formats import FormatRow, FormatTiming
 from makd.evaluation.speed import FLOAT
+from makd.measures import deciding
 
 SAME_QUALITY = 0.005
 """Scores that are no further apart count as equal: half a point."""
 SAME_COST = 0.02
 """The same of milliseconds and bytes, as a share."""
-MEASURES = ("top1_agreement", "label_agreement", "rank_correlation", "cosine")
-"""What is looked at where there is no task: agreement with the teacher, best first."""
 DIFFERENCE = "squared_difference"
 """Of models that predict numbers: in the square of their unit, so no difference of it is small for all of them."""
 NO_VERDICT = (
@@ -36,7 +35,8 @@ def quality(scores: Mapping[str, Any]) -> QualityScore:
     if "task" in scores:
         return QualityScore("score", float(scores["task"]["score"]))
     found = scores["fidelity"]
-    name = next((name for name in MEASURES if name in found), DIFFERENCE)
+    name = deciding(found)
+    assert name is not None  # `fidelity` has one of them for every kind of head
     return QualityScore(name, float(found[name]))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from makd.measures import LABELS, task_label
+from makd.measures import LABELS, LESS_IS_BETTER, PERFECT, deciding, task_label, task_score
 from makd.report.elements import Markup, element, section
 from makd.report.record import Record
 from makd.report.words import Number, count, score, share, times
@@ -85,7 +85,7 @@ def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
     """The first that there is of: the task's score, perplexity, and how close predictions or embeddings are."""
     task = metrics.get("task", {})
     if "teacher" in task:
-        name = "score" if "score" in task["after"] else next(iter(task["after"]))
+        name = task_score(task["after"])
         before = task.get("before", {}).get(name)
         label, scores = f"{task['name']} {task_label(name)}", (task["after"][name], task["teacher"][name], before)
         return Quality(label, *scores, best=1.0, rows="task")
@@ -93,14 +93,11 @@ def quality_of(metrics: Mapping[str, Any]) -> Quality | None:
     if found:
         return Quality("perplexity", found["after"], found["teacher"], found.get("before"), 1.0, False)
     fidelity = metrics.get("fidelity", {})
-    for name in ("rank_correlation", "cosine", "top1_agreement", "label_agreement"):
-        if name in fidelity.get("after", {}):
-            before = fidelity.get("before", {}).get(name)
-            return Quality(LABELS[name][0], fidelity["after"][name], None, before, 1.0)
-    if "squared_difference" in fidelity.get("after", {}):
-        label, before = LABELS["squared_difference"][0], fidelity.get("before", {}).get("squared_difference")
-        return Quality(label, fidelity["after"]["squared_difference"], None, before, 0.0, False)
-    return None
+    best = deciding(fidelity.get("after", {}))
+    if best is None:
+        return None
+    before, more = fidelity.get("before", {}).get(best), best not in LESS_IS_BETTER
+    return Quality(LABELS[best][0], fidelity["after"][best], None, before, PERFECT[best], more)
 
 
 def role_name(roles: list[str]) -> str:
