@@ -1,5 +1,7 @@
 """A model of one's own, and where makd finds its linears: anatomy `twostroke`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -13,9 +15,7 @@ class TwostrokeConfig(PretrainedConfig):
 
     model_type = "twostroke"
 
-    def __init__(
-        self, vocab_size: int = 100, hidden_size: int = 32, num_hidden_layers: int = 2, **others: object
-    ) -> None:
+    def __init__(self, vocab_size: int = 100, hidden_size: int = 32, num_hidden_layers: int = 2, **others: Any) -> None:
         """Sizes; heads have 8 channels."""
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.num_attention_heads = hidden_size // 8
@@ -38,7 +38,8 @@ class TwostrokeLayer(nn.Module):
         query, key, value = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in heads)
         seen = nn.functional.scaled_dot_product_attention(query, key, value, mask[:, None, None, :])
         states = states + self.merge(seen.transpose(1, 2).flatten(2))
-        return states + self.narrow(nn.functional.gelu(self.widen(self.norms[1](states))))
+        found: Tensor = states + self.narrow(nn.functional.gelu(self.widen(self.norms[1](states))))
+        return found
 
 
 class TwostrokeModel(PreTrainedModel):
@@ -50,7 +51,7 @@ class TwostrokeModel(PreTrainedModel):
     def __init__(self, config: TwostrokeConfig) -> None:
         """With random weights."""
         super().__init__(config)
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.strokes = nn.ModuleList(TwostrokeLayer(config.hidden_size) for _ in range(config.num_hidden_layers))
         self.post_init()
 
