@@ -94,6 +94,13 @@ def test_a_teacher_in_hand_is_not_changed(teacher_folder, tmp_path):
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_a_frozen_teacher_gives_the_same_student(report, teacher_folder, tmp_path):
+    teacher = AutoModel.from_pretrained(teacher_folder).requires_grad_(False)
+    found = makd.compress(teacher, TEXTS, BUDGET, quick(), tmp_path / "student")
+    assert found.metrics["fingerprint"] == report.metrics["fingerprint"]
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
 def test_texts_in_a_file_give_the_same_student_as_in_a_list(report, teacher_folder, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     found = makd.compress(str(teacher_folder), str(tmp_path / "texts.txt"), BUDGET, quick(), tmp_path / "student")

@@ -45,7 +45,7 @@ from makd.distill.losses.withholding import warn_whole_logits
 from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
-from makd.distill.reporting import report_off
+from makd.distill.reporting import report_frozen, report_off
 from makd.distill.rising import CheckRises, evaluate_for_share_, evaluates_first
 from makd.distill.rollouts import Rollouts, find_tokenizer, warn_other_ends
 from makd.errors import CacheError
@@ -116,6 +116,7 @@ class DistillTrainer(MeanLossTrainer):
         check_layer_map(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         report_off(self.plan, self.anatomy, self.teacher_anatomy)
+        report_frozen(student)
         self.teacher_dtype = teacher_dtype
         self.learned = RunningMeans(terms_of(self.plan))
         self.teacher_variances = TeacherVariances(self.plan)
