@@ -24,6 +24,7 @@ from makd.distill import (
     ReportSteps,
     TrainingRows,
     check_adapters,
+    check_apart,
     check_engine,
     check_rises,
     check_teachable,
@@ -176,9 +177,9 @@ def distill(
         _check_learner(run, model)
         if not is_student(model) and fingerprint(model) == fingerprint(run.teacher):
             raise SettingError(
-                f"The student, {name_of(student)}, is the teacher: there is nothing to learn. Give a student that makd "
-                "made (`makd factorize`), or another model."
+                f"The student, {name_of(student)}, is the teacher: there is nothing to learn. Give another model."
             )
+        check_apart(model, run.teacher)
         _check_trainings(run, model)
         run.scores["before"] = run.score(model)
         run.look_inside("before", model)

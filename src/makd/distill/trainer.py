@@ -26,6 +26,7 @@ from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
+from makd.distill.apart import check_apart
 from makd.distill.arguments import check_checkpointing, check_loss
 from makd.distill.distillation_forward import DistillationForward, DistillationOutput
 from makd.distill.dropout import switch_dropout_off_
@@ -99,8 +100,8 @@ class DistillTrainer(MeanLossTrainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: the student learns in float16, teacher and student do not line up, the plan does not fit the
-                model, or the arguments of the Trainer do not fit the plan.
+            SettingError: parameters that learn are the teacher's, too, or in float16; teacher and student do not line
+                up, the plan does not fit the model, or the arguments of the Trainer do not fit the plan.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
@@ -108,6 +109,7 @@ class DistillTrainer(MeanLossTrainer):
         plan = Plan(preset=plan) if isinstance(plan, str) else fit(plan, Plan, "plan of a DistillTrainer")
         student = inside(fit(model, nn.Module, "model of a DistillTrainer"), "student")
         teacher = inside(fit(teacher, nn.Module, "teacher of a DistillTrainer"), "teacher")
+        check_apart(student, teacher)
         check_plain(student)
         check_teacher(teacher)
         check_precision(student)
