@@ -21,8 +21,9 @@ from makd.preparation import Data, RunData, prepare
 from makd.processes.first import from_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, reporting
-from makd.run import name_of, names_of, tokenizer_name
+from makd.random_state import keeping_random_state
 from makd.run_folder import OutputFolder, plain
+from makd.source_names import name_of, names_of, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class CacheReport:
 
 
 @takes
+@keeping_random_state()
 def build_cache(
     teacher: str | PreTrainedModel,
     data: Data,
