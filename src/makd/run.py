@@ -35,7 +35,7 @@ from makd.evaluation.samples import take_samples
 from makd.factorization.factorize import check_dense
 from makd.factorization.work import Work
 from makd.forecasting import check_run, check_weights
-from makd.loading import check_dtype, load_config, locate, take_model
+from makd.loading import check_dtype, load_config, locate, modes_kept, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
@@ -304,8 +304,8 @@ def start_run(
 ) -> Iterator[Run]:
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here.
 
-    While the block runs, the output is this run's alone; after it, random numbers are those that they would have been
-    without it. `student` is a saved one that it reads besides; `kinds` is the
+    While the block runs, the output is this run's alone; after it, random numbers go on as they would have without it,
+    and models in hand have the modes that they had. `student` is a saved one that it reads besides; `kinds` is the
     unfinished work that it may go on with. Of several processes the first loads before the others.
     """
     started = time.perf_counter()
@@ -314,7 +314,7 @@ def start_run(
     named = [recipe.cache, *names_of(data), tokenizer_name(tokenizer), *map(name_of, models)]
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named, kinds=kinds)
     opened = nullcontext() if output is None else folder
-    with keeping_random_state(), opened, noting_warnings() as warnings:
+    with keeping_random_state(), modes_kept(*models), opened, noting_warnings() as warnings:
         progress = on_progress if is_first() else None
         findings = Findings(warnings, origin=Path(student) if isinstance(student, str) else None)
         run = in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, findings, student))

@@ -84,7 +84,8 @@ class DistillTrainer(MeanLossTrainer):
         Args:
             model: the student, as `makd.factorize` makes it; or one with fewer layers or of another width: see
                 `Term.teacher_layers` and `Projections`. A `PeftModel` learns by its adapters, which alone are saved.
-            teacher: the model to mimic; it may be a `PeftModel`, too.
+            teacher: the model to mimic; it may be a `PeftModel`, too. It is in eval mode from then on, and on
+                `args.device`, unless its `device_map` has put it elsewhere.
             plan: a `Plan`, or a preset's name.
             student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
                 which the student is fitted to, have none.
