@@ -16,9 +16,14 @@ def names_of(data: Data) -> list[str | None]:
 
 def tokenizer_name(tokenizer: str | PreTrainedTokenizerBase | None) -> str | None:
     """What the recipe calls a tokenizer; None for the teacher's."""
-    return None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer))
+    return tokenizer if tokenizer is None or isinstance(tokenizer, str) else _in_hand(tokenizer)
 
 
 def name_of(model: str | PreTrainedModel) -> str:
     """What the recipe calls a model."""
-    return model if isinstance(model, str) else model.name_or_path or type(model).__name__
+    return model if isinstance(model, str) else _in_hand(model)
+
+
+def _in_hand(source: PreTrainedModel | PreTrainedTokenizerBase) -> str:
+    """Where it was loaded from; the class of one that was made in Python."""
+    return source.name_or_path or type(source).__name__
