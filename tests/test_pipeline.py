@@ -94,6 +94,23 @@ def test_a_teacher_in_hand_is_not_changed(teacher_folder, tmp_path):
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_a_tokenizer_that_was_made_in_python_is_called_by_its_class(tokenizer, tmp_path, monkeypatch):
+    """And not by an empty name, which would be the working directory's: its outputs could not be replaced."""
+    monkeypatch.chdir(tmp_path)
+    teacher = tiny("bert", vocab_size=300, max_position_embeddings=128)
+    for _ in range(2):
+        found = pipeline.factorize_only(teacher, TEXTS, BUDGET, quick(), tokenizer=tokenizer, overwrite=True)
+    written = yaml.safe_load((found.folder / "recipe.yaml").read_text())
+    assert (written["teacher"], written["tokenizer"]) == ("BertModel", type(tokenizer).__name__)
+
+
+def test_a_frozen_teacher_gives_the_same_student(report, teacher_folder, tmp_path):
+    teacher = AutoModel.from_pretrained(teacher_folder).requires_grad_(False)
+    found = makd.compress(teacher, TEXTS, BUDGET, quick(), tmp_path / "student")
+    assert found.metrics["fingerprint"] == report.metrics["fingerprint"]
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
 def test_texts_in_a_file_give_the_same_student_as_in_a_list(report, teacher_folder, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     found = makd.compress(str(teacher_folder), str(tmp_path / "texts.txt"), BUDGET, quick(), tmp_path / "student")

@@ -16,13 +16,14 @@ from makd.config import Recipe
 from makd.data import choose_tokenizer, collator
 from makd.distill import TrainingRows, check_same_everywhere, check_training, identify_run, warn_slow_bfloat16
 from makd.kinds import takes
-from makd.loading import check_dtype, take_model
+from makd.loading import check_dtype, modes_kept, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import from_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, reporting
-from makd.run import name_of, names_of, tokenizer_name
+from makd.random_state import keeping_random_state
 from makd.run_folder import OutputFolder, plain
+from makd.source_names import name_of, names_of, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class CacheReport:
 
 
 @takes
+@keeping_random_state()
 def build_cache(
     teacher: str | PreTrainedModel,
     data: Data,
@@ -79,7 +81,8 @@ def build_cache(
     """
     started, recipe = time.perf_counter(), recipe or Recipe()
     named = [name_of(teacher), *names_of(data), tokenizer_name(tokenizer)]
-    with OutputFolder(Path(output), overwrite=overwrite, inputs=named, kinds=("cache",)) as folder:
+    output_folder = OutputFolder(Path(output), overwrite=overwrite, inputs=named, kinds=("cache",))
+    with modes_kept(teacher), output_folder as folder:
         with reporting("load", on_progress if is_first() else None):
             loaded = in_turn(lambda: _load(teacher, data, recipe, tokenizer, settings or CacheConfig()))
         if is_shared():

@@ -17,7 +17,7 @@ from makd.export import Agreement, ExportConfig, save_dense, save_gguf, save_onn
 from makd.export.dense import write_plain_config
 from makd.export.gguf import find_converter
 from makd.kinds import takes
-from makd.loading import load_tokenizer, locate, take_model
+from makd.loading import load_tokenizer, locate, modes_kept, take_model
 from makd.plain_json import read_json
 from makd.processes.started import check_alone
 from makd.run_folder import OutputFolder, describe_environment, write_json
@@ -72,7 +72,7 @@ def export(
     if settings.llama_cpp is not None:
         find_converter(settings.llama_cpp)
     named = student if isinstance(student, str) else None
-    with OutputFolder(Path(output), overwrite=overwrite, inputs=[named]) as folder:
+    with modes_kept(student), OutputFolder(Path(output), overwrite=overwrite, inputs=[named]) as folder:
         model = _take(student, settings, head)
         tokenizer = None if named is None else load_tokenizer(named)
         with folder.work() as result:

@@ -40,8 +40,9 @@ from makd.pipeline import Report
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, nobody, reporting
-from makd.run import tokenizer_name
+from makd.random_state import keeping_random_state
 from makd.run_folder import OutputFolder, describe_environment, plain, write_json, write_recipe
+from makd.source_names import tokenizer_name
 from makd.storage import find_save_dtype
 from makd.student.hub import mark_student
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 @takes
+@keeping_random_state()
 def finetune(
     model: str,
     task: TaskConfig,

@@ -6,6 +6,7 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 import importlib.util
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 import makd.student.registration  # noqa: F401 - registers how a student is loaded
+from makd.anatomy.eval_mode import in_eval
 from makd.checkpoint import (
     check_complete,
     check_complete_below_head,
@@ -331,6 +333,11 @@ def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, devi
     if isinstance(model, str):
         return load_model(model, head, dtype, device)
     return _ready(model, model.name_or_path or type(model).__name__, device)
+
+
+def modes_kept(*models: str | PreTrainedModel) -> AbstractContextManager[None]:
+    """Around work on `models`: those in hand are in eval mode inside, and afterwards in the modes that they had."""
+    return in_eval(*(model for model in models if isinstance(model, PreTrainedModel)))
 
 
 def folder_or_name(model: str) -> str:

@@ -24,6 +24,7 @@ from makd.distill import (
     ReportSteps,
     TrainingRows,
     check_adapters,
+    check_apart,
     check_engine,
     check_rises,
     check_teachable,
@@ -50,7 +51,7 @@ from makd.processes.first import in_first, in_turn
 from makd.progress import OnProgress, Progress
 from makd.ranks.budget import Budget
 from makd.registry import make_settings
-from makd.run import Run, bytes_of, model_of, name_of, start_run
+from makd.run import Run, bytes_of, model_of, start_run
 from makd.run_folder import (
     describe_environment,
     warn_worsened,
@@ -59,6 +60,7 @@ from makd.run_folder import (
     write_recipe,
 )
 from makd.sentence_encoder import copy_companions, origin_of
+from makd.source_names import name_of
 from makd.start import start_settings
 from makd.storage import find_save_dtype
 from makd.student.counting import count_parameters
@@ -175,10 +177,8 @@ def distill(
         model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
         _check_learner(run, model)
         if not is_student(model) and fingerprint(model) == fingerprint(run.teacher):
-            raise SettingError(
-                f"The student, {name_of(student)}, is the teacher: there is nothing to learn. Give a student that makd "
-                "made (`makd factorize`), or another model."
-            )
+            raise SettingError(f"The student, {name_of(student)}, is the teacher: there is nothing to learn.")
+        check_apart(model, run.teacher)
         _check_trainings(run, model)
         run.scores["before"] = run.score(model)
         run.look_inside("before", model)

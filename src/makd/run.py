@@ -17,7 +17,7 @@ from makd.aspects import activate
 from makd.cache import TeacherCache, hash_teacher
 from makd.capture import examine
 from makd.config import Recipe
-from makd.data import Batch, DataConfig, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
+from makd.data import Batch, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.distill import (
     CHECKPOINT_SIZES,
     check_same_everywhere,
@@ -35,17 +35,18 @@ from makd.evaluation.samples import take_samples
 from makd.factorization.factorize import check_dense
 from makd.factorization.work import Work
 from makd.forecasting import check_run, check_weights
-from makd.loading import check_dtype, load_config, locate, take_model
+from makd.loading import check_dtype, load_config, locate, modes_kept, take_model
 from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, Progress, nobody, track
+from makd.random_state import keeping_random_state
 from makd.ranks.budget import Budget
 from makd.run_folder import Findings, OutputFolder, noting_warnings, plain, warn_changed_weights
 from makd.sentence_encoder import encoder_of, origin_of
+from makd.source_names import name_of, names_of, tokenizer_name
 from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder
-from makd.tasks import TaskConfig
 
 _COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "cache")
 """Parts of a recipe that a run which resumes is not compared by as they stand there."""
@@ -303,7 +304,8 @@ def start_run(
 ) -> Iterator[Run]:
     """Check what can be checked, load the teacher and the text: everything that can fail early does so here.
 
-    While the block runs, the output is this run's alone. `student` is a saved one that it reads besides; `kinds` is the
+    While the block runs, the output is this run's alone; after it, random numbers go on as they would have without it,
+    and models in hand have the modes that they had. `student` is a saved one that it reads besides; `kinds` is the
     unfinished work that it may go on with. Of several processes the first loads before the others.
     """
     started = time.perf_counter()
@@ -311,7 +313,8 @@ def start_run(
     models = [model for model in (teacher, student) if model is not None]
     named = [recipe.cache, *names_of(data), tokenizer_name(tokenizer), *map(name_of, models)]
     folder = OutputFolder(Path(output or "runs"), overwrite=overwrite, resume=resume, inputs=named, kinds=kinds)
-    with nullcontext() if output is None else folder, noting_warnings() as warnings:
+    opened = nullcontext() if output is None else folder
+    with keeping_random_state(), modes_kept(*models), opened, noting_warnings() as warnings:
         progress = on_progress if is_first() else None
         findings = Findings(warnings, origin=Path(student) if isinstance(student, str) else None)
         run = in_turn(lambda: _load(teacher, data, recipe, folder, tokenizer, progress, started, findings, student))
@@ -368,23 +371,6 @@ def _load(
         findings=findings,
         student_tokenizer=student_tokenizer,
     )
-
-
-def names_of(data: Data) -> list[str | None]:
-    """The paths that data have."""
-    if isinstance(data, TaskConfig):
-        return [data.path or data.known.path, data.extra_text]
-    return [*data.paths] if isinstance(data, DataConfig) else [data if isinstance(data, str) else None]
-
-
-def tokenizer_name(tokenizer: str | PreTrainedTokenizerBase | None) -> str | None:
-    """What the recipe calls a tokenizer; None for the teacher's."""
-    return None if tokenizer is None else str(getattr(tokenizer, "name_or_path", tokenizer))
-
-
-def name_of(model: str | PreTrainedModel) -> str:
-    """What the recipe calls a model."""
-    return model if isinstance(model, str) else model.name_or_path or type(model).__name__
 
 
 def model_of(model: str | PreTrainedModel, recipe: Recipe, device: torch.device) -> PreTrainedModel:

@@ -27,8 +27,8 @@ from makd.pipeline import Report
 from makd.preparation import Data, prepare
 from makd.processes.first import in_first
 from makd.progress import OnProgress, peak_bytes, reporting
+from makd.random_state import keeping_random_state
 from makd.ranks.budget import Budget
-from makd.run import names_of, tokenizer_name
 from makd.run_folder import (
     Findings,
     OutputFolder,
@@ -39,6 +39,7 @@ from makd.run_folder import (
     write_recipe,
 )
 from makd.sentence_encoder import copy_companions, origin_of
+from makd.source_names import names_of, tokenizer_name
 from makd.start import identify_start, reads_text
 from makd.storage import find_save_dtype
 from makd.tasks import TaskConfig
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 @takes
+@keeping_random_state()
 @in_first
 def factorize_streamed(
     teacher: str,

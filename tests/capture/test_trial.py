@@ -355,7 +355,7 @@ def refused(model):
     with pytest.raises(UnsupportedModelError) as caught:
         makd.factorize(model, makd.Budget(keep_linears=0.5), calibration=[inputs])
     with pytest.raises(UnsupportedModelError):
-        makd.DistillTrainer(model, model, args=arguments)
+        makd.DistillTrainer(copy.deepcopy(model), model, args=arguments)
     with pytest.raises(UnsupportedModelError):
         makd.inspect(model)
     return str(caught.value)

@@ -1,5 +1,6 @@
 """Completions that are written while a student learns: whose turn it is, what is kept, and that it resumes."""
 
+import copy
 import json
 
 import pytest
@@ -278,6 +279,20 @@ def test_an_adaptive_share_is_looked_at_first_and_ten_times_where_nobody_says_wh
     assert [line["step"] for line in trainer.state.log_history if "eval_loss" in line] == list(range(0, 21, 2))
 
 
+def test_the_arguments_that_a_plan_is_given_are_another_trainer_s_too(tmp_path):
+    """A plan that evaluates by itself, and after it one that does not, without held-out rows."""
+    teacher, student = make_pair()
+    arguments = make_arguments(tmp_path, max_steps=2, remove_unused_columns=False)
+    before = arguments.to_dict()
+    given = {"args": arguments, "train_dataset": make_rows(), "data_collator": collate}
+    plan = Plan(terms=LOGITS, completions=Completions(adaptive=True, max_new_tokens=2))
+    DistillTrainer(student, teacher, plan, eval_dataset=make_rows(4), **given).train()
+    assert arguments.to_dict() == before
+    trainer = DistillTrainer(student, teacher, "kd", **given)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_the_share_is_logged_and_the_first_evaluation_is_one_to_rise_from(tmp_path):
     """A learning rate that does harm: the loss rises from the one before training on."""
     often = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1}
@@ -358,7 +373,7 @@ def test_an_encoder_writes_nothing(tmp_path):
 def test_completions_are_not_written_in_the_place_of_an_encoder_decoders_targets(tmp_path):
     teacher = tiny("t5", head="seq2seq_lm")
     with pytest.raises(SettingError, match="by causal language models alone; T5ForConditionalGeneration is none"):
-        make_trainer(tmp_path, Completions(student_share=1.0), (teacher, teacher))
+        make_trainer(tmp_path, Completions(student_share=1.0), (copy.deepcopy(teacher), teacher))
 
 
 def test_settings_of_what_is_written_are_refused_where_nothing_is():

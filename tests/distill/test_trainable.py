@@ -36,6 +36,25 @@ def test_only_the_linears_learn_where_that_is_asked(student):
     assert learners(student) == {name for name, _ in student.named_parameters()}
 
 
+@pytest.mark.parametrize("trainable", ["all", "linears", "adapters"])
+def test_what_learns_does_not_depend_on_what_was_frozen_before(student, trainable):
+    training = TrainingConfig(trainable=trainable, adapter_rank=2)
+    expected = inside(copy.deepcopy(student), training)
+    assert inside(student.requires_grad_(False), training) == expected
+
+
+def inside(model, training):
+    with learning(model, training, SEED):
+        return learners(model)
+
+
+@pytest.mark.parametrize("trainable", ["all", "linears", "adapters"])
+def test_everything_may_learn_after_an_error_inside(student, trainable):
+    with pytest.raises(KeyboardInterrupt), learning(student, TrainingConfig(trainable=trainable, adapter_rank=2), SEED):
+        raise KeyboardInterrupt
+    assert learners(student) == {name for name, _ in student.named_parameters()}
+
+
 def test_only_adapters_learn_and_one_stands_on_every_factor(student):
     factors = {name.removesuffix(".weight") for name, _ in student.named_parameters() if "reduce" in name or
                "expand" in name}  # fmt: skip

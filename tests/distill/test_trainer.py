@@ -1,6 +1,7 @@
 """The Trainer with a plan's loss: what it optimises, logs, resumes, and leaves alone."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -84,6 +85,18 @@ def test_the_teacher_stays_frozen_in_eval_mode_and_out_of_the_optimizer(tmp_path
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     optimized = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
     assert optimized == sum(p.numel() for p in student.parameters())
+
+
+def test_how_much_of_a_student_learns_is_told_where_some_of_it_is_frozen(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="makd")
+    teacher, student = make_pair()
+    makd.DistillTrainer(student, teacher, args=make_arguments(tmp_path))
+    assert "parameters learn" not in caplog.text
+    student.embeddings.requires_grad_(False)
+    total = sum(parameter.numel() for parameter in student.parameters())
+    learning = total - sum(parameter.numel() for parameter in student.embeddings.parameters())
+    makd.DistillTrainer(student, teacher, args=make_arguments(tmp_path))
+    assert f"{learning:,} of the student's {total:,} parameters learn" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_student(tmp_path):

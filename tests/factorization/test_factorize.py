@@ -24,6 +24,14 @@ def test_the_teacher_is_not_changed():
     assert not hasattr(teacher.config, "quantization_config")
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "mixtral"])
+def test_all_of_a_student_may_learn_and_a_frozen_teacher_stays_frozen(kind):
+    teacher = tiny(kind).requires_grad_(False)
+    student = makd.factorize(teacher, budget(), calibration=[batch(teacher)])
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
 def test_a_budget_of_everything_gives_back_the_teacher():
     teacher = tiny("bert")
     student = makd.factorize(teacher, budget(1.0), solver="svd")

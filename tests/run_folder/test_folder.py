@@ -210,6 +210,12 @@ def test_what_a_run_reads_is_not_replaced(tmp_path, output, read):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_name_that_is_empty_is_that_of_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        make(Path("runs/student"), overwrite=True, inputs=[""])
+
+
 @pytest.mark.parametrize("output", [".", ".."])
 def test_the_folder_that_makd_runs_in_is_refused(tmp_path, monkeypatch, output):
     (tmp_path / "here").mkdir()

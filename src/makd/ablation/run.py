@@ -25,9 +25,10 @@ from makd.preparation import Data, is_labelled
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
 from makd.provenance import anatomy_of, extensions_of
+from makd.random_state import keeping_random_state
 from makd.ranks.budget import Budget
-from makd.run import names_of
 from makd.run_folder import describe_environment, plain
+from makd.source_names import names_of
 
 TABLE = "table.md"
 """File that the table is written to."""
@@ -43,6 +44,7 @@ class Ablation:
 
 
 @takes
+@keeping_random_state()
 def ablate(
     teacher: str,
     data: Data,

@@ -7,14 +7,11 @@ texts inside. Whoever trusts what `capture` hears, or counts tokens in what line
 """
 
 import copy
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,6 +23,7 @@ from makd.capture.recording import Tap
 from makd.capture.routed import faulty_experts
 from makd.errors import UnsupportedModelError
 from makd.kinds import takes
+from makd.random_state import keeping_random_state
 
 LENGTHS = (7, 5, 3)
 """Real tokens of the three rows that are tried, and of the targets of an encoder-decoder. Batch (3), tokens (7, 6) and
@@ -82,7 +80,7 @@ def _examine(model: PreTrainedModel, anatomy: Anatomy) -> Anatomy:
     if tried.dtype == torch.float32:
         check_float32(tried)
     inputs = _inputs(model)
-    with torch.no_grad(), _same_dice(model.device):
+    with torch.no_grad(), keeping_random_state():  # BigBird seeds numpy's in each forward
         first = listen(tried, anatomy, inputs)
         other = listen(tried, anatomy, _with_other_padding(inputs))
         faults = first.faults | other.faults
@@ -112,18 +110,6 @@ _OWN_PADDING = (
     "lengths keep that small"
 )
 _OWN_CHANCE = "two forwards of the same text differ, in eval mode, so a student cannot equal it"
-
-
-@contextmanager
-def _same_dice(device: torch.device) -> Iterator[None]:
-    """Random numbers go on after the block as if it had not been; BigBird seeds numpy's in each forward."""
-    ours, numpys = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(numpys)
 
 
 def _copy_of(model: PreTrainedModel) -> PreTrainedModel:

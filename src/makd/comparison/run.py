@@ -20,9 +20,11 @@ from makd.errors import SettingError
 from makd.kinds import takes
 from makd.processes.started import check_alone
 from makd.progress import OnProgress, nobody
+from makd.random_state import keeping_random_state
 
 
 @takes
+@keeping_random_state()
 def compare(
     experiment: Experiment,
     *,

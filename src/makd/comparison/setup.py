@@ -26,7 +26,7 @@ from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
 from makd.progress import OnProgress
-from makd.run import names_of
+from makd.source_names import names_of
 from makd.tasks import METRICS, Task, TaskConfig, load_task, read_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score

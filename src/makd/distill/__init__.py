@@ -1,5 +1,6 @@
 """Station 7: teaching the student, as a `transformers.Trainer`."""
 
+from makd.distill.apart import check_apart
 from makd.distill.engines.sharded import in_pieces, teaching_in_pieces
 from makd.distill.engines.support import check_engine
 from makd.distill.fitting import TrainingRows, check_training
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingRows",
     "aspect_losses",
     "check_adapters",
+    "check_apart",
     "check_engine",
     "check_rises",
     "check_same_everywhere",

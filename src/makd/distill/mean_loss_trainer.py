@@ -20,7 +20,7 @@ from makd.anatomy.key_cache import cache_setting_kept
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.data.batches import SIDES
 from makd.distill.arguments import check_checkpoints_layers, check_stream
-from makd.distill.engines.support import real_rows, set_engine_
+from makd.distill.engines.support import real_rows, with_engine
 from makd.distill.losses.shares import RunningMeans
 from makd.distill.resuming.train import without_tied
 from makd.distill.soundness import StopWhereBroken
@@ -60,7 +60,7 @@ class MeanLossTrainer(Trainer, ABC):
                 asked for and the model has none.
         """
         self.evaluated, self.dropout, self.tokens_per_batch = evaluated, dropout, tokens_per_batch
-        kwargs["args"] = set_engine_(kwargs.get("args"))
+        kwargs["args"] = with_engine(kwargs.get("args"))
         if kwargs["args"].activation_checkpointing:
             check_checkpoints_layers(own)
         with cache_setting_kept(own):

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback
 
 from makd.anatomy import Anatomy
@@ -23,6 +24,18 @@ def report_off(plan: ActivePlan, *anatomies: Anatomy) -> None:
     for aspect, reason in plan.off.items():
         level = logging.WARNING if aspect in built_so else logging.INFO
         logger.log(level, "aspect %s is off: %s", aspect, reason)
+
+
+def report_frozen(student: nn.Module) -> None:
+    """Tell how much of a student learns where not all of it does."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in student.parameters()]
+    learning, total = sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
+    if learning < total:
+        logger.info(
+            "%s of the student's %s parameters learn; the others are frozen (requires_grad is False)",
+            f"{learning:,}",
+            f"{total:,}",
+        )
 
 
 class ReportSteps(TrainerCallback):

@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def learning(model: PreTrainedModel, training: TrainingConfig, seed: int, stage: int = 1) -> Iterator[None]:
-    """Inside, only what `training.trainable` names learns; afterwards everything may, and adapters are merged.
+    """Inside, what `training.trainable` names learns, and only that; afterwards, after an error too, everything may.
+
+    Adapters are merged at the end, and thrown away after an error.
 
     Args:
         model: that learns.
@@ -36,23 +38,32 @@ def learning(model: PreTrainedModel, training: TrainingConfig, seed: int, stage:
     Raises:
         SettingError: adapters are asked for, and peft is not installed, or the model has no factors.
     """
-    if training.trainable == "adapters":
-        check_adapters(training)
-        tuner = _adapt_(model, training.adapter_rank, [seed, stage])
-        try:
+    try:
+        if training.trainable == "adapters":
+            with _adapted(model, training, [seed, stage]):
+                yield
+        else:
+            model.requires_grad_(training.trainable == "all")
+            if training.trainable == "linears":
+                anatomy = resolve(model)
+                for name in (*anatomy.linears, *(stack.module for stack in anatomy.stacks)):
+                    model.get_submodule(name).requires_grad_(True)
             yield
-        except BaseException:
-            tuner.unload()
-            raise
-        tuner.merge_and_unload(safe_merge=True)
-    else:
-        if training.trainable == "linears":
-            model.requires_grad_(False)
-            anatomy = resolve(model)
-            for name in (*anatomy.linears, *(stack.module for stack in anatomy.stacks)):
-                model.get_submodule(name).requires_grad_(True)
+    finally:
+        model.requires_grad_(True)
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, training: TrainingConfig, seeds: Sequence[int]) -> Iterator[None]:
+    """Inside, adapters learn and nothing else; they are merged at the end, and thrown away after an error."""
+    check_adapters(training)
+    tuner = _adapt_(model, training.adapter_rank, seeds)
+    try:
         yield
-    model.requires_grad_(True)
+    except BaseException:
+        tuner.unload()
+        raise
+    tuner.merge_and_unload(safe_merge=True)
 
 
 def check_adapters(training: TrainingConfig) -> None:

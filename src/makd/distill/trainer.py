@@ -26,6 +26,7 @@ from makd.cache import ROW, RowCollator, TeacherCache, number_rows
 from makd.cache.identity import hash_rows
 from makd.capture import Recording, examine
 from makd.distill.adapted import check_kept, inside
+from makd.distill.apart import check_apart
 from makd.distill.arguments import check_checkpointing, check_loss
 from makd.distill.distillation_forward import DistillationForward, DistillationOutput
 from makd.distill.dropout import switch_dropout_off_
@@ -45,7 +46,7 @@ from makd.distill.losses.withholding import warn_whole_logits
 from makd.distill.mean_loss_trainer import MeanLossTrainer
 from makd.distill.packing import PackedTexts
 from makd.distill.precision import check_precision
-from makd.distill.reporting import report_off
+from makd.distill.reporting import report_frozen, report_off
 from makd.distill.rising import CheckRises, evaluate_for_share_, evaluates_first
 from makd.distill.rollouts import Rollouts, find_tokenizer, warn_other_ends
 from makd.errors import CacheError
@@ -83,7 +84,8 @@ class DistillTrainer(MeanLossTrainer):
         Args:
             model: the student, as `makd.factorize` makes it; or one with fewer layers or of another width: see
                 `Term.teacher_layers` and `Projections`. A `PeftModel` learns by its adapters, which alone are saved.
-            teacher: the model to mimic; it may be a `PeftModel`, too.
+            teacher: the model to mimic; it may be a `PeftModel`, too. It is in eval mode from then on, and on
+                `args.device`, unless its `device_map` has put it elsewhere.
             plan: a `Plan`, or a preset's name.
             student_dropout: whether the student's dropout is on in training. Off by default: the teacher's states,
                 which the student is fitted to, have none.
@@ -99,8 +101,8 @@ class DistillTrainer(MeanLossTrainer):
             kwargs: `args`, `train_dataset`, `eval_dataset`, `data_collator`, `callbacks`, … of the Trainer.
 
         Raises:
-            SettingError: the student learns in float16, teacher and student do not line up, the plan does not fit the
-                model, or the arguments of the Trainer do not fit the plan.
+            SettingError: parameters that learn are the teacher's, too, or in float16; teacher and student do not line
+                up, the plan does not fit the model, or the arguments of the Trainer do not fit the plan.
             CacheError: the cache is of other rows, or lacks something that the plan compares with.
             UnknownNameError: the plan has no such name.
             UnsupportedModelError: a model's linears cannot be told apart, or it does not read token ids.
@@ -110,12 +112,14 @@ class DistillTrainer(MeanLossTrainer):
         teacher = inside(fit(teacher, nn.Module, "teacher of a DistillTrainer"), "teacher")
         check_plain(student)
         check_teacher(teacher)
+        check_apart(student, teacher)
         check_precision(student)
         self.anatomy: Anatomy = examine(student)
         self.teacher_anatomy: Anatomy = examine(teacher)
         check_layer_map(self.anatomy, self.teacher_anatomy)
         self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
         report_off(self.plan, self.anatomy, self.teacher_anatomy)
+        report_frozen(student)
         self.teacher_dtype = teacher_dtype
         self.learned = RunningMeans(terms_of(self.plan))
         self.teacher_variances = TeacherVariances(self.plan)

@@ -42,7 +42,7 @@ def assemble(job: FactorizationJob, calibrated: CalibrationResult) -> tuple[PreT
     """The student that the job's outline draws, and what was done."""
     planned = plan(job, calibrated)
     student: PreTrainedModel = copy.deepcopy(job.source.model)
-    student.eval()
+    student.eval().requires_grad_(True)  # what of the teacher is frozen is no matter of the student's
     ranks = planned.plan.ranks
     factors = replace_tables_(student, job.outline.tables, ranks, calibrated.tables)
     of_tables = {name: LinearFit(one.error, one.fallback) for name, one in factors.items()}

@@ -36,6 +36,7 @@ from makd.factorization.settings import FactorizeConfig
 from makd.factorization.work import Work
 from makd.kinds import takes
 from makd.progress import OnProgress, nobody
+from makd.random_state import keeping_random_state
 from makd.ranks.allocation import RANK_RULES
 from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
@@ -121,6 +122,7 @@ def check_dense(teacher: PreTrainedModel) -> None:
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
 
 
+@keeping_random_state()
 def make_student(
     teacher: PreTrainedModel,
     budget: Budget,

@@ -6,19 +6,18 @@ stands in memory twice. What shares a tensor (tied embeddings) shares it again o
 
 import io
 import pickle
-import random
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from makd.errors import LostProcessError
 from makd.processes import started
+from makd.random_state import read_host_states, set_host_states
 
 _LONGEST_PAUSE = 0.1
 """Seconds between two looks at whether something has come."""
@@ -141,15 +140,13 @@ def _wait(begin: Callable[[], Any]) -> None:
 
 
 def _random_states() -> Mapping[str, Any]:
-    states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    states = read_host_states()
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
 def _take_random_states(states: Mapping[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["cpu"])
+    set_host_states(states)
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

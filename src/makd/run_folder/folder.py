@@ -338,7 +338,9 @@ def _switch(name: str, value: object) -> bool:
 
 
 def _existing(name: str | Path) -> Path | None:
-    """The file or folder called `name`; None if it is none."""
+    """The file or folder called `name`; None if it is none. An empty name is none, and not the working directory."""
+    if not str(name):
+        return None
     try:
         path = Path(name).expanduser().resolve()
         return path if path.exists() else None

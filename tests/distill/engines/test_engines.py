@@ -148,8 +148,9 @@ def test_one_process_takes_one_of_several_gpus(begin, tmp_path, caplog):
     arguments = make_arguments(tmp_path)
     arguments.__dict__["_n_gpu"] = 4
     assert arguments.n_gpu == 4
-    begin(arguments)
-    assert arguments.n_gpu == 1
+    trainer = begin(arguments)
+    assert trainer.args.n_gpu == 1
+    assert arguments.n_gpu == 4, "they may be another trainer's, too"
     assert "torchrun --nproc-per-node 4" in caplog.text
 
 

@@ -1,5 +1,6 @@
 """Station 7: what the Trainer's engines for many processes need to be told, or cannot do."""
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -22,16 +23,17 @@ from makd.processes import started as processes
 _logger = logging.getLogger(__name__)
 
 
-def set_engine_(args: TrainingArguments | None) -> TrainingArguments:
-    """Set what depends on a plan: which parameters get a gradient, and that one process has one device.
+def with_engine(args: TrainingArguments | None) -> TrainingArguments:
+    """A trainer's own copy of `args`, with what depends on a plan: who gets a gradient; one process has one device.
 
     Args:
-        args: the Trainer's, changed in place; None takes those that the Trainer would make itself.
+        args: the caller's, perhaps for other trainers, too: not changed, now or when the trainer changes its own. None
+            takes those that the Trainer would make itself.
 
     Returns:
         What the Trainer is to be given.
     """
-    args = TrainingArguments("tmp_trainer") if args is None else args
+    args = TrainingArguments("tmp_trainer") if args is None else copy.copy(args)
     if args.ddp_find_unused_parameters is None:
         # a plan may end inside the model. Transformers says no where layers are checkpointed, for reentrant ones only
         args.ddp_find_unused_parameters = True

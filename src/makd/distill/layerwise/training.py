@@ -22,6 +22,7 @@ from makd.anatomy.eval_mode import in_eval
 from makd.aspects import ActivePlan
 from makd.calibration.replay import Calls, run_layer
 from makd.capture import Recording, capture
+from makd.distill.apart import check_apart
 from makd.distill.layerwise.settings import LEAST_BATCHES, LayerwiseConfig
 from makd.distill.layerwise.targets import inside_layer
 from makd.distill.losses.layers import LayerLosses
@@ -120,7 +121,7 @@ def teach_layer_(
         What was learned; None where nothing is to be: by a layer that the student has dropped, or in no steps.
 
     Raises:
-        SettingError: the layers of the model cannot be run one by one.
+        SettingError: the layers of the model cannot be run one by one, or the student's is the teacher's.
         DataError: fewer than two batches are given.
         NumericsError: a loss is NaN or infinite.
     """
@@ -130,6 +131,7 @@ def teach_layer_(
     module, theirs = (model.get_submodule(layer.module) for model in (student, teacher))
     dtypes = {parameter: parameter.dtype for parameter in module.parameters()}
     with in_eval(module, theirs), float32_weights(module), _learning(module), torch.enable_grad():
+        check_apart(module, theirs)
         training = _LayerTraining(
             student, teacher, anatomy, layer, inside_layer(plan, layer), calls, student_calls or calls,
             teacher_states, student_states, teacher_outputs, settings,
