@@ -79,6 +79,9 @@ WRONG_BATCHES = [
     ([{"input_ids": torch.full((1, 2), VOCABULARY)}], f"token {VOCABULARY}, but the model has embeddings for"),
     ([{"input_ids": torch.full((1, 2), -1)}], "token -1"),
     ([{"input_ids": torch.ones(2, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 4)}], "got (2, 4)"),
+    ([{"input_ids": torch.ones(1, 3, dtype=torch.int64), "text": ["a"]}], "text of a batch is a tensor; got ['a']"),
+    ([{"input_ids": torch.ones(1, 3, dtype=torch.int64), "use_cache": True}], "use_cache of a batch is a tensor"),
+    ([{"input_ids": torch.ones(1, 3, dtype=torch.int64), "labels": [1]}], "labels of a batch is a tensor; got [1]"),
 ]
 
 
