@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+from makd.default_modes import default_modes
 from makd.errors import SettingError
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def checked(called: str) -> Callable[[type[T]], type[T]]:
 
 
 def takes(function: Callable[P, R]) -> Callable[P, R]:
-    """Hold the arguments of a public function to their annotations.
+    """Hold the arguments of a public function to their annotations, and run it in torch's `default_modes`.
 
     Raises:
         SettingError: one is of another kind.
@@ -84,7 +85,8 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.arguments.items():
             if name in kinds and signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 given.arguments[name] = fit(value, kinds[name], f"{name} of {function.__name__}")
-        return function(*given.args, **given.kwargs)
+        with default_modes():
+            return function(*given.args, **given.kwargs)
 
     return held
 
