@@ -1,9 +1,11 @@
 """Public functions and trainers inside somebody's autocast or inference mode: the same as outside."""
 
+import ast
 import inspect
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +137,18 @@ def test_torch_is_not_imported_for_it():
 def test_gradients_are_on_inside():
     with torch.no_grad(), default_modes():
         assert torch.is_grad_enabled()
+
+
+def test_every_draw_says_on_which_device_and_in_which_dtype():
+    """A generator of the CPU's draws nothing on another default device; and of another dtype, other numbers."""
+    wrong = []
+    for path in Path(makd.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            told = {keyword.arg for keyword in call.keywords}
+            needed = {"randn": {"device", "dtype"}, "rand": {"device", "dtype"}, "randint": {"device"}}
+            needed["randperm"] = {"device"}
+            if "generator" in told and needed.get(call.func.attr, set()) - told:
+                wrong.append(f"{path.name}:{call.lineno}")
+    assert wrong == []
