@@ -1,10 +1,11 @@
 """Python calls with arguments of another kind: told by name, with what is allowed, before any work."""
 
+import peft
 import pytest
 import torch
 
 import makd
-from makd.errors import DataError, SettingError
+from makd.errors import DataError, ModelLoadError, SettingError
 from tests.models import VOCABULARY, tiny
 
 
@@ -19,6 +20,7 @@ def ids():
 
 
 HALF = makd.Budget(keep_linears=0.5)
+LORA = peft.LoraConfig(target_modules=["query"])
 
 
 class TestOfAnotherKind:
@@ -64,6 +66,33 @@ class TestOfAnotherKind:
     def test_what_is_of_the_right_kind_goes_through_unchanged(self, teacher, ids):
         student = makd.factorize(teacher, HALF, calibration=({"input_ids": ids} for _ in range(2)))
         assert 0.5 < makd.fidelity(student, teacher, [{"input_ids": ids}])["cosine"] <= 1.0
+
+
+class TestAModelThatIsNotPlain:
+    """A PeftModel, a compiled one, one with adapters inside, one of inference mode: what to give instead."""
+
+    @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+    def test_a_peft_model_is_to_be_merged(self):
+        adapted = peft.get_peft_model(tiny("bert"), LORA)
+        with pytest.raises(SettingError, match="Merge its adapters first"):
+            makd.factorize(adapted, HALF, solver="svd")
+        makd.factorize(adapted.merge_and_unload(), HALF, solver="svd")
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")
+    def test_of_a_compiled_one_the_original_is_to_be_given(self):
+        with pytest.raises(SettingError, match=r"`model\._orig_mod`"):
+            makd.factorize(torch.compile(tiny("bert")), HALF, solver="svd")
+
+    def test_adapters_inside_are_named(self):
+        adapted = peft.inject_adapter_in_model(LORA, tiny("bert"))
+        with pytest.raises(ModelLoadError, match=r"has adapters: encoder\.layer\.0\.attention\.self\.query is one of"):
+            makd.factorize(adapted, HALF, solver="svd")
+
+    def test_one_made_in_inference_mode_is_to_be_loaded_outside(self):
+        with torch.inference_mode():
+            made = tiny("bert")
+        with pytest.raises(ModelLoadError, match="Load the model outside of it"):
+            makd.factorize(made, HALF, solver="svd")
 
 
 WRONG_BATCHES = [

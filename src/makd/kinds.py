@@ -109,8 +109,17 @@ def fit(value: object, kind: Any, called: str) -> Any:
         named = name_kind(kind)
         if isinstance(value, float):  # a number, and none that a setting may have
             named = named.replace(KINDS["float"], "a finite number")
-        raise SettingError(f"{called} is {named}; got {shown(value)}.")
+        raise SettingError(f"{called} is {named}; got {shown(value)}.{_what_is_inside(value)}")
     return made
+
+
+def _what_is_inside(value: object) -> str:
+    """What to give in the place of a model that something is wrapped around."""
+    if hasattr(value, "_orig_mod"):
+        return " Give what torch.compile was given: `model._orig_mod`."
+    if hasattr(value, "merge_and_unload"):
+        return " Merge its adapters first: give `model.merge_and_unload()`."
+    return ""
 
 
 def shown(value: object) -> str:
