@@ -120,7 +120,8 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
     if missing:
         raise ModelLoadError(
             f"The weight files lack {missing[0]!r} and {len(missing) - 1} other tensors of this "
-            f"{type(whole).__name__}; transformers would fill them at random. They are not whole, or were renamed: copy the student's folder again."
+            f"{type(whole).__name__}; transformers would fill them at random. They are not whole, or were renamed: "
+            "copy the student's folder again."
         )
 
 
