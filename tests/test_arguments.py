@@ -1,10 +1,11 @@
 """Python calls with arguments of another kind: told by name, with what is allowed, before any work."""
 
+import peft
 import pytest
 import torch
 
 import makd
-from makd.errors import DataError, SettingError
+from makd.errors import DataError, ModelLoadError, SettingError
 from tests.models import VOCABULARY, tiny
 
 
@@ -19,6 +20,7 @@ def ids():
 
 
 HALF = makd.Budget(keep_linears=0.5)
+LORA = peft.LoraConfig(target_modules=["query"])
 
 
 class TestOfAnotherKind:
@@ -66,6 +68,33 @@ class TestOfAnotherKind:
         assert 0.5 < makd.fidelity(student, teacher, [{"input_ids": ids}])["cosine"] <= 1.0
 
 
+class TestAModelThatIsNotPlain:
+    """A PeftModel, a compiled one, one with adapters inside, one of inference mode: what to give instead."""
+
+    @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+    def test_a_peft_model_is_to_be_merged(self):
+        adapted = peft.get_peft_model(tiny("bert"), LORA)
+        with pytest.raises(SettingError, match="Merge its adapters first"):
+            makd.factorize(adapted, HALF, solver="svd")
+        makd.factorize(adapted.merge_and_unload(), HALF, solver="svd")
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")
+    def test_of_a_compiled_one_the_original_is_to_be_given(self):
+        with pytest.raises(SettingError, match=r"`model\._orig_mod`"):
+            makd.factorize(torch.compile(tiny("bert")), HALF, solver="svd")
+
+    def test_adapters_inside_are_named(self):
+        adapted = peft.inject_adapter_in_model(LORA, tiny("bert"))
+        with pytest.raises(ModelLoadError, match=r"has adapters: encoder\.layer\.0\.attention\.self\.query is one of"):
+            makd.factorize(adapted, HALF, solver="svd")
+
+    def test_one_made_in_inference_mode_is_to_be_loaded_outside(self):
+        with torch.inference_mode():
+            made = tiny("bert")
+        with pytest.raises(ModelLoadError, match="Load the model outside of it"):
+            makd.factorize(made, HALF, solver="svd")
+
+
 WRONG_BATCHES = [
     (["a text"], "A batch is a dict of tensors"),
     ([torch.arange(4)], "A batch is a dict of tensors"),
@@ -79,6 +108,9 @@ WRONG_BATCHES = [
     ([{"input_ids": torch.full((1, 2), VOCABULARY)}], f"token {VOCABULARY}, but the model has embeddings for"),
     ([{"input_ids": torch.full((1, 2), -1)}], "token -1"),
     ([{"input_ids": torch.ones(2, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 4)}], "got (2, 4)"),
+    ([{"input_ids": torch.ones(1, 3, dtype=torch.int64), "text": ["a"]}], "text of a batch is a tensor; got ['a']"),
+    ([{"input_ids": torch.ones(1, 3, dtype=torch.int64), "use_cache": True}], "use_cache of a batch is a tensor"),
+    ([{"input_ids": torch.ones(1, 3, dtype=torch.int64), "labels": [1]}], "labels of a batch is a tensor; got [1]"),
 ]
 
 

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+from makd.default_modes import default_modes
 from makd.errors import SettingError
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def checked(called: str) -> Callable[[type[T]], type[T]]:
 
 
 def takes(function: Callable[P, R]) -> Callable[P, R]:
-    """Hold the arguments of a public function to their annotations.
+    """Hold the arguments of a public function to their annotations, and run it in torch's `default_modes`.
 
     Raises:
         SettingError: one is of another kind.
@@ -84,7 +85,8 @@ def takes(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.arguments.items():
             if name in kinds and signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 given.arguments[name] = fit(value, kinds[name], f"{name} of {function.__name__}")
-        return function(*given.args, **given.kwargs)
+        with default_modes():
+            return function(*given.args, **given.kwargs)
 
     return held
 
@@ -107,8 +109,17 @@ def fit(value: object, kind: Any, called: str) -> Any:
         named = name_kind(kind)
         if isinstance(value, float):  # a number, and none that a setting may have
             named = named.replace(KINDS["float"], "a finite number")
-        raise SettingError(f"{called} is {named}; got {shown(value)}.")
+        raise SettingError(f"{called} is {named}; got {shown(value)}.{_what_is_inside(value)}")
     return made
+
+
+def _what_is_inside(value: object) -> str:
+    """What to give in the place of a model that something is wrapped around."""
+    if hasattr(value, "_orig_mod"):
+        return " Give what torch.compile was given: `model._orig_mod`."
+    if hasattr(value, "merge_and_unload"):
+        return " Merge its adapters first: give `model.merge_and_unload()`."
+    return ""
 
 
 def shown(value: object) -> str:

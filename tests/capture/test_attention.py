@@ -160,3 +160,19 @@ def test_a_model_that_is_not_recorded_is_left_alone():
             found = other(**inputs)[0]
     assert torch.equal(found, expected)
     assert recording.attention == {}
+
+
+def test_recordings_that_end_in_another_order_than_they_began_hear_all_and_leave_nothing():
+    """As those of two threads do."""
+    models = [tiny("bert"), tiny("bert", seed=1)]
+    inputs, before = batch(models[0]), dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    first, second = (capture(model, resolve(model), (Tap(0, "attention"),)) for model in models)
+    first.__enter__()
+    recording = second.__enter__()
+    first.__exit__(None, None, None)
+    with torch.no_grad():
+        models[1](**inputs)
+    second.__exit__(None, None, None)
+    assert recording.attention.keys() == {Tap(0, "attention")}
+    assert dict(ALL_ATTENTION_FUNCTIONS._local_mapping) == before
+    assert _recorders == {}

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     Trainer,
@@ -180,3 +182,15 @@ def test_the_identity_is_in_the_config_and_in_every_stand_in(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     found = {f"{int(tensors[f'{name}.weight']):016x}" for name in config["ranks"]}
     assert found == {config["identity"]}
+
+
+@pytest.mark.parametrize("load", [AutoModelForCausalLM, AutoModel])
+def test_tied_factors_may_be_saved_under_each_of_their_names(load, tmp_path):
+    """As in a state dict that FSDP or DeepSpeed put together."""
+    teacher = tiny("llama", "causal_lm", vocab_size=2000, tie_word_embeddings=True)
+    student = makd.factorize(teacher, makd.Budget(keep=0.4), solver="svd", vocabulary="factored")
+    student.save_pretrained(tmp_path, state_dict={name: one.clone() for name, one in student.state_dict().items()})
+    with safe_open(tmp_path / "model.safetensors", "pt") as saved:
+        assert {"lm_head.expand.weight", "model.embed_tokens.table.weight"} <= set(saved.keys())
+    loaded, wanted = load.from_pretrained(tmp_path), student if load is AutoModelForCausalLM else student.model
+    assert makd.fingerprint(loaded) == makd.fingerprint(wanted)

@@ -90,7 +90,9 @@ class Probes:
             values = predictions.rows(output, encoder_tokens(inputs) if predictions.target == "places" else tokens)
             if predictions.target != "numbers":
                 return self._likelihood(values)
-        probe: Tensor = (values * torch.randn(values.shape, generator=self.generator).to(values)).sum()
+        probe: Tensor = (
+            values * torch.randn(values.shape, generator=self.generator, device="cpu", dtype=torch.float32).to(values)
+        ).sum()
         return probe
 
     def _likelihood(self, logits: Float[Tensor, "rows choices"]) -> Float[Tensor, ""]:
@@ -98,6 +100,9 @@ class Probes:
         wide = logits.float()
         with torch.no_grad():
             reached = wide.softmax(-1).cumsum(-1)
-            drawn = torch.rand(len(wide), 1, generator=self.generator).to(wide) * reached[:, -1:]
+            drawn = (
+                torch.rand(len(wide), 1, generator=self.generator, device="cpu", dtype=torch.float32).to(wide)
+                * reached[:, -1:]
+            )
             choices = torch.searchsorted(reached, drawn, right=True)[:, 0].clamp(max=wide.shape[1] - 1)
         return cross_entropy(wide, choices, reduction="sum")

@@ -336,7 +336,7 @@ def _some(batches: Batches, tokens: int | None, seed: int) -> tuple[int, ...]:
     total = sum(batch["input_ids"].numel() for batch in batches)
     share = 1.0 if tokens is None else min(1.0, tokens / total)
     wanted = max(1, math.ceil(len(batches) * share))
-    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed), device="cpu")
     return tuple(sorted(order[:wanted].tolist()))
 
 

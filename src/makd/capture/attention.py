@@ -7,9 +7,11 @@ and attention weights are never asked for.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -50,30 +52,40 @@ class AttentionCall:
 
 Recorder = Callable[[AttentionCall], None]
 _recorders: dict[nn.Module, list[Recorder]] = {}
+_listeners: Counter[str] = Counter()
+"""Implementation -> recordings that are on: its entry leads through here from the first on, until the last is over."""
+_lock = Lock()
+"""The table of implementations is the process's; recordings of several threads come and go in any order."""
 
 
 @contextmanager
 def record_attention(recorders: dict[nn.Module, Recorder]) -> Iterator[None]:
     """Inside the block, every attention call of a module in `recorders` is handed to its recorder, then computed.
 
-    Recordings may be nested (teacher and student); a module may be recorded by several.
+    Recordings may be nested (teacher and student), and of several threads; a module may be recorded by several.
     """
-    for module, recorder in recorders.items():
-        _recorders.setdefault(module, []).append(recorder)
     # without a config a module does not choose an implementation, so it calls none
     implementations = {attention_implementation(module) for module in recorders if hasattr(module, "config")}
-    installed = [name for name in implementations if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "_makd_inner")]
-    for name in installed:
-        _install(name)
+    with _lock:
+        for module, recorder in recorders.items():
+            _recorders[module] = [*_recorders.get(module, ()), recorder]
+        for name in implementations:
+            if _listeners[name] == 0:
+                _install(name)
+            _listeners[name] += 1
     try:
         yield
     finally:
-        for name in installed:
-            _remove(name)
-        for module, recorder in recorders.items():
-            _recorders[module].remove(recorder)
-            if not _recorders[module]:
-                del _recorders[module]
+        with _lock:
+            for name in implementations:
+                _listeners[name] -= 1
+                if _listeners[name] == 0:
+                    _remove(name)
+            for module, recorder in recorders.items():
+                left = [*_recorders.pop(module)]
+                left.remove(recorder)
+                if left:
+                    _recorders[module] = left
 
 
 def attention_is_noted(implementation: str) -> bool:

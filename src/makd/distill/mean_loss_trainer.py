@@ -5,6 +5,7 @@
   count twice.
 - Training batches are of so many tokens, of rows of like length, where the Trainer is told how many.
 - What surrounds a step, and what would break a run in silence, is the same with a teacher and without.
+- An autocast of the caller's around a training or an evaluation does not reach it, as in all that is public of makd.
 """
 
 import logging
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, Trainer
 from makd.anatomy.key_cache import cache_setting_kept
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.data.batches import SIDES
+from makd.default_modes import default_modes
 from makd.distill.arguments import check_checkpoints_layers, check_stream
 from makd.distill.engines.support import real_rows, with_engine
 from makd.distill.losses.shares import RunningMeans
@@ -27,12 +29,20 @@ from makd.distill.soundness import StopWhereBroken
 from makd.distill.steps import training_step
 
 _logger = logging.getLogger(__name__)
+_CALLED = ("__init__", "train", "evaluate", "predict")
+"""What users call of a trainer."""
 
 
 class MeanLossTrainer(Trainer, ABC):
     """Transformers' Trainer, whose losses are means over all that is counted, of a step and of an evaluation."""
 
     loss_is_scaled_for_ga = True  # a batch has its share of the step's loss already
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What users call of any trainer runs in torch's default modes."""
+        super().__init_subclass__(**kwargs)
+        for name in _CALLED:
+            setattr(cls, name, default_modes()(getattr(cls, name)))
 
     def __init__(
         self,

@@ -53,7 +53,9 @@ def latency(
     inputs, length = {}, timed_tokens(models.values(), tokens)
     for name, model in models.items():
         vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-        ids = torch.randint(0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0), device="cpu"
+        )
         ids = with_end_of_text(model, ids)
         inputs[name] = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
         if model.config.is_encoder_decoder:

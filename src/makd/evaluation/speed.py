@@ -313,7 +313,9 @@ def _time_linears(
     batch, length = settings.fold_point
     for done, (shape, groups) in enumerate(alike.items(), start=1):
         _, in_features, rank, _ = shape[0]
-        inputs = torch.randn(batch, length, in_features, generator=torch.Generator().manual_seed(0))
+        inputs = torch.randn(
+            batch, length, in_features, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32
+        )
         inputs = inputs.to(student.device, student.dtype)
         pair = {
             side: partial(_call_all, [model.get_submodule(name) for name in groups[0]], inputs)

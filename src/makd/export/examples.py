@@ -66,7 +66,7 @@ def examples(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> Ite
     for rows, length in SHAPES:
         if limit is not None and length > limit:
             continue
-        ids = torch.randint(vocabulary, (rows, length), generator=generator)
+        ids = torch.randint(vocabulary, (rows, length), generator=generator, device="cpu")
         kept = torch.tensor([max(1, length - 2 * row) for row in range(rows)])[:, None]
         mask = (torch.arange(length) < kept).long()
         if is_decoder(model):
@@ -75,7 +75,7 @@ def examples(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> Ite
         inputs = {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
         if "token_type_ids" in names:
             kinds = getattr(model.config, "type_vocab_size", 0) or 1
-            inputs["token_type_ids"] = torch.randint(kinds, (rows, length), generator=generator)
+            inputs["token_type_ids"] = torch.randint(kinds, (rows, length), generator=generator, device="cpu")
         inputs["decoder_input_ids"] = inputs["input_ids"].flip(1)
         yield {name: inputs[name] for name in names}
 

@@ -42,7 +42,7 @@ from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
 from makd.student.hub import is_student, mark_student
 from makd.student.roundtrip import check_round_trip
-from makd.weights.sound import check_finite, check_plain
+from makd.weights.sound import check_finite, check_merged, check_plain
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,13 @@ def factorize(
 
 
 def check_dense(teacher: PreTrainedModel) -> None:
-    """Refuse to factorize a student.
+    """Refuse to factorize a student, or a model with adapters, whose weights are not all that it applies.
 
     Raises:
-        SettingError: the teacher is one.
+        SettingError: the teacher is a student.
+        ModelLoadError: it has adapters.
     """
+    check_merged(teacher)
     if is_student(teacher):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
 

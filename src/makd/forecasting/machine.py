@@ -101,7 +101,7 @@ def _measure(device: torch.device, dtype: torch.dtype) -> MachineSpeed:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(device=device, dtype=dtype)
 
     def product(dtype: torch.dtype) -> float:
         one, other = drawn(_SIDE, _SIDE, dtype=dtype), drawn(_SIDE, _SIDE, dtype=dtype)

@@ -155,7 +155,9 @@ def _leading(
     powers hardly do: at a ratio of 1.1 of neighbouring eigenvalues by a factor of 3.3 instead of 1.3.
     """
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(len(squared), rank + OVERSAMPLING, generator=generator).to(squared)
+    start = torch.randn(len(squared), rank + OVERSAMPLING, generator=generator, device="cpu", dtype=torch.float32).to(
+        squared
+    )
     basis = _orthonormal(squared @ start)
     remaining = DEGREE
     while remaining > 0:

@@ -80,9 +80,9 @@ class StudentLoader(HfQuantizer):
 
     def _place(self, model: PreTrainedModel, shapes: Shapes | None) -> None:
         """Put stand-ins into `model`, and look whether the files have what they need."""
-        if shapes is not None:
-            check_factors(shapes, self.student)
         place_stand_ins_(model, self.student)
+        if shapes is not None:
+            check_factors(shapes, model, self.student)
         if self.student.format < NAMED_AS_IN_MEMORY:
             for module in _stand_ins(model):  # their files have no identities, and transformers shall not miss them
                 module.register_buffer("identity", module.identity, persistent=False)

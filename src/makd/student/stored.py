@@ -76,13 +76,24 @@ def read_shapes(files: Sequence[str]) -> Shapes:
     return shapes
 
 
-def check_factors(shapes: Shapes, config: StudentConfig) -> None:
+def check_factors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig) -> None:
     """Refuse files with more or fewer factored parameters than the config says.
+
+    What the saved model ties counts once, also where each name has a tensor of its own, as consolidated ones have.
+
+    Args:
+        shapes: what the files hold.
+        model: empty, with its stand-ins, perhaps under another head than the one that was saved.
+        config: of the student.
 
     Raises:
         ModelLoadError: the counts differ.
     """
-    found = sum(math.prod(shape) for name, shape in shapes.items() if name.endswith(FACTORS))
+    counted = {name: math.prod(shape) for name, shape in shapes.items() if name.endswith(FACTORS)}
+    found = sum(counted.values())
+    if found > config.parameters["factored"]:
+        ties = (_as_saved(model, config) or model).all_tied_weights_keys or {}
+        found -= sum(count for name, count in counted.items() if ties.get(name) in counted)
     if found != config.parameters["factored"]:
         raise ModelLoadError(
             f"The weight files hold {found:,} parameters of factored linears; config.json says "
@@ -101,21 +112,30 @@ def check_tensors(shapes: Shapes, model: PreTrainedModel, config: StudentConfig)
     Raises:
         ModelLoadError: a tensor is missing.
     """
-    named = model.config.architectures
-    saved = str(named[0]) if isinstance(named, list) and named else config.architecture
-    whole = model
-    if type(model).__name__ != saved:
-        if getattr(model.config, "auto_map", None):  # of remote code, which is not run to find out
-            return
-        whole = _class_of(model, saved)(copy.deepcopy(model.config))
-        place_stand_ins_(whole, config)
+    whole = _as_saved(model, config)
+    if whole is None:
+        return
     found = set(names_in_memory(shapes, whole))
     missing = sorted(name for name in whole.state_dict() if name not in found and not _may_lack(whole, name, found))
     if missing:
         raise ModelLoadError(
-            f"The weight files lack {missing[0]!r} and {len(missing) - 1} other tensors of this {saved}; transformers "
-            "would fill them at random. They are not whole, or were renamed: copy the student's folder again."
+            f"The weight files lack {missing[0]!r} and {len(missing) - 1} other tensors of this "
+            f"{type(whole).__name__}; transformers would fill them at random. They are not whole, or were renamed: "
+            "copy the student's folder again."
         )
+
+
+def _as_saved(model: PreTrainedModel, config: StudentConfig) -> PreTrainedModel | None:
+    """`model` under the head that was saved; None where that is remote code, which is not run to find out."""
+    named = model.config.architectures
+    saved = str(named[0]) if isinstance(named, list) and named else config.architecture
+    if type(model).__name__ == saved:
+        return model
+    if getattr(model.config, "auto_map", None):
+        return None
+    whole = _class_of(model, saved)(copy.deepcopy(model.config))
+    place_stand_ins_(whole, config)
+    return whole
 
 
 def _class_of(model: PreTrainedModel, name: str) -> type[PreTrainedModel]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.eval_mode import in_eval
 from makd.data import check_room, collator
+from makd.default_modes import default_modes
 from makd.kinds import takes
 from makd.progress import OnProgress, nobody, track
 from makd.tasks.answers import best_answer
@@ -63,6 +64,7 @@ class Task:
         """The first split to measure on."""
         return next(iter(self.evaluation.values()))
 
+    @default_modes()
     def evaluate(
         self, model: PreTrainedModel, batch_size: int = 32, on_progress: OnProgress = nobody
     ) -> dict[str, float]:

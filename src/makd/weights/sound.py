@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
+from makd.anatomy import is_adapted
 from makd.errors import ModelLoadError, NumericsError
 from makd.weights.finite import is_finite
 
@@ -72,11 +73,17 @@ def check_plain(model: PreTrainedModel) -> None:
     """Refuse a model in hand whose weights are not there, are on several devices, or are codes of numbers.
 
     Raises:
-        ModelLoadError: it is quantized, some weights are not in memory (offloaded, or on the meta device), or it is
-            spread over devices.
+        ModelLoadError: it is quantized, some weights are not in memory (offloaded, or on the meta device), it is
+            spread over devices, or was made in torch's inference mode.
     """
     check_numbers_of(model)
     check_in_memory(model)
+    inference = next((name for name, weight in model.named_parameters() if weight.is_inference()), None)
+    if inference is not None:
+        raise ModelLoadError(
+            f"{_called(model)} was made inside torch.inference_mode(), so {inference} can take part in no gradient. "
+            "Load the model outside of it."
+        )
     places = sorted(set(map(str, getattr(model, "hf_device_map", {}).values())))
     if len(places) > 1:
         raise ModelLoadError(
@@ -98,6 +105,20 @@ def check_in_memory(model: PreTrainedModel) -> None:
             f"The weights of {_called(model)} are not in memory: {absent} is on the meta device, as offloading leaves "
             "it. Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
             "`makd factorize --stream`."
+        )
+
+
+def check_merged(model: PreTrainedModel) -> None:
+    """Refuse a model in hand with adapters of peft's inside.
+
+    Raises:
+        ModelLoadError: a linear has one.
+    """
+    adapted = next((name for name, module in model.named_modules() if is_adapted(module)), None)
+    if adapted is not None:
+        raise ModelLoadError(
+            f"{_called(model)} has adapters: {adapted} is one of peft's layers. Merge them first: "
+            "`PeftModel.from_pretrained(model, adapters).merge_and_unload()` of the model without them gives one."
         )
 
 

@@ -21,6 +21,7 @@ from makd.distill.layerwise.training import check_teachable, teach_layer_
 from makd.distill.losses.projections import check_layer_map
 from makd.errors import SettingError
 from makd.factorization.layers import begin_, enter, make_layers_, student_states
+from makd.kinds import takes
 from makd.progress import OnProgress, Progress, nobody
 
 
@@ -61,6 +62,7 @@ class LayerTeacher:
         return None if result is None else asdict(result)
 
 
+@takes
 def teach_layers_(
     student: PreTrainedModel,
     teacher: PreTrainedModel,

@@ -279,7 +279,9 @@ def _shuffled(numbers: Sequence[int], seed: int) -> Iterator[int]:
     """All of them in a random order, and again in another, without end."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from (numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist())
+        yield from (
+            numbers[place] for place in torch.randperm(len(numbers), generator=generator, device="cpu").tolist()
+        )
 
 
 def _stored(dtypes: Mapping[nn.Parameter, torch.dtype]) -> dict[nn.Parameter, Tensor]:
