@@ -5,7 +5,7 @@ first one does, and all go on with what it returns; what is done `in_turn` each 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -264,7 +264,6 @@ def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
     run.findings.made = report
     run.seconds.update(report.seconds)
     run.lessons = dict(report.lessons)
-    run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
     return student
 
 

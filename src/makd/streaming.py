@@ -6,13 +6,11 @@ student where it fits.
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import resolve
 from makd.config import Recipe
 from makd.data import DataConfig, choose_tokenizer
 from makd.distill import warn_slow_bfloat16
@@ -34,6 +32,8 @@ from makd.run_folder import (
     OutputFolder,
     describe_environment,
     noting_warnings,
+    token_counts,
+    unmeasured_metrics,
     write_card,
     write_json,
     write_recipe,
@@ -134,9 +134,10 @@ def _stream(
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, made.tokens)
-        if made.lessons:
-            metrics["layerwise"] = [dict(lesson) for lesson in made.lessons.values()]
+        counts = {"teacher": before, "student": parameter_counts(student, anatomy)}
+        stored = {"teacher": bytes_on_disk(files), "student": bytes_on_disk(result)}
+        metrics = unmeasured_metrics(counts, stored, made, made.lessons)
+        metrics |= {"memory": {"peak_bytes": peak_bytes()}, "tokens": token_counts(made, made.lessons)}
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
         settings = {
@@ -184,20 +185,3 @@ def _stamps(files: Path) -> dict[str, list[int]]:
     """Size and time of every weight file: enough to see that it is another one, without reading it."""
     found = ((path.name, path.stat()) for path in sorted(files.glob("*.safetensors")))
     return {name: [stamp.st_size, stamp.st_mtime_ns] for name, stamp in found}
-
-
-def _metrics(
-    before: Mapping[str, int],
-    teacher_bytes: int,
-    student: PreTrainedModel,
-    anatomy: Anatomy,
-    result: Path,
-    tokens: int,
-) -> dict[str, Any]:
-    counts = {"teacher": before, "student": parameter_counts(student, anatomy)}
-    return {
-        "params": {key: {side: counts[side][key] for side in counts} for key in ("total", "linears")},
-        "bytes": {"teacher": teacher_bytes, "student": bytes_on_disk(result)},
-        "memory": {"peak_bytes": peak_bytes()},
-        "tokens": {**({"calibration": tokens} if tokens else {}), "training": 0, "evaluation": 0},
-    }
