@@ -74,6 +74,8 @@ class Report:
     folder: Path
     metrics: dict[str, Any]
     """The content of `metrics.json`."""
+    is_student: bool
+    """Whether the model that was saved has low-rank factors, or does without some layers: no student is made of it."""
 
 
 @takes
@@ -395,4 +397,4 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     others: Literal["shallow", "dense"] = "shallow" if is_student(student) else "dense"
     kind = "factored" if count_parameters(student)["factored"] else others
     write_card(result, run.folder.path.name, *card, kind=kind)
-    return Report(run.folder.path, metrics)
+    return Report(run.folder.path, metrics, is_student(student))

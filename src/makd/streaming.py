@@ -41,6 +41,7 @@ from makd.run_folder import (
 from makd.sentence_encoder import copy_companions, origin_of
 from makd.start import identify_start, reads_text
 from makd.storage import find_save_dtype
+from makd.student.hub import is_student
 from makd.tasks import TaskConfig
 from makd.weights.shards import read_object
 from makd.whole_files import file_digest
@@ -158,7 +159,7 @@ def _stream(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment, "factorize", _named(data),
             kind="factored",
         )  # fmt: skip
-    return Report(folder.path, metrics)
+    return Report(folder.path, metrics, is_student(student))
 
 
 def _tokenizer(
