@@ -1,6 +1,8 @@
 """From a base model to a task's teacher, and on to a student of that task."""
 
 import json
+import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,7 @@ from makd import pipeline
 from makd.cli.main import main
 from makd.data import collator
 from makd.errors import OutputError, SettingError
+from makd.evaluation import speed as measuring
 from makd.loading import load_model
 from makd.student.hub import is_student
 from makd.tasks import Task, load_task
@@ -156,6 +159,44 @@ def test_a_student_is_fine_tuned_in_factored_form(encoder_folder, task, tmp_path
     tuned = AutoModelForSequenceClassification.from_pretrained(report.folder)
     assert is_student(tuned)
     assert makd.fingerprint(tuned) == report.metrics["fingerprint"]
+
+
+@pytest.fixture(scope="module")
+def taught(task, encoder_folder, tmp_path_factory):
+    """Folder of a student of a base model that was taught a task afterwards."""
+    folder = tmp_path_factory.mktemp("taught")
+    few, svd = makd.DataConfig(path="pydoc", rows=40, max_length=16), makd.FactorizeConfig(solver="svd")
+    half = makd.Budget(keep_linears=0.5)
+    made = pipeline.factorize_only(str(encoder_folder), few, half, recipe(factorize=svd), folder / "made")
+    return makd.finetune(str(made.folder), task, RECIPE, folder / "tuned").folder
+
+
+class TestAStudentThatIsTaughtATask:
+    def test_is_made_faster_with_the_numbers_that_it_has(self, taught, teacher, tmp_path, monkeypatch):
+        monkeypatch.setattr(measuring, "FOLD_FROM", 0.0)  # every linear counts as slower when it is factored
+        student, faster = shutil.copytree(taught, tmp_path / "student"), tmp_path / "faster"
+        quick = makd.BenchConfig(batches=(1,), lengths=(8,), repeats=1)
+        makd.bench(str(student), str(teacher.folder), quick, fold=True, output=faster)
+        model = load_model(str(faster))
+        old, new = (json.loads((folder / "metrics.json").read_text()) for folder in (student, faster))
+        assert new["params"] == {"total": sum(p.numel() for p in model.parameters())}
+        assert new["params"]["total"] > old["params"]["total"]
+        assert new["bytes"] == (faster / "model.safetensors").stat().st_size
+        assert new["fingerprint"] == makd.fingerprint(model)
+        assert new["task"] == old["task"]
+        assert "## Speed" in (faster / "README.md").read_text()
+
+    def test_is_not_offered_to_be_made_a_student_of(self, taught, teacher, task, tmp_path, run):
+        quick = ["--task.max_length", "32", "--recipe.training.steps", "1", "--recipe.device", "cpu"]
+        given = ["--task", task.name, "--task_data", task.path, "--output", tmp_path / "again"]
+        code, out, err = run("finetune", taught, *given, *quick)
+        assert code == 0, err
+        lines = [shlex.split(line, comments=True) for line in out.partition("next:\n")[2].splitlines()]
+        assert [line[1] for line in lines] == ["evaluate", "bench"]
+        few = ["--recipe.evaluation.latency", "false", "--recipe.device", "cpu"]
+        words = [str(teacher.folder) if word == "TEACHER" else word for word in lines[0][1:]]
+        code, _, err = run(*words, *few)
+        assert code == 0, err
 
 
 def test_extra_text_is_distilled_on_besides(teacher, task, tmp_path):

@@ -75,6 +75,21 @@ def test_the_folder_is_that_of_the_path_in_memory(stream, decoder_folder, tmp_pa
     assert not (tmp_path / ".stream.makd").exists()
 
 
+def test_its_metrics_are_those_of_the_path_in_memory_but_for_what_is_measured(stream, decoder_folder, tmp_path):
+    flags = [*WHITENED, "--recipe.factorize.share_input", "always"]
+    flags += ["--recipe.layerwise.steps", "2", "--recipe.calibration.batch_size", "8"]
+    for name in ("memory", "stream"):
+        code, _, err = stream(decoder_folder, tmp_path / name, *flags, stream=name == "stream")
+        assert code == 0, err
+    metrics, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("stream", "memory"))
+    measured = {"fidelity", "perplexity", "fingerprint", "measured_on"}
+    assert metrics.keys() - {"memory"} == theirs.keys() - measured
+    for name in ("params", "bytes", "shared_inputs", "layerwise"):
+        assert metrics[name] == theirs[name], name
+    assert metrics["tokens"] == {**theirs["tokens"], "evaluation": 0}
+    assert metrics["tokens"]["layerwise"] > 0
+
+
 def test_the_written_recipe_repeats_the_run(stream, decoder_folder, tmp_path):
     assert stream(decoder_folder, tmp_path / "one", *WHITENED)[0] == 0
     assert yaml.safe_load((tmp_path / "one" / "recipe.yaml").read_text())["stream"] is True

@@ -44,7 +44,7 @@ from makd.random_state import keeping_random_state
 from makd.run_folder import OutputFolder, describe_environment, plain, write_json, write_recipe
 from makd.source_names import tokenizer_name
 from makd.storage import find_save_dtype
-from makd.student.hub import mark_student
+from makd.student.hub import is_student, mark_student
 from makd.tasks import Task, TaskConfig, load_task_model, read_task, tokenize_task
 from makd.weights.sound import check_finite, round_weights_, stored_in
 
@@ -201,7 +201,7 @@ def _finish(tuning: _FineTuning, tokens: int, result: Path, started: float) -> R
     write_recipe(result, {**settings, "output": tuning.folder.path, "tokenizer": tuning.tokenizer_name})
     write_json(result / "metrics.json", metrics)
     write_json(result / "environment.json", describe_environment(tuning.device, recipe.seed))
-    return Report(tuning.folder.path, metrics)
+    return Report(tuning.folder.path, metrics, is_student(learner))
 
 
 def _train(tuning: _FineTuning) -> tuple[int, float]:

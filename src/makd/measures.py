@@ -66,6 +66,12 @@ TASK_LABELS = {
 """Metric of a task -> its name for a person. A suffix names the split, as in `accuracy_matched`."""
 
 
+def compares_pair(metrics: Mapping[str, Any]) -> bool:
+    """Whether they are of a student beside its teacher: those of `makd finetune` are of one model alone."""
+    counts = metrics.get("params")
+    return isinstance(counts, dict) and all(isinstance(one, dict) and "student" in one for one in counts.values())
+
+
 def table_of(metrics: Mapping[str, Any], head: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
     """`head` and `rows`, without the column from before the training where there was none and it says the same."""
     found = rows(metrics)

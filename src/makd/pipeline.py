@@ -5,7 +5,7 @@ first one does, and all go on with what it returns; what is done `in_turn` each 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +76,8 @@ class Report:
     folder: Path
     metrics: dict[str, Any]
     """The content of `metrics.json`."""
+    is_student: bool
+    """Whether the model that was saved has low-rank factors, or does without some layers: no student is made of it."""
 
 
 @takes
@@ -264,7 +266,6 @@ def _factorize(run: Run, budget: Budget, *, trains: bool) -> PreTrainedModel:
     run.findings.made = report
     run.seconds.update(report.seconds)
     run.lessons = dict(report.lessons)
-    run.shared_inputs = [{**asdict(group), "linears": [*group.linears]} for group in report.shared_inputs]
     return student
 
 
@@ -396,4 +397,4 @@ def _finish(run: Run, student: PreTrainedModel, result: Path, command: str, sett
     others: Literal["shallow", "dense"] = "shallow" if is_student(student) else "dense"
     kind = "factored" if count_parameters(student)["factored"] else others
     write_card(result, run.folder.path.name, *card, kind=kind)
-    return Report(run.folder.path, metrics)
+    return Report(run.folder.path, metrics, is_student(student))

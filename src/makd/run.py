@@ -42,7 +42,15 @@ from makd.processes.started import is_first
 from makd.progress import OnProgress, Progress, nobody, track
 from makd.random_state import keeping_random_state
 from makd.ranks.budget import Budget
-from makd.run_folder import Findings, OutputFolder, noting_warnings, plain, warn_changed_weights
+from makd.run_folder import (
+    Findings,
+    OutputFolder,
+    noting_warnings,
+    plain,
+    token_counts,
+    unmeasured_metrics,
+    warn_changed_weights,
+)
 from makd.sentence_encoder import encoder_of, origin_of
 from makd.source_names import name_of, names_of, tokenizer_name
 from makd.start import identify_start
@@ -81,7 +89,6 @@ class Run:
     training_tokens: int = 0
     written_tokens: Counter[str] = field(default_factory=Counter)
     """`student`, `teacher` -> tokens of the completions that each wrote during the training."""
-    shared_inputs: list[dict[str, Any]] = field(default_factory=list)
     lessons: dict[int, Mapping[str, float | int]] = field(default_factory=dict)
     """Layer -> what it learned before the model was taught as a whole."""
     identity: dict[str, Any] = field(default_factory=dict)
@@ -232,15 +239,9 @@ class Run:
         """Everything that `metrics.json` holds."""
         pair, made = {"teacher": self.teacher, "student": student}, self.findings.made
         counts = {side: parameter_counts(model, resolve(model)) for side, model in pair.items()}
-        metrics: dict[str, Any] = {
-            "params": {key: {side: counts[side][key] for side in pair} for key in ("total", "linears")},
-            "bytes": {"teacher": self.teacher_bytes, "student": student_bytes},
-            "fidelity": {when: scores["fidelity"] for when, scores in self.scores.items()},
-        }
-        if self.lessons:
-            metrics["layerwise"] = [dict(lesson) for lesson in self.lessons.values()]
-        if self.shared_inputs:
-            metrics["shared_inputs"] = self.shared_inputs
+        stored = {"teacher": self.teacher_bytes, "student": student_bytes}
+        metrics = unmeasured_metrics(counts, stored, made, self.lessons)
+        metrics["fidelity"] = {when: scores["fidelity"] for when, scores in self.scores.items()}
         with self.clock("evaluate"):
             if self.data.predicts_text(student):
                 sides = {when: scores["perplexity"] for when, scores in self.scores.items()}
@@ -260,13 +261,10 @@ class Run:
             if self.recipe.evaluation.latency:
                 metrics["latency_ms"], metrics["latency_tokens"] = self._latency(pair)
         metrics["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
-        metrics["tokens"] = {
-            **({"calibration": made.tokens} if made is not None and made.tokens else {}),
-            "training": self.training_tokens,
-            **({"written": dict(self.written_tokens)} if self.written_tokens else {}),
-            **({"layerwise": sum(int(one["tokens"]) for one in self.lessons.values())} if self.lessons else {}),
-            "evaluation": count_tokens(self.data.held_out_batches),
-        }
+        metrics["tokens"] = token_counts(
+            made, self.lessons, training=self.training_tokens, written=self.written_tokens,
+            evaluation=count_tokens(self.data.held_out_batches),
+        )  # fmt: skip
         metrics["measured_on"] = self.data.measured_on
         return metrics
 

@@ -25,6 +25,7 @@ from makd.evaluation.formats import FormatRow, measure_formats
 from makd.evaluation.speed import BenchConfig, Speed, measure_speed
 from makd.kinds import takes
 from makd.loading import check_dtype, load_model, locate
+from makd.measures import compares_pair
 from makd.pipeline import data_of
 from makd.plain_json import read_json
 from makd.preparation import Data
@@ -241,8 +242,11 @@ def _update_metrics(model: PreTrainedModel, result: Path, name: str, folded: Seq
     gone = ["latency_ms", "latency_tokens", *(["shared_inputs"] if folded else [])]
     new = {key: value for key, value in old.items() if key not in gone}
     counts = parameter_counts(model, resolve(model))
-    new["params"] = {key: {**sides, "student": counts[key]} for key, sides in old["params"].items()}
-    new["bytes"] = {**old["bytes"], "student": bytes_on_disk(result)}
+    if compares_pair(old):
+        new["params"] = {key: {**sides, "student": counts[key]} for key, sides in old["params"].items()}
+        new["bytes"] = {**old["bytes"], "student": bytes_on_disk(result)}
+    else:  # a student that `makd finetune` taught has numbers of its own alone
+        new |= {"params": {"total": counts["total"]}, "bytes": bytes_on_disk(result)}
     if folded:
         new["folded"] = [*old.get("folded", []), *folded]
     if "fingerprint" in old:

@@ -6,13 +6,11 @@ student where it fits.
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import resolve
 from makd.config import Recipe
 from makd.data import DataConfig, choose_tokenizer
 from makd.distill import warn_slow_bfloat16
@@ -34,6 +32,8 @@ from makd.run_folder import (
     OutputFolder,
     describe_environment,
     noting_warnings,
+    token_counts,
+    unmeasured_metrics,
     write_card,
     write_json,
     write_recipe,
@@ -42,6 +42,7 @@ from makd.sentence_encoder import copy_companions, origin_of
 from makd.source_names import names_of, tokenizer_name
 from makd.start import identify_start, reads_text
 from makd.storage import find_save_dtype
+from makd.student.hub import is_student
 from makd.tasks import TaskConfig
 from makd.weights.shards import read_object
 from makd.whole_files import file_digest
@@ -136,9 +137,10 @@ def _stream(
         if words is not None:
             words.save_pretrained(result)
         copy_companions(origin_of(model), result)
-        metrics = _metrics(before, bytes_on_disk(files), student, anatomy, result, made.tokens)
-        if made.lessons:
-            metrics["layerwise"] = [dict(lesson) for lesson in made.lessons.values()]
+        counts = {"teacher": before, "student": parameter_counts(student, anatomy)}
+        stored = {"teacher": bytes_on_disk(files), "student": bytes_on_disk(result)}
+        metrics = unmeasured_metrics(counts, stored, made, made.lessons)
+        metrics |= {"memory": {"peak_bytes": peak_bytes()}, "tokens": token_counts(made, made.lessons)}
         metrics["seconds"] = {**made.seconds, "total": time.perf_counter() - started}
         environment = describe_environment(device, recipe.seed)
         settings = {
@@ -159,7 +161,7 @@ def _stream(
             result, folder.path.name, teacher, type(model).__name__, metrics, environment, "factorize", _named(data),
             kind="factored",
         )  # fmt: skip
-    return Report(folder.path, metrics)
+    return Report(folder.path, metrics, is_student(student))
 
 
 def _tokenizer(
@@ -186,20 +188,3 @@ def _stamps(files: Path) -> dict[str, list[int]]:
     """Size and time of every weight file: enough to see that it is another one, without reading it."""
     found = ((path.name, path.stat()) for path in sorted(files.glob("*.safetensors")))
     return {name: [stamp.st_size, stamp.st_mtime_ns] for name, stamp in found}
-
-
-def _metrics(
-    before: Mapping[str, int],
-    teacher_bytes: int,
-    student: PreTrainedModel,
-    anatomy: Anatomy,
-    result: Path,
-    tokens: int,
-) -> dict[str, Any]:
-    counts = {"teacher": before, "student": parameter_counts(student, anatomy)}
-    return {
-        "params": {key: {side: counts[side][key] for side in counts} for key in ("total", "linears")},
-        "bytes": {"teacher": teacher_bytes, "student": bytes_on_disk(result)},
-        "memory": {"peak_bytes": peak_bytes()},
-        "tokens": {**({"calibration": tokens} if tokens else {}), "training": 0, "evaluation": 0},
-    }

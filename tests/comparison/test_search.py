@@ -231,6 +231,16 @@ class TestSearch:
         assert search(4, name="low_rank_svd", settings={"learning_rate": 3e-4}) == ({}, [])
         assert not taught
 
+    def test_a_row_that_is_never_taught_has_no_trials(self, search, taught):
+        assert search(4, name="start", method="low_rank_svd", times_steps=0.0) == ({}, [])
+        assert not taught
+
+    @pytest.mark.parametrize("settings", [{"preset": "kd"}, {"without": "matrix"}, {"layers": "last:1"}])
+    def test_a_row_with_settings_of_its_own_has_all_of_its_trials(self, search, taught, settings):
+        _, lines = search(6, name="makd", settings=settings)
+        assert [line["trial"] for line in lines] == [0, 1, 2, 3, 4, 5]
+        assert all(getattr(method, name) == value for method, _ in taught for name, value in settings.items())
+
     def test_own_settings_outside_the_space_are_tried_and_not_shown_to_the_sampler(self, done):
         cell = next(cell for cell in all_cells(done[0]) if cell.method.name == "low_rank_svd")
         own, drawn = {"settings": {}}, {"settings": {"learning_rate": 5e-4}, "score": 0.5}

@@ -2,12 +2,14 @@
 
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import makd
+from makd.aspects import PRESETS
+from makd.baselines import BASELINES, LowRankLogits
 from makd.cli.compare import load_experiment
 from makd.comparison import search as searching
 from makd.comparison.cells import all_cells, cell_hash
@@ -15,6 +17,7 @@ from makd.comparison.search import known_settings
 from makd.comparison.settings import short_name
 from makd.comparison.setup import place_data
 from makd.errors import DataError, SettingError, UnknownNameError
+from makd.registry import Registry
 from tests.comparison.experiments import TRAINING, make
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +153,58 @@ class TestSettings:
         with pytest.raises(SettingError, match="needs peft"):
             makd.compare(experiment)
         assert not (tmp_path / "teachers").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "left"),
+        [
+            ({}, {"learning_rate", "preset", "layer_weight", "task_weight"}),
+            ({"preset": "logits"}, {"learning_rate", "task_weight"}),
+            ({"preset": "kd"}, {"learning_rate", "task_weight"}),
+            ({"preset": "gkd"}, {"learning_rate"}),
+            ({"preset": "fast", "without": "hidden"}, {"learning_rate", "layer_weight", "task_weight"}),
+        ],
+    )
+    def test_a_search_tries_what_goes_with_the_settings_of_a_row(self, settings, left):
+        assert makd.MethodConfig(name="makd", settings=settings).search_space().keys() == left
+
+    @pytest.mark.parametrize(
+        ("settings", "left"),
+        [
+            ({}, ("full", "balanced", "fast")),
+            ({"without": "matrix"}, ("full", "balanced")),
+            ({"without": "hidden"}, ("full", "balanced", "fast")),
+            ({"layers": "last:2"}, ("balanced", "fast")),
+        ],
+    )
+    def test_of_the_presets_those_are_tried_that_have_what_a_row_changes(self, settings, left):
+        assert makd.MethodConfig(name="makd", settings=settings).search_space()["preset"].values == left
+
+    @pytest.mark.parametrize("name", BASELINES)
+    def test_every_row_that_can_be_built_can_be_searched(self, name):
+        own = BASELINES[name]
+        fixed = {field: allowed.ends for field, allowed in own.search.items()}
+        if name == "makd":
+            fixed |= {"preset": tuple(preset for preset in PRESETS if not PRESETS[preset].completions.adaptive)}
+            fixed |= {"without": ("matrix", "hidden", "attention", "logits", "task"), "layers": ("last:2",)}
+        for field, values in fixed.items():
+            for value in values:
+                makd.MethodConfig(name=name, settings={field: value}).check_search()
+
+    def test_hyper_parameters_that_do_not_go_together_are_refused_before_a_teacher_is_made(
+        self, data, encoder_folder, tmp_path, monkeypatch
+    ):
+        @dataclass(frozen=True, kw_only=True)
+        class Soft(LowRankLogits):
+            def __post_init__(self):
+                if self.temperature == 8.0 and self.task_weight > 1:
+                    raise SettingError("They are too soft.")
+
+        monkeypatch.setattr("makd.comparison.settings.BASELINES", Registry("baseline", {**BASELINES, "soft": Soft()}))
+        method, trials = makd.MethodConfig(name="soft"), makd.SearchConfig(trials=2)
+        told = r"A search of soft would try .*temperature 8.0, task_weight 10.0, which .*: They are too soft\. Fix one"
+        with pytest.raises(SettingError, match=told):
+            make(data, encoder_folder, tmp_path, methods=(method,), search=trials)
+        make(data, encoder_folder, tmp_path, methods=(method,), search=replace(trials, settings=("learning_rate",)))
 
     @pytest.mark.parametrize("wrong", [{"trials": -1}, {"held_out": 1.0}, {"steps": 0}])
     def test_what_makes_no_search_is_refused(self, wrong):

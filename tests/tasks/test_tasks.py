@@ -332,6 +332,54 @@ def test_extra_text_has_labels_that_no_loss_looks_at(mrpc, tmp_path, tokenizer):
     assert task.train.column_names == task.extra.column_names
 
 
+LABELLED = [{"text": f"text {place}", "label": "ab"[place % 2]} for place in range(40)]
+POOL = [{"text": row["text"]} for row in LABELLED] + [{"text": f"more text {place}"} for place in range(10)]
+
+
+class TestExtraTextOfThePoolThatTheRowsAreOf:
+    def read(self, folder, pool=POOL, **settings):
+        own = {name: settings.pop(name) for name in ("validation",) if name in settings}
+        data, extra = write(folder / "data", train=LABELLED, **own), write(folder / "extra", train=pool)
+        return read_task(config(data, "classification", extra_text=extra, **settings))
+
+    def test_rows_that_are_held_out_are_left_out_and_told(self, tmp_path, caplog):
+        caplog.set_level("INFO")
+        rows = self.read(tmp_path, held_out=0.3)
+        held_out = rows.evaluation["held_out"]["text"]
+        assert set(rows.extra["text"]) == {row["text"] for row in POOL} - set(held_out)
+        told = f"{len(held_out)} of 50 rows of task.extra_text are measured on (task.held_out), and are left out"
+        assert told in caplog.text
+
+    def test_rows_of_it_that_are_held_out_but_not_measured_on_are_left_out(self, tmp_path):
+        few, all_of_them = (self.read(tmp_path, held_out=0.3, evaluation_rows=count) for count in (2, None))
+        assert not set(few.extra["text"]) & set(all_of_them.evaluation["held_out"]["text"])
+
+    def test_rows_that_settings_are_chosen_by_are_left_out_beside_those_held_out(self, tmp_path):
+        rows = self.read(tmp_path, held_out=0.2, tuning=0.3)
+        assert not set(rows.extra["text"]) & set(rows.evaluation["tuning"]["text"])
+        held_out = self.read(tmp_path, held_out=0.2).evaluation["held_out"]["text"]
+        assert not set(rows.extra["text"]) & set(held_out)
+        learned = set(rows.train["text"])
+        assert set(rows.extra["text"]) == learned | {row["text"] for row in POOL[40:]}
+
+    def test_rows_of_a_split_of_their_own_are_told_as_they_are_of_training_rows(self, tmp_path, caplog):
+        validation = [{"text": f"more text {place}", "label": "ab"[place % 2]} for place in range(20)]
+        rows = self.read(tmp_path, validation=validation)
+        assert len(rows.extra) == 50
+        assert "task.extra_text and split 'validation': 10 of 20 rows to evaluate on" in caplog.text
+
+    def test_a_text_alone_is_no_pair_that_begins_with_it(self, mrpc, tmp_path):
+        pool = [{"text": row["sentence1"]} for row in PAIRS]
+        extra = write(tmp_path / "extra", train=pool)
+        rows = read_task(config(mrpc, extra_text=extra, evaluation_splits=("held_out",), held_out=0.5))
+        assert len(rows.extra) == len(pool)
+
+    def test_nothing_but_rows_that_are_held_out_is_refused(self, tmp_path):
+        held_out = self.read(tmp_path, held_out=0.2).evaluation["held_out"]["text"]
+        with pytest.raises(DataError, match=r"All \d+ rows of task.extra_text .* are measured on \(task.held_out\)"):
+            self.read(tmp_path, [{"text": text} for text in held_out], held_out=0.2)
+
+
 class TestWrongInput:
     @pytest.mark.parametrize(
         ("settings", "error", "text"),

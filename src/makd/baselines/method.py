@@ -68,6 +68,11 @@ class Span:
     high: float
     is_logarithmic: bool = True
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Its numbers that are farthest apart: where both are allowed, all between them are."""
+        return self.low, self.high
+
     def holds(self, value: float | int | str | bool | None) -> bool:
         """Whether `value` is one of them."""
         return isinstance(value, float | int) and self.low <= value <= self.high
@@ -84,6 +89,11 @@ class Choice:
     """Values that a search may try."""
 
     values: tuple[float | int | str, ...]
+
+    @property
+    def ends(self) -> tuple[float | int | str, ...]:
+        """All of them: of names none is between others."""
+        return self.values
 
     def holds(self, value: float | int | str | bool | None) -> bool:
         """Whether `value` is one of them."""

@@ -4,9 +4,10 @@ from makd import finetuning
 from makd.cli.outcome import Outcome
 from makd.cli.terminal import seconds_line
 from makd.config import FinetuneRecipe
+from makd.pipeline import Report
 from makd.progress import OnProgress
 from makd.run_folder import scores_table
-from makd.shell import command
+from makd.shell import command, command_on_pair
 from makd.tasks import TaskConfig
 
 
@@ -38,6 +39,17 @@ def finetune(
     )  # fmt: skip
     metrics, folder = report.metrics, report.folder
     shown = [scores_table(metrics["task"], f"{model} -> {folder}"), seconds_line(metrics)]
-    made = {"teacher": folder, "budget__keep_linears": 0.5, "output": f"{folder}-student"}
-    after = command("compress", **made) + "   # a student of it, on the same task"
-    return Outcome({"folder": folder, "metrics": metrics}, shown, [after])
+    return Outcome({"folder": folder, "metrics": metrics}, shown, _after(report, tokenizer))
+
+
+def _after(report: Report, tokenizer: str | None) -> list[str]:
+    """What to try with a model that was taught a task: of a student none is made."""
+    folder = report.folder
+    if not report.is_student:
+        made = {"teacher": folder, "budget__keep_linears": 0.5, "output": f"{folder}-student"}
+        return [command("compress", **made) + "   # a student of it, on the same task"]
+    pair = (folder, "TEACHER", tokenizer, None)
+    return [
+        command_on_pair("evaluate", *pair) + "   # beside a whole model that was taught the same task",
+        command_on_pair("bench", *pair) + "   # is it faster?",
+    ]

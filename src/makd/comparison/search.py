@@ -135,13 +135,11 @@ def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnPro
 
 
 def search_space(experiment: Experiment, method: MethodConfig) -> SearchSpace:
-    """What is searched: the method's space, or what `search.settings` names of it, without what its `settings` fix."""
-    wanted = experiment.search.settings
-    return {
-        name: allowed
-        for name, allowed in method.build().search.items()
-        if name not in method.settings and (wanted is None or name in wanted)
-    }
+    """What is searched: what a row's settings leave of its method's space, or what `search.settings` names of that.
+
+    Of a row that is never taught it is nothing: all its trials would measure what the method begins from.
+    """
+    return {} if method.times_steps == 0 else method.search_space(experiment.search.settings)
 
 
 def propose(cell: Cell, space: SearchSpace, past: Sequence[Trial]) -> Found:

@@ -1,18 +1,20 @@
 """Station 10: what is compared: one frozen dataclass, the same object in Python and in `experiment.yaml`."""
 
 import dataclasses
+import itertools
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from makd.aspects import PRESETS
-from makd.baselines import BASELINES, Baseline
+from makd.baselines import BASELINES, Baseline, Choice, SearchSpace, Span
 from makd.cache import CacheConfig
 from makd.comparison.language import LanguageConfig
 from makd.config import CalibrationConfig, FinetuneRecipe, check_seed, find_device
 from makd.distill import TrainingConfig
-from makd.errors import SettingError
+from makd.errors import MakdError, SettingError
 from makd.kinds import checked, fit
 from makd.ranks.budget import Budget
 from makd.registry import unknown_name
@@ -104,6 +106,48 @@ class MethodConfig:
         made: Any = self._own
         built: Baseline = dataclasses.replace(made, **{**found, **self.settings})
         return built
+
+    def search_space(self, named: Collection[str] | None = None) -> SearchSpace:
+        """What a search tries: the method's space, or what is `named` of it, as far as this row's settings leave it.
+
+        What they fix is not searched, nor is what does not go with them: the weight of a term that its preset has not.
+        """
+        built = self.build()
+        space: dict[str, Span | Choice] = {}
+        for name, allowed in built.search.items():
+            if name in self.settings or (named is not None and name not in named):
+                continue
+            possible = tuple(value for value in allowed.ends if self._refusal({name: value}) is None)
+            if possible == allowed.ends:
+                space[name] = allowed
+            elif isinstance(allowed, Choice) and {*possible} - {getattr(built, name)}:
+                space[name] = Choice(possible)
+        return space
+
+    def check_search(self, named: Collection[str] | None = None) -> None:
+        """Refuse a search that would try hyper-parameters which do not go together, before anything is taught.
+
+        Raises:
+            SettingError: at a corner of the search space the method refuses them.
+        """
+        space = self.search_space(named)
+        for corner in itertools.product(*(allowed.ends for allowed in space.values())):
+            tried = dict(zip(space, corner, strict=True))
+            refusal = self._refusal(tried)
+            if refusal is not None:
+                told = ", ".join(f"{name} {value}" for name, value in tried.items())
+                raise SettingError(
+                    f"A search of {self.name} would try {told}, which the method refuses: {refusal} Fix one of them in "
+                    "methods[].settings, or name in search.settings what is searched."
+                )
+
+    def _refusal(self, found: dict[str, Any]) -> MakdError | None:
+        """Why the method cannot have the hyper-parameters `found` beside its settings; None if it can."""
+        try:
+            self.build(**found)
+        except MakdError as error:
+            return error
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +272,9 @@ class Experiment:
         for name in self.search.settings or ():
             if name not in known:
                 raise unknown_name("hyper-parameter of the search", name, known)
+        if self.search.trials:
+            for method in self.methods:
+                method.check_search(self.search.settings)
 
     def _check_lists(self) -> None:
         if not self.subjects:

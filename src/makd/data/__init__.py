@@ -3,7 +3,7 @@
 from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
-from makd.data.held_out import HELD_OUT_SEED, log_prompts_seen, log_rows_seen, split_off
+from makd.data.held_out import HELD_OUT_SEED, leave_out, log_prompts_seen, log_rows_seen, split_off
 from makd.data.marks import check_room
 from makd.data.prompts import completion_of, has_completions, prompt_batch, prompt_of, reference_of
 from makd.data.settings import DataConfig, Rendering, Source, no_text, read_settings
@@ -34,6 +34,7 @@ __all__ = [
     "count_tokens",
     "has_completions",
     "hold_out",
+    "leave_out",
     "load_splits",
     "load_texts",
     "log_prompts_seen",

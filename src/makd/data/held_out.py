@@ -63,7 +63,7 @@ def log_rows_seen(train: Dataset, evaluation: Dataset, where: str, columns: Sequ
     """Log how many rows of a split to evaluate on are among those to train on, word for word."""
     if columns is None and set(train.column_names) != set(evaluation.column_names):
         return
-    learned = {_place(said) for said in _said(train, columns)}
+    learned = _places(train, columns)
     texts = list(_said(evaluation, columns))
     seen = [said for said in texts if _place(said) in learned]
     if seen:
@@ -73,6 +73,18 @@ def log_rows_seen(train: Dataset, evaluation: Dataset, where: str, columns: Sequ
             "%s: %s of %s rows to evaluate on, %.1f %% of their text, are among those to train on, word for word",
             where, f"{len(seen):,}", f"{len(texts):,}", 100 * share,
         )  # fmt: skip
+
+
+def leave_out(rows: Dataset, measured: Dataset, columns: Sequence[str] | None = None) -> Dataset:
+    """`rows` without those that are among the rows to evaluate on, word for word.
+
+    Args:
+        rows: to train on, of another source than `measured`: what is held out of one source is in none of its rows.
+        measured: the rows to evaluate on.
+        columns: what rows that are alike have in common, which both have; None for all.
+    """
+    kept_out = _places(measured, columns)
+    return rows.select([index for index, said in enumerate(_said(rows, columns)) if _place(said) not in kept_out])
 
 
 def log_prompts_seen(train: Dataset, prompts: Sequence[list[Message]], where: str) -> None:
@@ -85,7 +97,7 @@ def log_prompts_seen(train: Dataset, prompts: Sequence[list[Message]], where: st
     """
     if MESSAGES not in train.column_names:
         return
-    learned = {_place(said) for said in _said(train, [MESSAGES])}
+    learned = _places(train, [MESSAGES])
     seen = sum(_place(json.dumps([prompt], sort_keys=True).encode()) in learned for prompt in prompts)
     if seen:
         logger.warning(
@@ -104,6 +116,10 @@ def _said(rows: Dataset, columns: Sequence[str] | None) -> Iterator[bytes]:
             *(map(_asked, batch[name]) if name == MESSAGES else batch[name] for name in chosen), strict=True
         ):
             yield json.dumps(row, sort_keys=True, default=str).encode()
+
+
+def _places(rows: Dataset, columns: Sequence[str] | None) -> set[float]:
+    return {_place(said) for said in _said(rows, columns)}
 
 
 def _place(said: bytes) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from makd.errors import OutputError
+from makd.measures import compares_pair
 from makd.plain_json import read_json
 from makd.plain_yaml import read_yaml
 from makd.run_files import ABOUT, FOLDER, FORMAT, TRAINING
@@ -68,8 +69,7 @@ def read_run(folder: str | Path, prefix: str = "") -> Record:
             "`makd compress`, `factorize` or `distill`."
         )
     metrics = read_json(path / "metrics.json", dict, OutputError, ADVICE)
-    counts = metrics.get("params")
-    if not isinstance(counts, dict) or not all(isinstance(one, dict) and "student" in one for one in counts.values()):
+    if not compares_pair(metrics):
         raise OutputError(
             f"{path / 'metrics.json'} compares no student with a teacher: it is that of a model `makd finetune` made, "
             "or of something else. Give the output of `makd compress`, `factorize` or `distill`."

@@ -7,6 +7,7 @@ from makd.run_folder.manifest import MANIFEST, warn_changed_weights
 from makd.run_folder.noted import noting_warnings
 from makd.run_folder.record import describe_environment, plain, to_json, write_json, write_recipe
 from makd.run_folder.tables import metrics_table, scores_table
+from makd.run_folder.unmeasured import token_counts, unmeasured_metrics
 from makd.run_folder.worsened import warn_worsened
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "plain",
     "scores_table",
     "to_json",
+    "token_counts",
+    "unmeasured_metrics",
     "warn_changed_weights",
     "warn_worsened",
     "write_card",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelCard
 
+from makd.measures import compares_pair
 from makd.run_folder.metadata import Data, auto_class_of, card_metadata, find_source
 from makd.run_folder.tables import metrics_markdown
 
@@ -110,7 +111,8 @@ def folded_card(
         environment: of the run that made the student with factors.
     """
     folded = new.get("folded", ())
-    card = card.replace(metrics_markdown(old), metrics_markdown(new))
+    if compares_pair(old):
+        card = card.replace(metrics_markdown(old), metrics_markdown(new))
     lines = re.compile(r'^((?:model|tokenizer) = \w+\.from_pretrained\()"[^"\n]*"\)$', re.MULTILINE)
     card = lines.sub(lambda found: f'{found[1]}"{name}")', card, count=2)  # those that makd wrote stand first
     if "latency_tokens" in old:

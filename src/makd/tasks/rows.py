@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, List, Value
 
 from makd.data import (
     check_strings,
+    leave_out,
     load_splits,
     log_rows_seen,
     rename_columns,
@@ -77,19 +78,24 @@ def read_task(config: TaskConfig) -> TaskRows:
     splits = load_splits(where, configuration, config.train_split)
     found = _Source(config, where)
     rows = train = _limit(found.split(splits, config.train_split), config.rows)
+    extra = None if config.extra_text is None else _Extra(config, _extra(config, config.extra_text))
     names = config.evaluation_splits or _official_splits(config, splits)
     if names and (names != (HELD_OUT,) or HELD_OUT in splits):
         evaluation = {name: _limit(found.split(splits, name), config.evaluation_rows) for name in names}
         for name, measured in evaluation.items():
             log_rows_seen(train, measured, f"{where}, split {name!r}", _said(config, train))
+            if extra is not None:
+                extra.log_seen(measured, name)
     else:
         if len(train) < 2:
             raise DataError(f"{where} has {len(train)} rows; at least 2 are needed, one of them to measure on.")
         train, held_out = split_off(train, config.held_out, "task.held_out", _said(config, train))
+        extra = None if extra is None else extra.without(held_out, HELD_OUT)
         evaluation = {HELD_OUT: _limit(held_out, config.evaluation_rows)}
     if config.tuning is not None:
         # of what is left to train on, and by other digests than those by which rows are held out
         train, tuned_on = split_off(train, config.tuning, "task.tuning", _said(config, train), TUNING)
+        extra = None if extra is None else extra.without(tuned_on, TUNING)
         evaluation = {TUNING: _limit(tuned_on, config.evaluation_rows)}
     labels = _read_labels(config, rows, where)  # of all: a class is one though all of its rows are held out
     _check_metrics(config, labels.names, where)
@@ -106,7 +112,7 @@ def read_task(config: TaskConfig) -> TaskRows:
         labels=labels.names,
         train=train,
         evaluation=evaluation,
-        extra=None if config.extra_text is None else _extra(config, config.extra_text),
+        extra=None if extra is None else extra.rows,
         may_be_none=by_text and _may_be_none(config, train, evaluation, where),
     )
 
@@ -330,6 +336,45 @@ def _with_tags(config: TaskConfig, rows: Dataset, labels: Sequence[str], where: 
         if words is None or len(words) != len(numbers) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{WORDS_AND_TAGS}; {where} has {words!r} with {len(numbers)} tags.")
     return rows.remove_columns("tags").add_column("tags", tags)
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """Text without labels, which may be the pool that the labelled rows are of: those to measure on, too."""
+
+    config: TaskConfig
+    rows: Dataset
+
+    def without(self, held_out: Dataset, name: str) -> "_Extra":
+        """It without the rows that are held out of the training rows.
+
+        Raises:
+            DataError: none is left.
+        """
+        if not self._is_alike(held_out):
+            return self
+        left = leave_out(self.rows, held_out, _said(self.config, held_out))
+        if not len(left):
+            raise DataError(
+                f"All {len(self.rows)} rows of task.extra_text ({self.config.extra_text}) are measured on (task."
+                f"{name}), so none may be learned from. Give other text, or leave it out."
+            )
+        if len(left) < len(self.rows):
+            logger.info(
+                "%s of %s rows of task.extra_text are measured on (task.%s), and are left out",
+                f"{len(self.rows) - len(left):,}", f"{len(self.rows):,}", name,
+            )  # fmt: skip
+        return _Extra(self.config, left)
+
+    def log_seen(self, measured: Dataset, name: str) -> None:
+        """Log how many rows of a split of the data's own are among it."""
+        if self._is_alike(measured):
+            where = f"task.extra_text and split {name!r}"
+            log_rows_seen(self.rows, measured, where, _said(self.config, measured))
+
+    def _is_alike(self, measured: Dataset) -> bool:
+        """Whether it has the same columns: one text is not a pair that begins with it."""
+        return _said(self.config, self.rows) == _said(self.config, measured)
 
 
 def _extra(config: TaskConfig, where: str) -> Dataset:
