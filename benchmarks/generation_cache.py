@@ -42,9 +42,8 @@ def main() -> None:
     teacher = load_model(arguments.teacher)
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.8), solver="svd", ranks="uniform")
     student.to(arguments.device, getattr(torch, arguments.dtype)).eval()
-    print(
-        "| batch | way | first call, s | tokens a second | time | same tokens |\n| ---: | --- | ---: | ---: | ---: | --- |"
-    )
+    print("| batch | way | first call, s | tokens a second | time | same tokens |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for batch in arguments.batches:
         ids = random_ids([student], batch, arguments.prompt)
         calls = {way: partial(write, student, ids, arguments.new_tokens, way) for way in WAYS}
