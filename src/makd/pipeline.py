@@ -24,7 +24,6 @@ from makd.distill import (
     ReportSteps,
     TrainingRows,
     check_adapters,
-    check_apart,
     check_engine,
     check_rises,
     check_teachable,
@@ -37,7 +36,7 @@ from makd.distill import (
     train,
     training_lengths,
 )
-from makd.errors import DataError, SettingError
+from makd.errors import DataError
 from makd.evaluation import InstructionsConfig, bytes_on_disk, fingerprint
 from makd.evaluation.answers import compare_answers, open_instructions
 from makd.evaluation.prompts import encode_prompts, warn_asked_otherwise
@@ -51,7 +50,7 @@ from makd.processes.first import in_first, in_turn
 from makd.progress import OnProgress, Progress
 from makd.ranks.budget import Budget
 from makd.registry import make_settings
-from makd.run import Run, bytes_of, model_of, start_run
+from makd.run import Run, bytes_of, check_is_another, model_of, start_run
 from makd.run_folder import (
     describe_environment,
     warn_worsened,
@@ -178,9 +177,7 @@ def distill(
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
         _check_learner(run, model)
-        if not is_student(model) and fingerprint(model) == fingerprint(run.teacher):
-            raise SettingError(f"The student, {name_of(student)}, is the teacher: there is nothing to learn.")
-        check_apart(model, run.teacher)
+        check_is_another(model, run.teacher, name_of(student))
         _check_trainings(run, model)
         run.scores["before"] = run.score(model)
         run.look_inside("before", model)

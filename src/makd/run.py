@@ -20,6 +20,7 @@ from makd.config import Recipe
 from makd.data import Batch, check_student_tokenizer, choose_tokenizer, count_tokens, reads_blocks
 from makd.distill import (
     CHECKPOINT_SIZES,
+    check_apart,
     check_same_everywhere,
     check_same_run,
     identify_run,
@@ -27,7 +28,8 @@ from makd.distill import (
     with_start,
     write_identity,
 )
-from makd.evaluation import bytes_on_disk, fidelity, latency, parameter_counts, stored_bytes
+from makd.errors import SettingError
+from makd.evaluation import bytes_on_disk, fidelity, fingerprint, latency, parameter_counts, stored_bytes
 from makd.evaluation.costs import timed_tokens
 from makd.evaluation.held_out import fidelity_and_perplexities
 from makd.evaluation.inside import look_inside
@@ -55,6 +57,7 @@ from makd.sentence_encoder import encoder_of, origin_of
 from makd.source_names import name_of, names_of, tokenizer_name
 from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder
+from makd.student.hub import is_student
 
 _COMPARED_OTHERWISE = ("plan", "training", "stages", "evaluation", "device", "cache")
 """Parts of a recipe that a run which resumes is not compared by as they stand there."""
@@ -374,6 +377,16 @@ def _load(
 def model_of(model: str | PreTrainedModel, recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """The model, loaded as the recipe says if it is a name."""
     return take_model(model, recipe.head, check_dtype(recipe.dtype), device)
+
+
+def check_is_another(student: PreTrainedModel, teacher: PreTrainedModel, called: str) -> None:
+    """Refuse a student, `called` so, that is its teacher, has the same weights, or shares some that learn."""
+    if not is_student(student) and fingerprint(student) == fingerprint(teacher):
+        raise SettingError(
+            f"The student, {called}, is the teacher: there is nothing to learn. Give a student that makd made (`makd "
+            "factorize`), or another model."
+        )
+    check_apart(student, teacher)
 
 
 def bytes_of(source: str | PreTrainedModel, model: PreTrainedModel) -> int:
