@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from makd.comparison.statistics import Difference, Mean, difference, mean, pairs
-from makd.measures import LABELS, task_label
+from makd.measures import LABELS, PERFECT, task_label
 
 Line = Mapping[str, Any]
 
-_LESS_IS_BETTER = ("perplexity", "prediction_kl", "squared_difference")
+_LESS_IS_BETTER = {"perplexity", *(name for name, of_a_copy in PERFECT.items() if of_a_copy == 0)}
 
 
 @dataclass(frozen=True)
