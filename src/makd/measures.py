@@ -27,7 +27,7 @@ PERFECT = {
 }
 """Measurement of a student beside its teacher -> what a copy would have."""
 
-LESS_IS_BETTER = ("perplexity", "prediction_kl", "squared_difference")
+LESS_IS_BETTER = {"perplexity", *(name for name, of_a_copy in PERFECT.items() if of_a_copy == 0)}
 """Of the others more is."""
 
 DECIDING = ("rank_correlation", "cosine", "top1_agreement", "label_agreement", "squared_difference")

@@ -9,8 +9,10 @@ import pytest
 
 import makd
 from makd.ablation import Ablation, ablate, ablation_table, write_ablation_report
+from makd.ablation.measured import measures_of
 from makd.ablation.variations import WHOLE
 from makd.errors import OutputError, SettingError
+from makd.measures import LABELS
 from makd.pipeline import distill, factorize_only
 
 BUDGET = makd.Budget(keep_linears=0.5)
@@ -111,29 +113,66 @@ def test_the_report_has_the_differences_of_each_measure_and_the_share_of_time(fo
     assert row["share"] == pytest.approx(seconds["without hidden"] / seconds[WHOLE])
 
 
-def _lines(whole, without):
-    """Lines of a task, of as many seeds as there are scores."""
+def _score(value):
+    return {"task": {"after": {"score": value}}}
+
+
+def _fidelity(name):
+    return lambda value: {"fidelity": {"after": {name: value}}}
+
+
+MORE_IS_BETTER = {
+    "score": _score,
+    **{
+        name: _fidelity(name)
+        for name in ("rank_correlation", "cosine", "top1_agreement", "label_agreement", "label_set_agreement")
+    },
+}
+LESS_IS_BETTER = {
+    "perplexity": lambda value: {"perplexity": {"after": value}},
+    **{name: _fidelity(name) for name in ("prediction_kl", "squared_difference")},
+}
+"""Measurement -> what a run's metrics have of it."""
+
+
+def _lines(whole, without, metrics=_score):
+    """Lines of as many seeds as there are values, of a task's score or another measurement."""
     return [
-        {"variation": name, "seed": seed, "metrics": {"task": {"after": {"score": score}}, "seconds": {"distill": 1.0}}}
-        for name, scores in ((WHOLE, whole), ("without hidden", without))
-        for seed, score in enumerate(scores)
+        {"variation": name, "seed": seed, "metrics": {**metrics(value), "seconds": {"distill": 1.0}}}
+        for name, values in ((WHOLE, whole), ("without hidden", without))
+        for seed, value in enumerate(values)
     ]
 
 
-@pytest.mark.parametrize(
-    ("whole", "without", "title"),
-    [
-        ([0.80, 0.81, 0.82], [0.70, 0.70, 0.72], "Missed when it is off"),
-        ([0.70, 0.70, 0.72], [0.80, 0.81, 0.82], "Better when it is off"),
-        ([0.80, 0.70, 0.90], [0.81, 0.68, 0.91], None),
-    ],
-)
-def test_the_report_names_an_aspect_where_the_difference_is_clear(whole, without, title, tmp_path):
-    found = Ablation(tmp_path, tuple(_lines(whole, without)))
-    text = write_ablation_report(found, tmp_path / "ablation.html").read_text()
-    answers = dict(re.findall(r'<h3>([^<]*)</h3><p class="answer">([^<]*)</p>', text))
-    named = {"Missed when it is off": "none", "Better when it is off": "none"}
-    assert answers == named | ({} if title is None else {title: "hidden"})
+def test_of_every_measurement_it_is_known_whether_more_or_less_is_better():
+    assert {*LABELS, "score"} == MORE_IS_BETTER.keys() | LESS_IS_BETTER.keys()
+
+
+HIGHER, LOWER = [0.80, 0.81, 0.82], [0.70, 0.70, 0.72]
+
+
+@pytest.mark.parametrize("name", [*MORE_IS_BETTER, *LESS_IS_BETTER])
+@pytest.mark.parametrize(("with_aspect", "without"), [(HIGHER, LOWER), (LOWER, HIGHER)])
+def test_the_report_names_an_aspect_by_whether_the_plan_does_better_with_it(with_aspect, without, name, tmp_path):
+    metrics = (MORE_IS_BETTER | LESS_IS_BETTER)[name]
+    is_better = (with_aspect is HIGHER) is (name in MORE_IS_BETTER)
+    answers, text = _answers(_lines(with_aspect, without, metrics), tmp_path)
+    assert answers == {
+        "Missed when it is off": "hidden" if is_better else "none",
+        "Better when it is off": "none" if is_better else "hidden",
+    }
+    assert f"{'more' if name in MORE_IS_BETTER else 'less'} {measures_of(metrics(0.5))[0].label} is better" in text
+
+
+def test_the_report_names_no_aspect_where_the_difference_is_not_clear(tmp_path):
+    answers, _ = _answers(_lines([0.80, 0.70, 0.90], [0.81, 0.68, 0.91]), tmp_path)
+    assert answers == {"Missed when it is off": "none", "Better when it is off": "none"}
+
+
+def _answers(lines, folder):
+    """Title -> what the report's tiles of aspects say, and its whole text."""
+    text = write_ablation_report(Ablation(folder, tuple(lines)), folder / "ablation.html").read_text()
+    return dict(re.findall(r'<h3>([^<]*)</h3><p class="answer">([^<]*)</p>', text)), text
 
 
 def test_the_report_of_one_seed_says_that_nothing_can_be_told(tmp_path):

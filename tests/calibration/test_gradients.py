@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from makd.anatomy import resolve
-from makd.calibration.gradients import collect_gradient_moments
+from makd.calibration.gradients import GradientWatcher, collect_gradient_moments
+from makd.calibration.moments import InputMoments
 from makd.calibration.probes import TEXT_PROBES
 from makd.errors import DataError
 from tests.models import batch, tiny
@@ -137,6 +138,24 @@ def test_with_the_same_probes_moments_are_those_of_a_loop_over_texts():
     moments = collect(model, [inputs], seed=3)[name]
     assert moments.rows == len(gradients) == inputs["attention_mask"].sum()
     torch.testing.assert_close(moments.gram, gradients.T @ gradients / len(gradients), rtol=1e-3, atol=1e-9)
+
+
+def test_each_real_token_of_an_expert_is_looked_at_once_by_the_next_probe():
+    anatomy = resolve(tiny("mixtral"))
+    stack = anatomy.stacks[0]
+    watcher = GradientWatcher(anatomy, {stack.name: InputMoments(stack.out_features)})
+    watcher.start({}, probes=4)
+    output = torch.zeros(8, stack.out_features, requires_grad=True) + 0
+    watcher.watch_expert(stack.name, output, torch.tensor([1, 1, 0, 1, 1, 1, 0, 1], dtype=torch.bool))
+    probes = torch.randn(4, 8, stack.out_features, generator=torch.Generator().manual_seed(0))
+    for watcher.probe, gradient in enumerate(probes):
+        output.backward(gradient, retain_graph=True)
+    watcher.finish()
+    real = (0, 1, 3, 4, 5, 7)
+    rows = torch.stack([probes[place % 4, token] for place, token in enumerate(real)]).double()
+    moments = watcher.gradients[stack.name].moments
+    assert moments.rows == 6
+    torch.testing.assert_close(moments.gram, rows.T @ rows / 6, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from makd.aspects import Completions, Plan, Term
 from makd.distill import DistillTrainer, training_lengths
 from makd.distill.rollouts import Rollouts, prompts_of, to_batch
 from makd.errors import DataError, SettingError
-from makd.generation import Sampling, generate
+from makd.generation import Sampling, generate, stop_tokens
 from tests.data.chats import PLAIN, chat, with_template
 from tests.distill.test_trainer import make_arguments, same_weights
 from tests.models import tiny
@@ -108,6 +108,33 @@ def test_the_student_writes_after_the_datas_prompts_and_labels_are_what_it_wrote
     assert torch.equal(found["labels"][learned], found["input_ids"][learned])
     assert rollouts.tokens == {"teacher": 0, "student": int(learned.sum())}
     assert not torch.equal(found["input_ids"][:, :8], given[0]["input_ids"][:, :8])
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1e-6}, {"top_p": 1e-6}])
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_completions_are_drawn_at_the_plans_temperature_from_its_likeliest_tokens(who, settings):
+    """Where either is next to nothing, that is the most likely token each time."""
+    pair = make_pair()
+    prompts = [row["input_ids"][:-4] for row in make_rows(4)]
+    model = pair[who == "student"]
+    likeliest = generate(
+        model, prompts, Sampling(max_new_tokens=8, temperature=0.0), stop_tokens(model), 0, seed=0, batch_size=4
+    )
+
+    def written(**given):
+        _, (found,) = rewrite(Rollouts(Completions(**{f"{who}_share": 1.0}, max_new_tokens=8, **given), 0), pair=pair)
+        return [labels[labels != -100].tolist() for labels in found["labels"]]
+
+    assert written(**settings) == likeliest
+    assert written() != likeliest
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_what_is_drawn_is_another_text_at_each_step(who):
+    pair, settings = make_pair(), Completions(**{f"{who}_share": 1.0}, max_new_tokens=8)
+    first, again, other = (rewrite(Rollouts(settings, 0), step, pair=pair)[1][0]["labels"] for step in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_a_share_is_that_of_the_batches():

@@ -12,6 +12,7 @@ from makd.factorization.assemble import linear_sizes
 from makd.factorization.room import Available, Room
 from makd.forecasting.fit import check_memory
 from makd.forecasting.memory import Memory
+from makd.forecasting.operations import TextShape, forward
 from makd.forecasting.shapes import shape_of
 from makd.forecasting.training import LEARNING_BYTES, PARAMETER_BYTES, LearnerShape, Spread, forecast_training
 from tests.models import tiny
@@ -121,10 +122,12 @@ def test_where_another_engine_puts_parameters_is_not_refused_for_them(shape):
     assert known.least - unsure.least == 1000 * 16
 
 
-def test_without_a_teacher_a_step_is_shorter(shape):
-    training = makd.TrainingConfig(steps=1)
-    alone, both = (told(shape, training, asks_teacher=asks).operations.products for asks in (False, True))
-    assert alone < both
+@pytest.mark.parametrize(("asks_teacher", "forwards"), [(True, 2.5), (False, 1.5)])
+def test_a_step_is_a_forward_of_the_teacher_and_three_by_the_students_share_of_it(shape, asks_teacher, forwards):
+    """Its own forward, and a backward that is twice that: to the inputs and to the weights."""
+    found = told(shape, makd.TrainingConfig(steps=3, batch_size=4, accumulate=2), asks_teacher=asks_teacher)
+    once = sum(forward(layer, TextShape(((4, 10),))).products for layer in shape.layers)
+    assert found.operations.products == pytest.approx(3 * 2 * forwards * once)
 
 
 def test_comparing_layers_costs_memory_and_time_that_outputs_alone_do_not(shape):

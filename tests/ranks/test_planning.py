@@ -1,5 +1,8 @@
-"""Ranks that are known before anything is decomposed bound those that are chosen afterwards."""
+"""Ranks under a budget: what is known before anything is decomposed, what sharing and each layer's worth make of it."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,15 +24,16 @@ def problem(keep, multiple, share_input, has_bias, rule="uniform", max_ranks=Non
     return RankProblem(sizes, allowance, rule, multiple, {}, share_input, {}, max_ranks)
 
 
-def kept(seed):
-    """Spectra of anything that is asked for."""
+def kept(seed, fall=1.0, doubled=""):
+    """Spectra of anything that is asked for; of some, and of their group, twice as large."""
 
     def spectra(names):
         found = {}
         for name in names:
             generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
             values = torch.rand(24, generator=generator, dtype=torch.float64).sort(descending=True).values
-            found[name] = Spectrum(values * (2 if "+" in name else 1))
+            size = (2 if "+" in name else 1) * (2 if name[0] in doubled else 1)
+            found[name] = Spectrum(values * fall ** torch.arange(24) * size)
         return found
 
     return spectra
@@ -79,3 +83,22 @@ def test_a_budget_of_everything_leaves_all_dense():
     planned = plan_ranks(problem(1.0, 1, "never", False, max_ranks=max_ranks), (), kept(0))
     assert set(planned.items.ranks.values()) == {None}
     assert planned.items.parameters == sum(out * inp for out, inp in SHAPES.values())
+
+
+@pytest.mark.parametrize("share_input", ["never", "auto", "always"])
+def test_what_a_layer_is_worth_counts_for_its_linears_and_for_their_group(share_input):
+    """A sensitivity of 4 is what singular values twice as large are."""
+    asked = problem(0.4, 1, share_input, False, "global")
+    groups = () if share_input == "never" else GROUPS
+    weighed = plan_ranks(replace(asked, sensitivities=dict.fromkeys("qkv", 4.0)), groups, kept(0, 0.8))
+    assert weighed == plan_ranks(asked, groups, kept(0, 0.8, doubled="qkv"))
+    assert weighed.plan.ranks["q"] > plan_ranks(asked, groups, kept(0, 0.8)).plan.ranks["q"]
+
+
+def test_biases_take_nothing_from_what_a_weight_is_worth():
+    """They are there with any rank: what is compared is what the weights cost, with what the biases leave."""
+    bare, biased = (problem(0.4, 1, "auto", has_bias, "global") for has_bias in (False, True))
+    biases = sum(out for out, _ in SHAPES.values())
+    found = plan_ranks(replace(biased, allowance=bare.allowance + biases), GROUPS, kept(0, 0.8)).found
+    assert found == plan_ranks(bare, GROUPS, kept(0, 0.8)).found
+    assert all(one.separate is not None for one in found)

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 import makd
 from makd.anatomy import resolve
-from makd.ranks.allocation import LinearSize, allocate, smallest_parameters
+from makd.ranks.allocation import LinearSize, RankPlan, allocate, smallest_parameters
 from makd.ranks.sharing import (
     InputGroup,
+    SharedInput,
+    best_of_each,
     by_linear,
     compare_at_equal_weights,
     compare_at_one_price,
@@ -159,6 +161,39 @@ def test_the_better_way_at_one_price_has_the_smaller_error_at_one_budget():
         together = plan_error(allocate(with_groups(sizes, [GROUP]), 600, "global", spectra, 1), spectra, {})
         if abs(apart - together) > 0.1 * apart:  # closer than a rank, steps decide
             assert found.shared == (together < apart)
+
+
+def test_what_a_layer_is_worth_weighs_its_group_as_it_weighs_its_linears():
+    """A sensitivity of 4 is what singular values twice as large are."""
+    torch.manual_seed(0)
+    weights = [torch.randn(20, 6) @ torch.randn(6, 20) + 0.3 * torch.randn(20, 20) for _ in range(3)]
+    sizes, spectra = spectra_of(weights)
+    sizes, spectra = [*sizes, LinearSize("o", 20, 20, False)], spectra | {"o": torch.linalg.svdvals(weights[0].T)}
+    doubled = {name: values * (1 if name == "o" else 2) for name, values in spectra.items()}
+    weighed = compare_at_one_price(sizes, [GROUP], 800, spectra, dict.fromkeys(GROUP.linears, 4.0), 1)
+    (expected,) = compare_at_one_price(sizes, [GROUP], 800, doubled, {}, 1)
+    assert weighed == [expected]
+    assert expected != compare_at_one_price(sizes, [GROUP], 800, spectra, {}, 1)[0]
+
+
+def test_the_error_of_a_plan_counts_what_is_cut_of_each_linear_and_group_by_what_its_layer_is_worth():
+    spectra = {GROUP.name: torch.tensor([5.0, 2.0, 1.0]), "o": torch.tensor([3.0, 3.0]), "up": torch.tensor([9.0])}
+    plan = RankPlan({GROUP.name: 1, "o": 1, "up": None}, 0)
+    assert plan_error(plan, spectra, dict.fromkeys(GROUP.linears, 4.0)) == 4 * (2**2 + 1**2) + 3**2
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_of_the_ways_to_share_in_one_stack_the_one_that_loses_least_is_taken(order):
+    ways = [
+        SharedInput(("experts",), True, 1.0, 0.5, "reduce"),
+        SharedInput(("experts",), True, 1.0, 0.4, "expand"),
+        SharedInput(("others",), True, 1.0, 0.9, "reduce"),
+    ]
+    found = best_of_each([ways[place] for place in order])
+    assert [(one.linears[0], one.side) for one in found] == [
+        (ways[place].linears[0], ways[place].side) for place in order
+    ]
+    assert {(one.linears[0], one.side) for one in found if one.shared} == {("experts", "expand"), ("others", "reduce")}
 
 
 def make(name, share_input, solver="svd", keep=0.5, **settings):

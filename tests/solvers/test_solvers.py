@@ -207,8 +207,9 @@ class TestFisher:
 
 @pytest.mark.parametrize("fit_bias", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("noise", [0.01, 3.0])
+@pytest.mark.parametrize("noise", [0.3, 3.0])
 def test_the_ridge_is_the_one_whose_fit_errs_least_on_held_out_rows(fit_bias, weighted, noise, monkeypatch):
+    """Of ridges that lie close together, so that another weight, bias or size of the ridge would choose another one."""
     monkeypatch.setattr(regression, "COLUMNS", 5)
     weight, mix = normal(6, 12), normal(6, 6, seed=8)
     inputs = correlated(60, 12, seed=2)
@@ -221,7 +222,7 @@ def test_the_ridge_is_the_one_whose_fit_errs_least_on_held_out_rows(fit_bias, we
     x_mean, y_mean = (side[seen].mean(0) if fit_bias else 0 for side in (inputs, targets))
     x, y = inputs - x_mean, targets - y_mean
     errors = {}
-    for ridge in (0.001, 0.01, 0.1, 1.0, 10.0):
+    for ridge in torch.logspace(-6, 0, 61, dtype=torch.float64).tolist():
         pull = (30 * ridge * float(x[seen].square().mean())) ** 0.5
         rows = torch.cat([x[seen], pull * torch.eye(12, dtype=torch.float64)])
         solved = torch.linalg.lstsq(rows, torch.cat([y[seen], pull * weight.T])).solution
@@ -230,6 +231,7 @@ def test_the_ridge_is_the_one_whose_fit_errs_least_on_held_out_rows(fit_bias, we
     chosen = choose_ridge(
         weight, moments, held_out, fit_bias=fit_bias, gradient_gram=metric if weighted else None, ridges=tuple(errors)
     )
+    assert min(errors) < chosen < max(errors)
     assert chosen == min(errors, key=errors.__getitem__)
 
 
@@ -410,6 +412,18 @@ class TestRegression:
         torch.testing.assert_close(product(factors), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
         expected_bias = torch.from_numpy(targets.mean(0) - expected @ inputs.mean(0))
         torch.testing.assert_close(factors.bias, expected_bias, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
+    def test_a_ridge_pulls_to_the_teachers_weight_by_that_share_of_the_inputs_mean_variance(self, ridge):
+        """As rows that say so would: least squares on the data and them."""
+        inputs, targets = self.student_inputs.numpy(), self.targets.numpy()
+        inputs, targets = inputs - inputs.mean(0), targets - targets.mean(0)
+        pull = np.sqrt(400 * ridge * np.square(inputs).mean()) * np.eye(20)
+        expected, *_ = np.linalg.lstsq(
+            np.vstack([inputs, pull]), np.vstack([targets, pull @ self.weight.numpy().T]), rcond=None
+        )
+        factors = fit_regression(self.weight, self.moments(), 12, ridge=ridge)
+        torch.testing.assert_close(product(factors), torch.from_numpy(expected.T), rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize("rank", [1, 4, 12])
     @pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.1])

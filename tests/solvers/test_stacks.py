@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from makd.solvers import decompose_svd, decompose_two_sided, decompose_whitened
+from makd.solvers import decompose_fisher, decompose_svd, decompose_two_sided, decompose_whitened
 from makd.solvers.stacks import StackProblem, decompose_stack
 
 EXPERTS, OUT, IN = 3, 7, 9
@@ -92,23 +92,49 @@ class TestEverySide:
             assert found.spectrum.squared_error(rank) == pytest.approx(apart.spectrum.squared_error(rank), rel=1e-6)
 
 
-def test_experts_apart_are_as_linears_one_by_one():
-    kin = {
-        (True, True): lambda i: decompose_two_sided(WEIGHTS[i], GRAMS[i], GRADIENTS),
-        (True, False): lambda i: decompose_whitened(WEIGHTS[i], GRAMS[i]),
-        (False, False): lambda i: decompose_svd(WEIGHTS[i]),
-    }
-    for (inputs, gradients), decompose in kin.items():
-        asked = problem(
-            grams=GRAMS if inputs else None,
-            layer_gram=LAYER if inputs else None,
-            gradient_gram=GRADIENTS if gradients else None,
-        )
-        factors = decompose_stack(asked).factors(3, torch.float32)
-        for index in range(EXPERTS):
-            own = decompose(index).factors(3)
-            product = factors.expand[index] @ factors.reduce[index]
-            torch.testing.assert_close(product, own.expand @ own.reduce, rtol=1e-4, atol=1e-5)
+KIN = {
+    "two_sided": ({}, lambda i: decompose_two_sided(WEIGHTS[i], GRAMS[i], GRADIENTS)),
+    "whitened": ({"gradient_gram": None}, lambda i: decompose_whitened(WEIGHTS[i], GRAMS[i])),
+    "fisher": ({"grams": None, "layer_gram": None, "by_rows": True}, lambda i: decompose_fisher(WEIGHTS[i], GRADIENTS)),
+    "svd": ({"grams": None, "layer_gram": None, "gradient_gram": None}, lambda i: decompose_svd(WEIGHTS[i])),
+}
+"""Solver of linears -> what a stack's problem has with it, and what it makes of an expert."""
+
+
+@pytest.mark.parametrize("solver", KIN)
+def test_experts_apart_are_as_linears_one_by_one(solver):
+    changes, decompose = KIN[solver]
+    found = decompose_stack(problem(**changes))
+    factors, lost = found.factors(3, torch.float32), 0.0
+    for index in range(EXPERTS):
+        own = decompose(index).factors(3)
+        product = factors.expand[index] @ factors.reduce[index]
+        torch.testing.assert_close(product, own.expand @ own.reduce, rtol=1e-4, atol=1e-5)
+        lost += float(SHARES[index]) * own.squared_error
+    assert found.spectrum.squared_error(3) == pytest.approx(lost, rel=1e-6)
+
+
+@pytest.mark.parametrize("side", ["reduce", "expand"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_an_expert_that_gets_all_tokens_alone_decides_on_the_side_for_all(side, rank):
+    shares = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    factors = decompose_stack(StackProblem(WEIGHTS, shares, GRAMS, GRAMS[0], GRADIENTS), side).factors(
+        rank, torch.float64
+    )
+    own = decompose_two_sided(WEIGHTS[0], GRAMS[0], GRADIENTS).factors(rank)
+    product = (factors.expand[0] @ factors.reduce[0]).float()
+    torch.testing.assert_close(product, own.expand @ own.reduce, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_each_column_of_b_is_as_long_as_what_flows_into_it_is_large(side):
+    """In each expert; with a side that is one for all, on average over them, by their tokens."""
+    factors = decompose_stack(problem(), side).factors(3, torch.float64)
+    lengths = factors.expand.square().sum(1)
+    flowing = ((factors.reduce @ torch.stack(GRAMS)) * factors.reduce).sum(-1)
+    if side:
+        lengths, flowing = lengths.mean(0), SHARES @ flowing / SHARES.sum()
+    torch.testing.assert_close(lengths, flowing, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_common_to_what_experts_read_is_found_as_one_a():

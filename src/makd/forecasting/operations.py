@@ -167,9 +167,9 @@ def decomposition(kind: Solver, outs: Sequence[int], features: int, rank: int | 
     if rows > features:
         double += 2 * rows * features * terms
     if kind.inputs:
-        double += features**3 / 3 + 2 * rows * features**2
+        double += _root(features) + 2 * rows * features**2
     if kind.inputs and kind.gradients:
-        double += sum(out**3 + 2 * out**2 * (features + terms) for out in outs)
+        double += sum(_root(out) + out**2 * (2 * features + terms) for out in outs)
     if not few:
         return Operations(double=double, eigen={small: 1.0})
     double += 4 * (DEGREE + 2) * small**2 * terms + 8 * small * terms**2
@@ -177,12 +177,19 @@ def decomposition(kind: Solver, outs: Sequence[int], features: int, rank: int | 
     return Operations(double=double, eigen=eigen) if kind.needs_text else Operations(single=double, eigen=eigen)
 
 
+def _root(size: int) -> float:
+    """Of `square_root`: Cholesky's factor twice, the first time to see whether the moments are positive definite."""
+    return 2 / 3 * size**3
+
+
 def regression(kind: Solver, outs: Sequence[int], features: int, rank: int) -> Operations:
     """Factors of one rank fitted to moments of inputs and targets, with the ridge that does best on held-out ones."""
     rows = sum(outs)
-    solve = 2 / 3 * features**3 + 2 * features**2 * rows
+    solve = features**3 / 3 + 2 * features**2 * rows
     residual = 2 * rows * features**2
     if kind.gradients:
         residual += sum(2 * out**2 * features for out in outs)
     double = (len(RIDGES) + 1) * solve + len(RIDGES) * residual
+    if not kind.gradients:  # the error of every rank
+        double += 2 * min(rank, rows, features) * features * (rows + features)
     return Operations(double=double) + decomposition(kind, outs, features, rank)

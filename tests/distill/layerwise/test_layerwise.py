@@ -3,10 +3,12 @@
 import copy
 import functools
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import makd
 from makd.aspects import activate, relation_kl
@@ -36,14 +38,17 @@ def examined(name, head):
 
 
 class Pair:
-    """A teacher, its student, and what layer `index` is called with on four batches."""
+    """A teacher, its student, and what layer `index` is called with on four batches, of so many rows each."""
 
-    def __init__(self, name="bert", head="base", index=1, dtype=torch.float32, plan=HIDDEN):
+    def __init__(self, name="bert", head="base", index=1, dtype=torch.float32, plan=HIDDEN, rows=(4, 4, 4, 4)):
         self.teacher, self.student = (model.to(dtype) for model in copy.deepcopy(made(name, head)))
         self.anatomy = examined(name, head)
         self.layer = self.anatomy.layers[index]
         self.plan = activate(plan, self.anatomy)
-        self.batches = [batch(self.teacher, seed=seed) for seed in range(4)]
+        self.batches = [
+            {key: value[:count] for key, value in batch(self.teacher, seed=seed).items()}
+            for seed, count in enumerate(rows)
+        ]
         with torch.no_grad():
             frame = Frame(ModelSource(self.teacher), self.anatomy)
             with frame.at_hand():
@@ -76,6 +81,23 @@ def weights(model):
 
 def changed(before, model):
     return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@contextmanager
+def noted_steps():
+    """What every optimizer steps by inside the block: (learning rate, parameter -> its gradient) of each step."""
+    steps = []
+
+    def note(optimizer, *_):
+        groups = optimizer.param_groups
+        gradients = {one: one.grad.clone() for group in groups for one in group["params"]}
+        steps.append((groups[0]["lr"], gradients))
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        yield steps
+    finally:
+        handle.remove()
 
 
 def squared(student, teacher, real):
@@ -193,10 +215,10 @@ def test_the_best_weights_are_kept_not_the_last():
     assert result.after < result.before
 
 
-def test_one_step_is_adamws_on_the_plans_loss():
-    """Against a loss written out in float64: hidden states and attention, two batches joined in one step."""
+def test_one_step_is_adamws_on_the_plans_loss_of_all_its_tokens():
+    """Against a loss written out in float64: hidden states and attention, three batches of 32, 12 and 21 tokens."""
     terms = (makd.Term(aspect="hidden", weight=2.0), makd.Term(aspect="attention", weight=3.0))
-    pair = Pair(dtype=torch.float64, plan=makd.Plan(terms=terms))
+    pair = Pair(dtype=torch.float64, plan=makd.Plan(terms=terms), rows=(4, 1, 2, 4))
     reference = copy.deepcopy(pair.student)
     layer = reference.get_submodule(pair.layer.module)
     counts = [int(call.real.sum()) for call in pair.calls]
@@ -218,16 +240,47 @@ def test_one_step_is_adamws_on_the_plans_loss():
         loss = loss + 3 * (wanted.exp() * (wanted - got)).sum(-1).mean()
         total = total + loss * counts[number] / sum(counts[:3])
     total.backward()
-    torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
-    expected = {
-        name: value.detach() - 1e-3 * value.grad / (value.grad.abs() + 1e-8) for name, value in layer.named_parameters()
-    }
-    settings = replace(FEW, steps=1, learning_rate=1e-3, warmup=0.0, batch_tokens=sum(counts[:3]))
-    result = pair.teach(settings)
+    assert torch.nn.utils.clip_grad_norm_(layer.parameters(), 0.5) > 1.0
+    settings = replace(
+        FEW, steps=1, learning_rate=1e-3, warmup=0.0, batch_tokens=65, weight_decay=0.1, max_grad_norm=0.5
+    )
+    with noted_steps() as steps:
+        result = pair.teach(settings)
     assert result.kept == 1
-    assert result.tokens == sum(counts[:3])
+    assert result.tokens == sum(counts[:3]) == 65
+    ((_, gradients),) = steps
+    expected = dict(layer.named_parameters())
     for name, value in pair.student.get_submodule(pair.layer.module).named_parameters():
-        torch.testing.assert_close(value.detach(), expected[name], rtol=0, atol=1e-9)
+        before, slope = expected[name].detach(), expected[name].grad
+        torch.testing.assert_close(gradients[value], slope, rtol=1e-6, atol=1e-9)
+        decayed = before * (1 - 1e-3 * 0.1) if before.dim() > 1 else before  # biases and norms do not decay
+        torch.testing.assert_close(value.detach(), decayed - 1e-3 * slope / (slope.abs() + 1e-8), rtol=0, atol=1e-9)
+
+
+def test_a_held_out_loss_is_a_mean_over_the_tokens_of_its_batches():
+    pair = Pair(rows=(4, 1, 4, 4))
+    losses = [float(squared(*reversed(pair.outputs(number)), pair.calls[number].real)) for number in (1, 3)]
+    result = pair.teach(replace(FEW, held_out_every=2))
+    assert losses[0] != pytest.approx(losses[1], rel=0.05)
+    assert result.before == pytest.approx((12 * losses[0] + 32 * losses[1]) / 44, rel=1e-5)
+
+
+def test_the_learning_rate_rises_over_the_warmups_share_of_the_steps_and_falls_by_the_schedule():
+    settings = replace(FEW, steps=10, learning_rate=8e-3, warmup=0.2, schedule="linear", patience=None)
+    with noted_steps() as steps:
+        Pair().teach(settings)
+    assert [rate for rate, _ in steps] == pytest.approx([0, 4e-3, *(1e-3 * rate for rate in range(8, 0, -1))])
+
+
+def test_each_layer_reads_the_batches_in_an_order_of_its_own():
+    orders = []
+    for index in (0, 1):
+        pair = Pair(index=index)
+        order = []
+        pair.teach(teacher_states=lambda number, pair=pair, order=order: order.append(number) or pair.theirs[number])
+        orders.append(order)
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
 
 
 def test_a_relation_is_compared_inside_the_layer():

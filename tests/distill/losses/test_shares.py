@@ -10,6 +10,7 @@ from makd.anatomy import resolve
 from makd.aspects import Term, activate
 from makd.distill.losses.counted import count
 from makd.distill.losses.shares import WHOLE, RunningMeans, step_shares, terms_of
+from makd.tasks.features import NOWHERE
 from tests.models import tiny
 
 
@@ -60,6 +61,13 @@ def test_labels_of_rows_are_those_that_are_there():
     active, anatomy = plan(Term(aspect="task"), head="sequence_classification")
     assert int(count(active, anatomy, rows(4, 4, 4, labels=torch.tensor([1, -100, 0])))["task"]) == 2
     assert int(count(active, anatomy, rows(4, 4, labels=torch.tensor([0.5, torch.nan])))["task"]) == 1
+
+
+def test_labels_of_answers_are_those_whose_place_is_in_the_row():
+    active, anatomy = plan(Term(aspect="task"), head="question_answering")
+    places = torch.tensor([2, NOWHERE, 3, 4])  # the last one's begins where the row has ended
+    inputs = {**rows(4, 4, 4, 4), "start_positions": places, "end_positions": places}
+    assert int(count(active, anatomy, inputs)["task"]) == 2
 
 
 def test_what_is_logged_is_weighed_and_leaves_out_what_counts_nothing():
