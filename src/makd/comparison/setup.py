@@ -68,7 +68,7 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
     tokenizer = load_tokenizer(str(folder))
     model = load_model(str(folder), task.kind.head, device=find_device(experiment.device))
     rows = load_task(placed, tokenizer, model, seed)
-    measure = partial(rows.evaluate, batch_size=experiment.finetune.evaluation_batch_size)
+    measure = partial(rows.evaluate, batch_size=experiment.finetune.evaluation_batch_size, on_progress=progress)
     few = experiment.calibration
     return Setup(
         teacher=model,
