@@ -51,8 +51,10 @@ def test_processes_have_equally_many_batches_and_all_rows_between_them(lengths, 
     assert {len(batches) for batches in found} == {len(sampler) for sampler in samplers}
     rows = [index for batches in found for batch in batches for index in batch]
     assert set(rows) == set(range(len(lengths)))
-    if processes == 1:
-        assert len(rows) == len(lengths)
+    firsts = [
+        batches[: len(batches) - sampler.ends_in_repetition] for batches, sampler in zip(found, samplers, strict=True)
+    ]
+    assert sorted(index for batches in firsts for batch in batches for index in batch) == list(range(len(lengths)))
 
 
 def test_rows_of_equal_length_meet_others_in_the_next_epoch():

@@ -203,7 +203,11 @@ def fine_tune(folder: Path) -> dict[str, float]:
         output_dir=str(folder), per_device_eval_batch_size=ROWS, report_to="none", use_cpu=True, disable_tqdm=True
     )
     model = tiny("bert", head="sequence_classification").double()
-    return {"eval_loss": SupervisedTrainer(model, args=arguments, data_collator=collate).evaluate(rows)["eval_loss"]}
+    found = {}
+    for tokens in (None, 1, 40):  # a batch each row, and few of many: neither number of batches is even
+        trainer = SupervisedTrainer(model, args=arguments, tokens_per_batch=tokens, data_collator=collate)
+        found[f"eval_loss, {tokens} tokens"] = trainer.evaluate(rows)["eval_loss"]
+    return found
 
 
 def resume(name: str, folder: Path, processes: int, stop: int, resumes: bool, engine: str) -> dict[str, torch.Tensor]:

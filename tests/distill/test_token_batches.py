@@ -70,6 +70,28 @@ def test_an_epoch_reads_every_row_once_within_the_budget(tmp_path, caplog):
     assert "% of the tokens padding" in caplog.text
 
 
+def test_an_evaluation_takes_such_batches_too_and_its_loss_is_that_of_all_rows(tmp_path):
+    trainer, shapes = make_trainer(tmp_path, num_train_epochs=1)
+    trainer.train()
+    losses = []
+    for tokens in (32, 10**6):
+        trainer.tokens_per_batch = tokens
+        shapes.clear()
+        losses.append(trainer.evaluate(make_rows())["eval_loss"])
+        assert sum(rows for rows, _ in shapes) == len(LENGTHS)
+        assert all(rows * width <= tokens for rows, width in shapes)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_predictions_are_in_the_order_of_the_rows(tmp_path):
+    model, rows = tiny("bert", "sequence_classification"), make_rows()
+    trainer = SupervisedTrainer(model, tokens_per_batch=32, args=make_arguments(tmp_path), data_collator=collate)
+    found = trainer.predict(rows).predictions
+    with torch.no_grad():
+        for row, logits in zip(rows, found, strict=True):
+            torch.testing.assert_close(torch.tensor(logits), model(**collate([row])).logits[0])
+
+
 def test_a_fine_tuning_takes_such_batches_too(tmp_path):
     model, shapes = tiny("llama", "causal_lm"), []
 

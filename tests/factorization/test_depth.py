@@ -1,11 +1,14 @@
 """Layers that a student does without."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
 import makd
 from makd.anatomy import SkippedLayer, resolve
 from makd.aspects import activate
+from makd.distill import LayerTeacher, LayerwiseConfig, teach_layers_
 from makd.factorization.depth import droppable_layers, greedy_drops, layer_outputs, skipping
 from makd.factorization.drift import choose_probes, drift
 from tests.models import CONFIGS, TINY, batch, tiny
@@ -97,6 +100,47 @@ def test_generation_with_a_cache_says_what_it_says_without(name):
 def test_every_solver_works_around_dropped_layers(solver):
     student = make_student("bert", "base", depth=2, solver=solver, **FOUR)
     assert sum(layer.is_skipped for layer in resolve(student).layers) == 2
+
+
+def leaving(model, inputs):
+    """Hidden states that leave each layer, at real tokens."""
+    found = {}
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in resolve(model).layers:
+
+            def note(_module, _inputs, output, index=layer.index):
+                found[index] = output[0] if isinstance(output, tuple) else output
+
+            hooks.callback(model.get_submodule(layer.module).register_forward_hook(note).remove)
+        model(**inputs)
+    return {index: states[inputs["attention_mask"].bool()] for index, states in found.items()}
+
+
+@pytest.mark.parametrize("solver", ["two_sided", "two_sided_regression"])
+@pytest.mark.parametrize(("name", "head"), [("bert", "base"), ("llama", "causal_lm")])
+def test_layers_are_fitted_and_taught_to_what_the_teacher_with_all_its_layers_gives(name, head, solver):
+    teacher = tiny(name, head, **FOUR)
+    batches, seen = [batch(teacher, seed=seed) for seed in range(2)], {}
+
+    def look(walk, _student, layer):
+        seen[layer.index] = walk.states(layer.index + 1, 1)[batches[1]["attention_mask"].bool()]
+
+    makd.factorize(teacher, makd.Budget(keep_linears=0.3), solver=solver, calibration=batches, depth=2, teach=look)
+    torch.testing.assert_close(seen, leaving(teacher, batches[1]))
+
+
+def test_a_student_without_some_layers_is_taught_the_same_on_the_way_as_afterwards():
+    teacher = tiny("bert", **FOUR)
+    batches = [batch(teacher, seed=seed) for seed in range(4)]
+    plan, few = makd.Plan(preset="full"), LayerwiseConfig(steps=3, held_out_every=2, evaluate_every=3)
+    settings = {"solver": "two_sided", "calibration": batches, "depth": 2}
+    budget = makd.Budget(keep_linears=0.3)
+    on_the_way = makd.factorize(teacher, budget, teach=LayerTeacher(plan, few), **settings)
+    afterwards = makd.factorize(teacher, budget, **settings)
+    lessons = teach_layers_(afterwards, teacher, plan, batches, few)
+    assert len(lessons) == 2
+    assert dict(on_the_way.factorization.lessons) == lessons
+    assert makd.fingerprint(on_the_way) == makd.fingerprint(afterwards)
 
 
 def test_plans_leave_dropped_layers_out_and_say_when_nothing_is_left():

@@ -13,6 +13,7 @@ from makd.anatomy import linear_shape, resolve
 from makd.calibration.source import ModelSource
 from makd.calibration.store import MemoryStore
 from makd.calibration.walk import Walk
+from makd.factorization.depth import skipping
 from makd.factorization.fit import (
     GROUPS,
     HELD_OUT_EVERY,
@@ -44,14 +45,19 @@ def make_batches(model, count=4):
     return [batch(model, padded=True, seed=seed) for seed in range(count)]
 
 
-def fit_student(teacher, ranks, batches, gram=None):
-    """A copy of `teacher` with factors of these ranks."""
-    student = copy.deepcopy(teacher)
-    walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore())
-    assert not list(walk.up(nobody))
-    begin_(walk)
-    settings = FitSettings(ranks, gram=gram)
-    make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, settings))
+def fit_student(teacher, ranks, batches, gram=None, dropped=()):
+    """A copy of `teacher` without some layers, with factors of these ranks."""
+
+    def walk_through(whole=None):
+        walk = Walk(ModelSource(teacher), resolve(teacher), batches, MemoryStore(), whole=whole)
+        assert not list(walk.up(nobody))
+        return walk
+
+    whole = walk_through() if dropped else None
+    with skipping(teacher, dropped):
+        student, walk = copy.deepcopy(teacher), walk_through(whole)
+        begin_(walk)
+        make_layers_(walk, ModelSource(student), partial(fit_layer_, walk, student, FitSettings(ranks, gram=gram)))
     return student
 
 
@@ -85,9 +91,10 @@ def _stream(forwards, layer, reader, masks):
     return _real_rows([seen.outputs for seen in forwards], layer.module, masks)
 
 
-def fit_slowly(teacher, batches, ranks, sums):
+def fit_slowly(teacher, batches, ranks, sums, dropped=()):
     """The same student from whole forwards of whole models, with dense linears in the place of factors."""
-    anatomy, student = resolve(teacher), copy.deepcopy(teacher)
+    with skipping(teacher, dropped):
+        anatomy, student = resolve(teacher), copy.deepcopy(teacher)
     masks = [inputs["attention_mask"].bool() for inputs in batches]
     wanted = [watch(teacher, inputs) for inputs in batches]
     for layer in anatomy.layers:
@@ -126,6 +133,21 @@ def test_it_is_the_regression_of_whole_forwards_one_group_after_the_other(name, 
         torch.testing.assert_close(mine.dense_weight(), theirs.weight.data, rtol=1e-5, atol=1e-7)
         if theirs.bias is not None:
             torch.testing.assert_close(mine.bias, theirs.bias.data, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_layers_after_a_dropped_one_are_fitted_to_what_the_teacher_with_it_gives(name, monkeypatch):
+    monkeypatch.setattr(whitened, "RIDGE", 1e-13)
+    monkeypatch.setattr(svd, "WORTHWHILE", 0.0)
+    teacher = tiny(name, num_hidden_layers=3).double()
+    batches, dropped = make_batches(teacher, HELD_OUT_EVERY - 1), [resolve(teacher).layers[1].module]
+    with skipping(teacher, dropped):
+        ranks = dict.fromkeys(resolve(teacher).linears, 8)
+    student = fit_student(teacher, ranks, batches, dropped=dropped)
+    slow = fit_slowly(teacher, batches, ranks, SUMS[name], dropped)
+    for linear in ranks:
+        mine, theirs = student.get_submodule(linear), slow.get_submodule(linear)
+        torch.testing.assert_close(mine.dense_weight(), theirs.weight.data, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "gemma2", "phi3"])

@@ -28,6 +28,7 @@ CASES = {
     "experts": ("mixtral", "causal_lm", HALF, {}, None),
     "vocabulary": ("llama", "causal_lm", makd.Budget(keep=0.5), {"vocabulary": "factored"}, None),
     "fewer layers": ("bert", "base", makd.Budget(keep_linears=0.3), {"depth": 1}, None),
+    "fewer layers, taught": ("bert", "base", makd.Budget(keep_linears=0.3), {"depth": 1}, TEACHER),
     "not layer by layer": ("t5", "base", HALF, {}, None),
 }
 """Teacher, head, budget, settings, and who teaches layers on the way."""

@@ -98,6 +98,11 @@ def test_the_store_holds_the_states_of_every_layer_and_the_moments_of_the_gradie
     assert found.store_bytes == states + 3 * sum(out * (out + 1) // 2 * 4 for out in outs)
 
 
+def test_without_some_layers_the_store_holds_the_states_of_the_teacher_with_all_besides():
+    whole, without = (told(llama(layers=3), makd.Budget(keep_linears=0.3), depth=depth) for depth in ("all", 2))
+    assert without.store_bytes - whole.store_bytes == 3 * 88 * 32 * 4  # layers, tokens, hidden, bytes
+
+
 def test_whitened_holds_the_states_of_two_layers_whatever_their_number():
     assert told(llama(layers=6), solver="whitened").store_bytes == 2 * 88 * 32 * 4
 

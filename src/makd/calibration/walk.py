@@ -70,6 +70,7 @@ class Walk:
         store: Store,
         seed: int = 0,
         backward_tokens: int | None = None,
+        whole: "Walk | None" = None,
     ) -> None:
         """Note what layers are called with, and keep the hidden states that enter the first.
 
@@ -80,6 +81,7 @@ class Walk:
             store: keeps hidden states and gradients.
             seed: of the probes whose gradients go down.
             backward_tokens: how many tokens go down again, in batches taken by chance; None is all.
+            whole: through the same model with layers that this one does without, after `up`; None if there are none.
 
         Raises:
             DataError: there are no batches, or one is all padding.
@@ -89,7 +91,7 @@ class Walk:
         if not batches:
             raise DataError("Calibration needs at least one batch; it got none. Is the data empty?")
         self.source, self.model, self.anatomy = source, source.model, anatomy
-        self.batches, self.store, self.seed = batches, store, seed
+        self.batches, self.store, self.seed, self.whole = batches, store, seed, whole
         self.scratch = choose_store("auto", SCRATCH_WIDTHS * state_bytes(batches, source.model))
         """What is kept while one layer is worked on, for nobody who comes later."""
         self.backward = _some(batches, backward_tokens, seed)
@@ -105,7 +107,14 @@ class Walk:
         store.mark(teacher_states(0))
 
     def states(self, layer: int, batch: int) -> Tensor:
-        """Hidden states that enter a layer of the teacher, (batch, tokens, hidden)."""
+        """Hidden states that enter a layer of the teacher with all its layers, (batch, tokens, hidden).
+
+        They are what a student's are to be; those of a walk without some layers lack what these do.
+        """
+        return (self.whole or self)._own_states(layer, batch)
+
+    def _own_states(self, layer: int, batch: int) -> Tensor:
+        """Hidden states that enter a layer of the model that is walked through."""
         return self.store.read(of_batch(teacher_states(layer), batch), self.source.device)["hidden"]
 
     @torch.no_grad()
@@ -136,7 +145,7 @@ class Walk:
                     for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
                         watcher.start(batch)
                         expert_watcher.start(batch)
-                        hidden = run_layer(self.model, layer, calls, self.states(layer.index, index))
+                        hidden = run_layer(self.model, layer, calls, self._own_states(layer.index, index))
                         _check(calls, hidden, f"leave {layer.module}")
                         self._keep(there, index, hidden)
                         batch_progress.report(layer.index, index + 1)
@@ -169,7 +178,7 @@ class Walk:
         finally:
             handle.remove()
         real = self.calls[0].real
-        ours, theirs = (states[real].float() for states in (self.states(last.index + 1, 0), found[0]))
+        ours, theirs = (states[real].float() for states in (self._own_states(last.index + 1, 0), found[0]))
         tolerance = 1e-3 if found[0].dtype in (torch.float32, torch.float64) else 5e-2
         if not float((ours - theirs).norm()) <= tolerance * float(theirs.norm()):
             raise NotLayerByLayer(
@@ -186,7 +195,7 @@ class Walk:
             try:
                 for index, (batch, calls) in enumerate(zip(self.batches, self.calls, strict=True)):
                     watcher.start(batch)
-                    self.frame.leave(batch, calls, self.states(len(self.anatomy.layers), index))
+                    self.frame.leave(batch, calls, self._own_states(len(self.anatomy.layers), index))
             finally:
                 handle.remove()
         check_reached((head,), moments)
@@ -249,7 +258,7 @@ class Walk:
                 probes = Probes(self.model, self.anatomy, self.seed)
             for done, index in enumerate(self.backward, start=1):
                 batch, calls = self.batches[index], self.calls[index]
-                leaf = self.states(count, index).detach().requires_grad_()
+                leaf = self._own_states(count, index).detach().requires_grad_()
                 run = partial(self.frame.leave, batch, calls, leaf)
                 drawn = probes.draw(model_inputs(batch, self.source.device), run)
                 gradients = [
@@ -284,7 +293,7 @@ class Walk:
                 watcher.start(batch)
                 expert_watcher.start(batch)
                 gradient_watcher.start(model_inputs(batch, self.source.device), len(gradients))
-                leaf = self.states(layer.index, index).detach().requires_grad_()
+                leaf = self._own_states(layer.index, index).detach().requires_grad_()
                 with torch.enable_grad():
                     output = run_layer(self.model, layer, calls, leaf.clone())  # it may change what it is given
                 found: list[Tensor] = []

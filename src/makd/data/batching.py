@@ -67,6 +67,12 @@ class TokenBatchSampler(BatchRebalanceSampler):
         """Batches of one process in an epoch."""
         return -(-self.count // self.dp_size)
 
+    @property
+    def ends_in_repetition(self) -> bool:
+        """Whether the last batch of this process is one of the first again."""
+        missing = len(self) * self.dp_size - self.count
+        return self.rank >= self.dp_size - missing
+
     def __iter__(self) -> Iterator[list[int]]:
         """Indices of rows, a batch at a time."""
         batches = token_batches(self.lengths, self.tokens, (self.seed, self.epoch))

@@ -3,7 +3,7 @@
 - The loss of an evaluation is that of all rows, however these are split. Transformers takes the mean of the batches'
   losses, in which a row of a small batch counts for more, and rows that fill up the last batches of several processes
   count twice.
-- Training batches are of so many tokens, of rows of like length, where the Trainer is told how many.
+- Batches, of an evaluation too, are of so many tokens, of rows of like length, where the Trainer is told how many.
 - What surrounds a step, and what would break a run in silence, is the same with a teacher and without.
 - An autocast of the caller's around a training or an evaluation does not reach it, as in all that is public of makd.
 """
@@ -11,7 +11,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,8 @@ class MeanLossTrainer(Trainer, ABC):
             own: the model of transformers in it, as `makd.distill.adapted.inside` finds it.
             evaluated: where the losses of evaluations go.
             dropout: whether the model's dropout is on in training.
-            tokens_per_batch: tokens of a training batch on each device, padding counted: see
-                `makd.data.token_batches`. None leaves batches to the Trainer.
+            tokens_per_batch: tokens of a batch on each device, padding counted, in training and in evaluations of the
+                loss: see `makd.data.token_batches`. None leaves batches to the Trainer.
             kwargs: the Trainer's.
 
         Raises:
@@ -110,6 +110,22 @@ class MeanLossTrainer(Trainer, ABC):
             100 * share,
         )
         return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        metrics_of_many = self.compute_metrics is not None and self.args.world_size > 1  # gathered from one size
+        if self.tokens_per_batch is None or metrics_of_many or not hasattr(eval_dataset, "__len__"):
+            return super()._get_eval_sampler(eval_dataset)
+        return TokenBatchSampler(
+            row_lengths(eval_dataset),
+            self.tokens_per_batch,
+            rank=self.args.process_index,
+            processes=max(1, self.args.world_size),
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The Trainer's own: whoever asks for predictions tells them apart by the order of the rows."""
+        size, sampler = self.args.eval_batch_size, cast(Any, super()._get_eval_sampler)
+        return self._get_dataloader(test_dataset, "test", size, sampler)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""

@@ -36,8 +36,9 @@ class TrainingConfig:
     batch_size: int = 16
     """Rows of a forward, in each process; where rows differ in length, on average."""
     tokens_per_batch: int | None = None
-    """Tokens of a forward, in each process, padding counted: many short rows or few long ones, of like length. None
-    takes as many as `batch_size` rows of average length have; a fine-tuning then takes rows as they come."""
+    """Tokens of a forward, in each process, padding counted: many short rows or few long ones, of like length; in
+    evaluations during the training, too. None takes as many as `batch_size` rows of average length have; a fine-tuning
+    then takes rows as they come."""
     accumulate: int = 1
     """Forwards of an optimizer step, in each process."""
     learning_rate: float = 1e-4

@@ -64,8 +64,10 @@ def reset_student(calibrated: CalibrationResult) -> None:
 
 def free_intermediates(calibrated: CalibrationResult) -> None:
     """Free the room of what only unfinished students need; the finished one can still be put together again."""
-    for entry in entries.OF_UNFINISHED:
-        calibrated.store.remove(entry)
+    whole = None if calibrated.walk is None else calibrated.walk.whole
+    for store in (calibrated.store, *([] if whole is None else [whole.store])):
+        for entry in entries.OF_UNFINISHED:
+            store.remove(entry)
 
 
 def make_(
@@ -97,7 +99,8 @@ def make_(
         return {**cut_stacks(layer), **of_linears(layer)}
 
     of = len(job.anatomy.layers)
-    if calibrated.walk is not None and (job.kind.in_forward_order or job.teach is not None):
+    if calibrated.walk is not None and job.targets:
+        assert job.whole is not None or not job.outline.drops, "no layer takes back what the teacher itself lost"
         begin_(calibrated.walk, None if begins is None else enter(begins, job.batches))
         job.progress(Progress("fit layers", 0, of, "layers"))
         return make_layers_(

@@ -7,8 +7,9 @@ the moments of all linears are in memory at once then.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -63,19 +64,26 @@ class FactorizationJob:
     """Teaches each layer when it has its factors."""
     work: Work | None = None
     """Where to keep what is done, for a process that goes on after this one; None keeps it as long as this lives."""
+    whole: Walk | None = None
+    """Through the teacher with all its layers, where some go and the student has `targets`."""
+
+    @property
+    def targets(self) -> bool:
+        """Whether layers of the student are fitted or taught to what the teacher's give."""
+        return self.kind.in_forward_order or self.teach is not None
 
     @property
     def kind(self) -> Solver:
         """What the solver looks at."""
         return SOLVERS[self.settings.solver]
 
-    def store_on_disk(self) -> DiskStore:
+    def store_on_disk(self, suffix: str = "") -> DiskStore:
         """A store on disk; students that do without other layers, and those of another solver, have their own."""
         if self.work is None:
             return DiskStore.temporary()
-        name = f"{self.settings.solver}-{len(self.anatomy.layers)}"  # of all layers, those that are dropped too
-        if self.outline.dropped:
-            name += f"-{hashlib.sha256(' '.join(self.outline.dropped).encode()).hexdigest()[:8]}"
+        name = f"{self.settings.solver}-{len(self.anatomy.layers)}{suffix}"  # of all layers, those that are dropped too
+        if self.outline.dropped and not suffix:
+            name += f"-without-{hashlib.sha256(' '.join(self.outline.dropped).encode()).hexdigest()[:8]}"
         return self.work.store(name)
 
     @property
@@ -145,12 +153,15 @@ def calibrate(job: FactorizationJob) -> CalibrationResult:
     with frozen(model):
         if not kind.needs_text:
             found = _without_text(job, terms, on_matrix)
-        if kind.needs_text or job.teach is not None:
+        if kind.needs_text or job.targets:
             try:
-                walk = Walk(job.source, job.anatomy, job.batches, store, backward_tokens=_backward_tokens(job))
+                walk = Walk(
+                    job.source, job.anatomy, job.batches, store,
+                    backward_tokens=_backward_tokens(job), whole=job.whole,
+                )  # fmt: skip
                 found = _walked(job, walk, terms, on_matrix)
             except NotLayerByLayer as error:
-                if kind.in_forward_order or job.teach is not None or not isinstance(job.source, ModelSource):
+                if job.targets or not isinstance(job.source, ModelSource):
                     raise
                 logger.info("The model is run whole, with the moments of all its linears in memory: %s", error)
                 walk = None
@@ -161,6 +172,24 @@ def calibrate(job: FactorizationJob) -> CalibrationResult:
         job.progress(Progress("decompose", of, of, "linears"))
     tables = decompose_tables(model, job.outline.tables, kind, *found, job.batches)
     return CalibrationResult(store, terms, tables, walk, time.perf_counter() - started)
+
+
+def walk_whole(job: FactorizationJob) -> Walk:
+    """Walk up through the teacher with all its layers: what students that do without some are fitted and taught to.
+
+    Args:
+        job: whose source and anatomy have all layers.
+
+    Raises:
+        DataError, NumericsError, NotLayerByLayer: as of `Walk`.
+    """
+    needed = (len(job.anatomy.layers) + 2) * state_bytes(job.batches, job.source.model)
+    store = choose_store(job.settings.store, needed, partial(job.store_on_disk, "-whole"))
+    with frozen(job.source.model):
+        walk = Walk(job.source, job.anatomy, job.batches, store)
+        for _ in _up(job, walk):
+            pass
+    return walk
 
 
 def warn_if_little_text(job: FactorizationJob) -> None:
@@ -194,9 +223,9 @@ def _max_ranks(job: FactorizationJob) -> Mapping[str, int] | None:
 
 def _bytes_kept(job: FactorizationJob) -> int:
     """What the store of a walk will hold at most: hidden states, and moments of output gradients."""
-    if not job.kind.needs_text and job.teach is None:
+    if not job.kind.needs_text and not job.targets:
         return 0
-    many = job.kind.gradients or job.kind.in_forward_order or job.teach is not None
+    many = job.kind.gradients or job.targets
     layers = len(job.anatomy.layers) if many else 1
     grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.candidates.parts.tables)
     return (layers + 2) * state_bytes(job.batches, job.source.model) + (grams if job.kind.gradients else 0)
@@ -222,15 +251,19 @@ def _without_text(job: FactorizationJob, terms: Terms, on_matrix: Callable[[], N
     return {}, {}
 
 
-def _walked(job: FactorizationJob, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
-    kind = job.kind
-    reads = kind.inputs and terms.request.spectra
-    later = kind.gradients or kind.in_forward_order or job.teach is not None
-    for moments in walk.up(job.progress, keep=later, watch=reads and not kind.gradients):
-        terms.keep(moments, on_matrix)
+def _up(job: FactorizationJob, walk: Walk, keep: bool = True, watch: bool = False) -> Iterator[LayerMoments]:
+    """`Walk.up`, which ends where the whole model does."""
+    yield from walk.up(job.progress, keep, watch)
     if isinstance(job.source, ModelSource) and not walk.store.is_marked(entries.MODEL_CHECKED):
         walk.check_whole_model()
         walk.store.mark(entries.MODEL_CHECKED)
+
+
+def _walked(job: FactorizationJob, walk: Walk, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
+    kind = job.kind
+    reads = kind.inputs and terms.request.spectra
+    for moments in _up(job, walk, keep=kind.gradients or job.targets, watch=reads and not kind.gradients):
+        terms.keep(moments, on_matrix)
     head = _head(job.outline.tables)
     inputs = {head: walk.head_inputs(head)} if kind.inputs and head is not None else {}
     if not kind.gradients:

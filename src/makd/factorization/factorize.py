@@ -21,12 +21,19 @@ from makd.anatomy.batches import check_batches
 from makd.anatomy.eval_mode import in_eval
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import ModelSource
+from makd.calibration.walk import Walk
 from makd.capture import examine
 from makd.devices import check_float64
 from makd.errors import BudgetError, DataError, SettingError
 from makd.factorization.allocator import giving_back
 from makd.factorization.assemble import assemble, free_intermediates, linear_sizes, reset_student
-from makd.factorization.calibrate import CalibrationResult, FactorizationJob, calibrate, warn_if_little_text
+from makd.factorization.calibrate import (
+    CalibrationResult,
+    FactorizationJob,
+    calibrate,
+    walk_whole,
+    warn_if_little_text,
+)
 from makd.factorization.depth import skipping
 from makd.factorization.drift import choose_probes, drift
 from makd.factorization.layers import TeachLayer
@@ -220,19 +227,20 @@ def _nearest(
     emphases = EMPHASES if candidates.tables and probes and by_spectra else (1.0,)
     best: tuple[PreTrainedModel, FactorizeReport] | None = None
     trials: dict[int, float] = {}
+    whole: Walk | None = None
     calibrating = 0.0
     for outline in candidates.outlines(teacher, anatomy, probes):
         depth, nearest = len(anatomy.layers) - len(outline.drops), min(trials.values(), default=math.inf)
-        with skipping(teacher, outline.dropped, outline.outputs):
-            inside = resolve(teacher)
-            inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in anatomy.stacks))
-            job = FactorizationJob(
-                ModelSource(teacher), inside, outline, candidates, settings, batches, progress, teach, work
-            )
-            if not trials:
-                warn_if_little_text(job)
-            calibrated = calibrate(job)
-            students = _students(job, calibrated, emphases)
+        job = FactorizationJob(
+            ModelSource(teacher), anatomy, outline, candidates, settings, batches, progress, teach, work
+        )
+        if not trials:
+            warn_if_little_text(job)
+        begun = time.perf_counter()
+        whole = whole or _walk_of_targets(job)
+        calibrating += time.perf_counter() - begun
+        calibrated, students = _made(teacher, replace(job, whole=whole), emphases)
+        whole = whole or (calibrated.walk if job.targets else None)
         calibrating += calibrated.seconds
         distances: dict[float, float] = {}
         made = dict(zip(emphases, students, strict=True))
@@ -250,6 +258,7 @@ def _nearest(
         best = made[emphases[0]]
         if not candidates.is_search:
             return *best, calibrating
+        del job, calibrated  # what they keep is as much as the next depth's
     if best is None:  # layers of several sizes: `find_candidates` looked at the largest, and others were the ones to go
         raise BudgetError(
             f"A budget of {candidates.limit:,} parameters is below the smallest student without the {candidates.drops} "
@@ -257,6 +266,23 @@ def _nearest(
         )
     student, report = best
     return student, replace(report, trials=trials), calibrating
+
+
+def _walk_of_targets(job: FactorizationJob) -> Walk | None:
+    """Through the teacher with all its layers, where the student does without some and has targets."""
+    return walk_whole(job) if job.outline.drops and job.targets else None
+
+
+def _made(
+    teacher: PreTrainedModel, job: FactorizationJob, emphases: Sequence[float]
+) -> tuple[CalibrationResult, list[tuple[PreTrainedModel, FactorizeReport]]]:
+    """What was kept of the teacher without the layers that go, and the students made of it."""
+    with skipping(teacher, job.outline.dropped, job.outline.outputs):
+        inside = resolve(teacher)
+        inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in job.anatomy.stacks))
+        job = replace(job, anatomy=inside)
+        calibrated = calibrate(job)
+        return calibrated, _students(job, calibrated, emphases)
 
 
 def _students(

@@ -77,6 +77,8 @@ class Holdings:
     """Whether layers are run and decomposed one after the other."""
     beside: int
     """Matrices that are decomposed at a time."""
+    drops: bool = False
+    """Whether layers go: what is fitted to the teacher with all of them takes a second walk."""
 
     @property
     def store_bytes(self) -> int:
@@ -89,7 +91,8 @@ class Holdings:
         if self.kind.gradients and self.kind.in_forward_order:
             sizes = [size for layer in self.shape.own_layers for size in layer.linears]
             kept = _SINGLE * sum(size.out_features * (size.out_features + 1) // 2 for size in sizes)
-        return len(self.shape.layers) * self._states + kept
+        walks = 2 if self.drops and self.kind.in_forward_order else 1
+        return walks * len(self.shape.layers) * self._states + kept
 
     def phases(self, stored: int) -> tuple[Memory, ...]:
         """Memory of each phase, with `stored` bytes of the store in memory, in the order of the work."""

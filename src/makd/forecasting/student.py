@@ -129,6 +129,7 @@ def forecast_factorization(
         from_files=from_files,
         one_by_one=one_by_one,
         beside=beside,
+        drops=bool(outline.drops) or candidates.is_search,
     )
     tables = [size for size in made if size.name in candidates.parts.tables]
     return Forecast(

@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from makd.anatomy import Anatomy
 from makd.aspects import Completions
+from makd.data import TokenBatchSampler
 from makd.distill.arguments import check_checkpoints_layers
 from makd.distill.losses.shares import in_order
 from makd.distill.training import TrainingConfig
@@ -221,14 +222,21 @@ def check_checkpoint(trainer: Trainer, folder: Path) -> None:
 def real_rows(trainer: Trainer, rows: int) -> int:
     """How many of an evaluation batch's rows are no repetition of earlier ones.
 
-    Processes have equally many batches of one size, so that the last are filled with the data's first rows again.
+    Processes have equally many batches: the last of them are filled with the data's first rows again, or are, where
+    batches are of so many tokens, first batches again.
 
     Args:
         trainer: that evaluates.
         rows: of this process's batch.
     """
     state = trainer.accelerator.gradient_state
-    if trainer.args.world_size == 1 or not state.in_dataloader or not state.end_of_dataloader or state.remainder < 1:
+    if trainer.args.world_size == 1 or not state.in_dataloader or not state.end_of_dataloader:
+        return rows
+    batches = getattr(trainer.callback_handler.eval_dataloader, "batch_sampler", None)
+    batches = getattr(batches, "batch_sampler", batches)  # accelerate wraps it
+    if isinstance(batches, TokenBatchSampler):
+        return 0 if batches.ends_in_repetition else rows
+    if state.remainder < 1:
         return rows
     left: int = state.remainder - trainer.args.process_index * trainer.args.eval_batch_size
     return min(rows, max(0, left))
