@@ -20,6 +20,7 @@ LINES, PAGES = ROOT / "benchmarks/results", ROOT / "docs/results"
         ("encoder/longer-teachers", "encoder_longer_teachers", "encoder-longer-teachers"),
         ("encoder/two-cores", "encoder_two_cores", "encoder-two-cores"),
         ("encoder/ablation-tenth", "encoder_ablation_tenth", "encoder-ablation-tenth"),
+        ("encoder/squad", "encoder_squad", "encoder-squad"),
         ("decoder/experiment", "decoder", "decoder"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import makd
 from makd import comparison
 from makd.comparison import page as pages
+from makd.comparison.all_results import ComparisonResults, introduction
 from makd.comparison.cells import all_cells, cell_hash
 from makd.comparison.done import RESULTS_FILE
 from makd.comparison.plot import draw
@@ -34,6 +35,11 @@ class TestPage:
         assert "| *teacher* |" in page
         assert f"| {lines[0]['params']['student']['linears']:,} |" in page
         assert "learning_rate 0.0001" in page
+
+    def test_a_score_is_told_by_the_metrics_that_it_is_the_mean_of(self, done):
+        tasks = (makd.TaskConfig(name="squad", path="squad"), makd.TaskConfig(name="glue/mrpc", path="mrpc"))
+        told = introduction(replace(done[0], tasks=tasks), ComparisonResults((), [], {}))
+        assert "(squad: F1; mrpc: accuracy and F1)" in told
 
     def test_the_report_has_the_pages_tables_the_frontier_and_paired_differences(self, done, tmp_path):
         experiment, lines = done

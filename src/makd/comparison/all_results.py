@@ -16,6 +16,7 @@ from makd.errors import OutputError
 from makd.measures import TASK_LABELS
 from makd.ranks.budget import Budget
 from makd.run_folder.text_table import TextTable
+from makd.tasks.metrics import scored
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def budget_tables(experiment: Experiment, results: ComparisonResults) -> Iterato
 def introduction(experiment: Experiment, results: ComparisonResults) -> str:
     """What was compared, where it was taught, and where timed."""
     labels = {
-        short_name(task): " and ".join(TASK_LABELS.get(metric, metric) for metric in task.measured)
+        short_name(task): " and ".join(
+            TASK_LABELS.get(metric, metric) for metric in scored(task.known.kind, task.measured)
+        )
         for task in experiment.tasks
     }
     labels |= {language.name: LANGUAGE_SCORE for language in experiment.language}

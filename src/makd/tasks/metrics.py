@@ -4,7 +4,7 @@ A metric takes what was predicted and what is true, in the same order: classes o
 outputs a row one column each; lists of tags; or an answer and the list of true answers of each question.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,13 @@ def measurable(names: Sequence[str], true: Any) -> list[str]:
     return [name for name in names if name not in OF_SOME or any(bool(one) == OF_SOME[name] for one in true)]
 
 
+def scored(kind: str, names: Iterable[str]) -> list[str]:
+    """Those of the metrics `names` that a task's score is the mean of: all, as GLUE averages them, or those in `SCORES`."""
+    measured = list(names)
+    return [name for name in SCORES.get(kind, ()) if name in measured] or measured
+
+
 def score(kind: str, found: dict[str, float]) -> float:
-    """One number for a task: the mean of its metrics, as GLUE averages them, or of those in `SCORES`."""
-    counted = [name for name in SCORES.get(kind, ()) if name in found] or list(found)
+    """One number for a task: the mean of its metrics that are `scored`."""
+    counted = scored(kind, found)
     return sum(found[name] for name in counted) / len(counted)
