@@ -142,7 +142,7 @@ def measurable(names: Sequence[str], true: Any) -> list[str]:
 
 
 def scored(kind: str, names: Iterable[str]) -> list[str]:
-    """Those of the metrics `names` that a task's score is the mean of: all, as GLUE averages them, or those in `SCORES`."""
+    """Those of the metrics `names` that a score is the mean of: all, as GLUE averages them, or those in `SCORES`."""
     measured = list(names)
     return [name for name in SCORES.get(kind, ()) if name in measured] or measured
 
