@@ -25,7 +25,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 import makd
 from makd.aspects import PRESETS, Term
-from makd.distill import SupervisedTrainer, engines
+from makd.distill import SupervisedTrainer
+from makd.distill.engines import support
 from tests.models import tiny
 
 MODES = {"plain": 2, "accumulated": 4, "checkpointing": 2}
@@ -274,7 +275,7 @@ def shard_on_a_cpu() -> None:
         begin(self, *args, **kwargs)
 
     AcceleratorState.__init__ = pretending
-    engines._unsharded_where = lambda device: None
+    support._unsharded_where = lambda device: None
 
 
 def main() -> None:
