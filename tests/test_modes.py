@@ -8,7 +8,7 @@ from makd.errors import MakdError
 from makd.export import ExportConfig
 from makd.exporting import export
 from tests.models import tiny
-from tests.test_random_state import BUDGET, RECIPE, TEXTS
+from tests.test_random_state import BUDGET, RECIPE, TEXTS, build_cache, compress, evaluate
 
 
 @pytest.fixture
@@ -22,20 +22,8 @@ def models():
     return teacher, student
 
 
-def compress(teacher, student, tokenizer, folder):
-    makd.compress(teacher, TEXTS, BUDGET, RECIPE, folder / "student", tokenizer=tokenizer)
-
-
 def distill(teacher, student, tokenizer, folder):
     pipeline.distill(student, teacher, TEXTS, RECIPE, folder / "student", tokenizer=tokenizer)
-
-
-def evaluate(teacher, student, tokenizer, folder):
-    makd.evaluate(student, teacher, TEXTS, RECIPE, tokenizer=tokenizer)
-
-
-def build_cache(teacher, student, tokenizer, folder):
-    makd.build_cache(teacher, TEXTS, RECIPE, folder / "cache", tokenizer=tokenizer)
 
 
 def export_dense(teacher, student, tokenizer, folder):

@@ -17,13 +17,13 @@ from makd.data import choose_tokenizer, collator
 from makd.distill import TrainingRows, check_same_everywhere, check_training, identify_run, warn_slow_bfloat16
 from makd.kinds import takes
 from makd.loading import check_dtype, modes_kept, take_model
-from makd.preparation import Data, RunData, prepare
+from makd.preparation import Data, RunData, names_of, prepare
 from makd.processes.first import from_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, reporting
 from makd.random_state import keeping_random_state
 from makd.run_folder import OutputFolder, plain
-from makd.source_names import name_of, names_of, tokenizer_name
+from makd.source_names import name_of, tokenizer_name
 
 
 @dataclass(frozen=True)

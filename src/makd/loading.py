@@ -41,6 +41,7 @@ from makd.kinds import shown
 from makd.processes.started import loading_in_each_process
 from makd.registry import Registry
 from makd.sentence_encoder import as_in_folder, find_folder, is_sentence_encoder, transformer_path
+from makd.source_names import name_of
 from makd.student.stored import check_folder
 from makd.weights.shards import weight_files
 from makd.weights.sound import check_finite, check_plain, set_dtypes_
@@ -332,7 +333,7 @@ def take_model(model: str | PreTrainedModel, head: str, dtype: torch.dtype, devi
     """
     if isinstance(model, str):
         return load_model(model, head, dtype, device)
-    return _ready(model, model.name_or_path or type(model).__name__, device)
+    return _ready(model, name_of(model), device)
 
 
 def modes_kept(*models: str | PreTrainedModel) -> AbstractContextManager[None]:

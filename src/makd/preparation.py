@@ -41,6 +41,13 @@ Data = DataConfig | TaskConfig | str | list[str] | list[dict[str, Any]]
 """What a run calibrates, trains and evaluates on: text, a task, a path, or texts or conversations in hand."""
 
 
+def names_of(data: Data) -> list[str | None]:
+    """The paths that data have."""
+    if isinstance(data, TaskConfig):
+        return [data.path or data.known.path, data.extra_text]
+    return [*data.paths] if isinstance(data, DataConfig) else [data if isinstance(data, str) else None]
+
+
 @dataclass(frozen=True)
 class RunData:
     """What a run calibrates, trains and evaluates on."""

@@ -38,7 +38,7 @@ from makd.factorization.factorize import check_dense
 from makd.factorization.work import Work
 from makd.forecasting import check_run, check_weights
 from makd.loading import check_dtype, load_config, locate, modes_kept, take_model
-from makd.preparation import Data, RunData, prepare
+from makd.preparation import Data, RunData, names_of, prepare
 from makd.processes.first import in_first, in_turn, is_shared
 from makd.processes.started import is_first
 from makd.progress import OnProgress, Progress, nobody, track
@@ -54,7 +54,7 @@ from makd.run_folder import (
     warn_changed_weights,
 )
 from makd.sentence_encoder import encoder_of, origin_of
-from makd.source_names import name_of, names_of, tokenizer_name
+from makd.source_names import name_of, tokenizer_name
 from makd.start import identify_start
 from makd.storage import find_save_dtype, stored_folder
 from makd.student.hub import is_student

@@ -22,7 +22,7 @@ from makd.forecasting import check_stream
 from makd.kinds import takes
 from makd.loading import check_dtype, load_empty_model
 from makd.pipeline import Report
-from makd.preparation import Data, prepare
+from makd.preparation import Data, names_of, prepare
 from makd.processes.first import in_first
 from makd.progress import OnProgress, peak_bytes, reporting
 from makd.random_state import keeping_random_state
@@ -39,7 +39,7 @@ from makd.run_folder import (
     write_recipe,
 )
 from makd.sentence_encoder import copy_companions, origin_of
-from makd.source_names import names_of, tokenizer_name
+from makd.source_names import tokenizer_name
 from makd.start import identify_start, reads_text
 from makd.storage import find_save_dtype
 from makd.student.hub import is_student

@@ -21,14 +21,13 @@ from makd.errors import SettingError
 from makd.kinds import takes
 from makd.loading import check_dtype, take_model
 from makd.pipeline import distill, factorize_only
-from makd.preparation import Data, is_labelled
+from makd.preparation import Data, is_labelled, names_of
 from makd.processes.started import check_alone
 from makd.progress import OnProgress
 from makd.provenance import anatomy_of, extensions_of
 from makd.random_state import keeping_random_state
 from makd.ranks.budget import Budget
 from makd.run_folder import describe_environment, plain
-from makd.source_names import names_of
 
 TABLE = "table.md"
 """File that the table is written to."""

@@ -25,8 +25,8 @@ from makd.data import Batch, DataConfig, choose_tokenizer, make_batches
 from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
+from makd.preparation import names_of
 from makd.progress import OnProgress
-from makd.source_names import names_of
 from makd.tasks import METRICS, Task, TaskConfig, load_task, read_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score

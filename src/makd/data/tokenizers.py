@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from makd.errors import DataError, ModelLoadError, SettingError
 from makd.loading import folder_or_name, load_tokenizer, may_have_tokenizer
 from makd.sentence_encoder import as_in_folder
+from makd.source_names import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def choose_tokenizer(
         ModelLoadError: the tokenizer cannot be loaded.
         SettingError: some id stands for another token than in the model's own.
     """
-    name = model if isinstance(model, str) else model.name_or_path or type(model).__name__
+    name = name_of(model)
     words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or name)
     words = as_in_folder(words, folder_or_name(name))
     own = None if tokenizer is None else own_tokenizer(model)

@@ -40,6 +40,7 @@ from makd.preparation import Data, RunData, prepare
 from makd.processes.first import in_first
 from makd.processes.started import process_count
 from makd.ranks.budget import Budget
+from makd.source_names import name_of
 from makd.start import reads_text, start_settings
 from makd.storage import find_save_dtype, stored_folder
 from makd.weights.files import read_header
@@ -106,9 +107,8 @@ def forecast(
     seconds = {"factorize": speed.seconds(made.operations)}
     if training is not None:
         seconds["distill"] = speed.seconds(training.operations)
-    name = teacher if isinstance(teacher, str) else teacher.name_or_path or type(teacher).__name__
     kind: Command = "compress" if command == "compress" else "factorize"
-    return RunForecast(name, kind, anatomy, made, training, there, seconds)
+    return RunForecast(name_of(teacher), kind, anatomy, made, training, there, seconds)
 
 
 def check_run(

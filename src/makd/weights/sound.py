@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import is_adapted
 from makd.errors import ModelLoadError, NumericsError
+from makd.source_names import name_of
 from makd.weights.finite import is_finite
 
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -81,13 +82,13 @@ def check_plain(model: PreTrainedModel) -> None:
     inference = next((name for name, weight in model.named_parameters() if weight.is_inference()), None)
     if inference is not None:
         raise ModelLoadError(
-            f"{_called(model)} was made inside torch.inference_mode(), so {inference} can take part in no gradient. "
+            f"{name_of(model)} was made inside torch.inference_mode(), so {inference} can take part in no gradient. "
             "Load the model outside of it."
         )
     places = sorted(set(map(str, getattr(model, "hf_device_map", {}).values())))
     if len(places) > 1:
         raise ModelLoadError(
-            f"{_called(model)} is spread over devices ({', '.join(places)}), and its hooks take what it reads there, "
+            f"{name_of(model)} is spread over devices ({', '.join(places)}), and its hooks take what it reads there, "
             'wherever it is moved. Load it onto one device, as `device_map="cuda"` does; a teacher larger than a '
             "device can be streamed: `makd factorize --stream`."
         )
@@ -102,7 +103,7 @@ def check_in_memory(model: PreTrainedModel) -> None:
     absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
     if absent is not None:
         raise ModelLoadError(
-            f"The weights of {_called(model)} are not in memory: {absent} is on the meta device, as offloading leaves "
+            f"The weights of {name_of(model)} are not in memory: {absent} is on the meta device, as offloading leaves "
             "it. Load the model onto one device, without `device_map`; a teacher larger than memory can be streamed: "
             "`makd factorize --stream`."
         )
@@ -117,7 +118,7 @@ def check_merged(model: PreTrainedModel) -> None:
     adapted = next((name for name, module in model.named_modules() if is_adapted(module)), None)
     if adapted is not None:
         raise ModelLoadError(
-            f"{_called(model)} has adapters: {adapted} is one of peft's layers. Merge them first: "
+            f"{name_of(model)} has adapters: {adapted} is one of peft's layers. Merge them first: "
             "`PeftModel.from_pretrained(model, adapters).merge_and_unload()` of the model without them gives one."
         )
 
@@ -132,7 +133,7 @@ def check_numbers_of(model: PreTrainedModel) -> None:
     if codes is not None or getattr(model, "is_quantized", False):
         what = "" if codes is None else f" ({codes} is stored as {_stored_as(model.get_parameter(codes))})"
         raise ModelLoadError(
-            f"{_called(model)} holds quantized weights{what}; makd works on plain ones. Load its unquantized version, "
+            f"{name_of(model)} holds quantized weights{what}; makd works on plain ones. Load its unquantized version, "
             "or call its `dequantize()` first."
         )
 
@@ -147,10 +148,6 @@ def _holds_numbers(weight: Tensor) -> bool:
 
 def _stored_as(weight: Tensor) -> str:
     return str(weight.dtype) if weight.dtype not in PLAIN else type(weight.data).__name__
-
-
-def _called(model: PreTrainedModel) -> str:
-    return model.name_or_path or type(model).__name__
 
 
 def dtypes_in(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
