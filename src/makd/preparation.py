@@ -9,11 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import resolve
 from makd.anatomy.limits import token_limit
+from makd.calibration.counted import CountedBatches
 from makd.config import Recipe
 from makd.data import (
     HELD_OUT_SEED,
     Batch,
     DataConfig,
+    calibration_batches,
     has_completions,
     hold_out,
     load_texts,
@@ -55,7 +57,7 @@ class RunData:
     config: DataConfig | TaskConfig | None
     """None for texts in hand, which no file can name."""
     train: Dataset
-    calibration: list[Batch]
+    calibration: CountedBatches
     held_out: Dataset
     held_out_batches: list[Batch]
     task: Task | None
@@ -138,7 +140,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
     made = RunData(
         config=None if isinstance(data, list) else data,
         train=train,
-        calibration=make_batches(seen, tokenizer, model, few.batch_size, few.rows, by_length=True),
+        calibration=calibration_batches(seen, tokenizer, model, few.batch_size, few.rows),
         held_out=held_out,
         held_out_batches=make_batches(compared, tokenizer, model, recipe.evaluation.batch_size, by_length=True),
         task=task,

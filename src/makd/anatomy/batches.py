@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy.limits import position_limit, token_limit
 from makd.anatomy.padding import check_marked, padded_right
+from makd.anatomy.sizes import embedding_shape
 from makd.errors import DataError
 from makd.kinds import shown
 
@@ -36,7 +37,7 @@ def check_batches(batches: Iterable[Mapping[str, Tensor]], model: PreTrainedMode
         DataError: one is no dict of tensors, has ids that the model has no embeddings for, more tokens in a row than
             the model has positions for, or padding that no mask marks.
     """
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = embedding_shape(model)[0]
     limit = token_limit(model)
     for given in batches:
         batch = _tensors(given)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from makd.anatomy.experts import count_experts
 from makd.anatomy.resolve import linear_shape
 from makd.anatomy.roles import Anatomy
+from makd.anatomy.sizes import total_parameters
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def describe(model: PreTrainedModel, anatomy: Anatomy) -> Inspection:
         model=type(model).__name__,
         anatomy=anatomy,
         linears=tuple(rows),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=total_parameters(model),
         linear_parameters=_count(model, anatomy.linears),
         embedding_parameters=_count(model, anatomy.embeddings),
         expert_parameters=count_experts(model, anatomy),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy.roles import Layer
+from makd.anatomy.stand_in import StandIn
 
 
 def config_of(model: nn.Module, name: str) -> Any:
@@ -40,3 +41,19 @@ def head_count(model: nn.Module, layer: Layer) -> int:
     # encoder-decoders with one config say it by stack, and call the encoder's `num_attention_heads` besides
     names = (f"{layer.stack}_attention_heads", f"num_{layer.stack}_attention_heads", "num_attention_heads")
     return int(next(getattr(config, name) for name in names if getattr(config, name, None) is not None))
+
+
+def embedding_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """How many tokens the embeddings of `model` know, and how wide they are; factored ones too."""
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, StandIn):
+        stand_in: Any = embeddings
+        return int(stand_in.num_embeddings), int(stand_in.embedding_dim)
+    rows, width = embeddings.get_parameter("weight").shape
+    return int(rows), int(width)
+
+
+def total_parameters(model: nn.Module) -> int:
+    """Parameters of `model`, shared ones once, with the whole numbers that stand-ins have besides."""
+    inside = sum(module.whole_numbers for module in model.modules() if isinstance(module, StandIn))
+    return sum(parameter.numel() for parameter in model.parameters()) + inside

@@ -18,6 +18,8 @@ class StandIn(nn.Module):
     """
 
     identity: Tensor
+    whole_numbers = 0
+    """How many numbers it has that are no weights, and count as parameters."""
 
     def __init__(self, stands_for: str = "weight") -> None:
         """`stands_for`: a parameter of the module that is replaced, by its name there; "" replaces a parameter."""

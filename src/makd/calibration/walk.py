@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Anatomy, ExpertStack, Layer, linear_shape
 from makd.anatomy.batches import model_inputs
 from makd.anatomy.key_cache import without_cache
+from makd.anatomy.sizes import embedding_shape
 from makd.anatomy.tokens import by_token
 from makd.calibration import entries
 from makd.calibration.entries import Entry, of_batch, teacher_states
@@ -336,7 +337,7 @@ class _BatchProgress:
 
 def state_bytes(batches: Batches, model: PreTrainedModel) -> int:
     """Bytes of the hidden states of all batches, between two layers."""
-    width = model.get_input_embeddings().get_parameter("weight").shape[1]
+    width = embedding_shape(model)[1]
     return sum(batch["input_ids"].numel() for batch in batches) * width * model.dtype.itemsize
 
 

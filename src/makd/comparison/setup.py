@@ -13,6 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, set_seed
 
+from makd.calibration.counted import CountedBatches
 from makd.comparison.caches import TeacherCaches
 from makd.comparison.cells import teacher_hash
 from makd.comparison.language import LanguageConfig
@@ -21,7 +22,7 @@ from makd.comparison.rows import Rows
 from makd.comparison.same_rows import rows_digests
 from makd.comparison.settings import Experiment, Subject, short_name
 from makd.config import find_device
-from makd.data import Batch, DataConfig, choose_tokenizer, make_batches
+from makd.data import DataConfig, calibration_batches, choose_tokenizer
 from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
@@ -45,7 +46,7 @@ class Setup:
     task: Rows
     digests: dict[str, str]
     """Of the rows and the teacher, as a line notes them."""
-    calibration: list[Batch]
+    calibration: CountedBatches
     measure: Callable[[PreTrainedModel], dict[str, float]]
     """Metrics of a model on the rows that students are measured on, and their `score`."""
     teacher_scores: dict[str, float]
@@ -74,9 +75,7 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
         teacher=model,
         task=rows,
         digests=rows_digests(rows, model),
-        calibration=make_batches(
-            without_targets(rows.train), tokenizer, model, few.batch_size, few.rows, by_length=True
-        ),
+        calibration=calibration_batches(without_targets(rows.train), tokenizer, model, few.batch_size, few.rows),
         measure=measure,
         teacher_scores=measure(model),
         majority=majority_score(rows),
@@ -95,7 +94,7 @@ def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int,
         teacher=model,
         task=rows,
         digests=rows_digests(rows, model),
-        calibration=make_batches(rows.distillation, words, model, few.batch_size, few.rows, by_length=True),
+        calibration=calibration_batches(rows.distillation, words, model, few.batch_size, few.rows),
         measure=rows.evaluate,
         teacher_scores=rows.teacher_scores,
         majority=None,

@@ -1,6 +1,15 @@
 """Station 2: texts and tasks, as batches for calibration, training and evaluation."""
 
-from makd.data.batches import Batch, collator, count_tokens, make_batches, reads_blocks, row_lengths, tokenize
+from makd.data.batches import (
+    Batch,
+    calibration_batches,
+    collator,
+    count_tokens,
+    make_batches,
+    reads_blocks,
+    row_lengths,
+    tokenize,
+)
 from makd.data.batching import TokenBatchSampler, padding_share, token_batches
 from makd.data.guess import check_strings, string_columns
 from makd.data.held_out import HELD_OUT_SEED, leave_out, log_prompts_seen, log_rows_seen, split_off
@@ -25,6 +34,7 @@ __all__ = [
     "Source",
     "Texts",
     "TokenBatchSampler",
+    "calibration_batches",
     "check_room",
     "check_strings",
     "check_student_tokenizer",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -18,8 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy import predictions_of
+from makd.anatomy.sizes import embedding_shape
 from makd.anatomy.tokens import IGNORE_INDEX
 from makd.anatomy.two_stacks import reads_itself_later
+from makd.calibration.counted import CountedBatches
 from makd.data.blocks import join_texts, keep_apart
 from makd.data.completions import OneText, encode_conversations
 from makd.data.conversations import MESSAGES
@@ -34,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _CUT = "makd cut"
 """Column of rows that were longer; in the data, since `map` may find its result on disk and not run at all."""
+
+COUNTED = 100_000
+"""Rows at most whose tokens are counted to tell frequent ones from rare ones."""
 
 Batch = dict[str, Tensor]
 Collator = Callable[[list[Mapping[str, Any]]], Batch]
@@ -70,7 +76,7 @@ def tokenize(
     _check_apart(rows, model, rendering)
     columns = [name for name in ("text", "text_pair") if name in rows.column_names]
     tokenizer = copy.deepcopy(tokenizer)  # encoding leaves its truncation in it, and it may be saved with a student
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = embedding_shape(model)[0]
     if MESSAGES in rows.column_names:
         _check_continues(model)
         check_room(tokenizer, model, max_length, setting)
@@ -233,6 +239,27 @@ def make_batches(
         lengths = row_lengths(rows)
         rows = rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
     return list(DataLoader(rows, batch_size=batch_size, collate_fn=collator(tokenizer, model)))
+
+
+def calibration_batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, batch_size: int, limit: int
+) -> CountedBatches:
+    """The first `limit` tokenized rows as batches of like length, which know how often each token stands in all rows.
+
+    Counted are at most `COUNTED` rows, which are in shuffled order.
+    """
+
+    def count() -> Tensor:
+        counts = np.zeros(0, dtype=np.int64)
+        counted = rows.select_columns("input_ids").select(range(min(len(rows), COUNTED)))
+        for some in counted.iter(batch_size=1000):
+            found = np.bincount(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in some["input_ids"]]))
+            longer, shorter = (found, counts) if len(found) > len(counts) else (counts, found)
+            longer[: len(shorter)] += shorter
+            counts = longer
+        return torch.from_numpy(counts)
+
+    return CountedBatches(make_batches(rows, tokenizer, model, batch_size, limit, by_length=True), count)
 
 
 def count_tokens(batches: list[Batch]) -> int:

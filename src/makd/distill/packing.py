@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
+from makd.anatomy.sizes import embedding_shape
 from makd.errors import SettingError
 
 _TEXT = 3
@@ -58,15 +59,15 @@ def reads_across(model: PreTrainedModel, *, masked: bool) -> bool:
     """
     if model.config.is_encoder_decoder:
         return False
-    weight = model.get_input_embeddings().get_parameter("weight")
-    tokens = torch.arange(1, 2 * _TEXT + 1, device=weight.device).remainder(len(weight))[None]
-    positions = torch.arange(_TEXT, device=weight.device).repeat(2)[None]
+    device = next(model.get_input_embeddings().parameters()).device
+    tokens = torch.arange(1, 2 * _TEXT + 1, device=device).remainder(embedding_shape(model)[0])[None]
+    positions = torch.arange(_TEXT, device=device).repeat(2)[None]
     mask = {"attention_mask": torch.ones_like(tokens)} if masked else {}
     with in_eval(model), without_cache(model):
         together = model(input_ids=tokens, position_ids=positions, **mask)[0][:, _TEXT:].float()
         later = {name: value[:, _TEXT:] for name, value in mask.items()}
         alone = model(input_ids=tokens[:, _TEXT:], position_ids=positions[:, _TEXT:], **later)[0].float()
-    rough = model.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(weight.device.type)
+    rough = model.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(device.type)
     return not float((together - alone).norm()) <= (5e-2 if rough else 1e-3) * float(alone.norm())
 
 

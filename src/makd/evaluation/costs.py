@@ -12,6 +12,7 @@ from makd.anatomy import Anatomy, count_experts
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
+from makd.anatomy.sizes import embedding_shape, total_parameters
 from makd.anatomy.two_stacks import with_end_of_text
 from makd.evaluation.clock import wait
 from makd.weights.shards import weight_files
@@ -21,7 +22,7 @@ def parameter_counts(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, int]
     """`total`: every parameter once. `linears`: weights and biases of the linears, factored or not, and experts."""
     linears = {id(p): p.numel() for name in anatomy.linears for p in model.get_submodule(name).parameters()}
     experts = count_experts(model, anatomy)
-    return {"total": sum(p.numel() for p in model.parameters()), "linears": sum(linears.values()) + experts}
+    return {"total": total_parameters(model), "linears": sum(linears.values()) + experts}
 
 
 def bytes_on_disk(folder: str | Path) -> int:
@@ -52,7 +53,7 @@ def latency(
     """
     inputs, length = {}, timed_tokens(models.values(), tokens)
     for name, model in models.items():
-        vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+        vocabulary = embedding_shape(model)[0]
         ids = torch.randint(
             0, vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0), device="cpu"
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from makd.anatomy.sizes import embedding_shape
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns
 from makd.progress import OnProgress, Progress
@@ -84,7 +85,7 @@ def time_decoding(
 
 def random_ids(models: Sequence[PreTrainedModel], batch: int, length: int) -> Tensor:
     """Token ids that all `models` know, `length` in each of `batch` rows, the same in every run."""
-    vocabulary = min(model.get_input_embeddings().get_parameter("weight").shape[0] for model in models)
+    vocabulary = min(embedding_shape(model)[0] for model in models)
     ids = torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0), device="cpu")
     return ids.to(models[0].device)
 

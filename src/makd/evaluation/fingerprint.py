@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from makd.anatomy.eval_mode import in_eval
+from makd.anatomy.sizes import embedding_shape
 from makd.anatomy.two_stacks import with_end_of_text
 from makd.kinds import takes
 from makd.weights.finite import check_outputs
@@ -23,7 +24,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     Raises:
         NumericsError: the outputs hold NaN or infinity.
     """
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = embedding_shape(model)[0]
     ids = with_end_of_text(model, torch.arange(2 * TOKENS).reshape(2, TOKENS) * 7919 % vocabulary).to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from makd.anatomy.eval_mode import in_eval
 from makd.anatomy.key_cache import without_cache
 from makd.anatomy.limits import token_limit
+from makd.anatomy.sizes import total_parameters
 from makd.data import reads_blocks
 from makd.errors import SettingError
 from makd.evaluation.clock import Timing, take_turns, wait
@@ -277,7 +278,7 @@ def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
 def _size(name: str, model: PreTrainedModel) -> ModelSize:
     return ModelSize(
         name=name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=total_parameters(model),
         bytes=stored_bytes(model),
         factored=len(factored_linears(model)),
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.limits import token_limit
+from makd.anatomy.sizes import embedding_shape
 from makd.errors import ExportError
 
 Inputs = dict[str, Tensor]
@@ -61,7 +62,7 @@ def examples(model: PreTrainedModel, names: Sequence[str], seed: int = 0) -> Ite
         seed: of the ids.
     """
     limit = token_limit(model)
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = embedding_shape(model)[0]
     generator = torch.Generator().manual_seed(seed)
     for rows, length in SHAPES:
         if limit is not None and length > limit:

@@ -33,8 +33,8 @@ from makd.student.shared_linear import replace_linears_
 def plan(job: FactorizationJob, calibrated: CalibrationResult) -> RankAssignment:
     """Ranks under the budget, and which linears share one A."""
     sensitivities = depth_sensitivities(job.anatomy) if job.kind.in_forward_order else {}
-    sensitivities |= {table.module: job.outline.emphasis for table in job.outline.tables}
-    problem = job.problem(sensitivities, calibrated.tables, calibrated.terms.request.max_ranks)
+    sensitivities |= {name: job.outline.emphasis for table in job.outline.tables for name in table.parts}
+    problem = job.problem(sensitivities, calibrated.tables.parts, calibrated.terms.request.max_ranks)
     return plan_ranks(problem, calibrated.terms.groups(), calibrated.terms.spectra)
 
 
@@ -167,7 +167,7 @@ def _curves(job: FactorizationJob, calibrated: CalibrationResult, planned: RankA
     """Of everything that has a rank and a spectrum, with that rank and its break-even among the points."""
     sizes = all_sizes(job.sizes, planned.groups)
     for name, rank in planned.items.ranks.items():
-        table = calibrated.tables.get(name)
+        table = calibrated.tables.parts.get(name)
         if table is not None:
             spectrum = table.spectrum
         elif calibrated.terms.is_decomposed(name):

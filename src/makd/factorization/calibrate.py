@@ -28,7 +28,7 @@ from makd.factorization.outcome import warn_of_little_text
 from makd.factorization.outline import Candidates, Outline
 from makd.factorization.settings import FactorizeConfig
 from makd.factorization.terms import DecompositionRequest, Terms
-from makd.factorization.vocabulary import Table, decompose_tables, table_size
+from makd.factorization.vocabulary import Table, TableTerms, decompose_tables, table_sizes
 from makd.factorization.work import Work
 from makd.progress import OnProgress, Progress, track
 from makd.ranks.allocation import RANK_RULES, LinearSize
@@ -92,6 +92,11 @@ class FactorizationJob:
         return self.candidates.parts.sizes(self.outline)
 
     @property
+    def linear_sizes(self) -> list[LinearSize]:
+        """Of the linears and stacks of experts alone."""
+        return self.sizes[: len(self.sizes) - len(self.candidates.parts.table_sizes(self.outline))]
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """Linears that may share one A, and experts that may share a factor."""
         return find_sharing(self.anatomy, self.sizes, self.settings.share_input)
@@ -121,7 +126,7 @@ class CalibrationResult:
 
     store: Store
     terms: Terms
-    tables: Mapping[str, Decomposition]
+    tables: TableTerms
     """Of the vocabulary."""
     walk: Walk | None
     """None where the model was run whole, or not at all."""
@@ -142,7 +147,7 @@ def calibrate(job: FactorizationJob) -> CalibrationResult:
     custom = job.settings.solver if job.settings.solver not in SOLVERS.own else ""
     request = DecompositionRequest(kind, job.groups, _max_ranks(job), _wants_spectra(job), custom)
     terms = Terms(store, model, request, job.source.device)
-    of, done = len(job.sizes) - len(job.outline.tables) + len(job.groups), 0
+    of, done = len(job.linear_sizes) + len(job.groups), 0
 
     def on_matrix() -> None:
         nonlocal done
@@ -227,7 +232,7 @@ def _bytes_kept(job: FactorizationJob) -> int:
         return 0
     many = job.kind.gradients or job.targets
     layers = len(job.anatomy.layers) if many else 1
-    grams = sum(size.out_features**2 * 2 for size in job.sizes if size.name not in job.candidates.parts.tables)
+    grams = sum(size.out_features**2 * 2 for size in job.linear_sizes)
     return (layers + 2) * state_bytes(job.batches, job.source.model) + (grams if job.kind.gradients else 0)
 
 
@@ -236,9 +241,7 @@ def _backward_tokens(job: FactorizationJob) -> int | None:
     predictions = job.anatomy.predictions
     if predictions is None or predictions.each != "token":
         return None  # a text has one direction a probe, whatever its length: none is to be missed
-    return ROWS_PER_FEATURE * max(
-        size.out_features for size in job.sizes if size.name not in job.candidates.parts.tables
-    )
+    return ROWS_PER_FEATURE * max(size.out_features for size in job.linear_sizes)
 
 
 def _without_text(job: FactorizationJob, terms: Terms, on_matrix: Callable[[], None]) -> OfTables:
@@ -291,7 +294,7 @@ def _whole(job: FactorizationJob, terms: Terms, on_matrix: Callable[[], None]) -
 def _embeddings(job: FactorizationJob) -> dict[str, int]:
     """Embeddings that get factors -> features of their outputs."""
     model = job.source.model
-    return {table.module: table_size(model, table).in_features for table in job.outline.tables if table.embeds}
+    return {table.module: table_sizes(model, table)[0].in_features for table in job.outline.tables if table.embeds}
 
 
 def _head(tables: Sequence[Table]) -> str | None:

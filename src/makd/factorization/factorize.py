@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Anatomy, resolve
 from makd.anatomy.batches import check_batches
 from makd.anatomy.eval_mode import in_eval
+from makd.calibration.counted import CountedBatches
 from makd.calibration.replay import NotLayerByLayer
 from makd.calibration.source import ModelSource
 from makd.calibration.walk import Walk
@@ -170,7 +171,7 @@ def make_student(
     kind, has_text = SOLVERS[settings.solver], calibration is not None
     candidates = find_candidates(
         teacher, anatomy, linear_sizes(teacher, anatomy), budget, asked.vocabulary, asked.depth,
-        asked.rank_multiple, has_text,
+        asked.rank_multiple, has_text, settings.by_frequency,
     )  # fmt: skip
     if teach is not None and not has_text:
         raise DataError("Teaching layers on the way needs calibration batches: give `calibration`.")
@@ -179,8 +180,9 @@ def make_student(
             f"Solver {settings.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
             "Give `calibration`, or take solver 'svd', which needs none."
         )
-    calibration = None if calibration is None else check_batches(calibration, teacher)
-    batches = list(calibration or ())
+    batches: Sequence[Mapping[str, Tensor]] = list(check_batches(calibration or (), teacher))
+    if isinstance(calibration, CountedBatches):
+        batches = calibration.replaced_by(batches)
     with in_eval(teacher), giving_back():
         try:
             student, report, calibrating = _nearest(

@@ -36,8 +36,9 @@ class FactorizeReport:
     parameters: Mapping[str, int] = field(default_factory=dict)
     """Of the whole student, shared ones once: `total`, `factored`, `vocabulary`."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
-    """Factored embeddings or LM head -> rank; a head that is tied to the embeddings has theirs. They are in `errors`,
-    `fallbacks` and, where they stay as they are though factors would have helped, in `dense` too."""
+    """Factored embeddings or LM head -> rank; a head that is tied to the embeddings has theirs. Of embeddings in bands,
+    each band: `name[begin:end]`, its tokens' places in order of frequency. They are in `errors`, `fallbacks` and, where
+    they stay as they are though factors would have helped, in `dense` too."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Layer that the student does without -> what its absence was measured to do."""
     trials: Mapping[int, float] = field(default_factory=dict)
@@ -67,7 +68,7 @@ def make_report(
 ) -> FactorizeReport:
     """What was done to each linear."""
     _warn(fallbacks, len(errors))
-    vocabulary = {table.module for table in outline.tables}
+    vocabulary = {name for table in outline.tables for name in table.parts}
     factored = {name: rank for name, rank in plan.ranks.items() if rank is not None}
     return FactorizeReport(
         ranks={name: rank for name, rank in factored.items() if name not in vocabulary},

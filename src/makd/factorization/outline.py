@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from makd.anatomy import Anatomy, count_experts
 from makd.errors import SettingError
 from makd.factorization.depth import Drop, droppable_layers, greedy_drops, layer_outputs
-from makd.factorization.vocabulary import Table, find_tables, table_size
+from makd.factorization.vocabulary import Table, find_tables, table_sizes
 from makd.ranks.allocation import LinearSize, smallest_parameters
 from makd.ranks.budget import Budget
 from makd.ranks.steps import RankSteps
@@ -59,8 +59,8 @@ class Parts:
 
     total: int
     linears: Sequence[LinearSize]
-    tables: Mapping[str, LinearSize]
-    """Of the vocabulary."""
+    tables: Mapping[str, tuple[LinearSize, ...]]
+    """Matrix of the vocabulary -> sizes of what of it has a rank of its own."""
     layers: Mapping[str, int]
     """Layer that may be dropped -> all its parameters."""
     experts: int = 0
@@ -72,12 +72,17 @@ class Parts:
         """Everything that gets factors."""
         inside = tuple(f"{layer}." for layer in outline.dropped)
         linears = [size for size in self.linears if not size.name.startswith(inside)] if inside else [*self.linears]
-        return [*linears, *(self.tables[table.module] for table in outline.tables)]
+        return [*linears, *self.table_sizes(outline)]
+
+    def table_sizes(self, outline: Outline) -> list[LinearSize]:
+        """Everything of the vocabulary that gets factors."""
+        return [size for table in outline.tables for size in self.tables[table.module]]
 
     def rest(self, outline: Outline) -> int:
-        """Parameters that stay as they are."""
+        """Parameters that get no factors: those that stay as they are, and the order of tokens in bands."""
         kept = self.total - sum(self.layers[layer] for layer in outline.dropped)
-        return kept - sum(size.parameters(None) for size in self.sizes(outline))
+        orders = sum(sum(table.bands) for table in outline.tables)
+        return kept - sum(size.parameters(None) for size in self.sizes(outline)) + orders
 
     def smallest(self, outline: Outline) -> int:
         """Parameters with the lowest rank everywhere."""
@@ -138,6 +143,7 @@ def find_candidates(
     depth: int | str,
     rank_multiple: int | None,
     has_text: bool,
+    by_frequency: bool = False,
 ) -> Candidates:
     """What may be done to meet `budget`.
 
@@ -150,6 +156,7 @@ def find_candidates(
         depth: how many layers stay.
         rank_multiple: what every rank is a multiple of; None if of nothing.
         has_text: whether there is calibration text, without which nobody knows which layers to drop.
+        by_frequency: whether embeddings may be cut into bands of tokens by frequency.
 
     Raises:
         BudgetError: no outline meets the budget, or it is above the teacher.
@@ -161,14 +168,14 @@ def find_candidates(
             "gives up goes to them, so that they keep more than %g. Give keep or params for a smaller model",
             budget.keep_linears,
         )
-    tables, left = find_tables(teacher, anatomy)
+    tables, left = find_tables(teacher, anatomy, by_frequency)
     layers, why_deep = droppable_layers(teacher, anatomy)
     total = sum(parameter.numel() for parameter in teacher.parameters())
     dense_experts = count_experts(teacher, anatomy) - sum(stack.parameters for stack in anatomy.stacks)
     parts = Parts(
         total,
         linears,
-        {table.module: table_size(teacher, table) for table in tables},
+        {table.module: table_sizes(teacher, table) for table in tables},
         {name: sum(p.numel() for p in teacher.get_submodule(name).parameters()) for name in layers},
         dense_experts,
         RankSteps.of(rank_multiple).lowest,

@@ -39,7 +39,8 @@ class FactorizeConfig:
     matrices apart, but in a model that is streamed."""
     vocabulary: str = "auto"
     """Whether token embeddings and LM head get factors: `dense`, `factored`, or `auto`, only where a budget of the
-    whole model would leave the linears less than `makd.factorization.outline.COMFORT` of their parameters."""
+    whole model would leave the linears less than `makd.factorization.outline.COMFORT` of their parameters. Where ranks
+    are `global`, embeddings that no head shares get a rank for each of four bands of tokens by their frequency."""
     depth: int | str = "auto"
     """How many layers stay: a number, `all`, or `auto`: all, but where `auto` factors the vocabulary, fewer and fewer
     are tried, and the student whose outputs are nearest to the teacher's on the calibration text is taken."""
@@ -77,6 +78,11 @@ class FactorizeConfig:
         if self.solver == "auto":
             return "global"
         return "global" if SOLVERS[self.solver].one_unit else "uniform"
+
+    @property
+    def by_frequency(self) -> bool:
+        """Whether embeddings are cut into bands of tokens by frequency: text tells it, and ranks follow errors."""
+        return self.solver != "auto" and SOLVERS[self.solver].needs_text and self.rank_rule == "global"
 
     def for_model(self, anatomy: Anatomy) -> "FactorizeConfig":
         """These settings with the solver that `auto` stands for on this model.

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer, Role
+from makd.anatomy.sizes import embedding_shape
 from makd.calibration.probes import TEXT_PROBES, TOKEN_PROBES
 from makd.forecasting.operations import LayerShape
 from makd.ranks.allocation import LinearSize
@@ -52,7 +53,7 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy, sizes: Sequence[LinearSiz
     layers = tuple(_layer(model, layer, known, groups, anatomy) for layer in anatomy.layers)
     by_token = anatomy.predictions is not None and anatomy.predictions.each == "token"
     over_vocabulary = anatomy.predictions is not None and by_token and anatomy.predictions.size is None
-    rows, width = model.get_input_embeddings().get_parameter("weight").shape
+    rows, width = embedding_shape(model)
     first = next(iter(model.get_submodule(anatomy.layers[0].module).parameters()))
     head = model.get_output_embeddings() if over_vocabulary else None
     modules = dict.fromkeys(layer.module for layer in anatomy.layers)

@@ -104,7 +104,9 @@ def forecast_factorization(
     anatomy = settings.with_experts(anatomy, streamed=from_files)
     kind, sizes = SOLVERS[settings.solver], linear_sizes(model, anatomy)
     vocabulary, depth, has_text = settings.vocabulary, settings.depth, bool(text.batches)
-    candidates = find_candidates(model, anatomy, sizes, budget, vocabulary, depth, settings.rank_multiple, has_text)
+    candidates = find_candidates(
+        model, anatomy, sizes, budget, vocabulary, depth, settings.rank_multiple, has_text, settings.by_frequency
+    )
     outline, notes = _outline(candidates)
     made = candidates.parts.sizes(outline)
     groups = find_sharing(anatomy, made, settings.share_input)
@@ -131,7 +133,7 @@ def forecast_factorization(
         beside=beside,
         drops=bool(outline.drops) or candidates.is_search,
     )
-    tables = [size for size in made if size.name in candidates.parts.tables]
+    tables = candidates.parts.table_sizes(outline)
     return Forecast(
         solver=settings.solver,
         rank_rule=settings.rank_rule,

@@ -16,6 +16,7 @@ from makd.anatomy import StandIn, is_adapted
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.registry import unknown_name
+from makd.student.adaptive_embedding import AdaptiveEmbedding, FactoredEmbedding
 from makd.student.embedding import LowRankEmbedding
 from makd.student.linear import LowRankLinear, used_twice
 
@@ -80,6 +81,8 @@ def factor_names(model: nn.Module, linears: Collection[str]) -> list[str]:
     for name, module in modules.items():
         if isinstance(module, LowRankEmbedding):
             found.add(f"{name}.table")
+        elif isinstance(module, AdaptiveEmbedding):
+            found |= {f"{name}.bands.{band}.table" for band in range(len(module.bands))}
         elif isinstance(module, LowRankLinear):
             found.add(f"{name}.expand")
             if "reduce" in dict(module.named_children()) and module.reduce not in others:  # followers have none
@@ -129,7 +132,7 @@ def _adaptable(student: PreTrainedModel) -> dict[str, nn.Module]:
         if is_adapted(module):
             inside += (f"{name}.",)
             found[name] = module
-        elif isinstance(module, nn.Linear | Conv1D | nn.Embedding | LowRankLinear | LowRankEmbedding):
+        elif isinstance(module, nn.Linear | Conv1D | nn.Embedding | LowRankLinear | FactoredEmbedding):
             found[name] = module
     return found
 

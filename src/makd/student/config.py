@@ -16,16 +16,20 @@ from makd.errors import ModelLoadError
 from makd.registry import unknown_name
 
 METHOD = "makd"
-FORMAT = 6
+FORMAT = 7
 """Version of what is stored; a reader refuses a higher one.
 
 1: factors; 2: factored embeddings, dropped layers; 3: linears that share an A; 4: identities, under names that
-transformers without makd looks for, and all else under its names in memory; 5: experts; 6: quantized factors. What has
-neither of the last two is of format 4, and what has no quantized factors of 5, which makd before them reads.
+transformers without makd looks for, and all else under its names in memory; 5: experts; 6: quantized factors; 7:
+embeddings in bands. What has none of the last three is of format 4, and so on, which makd before them reads.
 """
 BEFORE_EXPERTS = 4
 BEFORE_QUANTIZED = 5
+BEFORE_BANDS = 6
 COUNTS = ("total", "factored", "vocabulary")
+
+Bands = Mapping[str, Sequence[int | None]]
+"""`rows` and `ranks` of each band of embeddings, as `AdaptiveEmbedding` takes them."""
 
 
 class StudentConfig(QuantizationConfigMixin):
@@ -36,8 +40,9 @@ class StudentConfig(QuantizationConfigMixin):
         parameters: counts that a load must find again: `factored` (all factors, with the biases of factored linears),
             `vocabulary` (token embeddings and LM head, which a user may resize) and `total`.
         architecture: class of the model that was counted.
-        embeddings: name of factored token embeddings in the saved model -> their rank. An LM head that transformers
-            ties to them has their factors, under any model class.
+        embeddings: name of factored token embeddings in the saved model -> their rank, or their bands' `rows` and
+            `ranks`. An LM head that transformers ties to embeddings of one rank has their factors, under any model
+            class; to bands none can be tied.
         shared: name of a linear in the saved model that holds the A of others too -> the names of those. Each has its
             rank in `ranks`.
         dropped: name of a layer that the student does without -> what it returned: 0 for its hidden states alone,
@@ -56,7 +61,7 @@ class StudentConfig(QuantizationConfigMixin):
         ranks: Mapping[str, int],
         parameters: Mapping[str, int],
         architecture: str,
-        embeddings: Mapping[str, int] | None = None,
+        embeddings: Mapping[str, int | Bands] | None = None,
         dropped: Mapping[str, int] | None = None,
         shared: Mapping[str, Sequence[str]] | None = None,
         experts: Mapping[str, Mapping[str, int | str]] | None = None,
@@ -80,8 +85,10 @@ class StudentConfig(QuantizationConfigMixin):
         self.format = self._lowest_format() if format is None else format
 
     def _lowest_format(self) -> int:
-        if self.quantization is not None:
+        if not _are_sizes(self.embeddings):
             return FORMAT
+        if self.quantization is not None:
+            return BEFORE_BANDS
         return BEFORE_QUANTIZED if self.experts else BEFORE_EXPERTS
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,6 +207,20 @@ def _are_sizes(value: object) -> bool:
     return isinstance(value, Mapping) and all(_is_name(key) and _is_size(number) for key, number in value.items())
 
 
+def _are_embeddings(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_name(name) and (_is_size(entry) or _is_in_bands(entry)) for name, entry in value.items()
+    )
+
+
+def _is_in_bands(entry: object) -> bool:
+    if not isinstance(entry, Mapping) or entry.keys() != {"rows", "ranks"}:
+        return False
+    rows, ranks = entry["rows"], entry["ranks"]
+    lists = isinstance(rows, Sequence) and isinstance(ranks, Sequence) and 0 < len(rows) == len(ranks)
+    return lists and all(map(_is_size, rows)) and all(rank is None or _is_size(rank) for rank in ranks)
+
+
 def _are_groups(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         _is_name(leader) and isinstance(others, Sequence) and not isinstance(others, str) and all(map(_is_name, others))
@@ -229,7 +250,7 @@ def _is_method(value: object) -> bool:
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": (_is_size, "a number from 1 on"),
     "ranks": (_are_sizes, "names of linears with their ranks, from 1 on"),
-    "embeddings": (_are_sizes, "names of embeddings with their ranks, from 1 on"),
+    "embeddings": (_are_embeddings, "names of embeddings with their ranks, from 1 on, or their bands' rows and ranks"),
     "dropped": (_are_counts, "names of layers with what they returned, from 0 on"),
     "shared": (_are_groups, "names of linears with lists of other linears"),
     "experts": (_are_stacks, "names of experts' stacks, each with a rank from 1 on and what is shared"),

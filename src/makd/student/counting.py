@@ -10,21 +10,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from makd.errors import ModelLoadError
+from makd.student.adaptive_embedding import AdaptiveEmbedding, FactoredEmbedding
 from makd.student.config import StudentConfig
-from makd.student.embedding import LowRankEmbedding, is_tied_head
+from makd.student.embedding import is_tied_head
 from makd.student.experts import FactoredStack
 from makd.student.linear import LowRankLinear
 
-FACTORED = LowRankLinear | LowRankEmbedding | FactoredStack
+FACTORED = LowRankLinear | FactoredEmbedding | FactoredStack
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of `model`, shared ones once: `total`, all factors' (`factored`) and the `vocabulary` matrices'."""
+    """Parameters of `model`, shared ones once: `total`, all factors' (`factored`) and the `vocabulary` matrices'.
+
+    The order of tokens of an `AdaptiveEmbedding`, a whole number each, is in `total` and `vocabulary`.
+    """
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    orders = sum(module.whole_numbers for module in model.modules() if isinstance(module, AdaptiveEmbedding))
     return {
-        "total": sum(_numbers(p) for p in model.parameters()),
+        "total": sum(_numbers(p) for p in model.parameters()) + orders,
         "factored": _count_factors(model),
-        "vocabulary": _count(end for end in ends if end is not None),
+        "vocabulary": _count(end for end in ends if end is not None) + orders,
     }
 
 
@@ -67,7 +72,7 @@ def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
     modules = list(model.modules())
     whole = len(config.ranks) == sum(is_own_linear(model, module) for module in modules) and len(
         config.embeddings
-    ) == sum(isinstance(module, LowRankEmbedding) for module in modules)
+    ) == sum(isinstance(module, FactoredEmbedding) for module in modules)
     whole = whole and len(config.experts) == sum(isinstance(module, FactoredStack) for module in modules)
     checks = {}
     if whole:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from makd.kinds import takes
 from makd.registry import unknown_name
+from makd.student.adaptive_embedding import AdaptiveEmbedding, FactoredEmbedding
 from makd.student.embedding import LowRankEmbedding, is_tied_head, untie_factors_
 from makd.student.experts import FactoredStack, fold_stack_
 from makd.student.hub import mark_student
@@ -36,7 +37,7 @@ def factored_linears(model: PreTrainedModel) -> tuple[str, ...]:
 
 def _factored(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of everything factored: linears, experts, token embeddings, and the LM heads that are tied to those."""
-    kinds = LowRankLinear | LowRankEmbedding | FactoredStack
+    kinds = LowRankLinear | FactoredEmbedding | FactoredStack
     return tuple(name for name, module in model.named_modules() if isinstance(module, kinds))
 
 
@@ -78,6 +79,8 @@ def fold_(student: PreTrainedModel, linears: Iterable[str] | None = None) -> Non
         layer = student.get_submodule(name)
         if isinstance(layer, LowRankEmbedding) or is_tied_head(student, layer):
             _fold_table_(student, layer.get_parameter("weight"))
+        elif isinstance(layer, AdaptiveEmbedding):
+            student.set_submodule(name, _dense_embeddings(layer).train(layer.training))
         elif isinstance(layer, FactoredStack):
             fold_stack_(student, name)
         elif isinstance(layer, LowRankLinear):  # else it went with the embeddings that it was tied to
@@ -94,15 +97,17 @@ def _fold_table_(student: PreTrainedModel, table: torch.Tensor) -> None:
     ]
     weight = nn.Parameter(sharing[0][1].dense_weight(), table.requires_grad)
     for name, module in sharing:
-        dense: nn.Module
-        if isinstance(module, LowRankEmbedding):
-            with init_empty_weights():
-                dense = nn.Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx)
-        else:
-            dense = _dense(module, transposed=False)
+        dense = _dense_embeddings(module) if isinstance(module, LowRankEmbedding) else _dense(module, transposed=False)
         dense.weight = weight
         student.set_submodule(name, dense.train(module.training))
     untie_factors_(student)
+
+
+def _dense_embeddings(layer: FactoredEmbedding) -> nn.Module:
+    with init_empty_weights():
+        dense = nn.Embedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx)
+    dense.weight = nn.Parameter(layer.dense_weight(), next(layer.parameters()).requires_grad)
+    return dense
 
 
 def added_parameters(student: PreTrainedModel, linears: Iterable[str]) -> int:

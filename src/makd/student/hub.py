@@ -2,7 +2,7 @@
 
 The ranks stand in `config.json` under `quantization_config`, transformers' place for "the modules of this checkpoint
 are not those of the architecture". Importing makd registers a quantizer (`registration`) that puts `LowRankLinear`s
-(and, in very small students, a `LowRankEmbedding` and `SkippedLayer`s) where the config says so before the weights are
+(and, in very small students, factored embeddings and `SkippedLayer`s) where the config says so before the weights are
 read. After that nothing of it stays on the model: a student is not "quantized", and `.half()`, `.float()`, the Trainer
 and every head work as on any other model. A student whose factors another method quantizes has a loader in `quantized`.
 
@@ -20,7 +20,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from makd.anatomy import SkippedLayer, StandIn
-from makd.student.config import StudentConfig
+from makd.student.adaptive_embedding import AdaptiveEmbedding
+from makd.student.config import Bands, StudentConfig
 from makd.student.counting import check_parameters, count_parameters, is_own_linear
 from makd.student.embedding import LowRankEmbedding
 from makd.student.experts import FactoredStack
@@ -34,7 +35,7 @@ from makd.student.identity import (
 )
 from makd.student.placing import place_stand_ins_
 from makd.student.shared_linear import settle_groups_
-from makd.student.stored import check_factors, check_identity, check_shapes, check_tensors, read_shapes
+from makd.student.stored import check_factors, check_identity, check_orders, check_shapes, check_tensors, read_shapes
 from makd.weights.shards import weight_files
 
 ALIGNMENT = 64
@@ -93,6 +94,7 @@ class StudentLoader(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **arguments: Any) -> PreTrainedModel:
         super()._process_model_after_weight_loading(model, **arguments)
         check_parameters(model, self.student)
+        check_orders(model)
         _align_(model)
         self._leave(model)
         if self.student.identity is None:  # of an older format
@@ -152,7 +154,14 @@ def describe_student(student: PreTrainedModel, identity: str) -> None:
     shared = settle_groups_(student)
     modules = dict(student.named_modules())
     ranks = {name: module.rank for name, module in modules.items() if is_own_linear(student, module)}
-    embeddings = {name: module.rank for name, module in modules.items() if isinstance(module, LowRankEmbedding)}
+    embeddings: dict[str, int | Bands] = {
+        name: module.rank for name, module in modules.items() if isinstance(module, LowRankEmbedding)
+    }
+    embeddings |= {
+        name: {"rows": list(module.rows), "ranks": list(module.ranks)}
+        for name, module in modules.items()
+        if isinstance(module, AdaptiveEmbedding)
+    }
     dropped = {name: module.outputs for name, module in modules.items() if isinstance(module, SkippedLayer)}
     if not is_student(student):
         if isinstance(getattr(student.config, "quantization_config", None), StudentConfig):  # all of it was folded

@@ -12,7 +12,8 @@ from makd.anatomy import SkippedLayer, linear_shape
 from makd.anatomy.experts import read_stacks
 from makd.errors import ModelLoadError
 from makd.solvers.stacks import Side
-from makd.student.config import StudentConfig
+from makd.student.adaptive_embedding import AdaptiveEmbedding
+from makd.student.config import Bands, StudentConfig
 from makd.student.embedding import LowRankEmbedding, rename_ties_, tied_head_names
 from makd.student.experts import FactoredStack, highest_rank, place_stack_
 from makd.student.linear import LowRankLinear
@@ -38,10 +39,14 @@ def place_stand_ins_(model: PreTrainedModel, config: StudentConfig) -> None:
             _factor_linear_(model, found, rank, config.shared.get(name, ()))
     for name, entry in config.experts.items():
         _factor_stack_(model, name, int(entry["rank"]), entry["shared"])  # type: ignore[arg-type]
-    for name, rank in config.embeddings.items():
+    for name, ranks in config.embeddings.items():
         found = find_module_name(model, name, nn.Embedding)
-        if found is not None:
-            _factor_embeddings_(model, found, rank)
+        if found is None:
+            continue
+        if isinstance(ranks, int):
+            _factor_embeddings_(model, found, ranks)
+        else:
+            _place_bands_(model, found, ranks)
     rename_ties_(model)
 
 
@@ -118,6 +123,25 @@ def _factor_embeddings_(model: PreTrainedModel, name: str, rank: int) -> None:
     model.set_submodule(name, LowRankEmbedding(dense.num_embeddings, dense.embedding_dim, rank, dense.padding_idx))
     for head in heads:
         _factor_linear_(model, head, rank)
+
+
+def _place_bands_(model: PreTrainedModel, name: str, bands: Bands) -> None:
+    dense, rows, ranks = model.get_submodule(name), [int(count or 0) for count in bands["rows"]], bands["ranks"]
+    assert isinstance(dense, nn.Embedding)
+    shape, highest = (dense.num_embeddings, dense.embedding_dim), [min(count, dense.embedding_dim) for count in rows]
+    if sum(rows) != shape[0] or any((rank or 1) > high for rank, high in zip(ranks, highest, strict=True)):
+        raise ModelLoadError(
+            f"config.json gives {name!r} bands of {rows} rows and ranks {list(ranks)}; it is a matrix of {shape[0]} x "
+            f"{shape[1]}. The config and the model do not fit together."
+        )
+    heads = tied_head_names(model, name)
+    if heads:
+        raise ModelLoadError(
+            f"{heads[0]} of {type(model).__name__} has the weights of {name}, which are in bands of several ranks "
+            "here, and no head can share those. Load it under the class it was made with, or make it dense first: "
+            "`makd.fold(student)`."
+        )
+    model.set_submodule(name, AdaptiveEmbedding(shape[1], rows, ranks, dense.padding_idx))
 
 
 def find_module_name(

@@ -19,9 +19,9 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
 from makd.errors import ModelLoadError, UnsupportedModelError
+from makd.student.adaptive_embedding import FactoredEmbedding
 from makd.student.config import StudentConfig
 from makd.student.counting import true_shape
-from makd.student.embedding import LowRankEmbedding
 from makd.student.experts import FactoredStack
 from makd.student.hub import NAMED_AS_IN_MEMORY, StudentLoader, describe_student
 from makd.student.identity import Shapes, file_names_of_any_head
@@ -64,7 +64,7 @@ class QuantizedStudentLoader(StudentLoader):
         vocabulary = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, LowRankEmbedding) or (isinstance(module, LowRankLinear) and module.tied)
+            if isinstance(module, FactoredEmbedding) or (isinstance(module, LowRankLinear) and module.tied)
         ]
         return [*found, *vocabulary]
 
@@ -156,7 +156,7 @@ class TorchAoStudentLoader(QuantizedStudentLoader, TorchAoHfQuantizer):
             UnsupportedModelError: groups do not divide a linear's columns, or a factored vocabulary shall be quantized.
         """
         config = self.quantization_config
-        embeddings = next((name for name, part in model.named_modules() if isinstance(part, LowRankEmbedding)), None)
+        embeddings = next((name for name, part in model.named_modules() if isinstance(part, FactoredEmbedding)), None)
         if embeddings is not None and (config.include_input_output_embeddings or config.untie_embedding_weights):
             raise UnsupportedModelError(
                 f"{embeddings} is factored, and factors of a vocabulary cannot be run quantized. Leave out "

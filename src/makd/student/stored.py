@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
@@ -18,12 +19,15 @@ from transformers.models.auto import modeling_auto
 from makd.anatomy import StandIn
 from makd.anatomy.stand_in import NUMBER
 from makd.errors import ModelLoadError
+from makd.student.adaptive_embedding import AdaptiveEmbedding
 from makd.student.config import METHOD, StudentConfig
 from makd.student.embedding import is_tied_head
 from makd.student.identity import Shapes, names_in_memory
 from makd.student.placing import place_stand_ins_
 from makd.weights.shards import weight_files
 
+ORDER = ".order"
+"""How the name of the order of tokens ends in a file."""
 FACTORS = (".reduce.weight", ".expand.weight", ".expand.bias", ".table.weight", ".directions.weight")
 """How the names of factors end in a file."""
 
@@ -168,10 +172,27 @@ def check_shapes(shapes: Shapes, model: PreTrainedModel) -> None:
     """
     state = model.state_dict()
     for name, shape in names_in_memory(shapes, model).items():
-        if name.endswith(FACTORS) and name in state and tuple(state[name].shape) != shape:
+        if name.endswith((*FACTORS, ORDER)) and name in state and tuple(state[name].shape) != shape:
             raise ModelLoadError(
                 f"{name} has shape {shape} in the weight files; config.json makes it {tuple(state[name].shape)}. "
                 "Weights and config are of different students: copy the student's folder again, whole."
+            )
+
+
+def check_orders(model: PreTrainedModel) -> None:
+    """Refuse embeddings in bands of which some tokens have no row, or two have one.
+
+    Raises:
+        ModelLoadError: the order of tokens is none.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, AdaptiveEmbedding) or module.order.is_meta:
+            continue
+        rows = module.order.sort().values
+        if not torch.equal(rows, torch.arange(module.num_embeddings, dtype=rows.dtype, device=rows.device)):
+            raise ModelLoadError(
+                f"{name}.order does not give each of {module.num_embeddings:,} tokens a row of its own. The weight "
+                "files were changed after saving: copy the student's folder again, whole."
             )
 
 
