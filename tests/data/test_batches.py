@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 import makd
-from makd.data import collator, make_batches, tokenize
+from makd.data import calibration_batches, collator, make_batches, tokenize
 from tests.models import GEMMA2, tiny
 
 TEXTS = ["The names of a class.", "A list", "Sequences are read from left to right, one name after the other."]
@@ -125,3 +125,12 @@ def test_places_of_answers_are_those_in_the_padded_row(tokenizer, side):
             assert (start, end) == (-1, -1)
         else:
             assert line[start : end + 1] == [*range(10 + a, 10 + z + 1)]
+
+
+def test_calibration_batches_are_of_some_rows_and_know_the_tokens_of_all(tokenizer):
+    model = tiny("bert", vocab_size=300)
+    found = tokenize(rows(), tokenizer, model, 64)
+    batches = calibration_batches(found, tokenizer, model, batch_size=1, limit=2)
+    expected = torch.bincount(torch.tensor([token for ids in found["input_ids"] for token in ids]))
+    assert len(batches) == 2
+    assert torch.equal(batches.token_counts, expected)

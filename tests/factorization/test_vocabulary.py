@@ -1,12 +1,24 @@
 """Embeddings and LM head as factors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 import makd
-from makd.factorization.vocabulary import decompose_table, find_tables, table_factors, token_frequencies
+from makd.calibration.counted import CountedBatches
+from makd.factorization.vocabulary import (
+    decompose_table,
+    decompose_tables,
+    find_tables,
+    table_factors,
+    table_sizes,
+    token_frequencies,
+)
+from makd.ranks.allocation import allocate
+from makd.solvers import SOLVERS
 from makd.student.embedding import LowRankEmbedding
 from makd.student.linear import LowRankLinear
 from tests.models import CONFIGS, TINY, batch, numbers_in, tiny
@@ -175,3 +187,81 @@ def test_linears_that_get_what_a_factored_vocabulary_gives_up_are_told_of(caplog
     caplog.clear()
     makd.factorize(teacher, makd.Budget(keep=0.5), solver="svd", vocabulary="factored")
     assert "keep more than" not in caplog.text
+
+
+class TestBands:
+    """Embeddings that no head shares, in bands of tokens by frequency."""
+
+    def in_bands(self, rows=640, dim=8):
+        torch.manual_seed(0)
+        teacher = tiny("bert", vocab_size=rows, hidden_size=dim, num_attention_heads=2)
+        (table,), _ = find_tables(teacher, makd.resolve(teacher), by_frequency=True)
+        return teacher, table
+
+    def test_they_are_a_64th_a_16th_and_a_4th_of_the_tokens_and_the_rest(self):
+        _, table = self.in_bands()
+        assert table.bands == (10, 30, 120, 480)
+        assert table.parts == tuple(f"{table.module}[{ends}]" for ends in ("0:10", "10:40", "40:160", "160:640"))
+
+    def test_a_vocabulary_that_is_too_small_for_them_is_one_matrix(self):
+        _, table = self.in_bands(rows=500)
+        assert table.bands == ()
+        assert table.parts == (table.module,)
+
+    def test_embeddings_that_a_head_shares_are_one_matrix(self):
+        teacher = tiny("bert", "masked_lm", vocab_size=640)
+        (table,), _ = find_tables(teacher, makd.resolve(teacher), by_frequency=True)
+        assert table.bands == ()
+
+    def test_each_is_decomposed_by_itself_with_the_frequencies_of_its_tokens(self):
+        teacher, table = self.in_bands()
+        ids = torch.multinomial(1 / torch.arange(1, 641.0), 400, replacement=True, generator=torch.Generator())
+        text = [{"input_ids": ids.view(8, 50), "attention_mask": torch.ones(8, 50)}]
+        found = decompose_tables(teacher, [table], SOLVERS["whitened"], {}, {}, text)
+        frequencies = token_frequencies(text, 640)
+        weight = teacher.get_input_embeddings().weight.detach().double()
+        order = sorted(range(640), key=lambda token: (-float(frequencies[token]), token))
+        begin = 0
+        for name, rows in zip(table.parts, table.bands, strict=True):
+            tokens = order[begin : begin + rows]
+            begin += rows
+            expected = torch.linalg.svdvals(frequencies[tokens].sqrt()[:, None] * weight[tokens])
+            torch.testing.assert_close(found.parts[name].singular_values, expected)
+
+    @pytest.mark.parametrize("ranks", [{"solver": "svd"}, {"ranks": "uniform"}])
+    def test_without_text_or_errors_to_go_by_all_tokens_have_one_rank(self, ranks):
+        teacher, _ = self.in_bands()
+        student = makd.factorize(
+            teacher, makd.Budget(keep=0.4), vocabulary="factored", depth="all", calibration=[batch(teacher)], **ranks
+        )
+        assert isinstance(student.get_input_embeddings(), LowRankEmbedding)
+
+    def test_where_some_tokens_are_frequent_they_lose_less_than_one_rank_does(self):
+        teacher, table = self.in_bands(rows=2048, dim=32)
+        ids = torch.multinomial(1 / torch.arange(1, 2049.0), 2000, replacement=True, generator=torch.Generator())
+        text = [{"input_ids": ids.view(40, 50), "attention_mask": torch.ones(40, 50)}]
+        whole = replace(table, bands=())
+        bands = decompose_tables(teacher, [table], SOLVERS["whitened"], {}, {}, text)
+        one = decompose_tables(teacher, [whole], SOLVERS["whitened"], {}, {}, text).parts[table.module]
+        allowance = 8 * (2048 + 32)
+        spectra = {name: part.singular_values for name, part in bands.parts.items()}
+        ranks = allocate(table_sizes(teacher, table), allowance - 2048, "global", spectra).ranks
+        lost = sum(0 if rank is None else bands.parts[name].squared_error(rank) for name, rank in ranks.items())
+        assert lost < 0.85 * one.squared_error(8)
+
+
+def test_frequencies_are_those_of_all_the_text_where_the_batches_know_it():
+    inputs = {"input_ids": torch.tensor([[1, 1]]), "attention_mask": torch.tensor([[1, 1]])}
+    batches = CountedBatches([inputs], lambda: torch.tensor([0, 2, 6]))
+    expected = torch.tensor([1 / 8, 1 / 8 + 1 / 8, 1 / 8 + 3 / 8, 1 / 8], dtype=torch.float64)
+    torch.testing.assert_close(token_frequencies(batches, 4), expected)
+
+
+def test_a_student_knows_the_frequencies_of_all_the_text():
+    teacher = tiny("bert", vocab_size=640)
+    counts = torch.zeros(640, dtype=torch.long)
+    counts[600:610] = 50
+    batches = CountedBatches([batch(teacher)], lambda: counts)
+    student = makd.factorize(teacher, makd.Budget(keep=0.3), vocabulary="factored", depth="all", calibration=batches)
+    first = student.get_input_embeddings().order.argsort()[:10]
+    assert sorted(first.tolist()) == list(range(600, 610))

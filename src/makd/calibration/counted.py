@@ -14,18 +14,18 @@ CountTokens = Callable[[], Int[Tensor, " tokens"]]
 """Counts how often each token id stands in a text; ids above the highest of it are left out."""
 
 
-class CountedBatches(list[Mapping[str, Tensor]]):
+class CountedBatches(list[dict[str, Tensor]]):
     """Some batches of a text, model inputs as a DataLoader gives them, with the token counts of all of it."""
 
     def __init__(self, batches: Iterable[Mapping[str, Tensor]], count: CountTokens) -> None:
         """`count` is called when the counts are asked for, once."""
-        super().__init__(batches)
-        self.count = count
+        super().__init__(map(dict, batches))
+        self._count_tokens = count
 
     @cached_property
     def token_counts(self) -> Int[Tensor, " tokens"]:
         """How often each token id stands in the text; ids above the highest of it are left out."""
-        return self.count()
+        return self._count_tokens()
 
     def replaced_by(self, batches: Iterable[Mapping[str, Tensor]]) -> "CountedBatches":
         """Other batches of the same text."""
