@@ -16,6 +16,7 @@ from makd.errors import ExportError, OutputError, SettingError, UnknownNameError
 from makd.export import ExportConfig, OnnxSession, save_dense, save_onnx, save_program
 from makd.export.agreement import compare
 from makd.export.shallow import without_skipped
+from makd.student.adaptive_embedding import AdaptiveEmbedding
 from tests.models import batch, tiny
 
 
@@ -40,6 +41,18 @@ def test_an_encoder_in_onnx_runtime_gives_the_students_logits_for_any_rows_and_t
         inputs = {name: value[:rows, :tokens] for name, value in batch(student).items()}
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         torch.testing.assert_close(session.run(inputs)["logits"], student(**inputs).logits, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_embeddings_in_bands_are_read_as_torch_reads_them(tmp_path):
+    teacher = tiny("bert", vocab_size=640)
+    student = makd.factorize(teacher, makd.Budget(keep=0.3), vocabulary="factored", calibration=[batch(teacher)])
+    assert isinstance(student.get_input_embeddings(), AdaptiveEmbedding)
+    save_onnx(student, tmp_path)
+    session = OnnxSession(tmp_path / "model.onnx")
+    ids = torch.arange(640).view(20, 32)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    torch.testing.assert_close(session.run(inputs)["last_hidden_state"], student(**inputs)[0], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

@@ -148,6 +148,15 @@ class TestStudent:
         student = make_student("bert", "masked_lm")
         assert not isinstance(student.get_input_embeddings(), AdaptiveEmbedding)
 
+    def test_adapters_go_on_the_tables_of_its_bands(self):
+        student = make_student()
+        named = makd.adapter_targets(student, ["word_embeddings"])
+        assert named == [f"{BANDS}.bands.{band}.table" for band in range(4)]
+
+    def test_resizing_is_refused(self):
+        with pytest.raises(TypeError, match="not an instance of"):
+            make_student().resize_token_embeddings(700)
+
     def test_a_copy_is_the_same(self):
         student = make_student()
         assert makd.fingerprint(copy.deepcopy(student)) == makd.fingerprint(student)

@@ -44,10 +44,16 @@ STUDENTS = {
     "factored tied vocabulary": lambda: make_student("bert", "masked_lm", vocabulary="factored"),
     "factored head": lambda: make_student("llama", "causal_lm", vocabulary="factored"),
     "factored tied vocabulary of a decoder": lambda: make_student("gpt2", "causal_lm", vocabulary="factored"),
+    "embeddings in bands": lambda: in_bands(),
     "dropped layers": lambda: drop_layers(folded=False),
     "nothing but dropped layers": lambda: drop_layers(folded=True),
     "a rank that is the width": lambda: full_rank(),
 }
+
+
+def in_bands():
+    teacher = tiny("bert", vocab_size=640)
+    return makd.factorize(teacher, makd.Budget(keep=0.3), vocabulary="factored", calibration=[batch(teacher)])
 
 
 def full_rank():
@@ -111,7 +117,7 @@ def to_format_3(folder, into):
     save_file(old, into / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name != "embeddings in bands"])
 def test_format_3_is_read_bit_for_bit_and_becomes_4_when_it_is_saved(name, saved, tmp_path, caplog):
     root, students = saved
     to_format_3(root / name, tmp_path / "old")
