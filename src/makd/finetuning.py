@@ -194,7 +194,7 @@ def _finish(tuning: _FineTuning, tokens: int, result: Path, started: float) -> R
         "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
         "bytes": bytes_on_disk(result),
         "seconds": {**tuning.seconds, "total": time.perf_counter() - started},
-        "tokens": {"training": tokens, "evaluation": _count(tuning.data)},
+        "tokens": {"training": tokens, "evaluation": tuning.data.count_tokens(learner)},
         "fingerprint": fingerprint(learner),
     }
     settings: dict[str, Any] = {"model": tuning.model, "task": tuning.task, "recipe": recipe}
@@ -232,8 +232,3 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
         read = train(trainer, checkpoints, tuning.folder.resume)
     model.eval()
     return read, time.perf_counter() - start
-
-
-def _count(task: Task) -> int:
-    """Real tokens of all that is measured on."""
-    return sum(len(ids) for rows in task.evaluation.values() for ids in rows["input_ids"])
