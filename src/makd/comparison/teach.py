@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PrinterCallback, set_seed
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from makd.anatomy.limits import token_limit
 from makd.aspects import Plan
 from makd.baselines import Baseline, PreparedStudent
+from makd.baselines.starts import low_rank_start
 from makd.cache import TeacherCache
 from makd.comparison.rows import Rows
 from makd.comparison.setup import Setup
@@ -55,8 +57,7 @@ def teach(
     task, seconds = setup.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
-    with reporting("prepare", progress):
-        made = method.prepare(setup.teacher, budget, setup.calibration, seed)
+    made = prepare_student(setup, method, budget, seed, progress)
     set_seed(seed)  # a start that is there already draws nothing
     seconds["prepare"] = time.perf_counter() - start + made.saved
     total, tokens = count_steps(task, training), 0
@@ -94,6 +95,13 @@ def teach(
         scores = setup.measure(made.student)
     seconds["evaluate"] = time.perf_counter() - start
     return TrainedStudent(made.student, scores, total, tokens, seconds)
+
+
+def prepare_student(setup: Setup, method: Baseline, budget: Budget, seed: int, progress: OnProgress) -> PreparedStudent:
+    """A method's student before its training; what a factorization does is told while it goes on."""
+    with reporting("prepare", progress):
+        begin = partial(low_rank_start, on_progress=progress)
+        return method.prepare(setup.teacher, budget, setup.calibration, seed, begin)
 
 
 def trainings_of(
