@@ -105,9 +105,10 @@ def _students(experiment: Experiment, cells: Sequence[Cell]) -> Iterator[_Taught
 
 def _choices(experiment: Experiment, method: MethodConfig) -> list[Found]:
     """The method's own settings, and those that differ by one name; that numbers go together is known already."""
-    space = search_space(experiment, method)
+    space, own = search_space(experiment, method), method.build()
     named = {name: allowed.values for name, allowed in space.items() if isinstance(allowed, Choice)}
-    return [{}, *({name: value} for name, values in named.items() for value in values)]
+    others = [{name: value} for name, values in named.items() for value in values if value != getattr(own, name)]
+    return [{}, *others]
 
 
 def _untaught(experiment: Experiment, task: Subject) -> tuple[PreTrainedModel, Rows]:
