@@ -36,6 +36,8 @@ SHAPES = {
     "7b": (4096, 11008, 32, 32, 32, 32000),  # Llama 2 7B
     "70b": (8192, 28672, 80, 64, 8, 32000),  # Llama 2 70B
 }
+SIDES = (512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Of the matrices that are timed."""
 SHARD = 2 * 10**9
 """Bytes of a shard of the synthetic checkpoint, about."""
 
@@ -208,7 +210,7 @@ def cost(largest: int) -> dict[str, object]:
 
     import makd.solvers  # noqa: F401 - imported before the forks
 
-    sides = [side for side in (512, 768, 1024, 1536, 2048, 3072, 4096) if side <= largest]
+    sides = [side for side in SIDES if side <= largest]
     row: dict[str, object] = {"what": "cost"}
     for solver in ("svd", "whitened"):
         points = []
@@ -253,8 +255,12 @@ def main() -> None:
         "--dtype", default="bfloat16", help="that layers are run in; float32 where a processor multiplies no bfloat16"
     )
     parser.add_argument("--limit", type=float, default=8.0, help="address space of the process, GiB")
-    parser.add_argument("--largest", type=int, default=2048, help="with --cost: the largest side that is timed")
+    parser.add_argument(
+        "--largest", type=int, default=2048, help=f"with --cost: the largest side that is timed, {SIDES[0]} or more"
+    )
     options = parser.parse_args()
+    if options.largest < SIDES[0]:
+        parser.error(f"--largest is at least {SIDES[0]}, the smallest side that is timed; got {options.largest}")
     if options.cost:
         row = cost(options.largest)
     else:

@@ -97,3 +97,11 @@ def test_a_student_of_svd_llm_keeps_the_first_factors_and_later_layers_second_on
         assert torch.equal(student.get_submodule(name).reduce.weight, terms[name].factors(rank).reduce)
     name, rank = list(factored.items())[-1]  # it reads what the layers before it, factored, give
     assert not torch.allclose(student.get_submodule(name).expand.weight, terms[name].factors(rank).expand, rtol=1e-3)
+
+
+def test_sides_below_the_smallest_that_is_timed_are_told_with_what_is_allowed(monkeypatch, capsys):
+    stream = importlib.import_module("stream")
+    monkeypatch.setattr(sys, "argv", ["stream.py", "--cost", "--largest", "511"])
+    with pytest.raises(SystemExit, match="2"):
+        stream.main()
+    assert "--largest is at least 512, the smallest side that is timed; got 511" in capsys.readouterr().err

@@ -306,6 +306,8 @@ def test_a_classifier_of_two_stacks_gives_what_transformers_gives_without_makd(n
 def test_a_classifier_of_two_stacks_is_taught_and_measured_to_the_end(name, task, tokenizer, tmp_path):
     classifier_of_two_stacks(name, tmp_path / "base", tokenizer)
     report = makd.finetune(str(tmp_path / "base"), task, RECIPE, tmp_path / "teacher")
+    read = [len(ids) for ids in load_task(task, tokenizer, load_model(str(report.folder))).held_out["input_ids"]]
+    assert report.metrics["tokens"]["evaluation"] == 2 * sum(read)  # the decoder reads the text, too
     timed = replace(recipe(), evaluation=makd.EvaluationConfig(rows=4))
     made = makd.compress(str(report.folder), task, makd.Budget(keep_linears=0.7), timed, tmp_path / "student")
     assert made.metrics["latency_ms"]["student"]["batch1"] > 0

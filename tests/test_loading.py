@@ -273,6 +273,17 @@ def test_a_masked_language_model_loads_without_its_head_though_it_has_no_pooler(
     assert type(load_model(str(tmp_path), "base")).__name__ == "BertModel"
 
 
+@pytest.mark.parametrize("load", [load_model, lambda name: load_learner(name, "sequence_classification", num_labels=2)])
+@pytest.mark.parametrize("whose", ["encoder_folder", "student_folder"])
+def test_a_pooler_may_be_missing_and_is_refused_in_another_shape(whose, load, request, tmp_path):
+    folder = with_weights(
+        spoiled(request.getfixturevalue(whose), tmp_path / "model"),
+        lambda old: {**old, "pooler.dense.bias": old["pooler.dense.bias"][:-1].clone()},
+    )
+    with pytest.raises(ModelLoadError, match=r"pooler\.dense\.bias has shape \(31,\) in its files.*makes it \(32,\)"):
+        load(str(folder))
+
+
 def test_a_student_without_its_quantization_config_is_refused(student_folder, tmp_path):
     with pytest.raises(ModelLoadError, match="holds the weights of a makd student"):
         load_model(str(spoiled(student_folder, tmp_path / "model", quantization_config=...)))

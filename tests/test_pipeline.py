@@ -324,6 +324,16 @@ def test_adapters_without_what_makes_them_are_refused_before_there_is_a_student(
     assert {progress.what for progress in told} == {"load"}
 
 
+def test_adapters_on_a_student_without_factors_are_refused_before_it_is_measured(teacher_folder, tokenizer, tmp_path):
+    tiny("bert", seed=1, vocab_size=300, max_position_embeddings=128).save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    recipe, told = replace(quick(), training=makd.TrainingConfig(steps=2, trainable="adapters")), []
+    names = str(tmp_path / "dense"), str(teacher_folder)
+    with pytest.raises(makd.MakdError, match="has no factors to put them on"):
+        pipeline.distill(*names, TEXTS, recipe, tmp_path / "out", on_progress=told.append)
+    assert {progress.what for progress in told} == {"load"}
+
+
 CHATS = "".join(json.dumps({"prompt": text[:20], "completion": text[20:]}) + "\n" for text in TEXTS)
 REPLAY = makd.Plan(terms=(makd.Term(aspect="logits"),), completions=makd.Completions(student_share=1.0, replay=1))
 

@@ -160,7 +160,7 @@ def check_numbers(folder: Path, model: PreTrainedModel, name: str) -> None:
 def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
     """Refuse a `model` of which some weight did not come from its files.
 
-    What only makes a pooler is not asked for in a model without a head: nothing here reads it.
+    What only makes a pooler need not be there in a model without a head: nothing here reads it.
 
     Args:
         model: as loaded.
@@ -171,21 +171,20 @@ def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) 
         ModelLoadError: weights are missing, of other shapes, or stand in the files without a place in the model's
             layers.
     """
-    filled = {*found["missing_keys"], *_reshaped(found)}
+    missing = {*found["missing_keys"]}
     if model.base_model is model:
-        filled = {key for key in filled if "pooler" not in key.split(".")}
-    _refuse_filled(model, found, filled, name)
+        missing = {key for key in missing if not _is_of_pooler(key)}
+    _refuse_filled(model, found, {*missing, *_reshaped(found)}, name)
     _refuse_left_out(model, found, name)
 
 
 def check_complete_below_head(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:
     """Refuse a `model` of which a weight below its head did not come from its files; the head is to be taught.
 
-    Arguments and errors are those of `check_complete`; the pooler belongs to the head.
+    Arguments and errors are those of `check_complete`; the pooler belongs to the head, but none has another shape.
     """
-    prefix = f"{model.base_model_prefix}."
-    filled = {*found["missing_keys"], *_reshaped(found)}
-    below = {key for key in filled if key.startswith(prefix) and "pooler" not in key.split(".")}
+    filled = {*(key for key in found["missing_keys"] if not _is_of_pooler(key)), *_reshaped(found)}
+    below = {key for key in filled if key.startswith(f"{model.base_model_prefix}.")}
     _refuse_filled(model, found, below, name)
     _refuse_left_out(model, found, name)
 
@@ -234,6 +233,10 @@ def _refuse_left_out(model: PreTrainedModel, found: Mapping[str, Any], name: str
             f"out of the {type(model).__name__}. The files do not belong together: copy the checkpoint again, with "
             "its config.json and weights at once."
         )
+
+
+def _is_of_pooler(key: str) -> bool:
+    return "pooler" in key.split(".")
 
 
 def _is_in_layers(key: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -142,13 +142,22 @@ def _load(
     words = choose_tokenizer(tokenizer, model)
     rows = read_task(task)
     learner = load_task_model(model, rows, words, recipe.seed, check_dtype(recipe.dtype), device)
-    if recipe.training.steps != 0:
-        check_adapters(recipe.training)
-        check_engine(learner, recipe.training, Completions())
+    check_learner(learner, recipe)
     save_dtype = find_save_dtype(recipe.save_dtype, model, check_dtype(recipe.dtype))
     data = tokenize_task(rows, words, learner, recipe.seed)
     name = tokenizer_name(tokenizer)
     return _FineTuning(model, task, recipe, folder, progress, name, device, words, learner, save_dtype, data)
+
+
+def check_learner(learner: PreTrainedModel, recipe: FinetuneRecipe) -> None:
+    """Refuse a `learner` that cannot be fine-tuned as `recipe` says, before any work.
+
+    Raises:
+        SettingError: adapters have nothing to go on; or as `check_engine` raises it.
+    """
+    if recipe.training.steps != 0:
+        check_adapters(recipe.training, learner)
+        check_engine(learner, recipe.training, Completions())
 
 
 @in_first
@@ -194,7 +203,7 @@ def _finish(tuning: _FineTuning, tokens: int, result: Path, started: float) -> R
         "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
         "bytes": bytes_on_disk(result),
         "seconds": {**tuning.seconds, "total": time.perf_counter() - started},
-        "tokens": {"training": tokens, "evaluation": _count(tuning.data)},
+        "tokens": {"training": tokens, "evaluation": tuning.data.count_tokens(learner)},
         "fingerprint": fingerprint(learner),
     }
     settings: dict[str, Any] = {"model": tuning.model, "task": tuning.task, "recipe": recipe}
@@ -232,8 +241,3 @@ def _train(tuning: _FineTuning) -> tuple[int, float]:
         read = train(trainer, checkpoints, tuning.folder.resume)
     model.eval()
     return read, time.perf_counter() - start
-
-
-def _count(task: Task) -> int:
-    """Real tokens of all that is measured on."""
-    return sum(len(ids) for rows in task.evaluation.values() for ids in rows["input_ids"])

@@ -12,9 +12,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from makd.anatomy.limits import token_limit
-from makd.aspects import activate
 from makd.capture import examine
-from makd.capture.attention import check_float32
 from makd.config import Recipe, Stage
 from makd.data import DataConfig, collator, log_prompts_seen, no_text, read_settings
 from makd.distill import (
@@ -22,12 +20,8 @@ from makd.distill import (
     DistillTrainer,
     LayerTeacher,
     ReportSteps,
-    TrainingRows,
-    check_adapters,
-    check_engine,
-    check_rises,
+    check_stage,
     check_teachable,
-    check_training,
     float32_weights,
     in_pieces,
     learning,
@@ -118,7 +112,6 @@ def compress(
     recipe.check_launch()
     with start_run(teacher, data, recipe, output, tokenizer, overwrite, resume, on_progress, kinds=kinds) as run:
         run.check_fits(budget, trains=True)
-        _check_learner(run, run.teacher)
         run.open_cache()
         run.identify({"command": "compress", "budget": budget})
         _check_layers(run)
@@ -176,7 +169,6 @@ def distill(
         _check_layers(run)
         run.save_dtype = find_save_dtype(run.recipe.save_dtype, student, check_dtype(run.recipe.dtype))
         model = in_turn(lambda: model_of(student, run.recipe, run.teacher.device))
-        _check_learner(run, model)
         check_is_another(model, run.teacher, name_of(student))
         _check_trainings(run, model)
         run.scores["before"] = run.score(model)
@@ -273,28 +265,13 @@ def _check_layers(run: Run) -> None:
         check_teachable(examine(run.teacher), run.data.calibration)
 
 
-def _check_learner(run: Run, model: PreTrainedModel) -> None:
-    """Refuse, before any work, a `model` that cannot learn as it is run, nor a student made of it."""
-    if any(stage.training.steps != 0 for stage in run.recipe.trainings):
-        check_float32(model)
-
-
 @in_first
 def _check_trainings(run: Run, student: PreTrainedModel) -> None:
     """Refuse a stage whose plan `student`, or what is made of it, cannot learn from the run's rows."""
-    anatomy, teacher_anatomy = examine(student), examine(run.teacher)
     for stage in run.recipe.trainings:
         if stage.training.steps != 0:
-            check_adapters(stage.training)
-            check_engine(student, stage.training, stage.plan.writers)
-            plan, limit = activate(stage.plan, anatomy, teacher_anatomy), token_limit(student)
-            rows = TrainingRows.of(
-                run.data.train, stage.training, plan.completions, limit, cached=run.cache is not None
-            )
-            if plan.completions.adaptive:
-                steps = stage.training.find_steps(rows.count_batches(plan.completions, student))
-                check_rises(plan, steps, stage.training.evaluate_every)
-            check_training(plan, student, run.teacher, anatomy, teacher_anatomy, rows)
+            cached = run.cache is not None
+            check_stage(stage.plan, stage.training, student, run.teacher, run.data.train, cached=cached)
 
 
 @in_first

@@ -19,6 +19,7 @@ from makd.comparison.cells import all_cells, cell_hash
 from makd.comparison.done import RESULTS_FILE
 from makd.comparison.results import read_lines
 from makd.comparison.setup import prepare_setup, teacher_folder
+from makd.comparison.teach import teach
 from makd.errors import DataError, OutputError
 from tests.comparison.experiments import TRAINING, make, quiet
 
@@ -172,6 +173,13 @@ class TestRuns:
         with pytest.raises(ZeroDivisionError):
             makd.compare(experiment, limit=1)
         assert not list(tmp_path.glob("makd-cells-*"))
+
+    def test_how_far_the_factorization_of_a_start_is_is_told_while_it_goes_on(self, setup):
+        told, method = [], makd.MethodConfig(name="makd").build()
+        teach(setup, method, makd.Budget(keep_linears=0.6), TRAINING, 1, told.append)
+        stages = [one.what for one in told]
+        last = len(stages) - 1 - stages[::-1].index("prepare")
+        assert {"calibrate", "fit layers"} <= {*stages[stages.index("prepare") : last]}
 
     def test_limit_runs_so_many_cells(self, data, encoder_folder, tmp_path):
         experiment = make(data, encoder_folder, tmp_path / "some")

@@ -12,16 +12,17 @@ import yaml
 
 import makd
 from makd import comparison
-from makd.baselines import Choice, Span
+from makd.baselines import BASELINES, Choice, Span
 from makd.cache import write_cache
-from makd.comparison import caches
+from makd.comparison import caches, settings
 from makd.comparison import search as searching
-from makd.comparison.cells import all_cells
+from makd.comparison.cells import all_cells, spaceless_hashes, trial_hash
 from makd.comparison.results import read_lines
 from makd.comparison.schedule import Kind, Schedule
-from makd.comparison.search import propose, search_space, searched_at, spread_settings
+from makd.comparison.search import propose, read_trials, search_space, searched_at, spread_settings
 from makd.comparison.setup import prepare_setup, teacher_folder
 from makd.errors import NumericsError, SettingError
+from makd.registry import Registry
 from makd.tasks.rows import read_task
 from tests.comparison.experiments import make, quiet, search_all
 from tests.tasks.test_tasks import write
@@ -222,6 +223,26 @@ class TestSearch:
         assert "layer_weight" in lines[1]["settings"]
         assert not any("learning_rate" in line["settings"] for line in lines)
         assert "learning_rate" not in found
+
+    @pytest.fixture
+    def searched(self, data, encoder_folder, tmp_path):
+        """An experiment that searches a learning rate alone, and the cell of its trials."""
+        rows = (makd.MethodConfig(name="low_rank_svd"),)
+        experiment = make(data, encoder_folder, tmp_path, methods=rows, search=makd.SearchConfig(trials=4))
+        return experiment, searched_at(experiment, all_cells(experiment)[0])
+
+    def test_a_trial_of_another_space_than_the_methods_present_one_is_none_of_its_search(self, searched, monkeypatch):
+        line = {"trial": 0, "hash": trial_hash(*searched), "settings": {}}
+        assert read_trials(*searched, [line]) == {0: line}
+        other = replace(BASELINES["low_rank_svd"], search={"learning_rate": Span(1e-5, 1e-4)})
+        monkeypatch.setattr(settings, "BASELINES", Registry("baseline", {**BASELINES, "low_rank_svd": other}))
+        assert not read_trials(*searched, [line])
+
+    def test_trials_from_before_the_space_counted_stay_where_it_has_what_they_tried(self, searched):
+        tried = ({}, {"learning_rate": 1e-4}, {"learning_rate": 1.0}, {"learning_rate": 1e-4, "gone": 2.0})
+        for identity in spaceless_hashes(*searched):
+            lines = [{"trial": number, "hash": identity, "settings": one} for number, one in enumerate(tried)]
+            assert read_trials(*searched, lines).keys() == {0, 1}
 
     def test_only_what_the_search_names_is_searched(self, search):
         _, lines = search(4, names=("learning_rate",))

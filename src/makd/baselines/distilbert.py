@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, Span, prepared
+from makd.baselines.method import (
+    LEARNING_RATES,
+    Batches,
+    Choice,
+    MakeStart,
+    PreparedStudent,
+    SearchSpace,
+    Span,
+    prepared,
+)
 from makd.baselines.shallow import fewer_layers
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -39,7 +48,12 @@ class DistilBert:
     )
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart | None = None,
     ) -> PreparedStudent:
         """See `Baseline`."""
         terms = (

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Plan, activate
 from makd.baselines.influence import by_influence
-from makd.baselines.method import LEARNING_RATES, Batches, PlannedStage, PreparedStudent, SearchSpace
+from makd.baselines.method import LEARNING_RATES, Batches, MakeStart, PlannedStage, PreparedStudent, SearchSpace
 from makd.baselines.shallow import fewer_layers
 from makd.capture import examine
 from makd.errors import SettingError
@@ -34,7 +34,12 @@ class DroppedLayers:
         PRESETS[self.objective]
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart | None = None,
     ) -> PreparedStudent:
         """See `Baseline`."""
         if calibration is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, PreparedStudent, SearchSpace
+from makd.baselines.method import LEARNING_RATES, Batches, MakeStart, PreparedStudent, SearchSpace
 from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -28,8 +28,13 @@ class LowRankFineTuning:
     search: SearchSpace = field(default_factory=lambda: {"learning_rate": LEARNING_RATES}, repr=False)
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart = low_rank_start,
     ) -> PreparedStudent:
         """See `Baseline`."""
-        start = low_rank_start(teacher, budget, self.start, "uniform", calibration)
+        start = begin(teacher, budget, self.start, "uniform", calibration)
         return prepared_from(teacher, start, ((Term(aspect="task"),), 1.0))

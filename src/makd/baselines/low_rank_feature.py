@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, PreparedStudent, SearchSpace, Span
+from makd.baselines.method import LEARNING_RATES, Batches, MakeStart, PreparedStudent, SearchSpace, Span
 from makd.baselines.starts import low_rank_start, prepared_from
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -37,10 +37,15 @@ class LowRankFeature:
     )
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart = low_rank_start,
     ) -> PreparedStudent:
         """See `Baseline`."""
-        start = low_rank_start(teacher, budget, self.start, "uniform", calibration)
+        start = begin(teacher, budget, self.start, "uniform", calibration)
         terms = (
             Term(aspect="hidden", weight=self.layer_weight),
             Term(aspect="attention", weight=self.layer_weight),

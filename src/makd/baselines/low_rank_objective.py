@@ -12,7 +12,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Plan
-from makd.baselines.method import LEARNING_RATES, Batches, PreparedStudent, SearchSpace
+from makd.baselines.method import LEARNING_RATES, Batches, MakeStart, PreparedStudent, SearchSpace
 from makd.baselines.starts import low_rank_start, prepared_by
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -37,8 +37,13 @@ class LowRankObjective:
         PRESETS[self.objective]
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart = low_rank_start,
     ) -> PreparedStudent:
         """See `Baseline`."""
-        start = low_rank_start(teacher, budget, self.start, "auto", calibration)
+        start = begin(teacher, budget, self.start, "auto", calibration)
         return prepared_by(teacher, start, Plan(preset=self.objective), self.trainable)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedModel
 
 from makd.aspects import PRESETS, Plan, Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, Span
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, MakeStart, PreparedStudent, SearchSpace, Span
 from makd.baselines.starts import low_rank_start, prepared_by
 from makd.errors import SettingError
 from makd.kinds import checked
@@ -65,10 +65,15 @@ class BestMakd:
         _ = self.terms  # raises what is wrong with layers and weights before there is a teacher
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart = low_rank_start,
     ) -> PreparedStudent:
         """See `Baseline`."""
-        start = low_rank_start(teacher, budget, self.start, "auto", calibration)
+        start = begin(teacher, budget, self.start, "auto", calibration)
         # with whose text the preset is of: the data's, the teacher's or the student's
         plan = Plan(preset=self.preset, terms=self.terms, completions=PRESETS[self.preset].completions)
         return prepared_by(teacher, start, plan)

@@ -61,6 +61,24 @@ class PreparedStudent:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A low-rank student before its training."""
+
+    student: PreTrainedModel
+    saved: float
+    """Seconds that it would have taken to make, if it was there already; else 0."""
+
+
+class MakeStart(Protocol):
+    """Makes the low-rank student that a method begins from, or gives one that was made before."""
+
+    def __call__(
+        self, teacher: PreTrainedModel, budget: Budget, solver: str, ranks: str, calibration: Batches | None
+    ) -> Start:
+        """Arguments are those of `makd.factorize`."""
+
+
+@dataclass(frozen=True)
 class Span:
     """Numbers that a search may try: all between two, on a logarithmic scale or not."""
 
@@ -124,7 +142,12 @@ class Baseline(Protocol):
         """Which hyper-parameters are searched, and where."""
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart = ...,
     ) -> PreparedStudent:
         """Make the student, within `budget`, and say how it is trained.
 
@@ -133,6 +156,7 @@ class Baseline(Protocol):
             budget: what the student may have.
             calibration: batches without labels, for those solvers that look at text.
             seed: of whatever is random.
+            begin: makes the low-rank student, where the method begins from one.
         """
 
 

@@ -12,19 +12,12 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedModel
 
 from makd.aspects import Plan, Term, activate
-from makd.baselines.method import Batches, PlannedStage, PreparedStudent, prepared
+from makd.baselines.method import Batches, PlannedStage, PreparedStudent, Start, prepared
 from makd.capture import examine
-from makd.factorization.factorize import factorize
+from makd.factorization.factorize import check_factorizable, factorize
+from makd.factorization.settings import FactorizeConfig
+from makd.progress import OnProgress, nobody
 from makd.ranks.budget import Budget
-
-
-@dataclass(frozen=True)
-class Start:
-    """A student before its training."""
-
-    student: PreTrainedModel
-    saved: float
-    """Seconds that it would have taken to make, if it was there already; else 0."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,12 @@ def prepared_by(
 
 
 def low_rank_start(
-    teacher: PreTrainedModel, budget: Budget, solver: str, ranks: str, calibration: Batches | None
+    teacher: PreTrainedModel,
+    budget: Budget,
+    solver: str,
+    ranks: str,
+    calibration: Batches | None,
+    on_progress: OnProgress = nobody,
 ) -> Start:
     """What `factorize` makes; a copy of it, if the last call for this teacher was of the same, by the same batches."""
     made_of, written = (budget, solver, ranks), sum(parameter._version for parameter in teacher.parameters())
@@ -70,8 +68,21 @@ def low_rank_start(
         return Start(copy.deepcopy(kept.student), kept.seconds)
     _LAST.pop(teacher, None)  # two would take room
     start = time.perf_counter()
-    student = factorize(teacher, budget, solver=solver, ranks=ranks, calibration=calibration)
+    student = factorize(teacher, budget, solver=solver, ranks=ranks, calibration=calibration, on_progress=on_progress)
     seconds = time.perf_counter() - start
     if isinstance(calibration, list):  # anything else may be read only once, or change
         _LAST[teacher] = _LastStart(made_of, calibration, written, copy.deepcopy(student), seconds)
     return Start(student, 0.0)
+
+
+def unmade_start(
+    teacher: PreTrainedModel, budget: Budget, solver: str, ranks: str, calibration: Batches | None
+) -> Start:
+    """The teacher in the place of what `low_rank_start` would make of it: for whoever asks before there is a student.
+
+    Raises:
+        MakdError: no such student can be made, as far as it is known before any text is read.
+    """
+    settings = FactorizeConfig(solver=solver, ranks=ranks)
+    check_factorizable(teacher, budget, settings, has_text=calibration is not None)
+    return Start(teacher, 0.0)

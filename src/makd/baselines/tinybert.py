@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from makd.aspects import Term
-from makd.baselines.method import LEARNING_RATES, Batches, Choice, PreparedStudent, SearchSpace, prepared
+from makd.baselines.method import LEARNING_RATES, Batches, Choice, MakeStart, PreparedStudent, SearchSpace, prepared
 from makd.baselines.narrow import Initial, narrower
 from makd.kinds import checked
 from makd.ranks.budget import Budget
@@ -41,7 +41,12 @@ class TinyBert:
     )
 
     def prepare(
-        self, teacher: PreTrainedModel, budget: Budget, calibration: Batches | None = None, seed: int = 0
+        self,
+        teacher: PreTrainedModel,
+        budget: Budget,
+        calibration: Batches | None = None,
+        seed: int = 0,
+        begin: MakeStart | None = None,
     ) -> PreparedStudent:
         """See `Baseline`."""
         student = narrower(teacher, budget, depth=self.depth, initial=self.initial, seed=seed)

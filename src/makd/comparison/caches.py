@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from makd.aspects import Plan, activate
+from makd.aspects import ActivePlan, Plan, activate
 from makd.cache import CacheConfig, TeacherCache, needs, write_cache
 from makd.capture import examine
 from makd.comparison.rows import Rows
@@ -15,6 +15,17 @@ from makd.data import collator
 from makd.progress import OnProgress
 
 logger = logging.getLogger(__name__)
+
+
+def kept_for(plan: Plan, student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[ActivePlan, frozenset[str]]:
+    """`plan` fitted to the models, and what of the teacher a cache has to keep for it: nothing where none is used.
+
+    Raises:
+        SettingError: something that the plan compares with cannot be kept.
+    """
+    active = activate(plan, examine(student), examine(teacher))
+    asked = [] if plan.writers.written else needs(active, teacher)
+    return active, frozenset(need.part for need in asked)
 
 
 class TeacherCaches:
@@ -41,10 +52,7 @@ class TeacherCaches:
         Raises:
             SettingError: something that the plan compares with cannot be kept.
         """
-        if plan.writers.written:
-            return None, 0.0
-        active = activate(plan, examine(student), examine(self.teacher))
-        needed = frozenset(need.part for need in needs(active, self.teacher))
+        active, needed = kept_for(plan, student, self.teacher)
         if not needed:
             return None, 0.0
         for parts, cache, seconds in self._made:

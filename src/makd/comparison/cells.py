@@ -157,21 +157,21 @@ def _hash_cell(experiment: Experiment, cell: Cell, found: Mapping[str, Any]) -> 
 
 def trial_hash(experiment: Experiment, cell: Cell) -> str:
     """Hash of the settings that a trial depends on: the cell's, the space and how a trial is taught, not how many."""
-    return _hash_trial(_of_weights(experiment), cell)
+    space = cell.method.search_space(experiment.search.settings)
+    return _hash_trial(_of_weights(experiment), cell, {"space": space})
 
 
-def trial_hashes(experiment: Experiment, cell: Cell) -> set[str]:
-    """That hash, and the one that lines have from when what changes no weight counted too."""
-    return {trial_hash(experiment, cell), _hash_trial(experiment, cell)}
+def spaceless_hashes(experiment: Experiment, cell: Cell) -> set[str]:
+    """What lines have from when the method's own space did not count; and, before, what changes no weight did."""
+    return {_hash_trial(_of_weights(experiment), cell, {}), _hash_trial(experiment, cell, {})}
 
 
-def _hash_trial(experiment: Experiment, cell: Cell) -> str:
+def _hash_trial(experiment: Experiment, cell: Cell, space: Mapping[str, Any]) -> str:
     search = replace(experiment.search, trials=0, task=None)
     cell = replace(cell, task=_as_first_noted(cell.task))
     taught = replace(experiment, training=search.shorten(experiment.training))
-    return hash_settings(
-        {"cell": _hash_cell(taught, cell, {}), "search": search, "fixed": sorted(cell.method.settings)}
-    )
+    fixed = sorted(cell.method.settings)
+    return hash_settings({"cell": _hash_cell(taught, cell, {}), "search": search, "fixed": fixed, **space})
 
 
 def _as_first_noted(task: Subject) -> Subject:

@@ -31,7 +31,6 @@ from makd.errors import SettingError
 from makd.evaluation import perplexity
 from makd.evaluation.answers import answer_prompts, open_instructions
 from makd.evaluation.held_out import fidelity_and_perplexities
-from makd.evaluation.instructions import Instructions
 from makd.evaluation.prompts import Prompts, encode_prompts
 from makd.progress import OnProgress
 
@@ -40,8 +39,8 @@ TEXT, OTHER = "text", "other"
 
 
 @dataclass(frozen=True)
-class LanguageRows:
-    """What students learn from, and what they are measured on."""
+class LanguageTexts:
+    """What students learn from, and what they are measured on, as their teacher reads it."""
 
     config: LanguageConfig
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +51,12 @@ class LanguageRows:
     counted: Mapping[str, Literal["all", "completion"]]
     """Kind of text -> which of its tokens count: those of completions, where it has some."""
     prompts: Mapping[str, Prompts]
+
+
+@dataclass(frozen=True)
+class LanguageRows(LanguageTexts):
+    """The same, with the teacher's own scores."""
+
     teacher: PreTrainedModel
     teacher_scores: dict[str, float]
     progress: OnProgress
@@ -78,18 +83,6 @@ def _answers(
     }
 
 
-def read_language(config: LanguageConfig) -> dict[str, Instructions]:
-    """Read all that `config` names, to tell hours before its turn what is wrong; the sets of instructions by name.
-
-    Raises:
-        DataError: some of it is not there, or not as it should be.
-    """
-    for data in (config.text, config.other):
-        if data is not None:
-            load_texts(data)
-    return {instructions_name(one): open_instructions(one) for one in config.instructions}
-
-
 def load_rows(
     config: LanguageConfig,
     teacher: PreTrainedModel,
@@ -97,11 +90,22 @@ def load_rows(
     seed: int,
     progress: OnProgress,
 ) -> LanguageRows:
-    """The rows as `teacher` reads them, and its own scores.
+    """The rows as `teacher` reads them, and its own scores; raises what `read_texts` raises."""
+    read = read_texts(config, teacher, tokenizer, seed)
+    own = {f"perplexity_{kind}": perplexity(teacher, batches) for kind, batches in read.texts.items()}
+    own |= {"score": 1.0, **_answers(teacher, tokenizer, read.prompts, progress)}
+    own |= {f"agreement_{kind}": 1.0 for kind in read.texts}
+    return LanguageRows(**vars(read), teacher=teacher, teacher_scores=own, progress=progress)
+
+
+def read_texts(
+    config: LanguageConfig, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> LanguageTexts:
+    """The rows as `teacher` reads them, which is not run.
 
     Raises:
         SettingError: it is no causal language model.
-        DataError: as `read_language`; or a text is too short for a block.
+        DataError: a text or a set of instructions is not there, or not as it should be, or too short for a block.
     """
     if not reads_blocks(teacher):
         raise SettingError(
@@ -122,13 +126,10 @@ def load_rows(
     for one in asked.values():
         log_prompts_seen(read.train, one.messages, one.config.path)
     prompts = {name: encode_prompts(one, tokenizer, teacher) for name, one in asked.items()}
-    own = {f"perplexity_{kind}": perplexity(teacher, batches) for kind, batches in texts.items()}
-    own |= {"score": 1.0, **_answers(teacher, tokenizer, prompts, progress)}
-    own |= {f"agreement_{kind}": 1.0 for kind in texts}
     counted: dict[str, Literal["all", "completion"]] = {
         kind: "completion" if has_completions(rows) else "all" for kind, rows in kinds.items()
     }
-    return LanguageRows(config, tokenizer, train, texts, counted, prompts, teacher, own, progress)
+    return LanguageTexts(config, tokenizer, train, texts, counted, prompts)
 
 
 def _split(

@@ -11,6 +11,7 @@ from makd.comparison.cells import Cell, latency_hash
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.settings import Experiment
 from makd.comparison.setup import Setups
+from makd.comparison.teach import prepare_student
 from makd.config import find_device
 from makd.evaluation import latency
 from makd.progress import OnProgress, Progress
@@ -63,7 +64,7 @@ def measure_latencies(experiment: Experiment, cells: Sequence[Cell], progress: O
     try:
         for number, (identity, cell) in enumerate(missing.items(), start=1):
             setup = setups.of(cell.task, cell.seed)
-            made = cell.method.build().prepare(setup.teacher, cell.budget, setup.calibration, cell.seed)
+            made = prepare_student(setup, cell.method.build(), cell.budget, cell.seed, progress)
             pair = {"teacher": setup.teacher, "student": made.student.eval()}
             timed = {
                 f"batch{rows}": latency(pair, rows, experiment.latency_tokens, repeats)

@@ -1,25 +1,25 @@
 """Station 10: the comparison: one cell after the other, a line for each, and on from where it was stopped."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from makd.comparison.cells import all_cells, select
+from makd.comparison.checks import check_cells
 from makd.comparison.done import RESULTS_FILE, done_lines
 from makd.comparison.latencies import measure_latencies
 from makd.comparison.same_rows import warn_without_digests
 from makd.comparison.schedule import Schedule
 from makd.comparison.search import check_optuna
-from makd.comparison.settings import Experiment, short_name
-from makd.comparison.setup import check_data, paths_of
+from makd.comparison.settings import Experiment
+from makd.comparison.setup import paths_of
 from makd.comparison.sources import check_sources
 from makd.comparison.workers import run_here, run_in_processes
 from makd.config import find_device
-from makd.distill import check_adapters, warn_slow_bfloat16
+from makd.distill import warn_slow_bfloat16
 from makd.errors import SettingError
 from makd.kinds import takes
 from makd.processes.started import check_alone
-from makd.progress import OnProgress, nobody
+from makd.progress import OnProgress, nobody, reporting
 from makd.random_state import keeping_random_state
 
 
@@ -48,8 +48,8 @@ def compare(
 
     Raises:
         OutputError: teacher or text are not what they were when the folder's first cells were run.
-        MakdError: with what was wrong, which value, and what is allowed; of any task's data, before anything is run.
-            Lines that were written stay.
+        MakdError: with what was wrong, which value, and what is allowed; what can be known of any cell without its
+            teacher, before anything is run. Lines that were written stay.
     """
     check_alone(
         "A comparison", "Start it without torchrun or accelerate launch; `workers` runs cells beside each other."
@@ -64,11 +64,9 @@ def compare(
         check_optuna()
     if waiting and "bfloat16" in (experiment.training.precision, experiment.finetune.training.precision):
         warn_slow_bfloat16(find_device(experiment.device))
-    for cell in waiting:
-        trainable = getattr(cell.method.build(), "trainable", None) or experiment.training.trainable
-        check_adapters(replace(experiment.training, trainable=trainable))
-    for task in {short_name(cell.task): cell.task for cell in waiting}.values():
-        check_data(experiment, task)
+    if waiting:
+        with reporting("check", progress):
+            check_cells(experiment, waiting)
     check_sources(Path(experiment.output), [experiment.teacher, experiment.tokenizer], paths_of(experiment))
     if waiting:
         warn_without_digests(lines.values(), Path(experiment.output) / RESULTS_FILE)

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from makd.baselines import Choice, SearchSpace, Span
-from makd.comparison.cells import Cell, build_method, trial_hash, trial_hashes
+from makd.comparison.cells import Cell, build_method, spaceless_hashes, trial_hash
 from makd.comparison.language import LanguageConfig
 from makd.comparison.results import append_line, read_lines
 from makd.comparison.same_rows import check_trials
@@ -101,9 +101,21 @@ def trials_of(experiment: Experiment, cell: Cell) -> int:
 
 
 def read_trials(experiment: Experiment, cell: Cell, lines: Sequence[Trial]) -> dict[int, Trial]:
-    """Number -> trial, of those `lines` that are of a cell with the experiment's present settings."""
-    hashes, wanted = trial_hashes(experiment, cell), range(trials_of(experiment, cell))
-    return {line["trial"]: line for line in lines if line["hash"] in hashes and line["trial"] in wanted}
+    """Number -> trial, of those `lines` that are of a cell with the experiment's present settings and space."""
+    present, before = trial_hash(experiment, cell), spaceless_hashes(experiment, cell)
+    space, wanted = search_space(experiment, cell.method), range(trials_of(experiment, cell))
+    return {
+        line["trial"]: line
+        for line in lines
+        if line["trial"] in wanted
+        and (line["hash"] == present or (line["hash"] in before and _lies_in(space, line["settings"])))
+    }
+
+
+def _lies_in(space: SearchSpace, found: Found) -> bool:
+    """Whether a search of `space` may have drawn what was `found`, or it is the method's own settings."""
+    drawn = found.keys() == space.keys() and all(allowed.holds(found[name]) for name, allowed in space.items())
+    return drawn or not found
 
 
 def run_trials(experiment: Experiment, cell: Cell, setup: Setup, progress: OnProgress) -> None:

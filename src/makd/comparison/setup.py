@@ -17,18 +17,18 @@ from makd.calibration.counted import CountedBatches
 from makd.comparison.caches import TeacherCaches
 from makd.comparison.cells import teacher_hash
 from makd.comparison.language import LanguageConfig
-from makd.comparison.language_rows import load_rows, read_language
+from makd.comparison.language_rows import load_rows
 from makd.comparison.rows import Rows
 from makd.comparison.same_rows import rows_digests
 from makd.comparison.settings import Experiment, Subject, short_name
-from makd.config import find_device
+from makd.config import CalibrationConfig, find_device
 from makd.data import DataConfig, calibration_batches, choose_tokenizer
 from makd.errors import DataError
 from makd.finetuning import finetune
 from makd.loading import check_dtype, load_model, load_tokenizer
 from makd.preparation import names_of
 from makd.progress import OnProgress
-from makd.tasks import METRICS, Task, TaskConfig, load_task, read_task
+from makd.tasks import METRICS, Task, TaskConfig, load_task
 from makd.tasks.features import without_targets
 from makd.tasks.metrics import score
 
@@ -70,12 +70,11 @@ def prepare_setup(experiment: Experiment, task: Subject, seed: int, progress: On
     model = load_model(str(folder), task.kind.head, device=find_device(experiment.device))
     rows = load_task(placed, tokenizer, model, seed)
     measure = partial(rows.evaluate, batch_size=experiment.finetune.evaluation_batch_size, on_progress=progress)
-    few = experiment.calibration
     return Setup(
         teacher=model,
         task=rows,
         digests=rows_digests(rows, model),
-        calibration=calibration_batches(without_targets(rows.train), tokenizer, model, few.batch_size, few.rows),
+        calibration=calibration_of(rows, model, experiment.calibration),
         measure=measure,
         teacher_scores=measure(model),
         majority=majority_score(rows),
@@ -89,17 +88,22 @@ def _language_setup(experiment: Experiment, language: LanguageConfig, seed: int,
     words = choose_tokenizer(experiment.tokenizer, experiment.teacher)
     model = load_model(experiment.teacher, dtype=check_dtype(language.dtype), device=find_device(experiment.device))
     rows = load_rows(place_language(language, experiment.data), model, words, seed, progress)
-    few = experiment.calibration
     return Setup(
         teacher=model,
         task=rows,
         digests=rows_digests(rows, model),
-        calibration=calibration_batches(rows.distillation, words, model, few.batch_size, few.rows),
+        calibration=calibration_of(rows, model, experiment.calibration),
         measure=rows.evaluate,
         teacher_scores=rows.teacher_scores,
         majority=None,
         caches=None if experiment.cache is None else TeacherCaches(model, rows, experiment.cache, progress),
     )
+
+
+def calibration_of(rows: Rows, model: PreTrainedModel, few: CalibrationConfig) -> CountedBatches:
+    """What factorizations look at: some of the training rows, without labels."""
+    text = without_targets(rows.train) if isinstance(rows, Task) else rows.distillation
+    return calibration_batches(text, rows.tokenizer, model, few.batch_size, few.rows)
 
 
 def is_made(task: Subject, folder: Path) -> bool:
@@ -176,18 +180,6 @@ class Setups:
         if self._setup is not None and self._setup.caches is not None:
             self._setup.caches.close()
         self.last = self._setup = None
-
-
-def check_data(experiment: Experiment, task: Subject) -> None:
-    """Refuse a `task` whose data cannot be read, hours before its turn.
-
-    Raises:
-        DataError: it is not there, or not as it should be.
-    """
-    if isinstance(task, LanguageConfig):
-        read_language(place_language(task, experiment.data))
-    else:
-        read_task(place_data(task, experiment.data))
 
 
 def paths_of(experiment: Experiment) -> dict[str, str]:

@@ -4,12 +4,15 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from makd.anatomy.limits import token_limit
-from makd.baselines import Baseline
+from makd.aspects import Plan
+from makd.baselines import Baseline, PreparedStudent
+from makd.baselines.starts import low_rank_start
 from makd.cache import TeacherCache
 from makd.comparison.rows import Rows
 from makd.comparison.setup import Setup
@@ -54,35 +57,29 @@ def teach(
     task, seconds = setup.task, dict.fromkeys(("prepare", "cache", "train", "evaluate"), 0.0)
     set_seed(seed)
     start = time.perf_counter()
-    with reporting("prepare", progress):
-        made = method.prepare(setup.teacher, budget, setup.calibration, seed)
+    made = prepare_student(setup, method, budget, seed, progress)
     set_seed(seed)  # a start that is there already draws nothing
     seconds["prepare"] = time.perf_counter() - start + made.saved
     total, tokens = count_steps(task, training), 0
     caching: dict[TeacherCache | None, float] = {}  # stages may learn from one
     with float32_weights(made.student):
-        for number, (stage, steps) in enumerate(zip(made.stages, made.steps(total), strict=True)):
-            if steps == 0:
-                continue
-            settings = replace(training, steps=steps, learning_rate=method.learning_rate)
-            if stage.trainable is not None:
-                settings = replace(settings, trainable=stage.trainable)
+        for number, (plan, settings) in enumerate(trainings_of(made, method, training, total)):
             cache = None
             if setup.caches is not None:
-                cache, spent = setup.caches.of(stage.plan, made.student)
+                cache, spent = setup.caches.of(plan, made.student)
                 caching[cache] = spent
-            lengths = training_lengths(task.distillation, stage.plan.writers, token_limit(setup.teacher))
+            lengths = training_lengths(task.distillation, plan.writers, token_limit(setup.teacher))
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder, learning(made.student, settings, seed, number + 1):
                 trainer = DistillTrainer(
                     made.student,
                     setup.teacher,
-                    stage.plan,
+                    plan,
                     settings.student_dropout,
                     tokens_per_batch=settings.find_tokens(lengths),
                     teacher_dtype=settings.find_teacher_dtype(),
                     cache=cache,
-                    stops=stop_tokens(setup.teacher, task.tokenizer) if stage.plan.writers.written else (),
+                    stops=stop_tokens(setup.teacher, task.tokenizer) if plan.writers.written else (),
                     args=settings.to_arguments(Path(folder), seed + 1000 * number, setup.teacher.device.type == "cpu"),
                     train_dataset=task.distillation,
                     data_collator=collator(task.tokenizer, setup.teacher),
@@ -98,6 +95,31 @@ def teach(
         scores = setup.measure(made.student)
     seconds["evaluate"] = time.perf_counter() - start
     return TrainedStudent(made.student, scores, total, tokens, seconds)
+
+
+def prepare_student(setup: Setup, method: Baseline, budget: Budget, seed: int, progress: OnProgress) -> PreparedStudent:
+    """A method's student before its training; what a factorization does is told while it goes on."""
+    with reporting("prepare", progress):
+        begin = partial(low_rank_start, on_progress=progress)
+        return method.prepare(setup.teacher, budget, setup.calibration, seed, begin)
+
+
+def trainings_of(
+    made: PreparedStudent, method: Baseline, training: TrainingConfig, steps: int
+) -> list[tuple[Plan, TrainingConfig]]:
+    """The trainings that a student goes through, one after the other: by which plan, and how; none without steps.
+
+    Raises:
+        SettingError: there are more of them than steps.
+    """
+    found = []
+    for stage, own in zip(made.stages, made.steps(steps), strict=True):
+        settings = replace(training, steps=own, learning_rate=method.learning_rate)
+        if stage.trainable is not None:
+            settings = replace(settings, trainable=stage.trainable)
+        if own:  # all have some, or none has any
+            found.append((stage.plan, settings))
+    return found
 
 
 def count_steps(task: Rows, training: TrainingConfig) -> int:

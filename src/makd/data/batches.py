@@ -7,7 +7,7 @@ or read a plain text on both sides.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -262,7 +262,7 @@ def calibration_batches(
     return CountedBatches(make_batches(rows, tokenizer, model, batch_size, limit, by_length=True), count)
 
 
-def count_tokens(batches: list[Batch]) -> int:
+def count_tokens(batches: Iterable[Batch]) -> int:
     """Real tokens in `batches`, of both sides of an encoder-decoder."""
     return sum(int(batch[name].sum()) for batch in batches for name in SIDES if name in batch)
 

@@ -3,7 +3,7 @@
 from makd.distill.apart import check_apart
 from makd.distill.engines.sharded import in_pieces, teaching_in_pieces
 from makd.distill.engines.support import check_engine
-from makd.distill.fitting import TrainingRows, check_training
+from makd.distill.fitting import TrainingRows, check_stage, check_training
 from makd.distill.layerwise.settings import LayerwiseConfig
 from makd.distill.layerwise.student import LayerTeacher, teach_layers_
 from makd.distill.layerwise.training import LayerTrainingResult, check_teachable, teach_layer_
@@ -19,7 +19,6 @@ from makd.distill.resuming.identity import (
     write_identity,
 )
 from makd.distill.resuming.train import train
-from makd.distill.rising import check_rises
 from makd.distill.supervised import SupervisedTrainer
 from makd.distill.trainable import check_adapters, learning
 from makd.distill.trainer import DistillTrainer
@@ -40,9 +39,9 @@ __all__ = [
     "check_adapters",
     "check_apart",
     "check_engine",
-    "check_rises",
     "check_same_everywhere",
     "check_same_run",
+    "check_stage",
     "check_teachable",
     "check_training",
     "float32_weights",

@@ -1,7 +1,7 @@
 """Station 7: whether models and rows allow what a plan asks for, before any work that a refusal would make useless.
 
-A run asks with the teacher in the student's place, before it has a student; the trainer asks with the pair itself. So
-nothing that follows from plan, teacher and rows is refused after hours of a factorization.
+Runs and comparisons ask with the teacher in the student's place, before they have a student; the trainer asks with the
+pair itself. So nothing that follows from plan, teacher and rows is refused after hours of a factorization.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,16 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
 from makd.anatomy.limits import token_limit
-from makd.aspects import ActivePlan, Completions
-from makd.capture import has_vocabulary_head
+from makd.aspects import ActivePlan, Completions, Plan, activate
+from makd.capture import examine, has_vocabulary_head
+from makd.capture.attention import check_float32
 from makd.data import has_completions, reads_blocks, token_batches
+from makd.distill.engines.support import check_engine
 from makd.distill.lengths import training_lengths
 from makd.distill.losses.projections import find_widths
 from makd.distill.losses.withholding import shared_label_shift
+from makd.distill.rising import check_rises
+from makd.distill.trainable import check_adapters
 from makd.distill.training import TrainingConfig
 from makd.errors import DataError, SettingError
 from makd.processes.started import process_count
@@ -66,6 +70,42 @@ class TrainingRows:
 
     def _sizes(self, completions: Completions, student: PreTrainedModel, tokens: int) -> list[int]:
         return [*map(len, token_batches(training_lengths(self.rows, completions, token_limit(student)), tokens))]
+
+
+def check_stage(
+    plan: Plan,
+    training: TrainingConfig,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rows: Dataset,
+    *,
+    cached: bool,
+) -> None:
+    """Refuse a training that these models cannot go through on these rows: all that is known before it is begun.
+
+    Args:
+        plan: what is to be mimicked.
+        training: how, for at least one step.
+        student: who learns; the teacher itself, where a student of it has yet to be factorized.
+        teacher: who is mimicked.
+        rows: to train on.
+        cached: whether a cache answers for the teacher.
+
+    Raises:
+        SettingError: a term does not fit the models; or as `check_adapters`, `check_engine`, `check_rises` and
+            `check_training` raise it.
+        DataError, UnsupportedModelError: as `check_training`; or the student cannot be run in float32.
+    """
+    check_float32(student)
+    check_adapters(training, None if student is teacher else student)
+    check_engine(student, training, plan.writers)
+    anatomy, teacher_anatomy = examine(student), examine(teacher)
+    active = activate(plan, anatomy, teacher_anatomy)
+    given = TrainingRows.of(rows, training, active.completions, token_limit(student), cached=cached)
+    if active.completions.adaptive:
+        steps = training.find_steps(given.count_batches(active.completions, student))
+        check_rises(active, steps, training.evaluate_every)
+    check_training(active, student, teacher, anatomy, teacher_anatomy, given)
 
 
 def check_training(

@@ -56,7 +56,7 @@ def learning(model: PreTrainedModel, training: TrainingConfig, seed: int, stage:
 @contextmanager
 def _adapted(model: PreTrainedModel, training: TrainingConfig, seeds: Sequence[int]) -> Iterator[None]:
     """Inside, adapters learn and nothing else; they are merged at the end, and thrown away after an error."""
-    check_adapters(training)
+    check_adapters(training, model)
     tuner = _adapt_(model, training.adapter_rank, seeds)
     try:
         yield
@@ -66,27 +66,37 @@ def _adapted(model: PreTrainedModel, training: TrainingConfig, seeds: Sequence[i
     tuner.merge_and_unload(safe_merge=True)
 
 
-def check_adapters(training: TrainingConfig) -> None:
-    """Refuse adapters where there is nothing that makes them.
+def check_adapters(training: TrainingConfig, model: PreTrainedModel | None) -> None:
+    """Refuse adapters where there is nothing that makes them, or nothing that they could go on.
+
+    Args:
+        training: says whether they are asked for.
+        model: that is to learn; None where it has yet to be made, with factors.
 
     Raises:
-        SettingError: they are asked for, and peft is not installed.
+        SettingError: they are asked for, and peft is not installed, or `model` has no factors.
     """
-    if training.trainable == "adapters" and importlib.util.find_spec("peft") is None:
+    if training.trainable != "adapters":
+        return
+    if importlib.util.find_spec("peft") is None:
         raise SettingError("training.trainable 'adapters' needs peft: pip install 'makd[adapters]'.")
+    if model is not None and not _factors(model):
+        raise SettingError(
+            "training.trainable is 'adapters', and the model has no factors to put them on. Factorize it first, or "
+            "take 'all' or 'linears'."
+        )
+
+
+def _factors(model: PreTrainedModel) -> list[str]:
+    """Names of the factors of its linears."""
+    factored = [name for name in resolve(model).linears if isinstance(model.get_submodule(name), StandIn)]
+    return factor_names(model, factored)
 
 
 def _adapt_(model: PreTrainedModel, rank: int, seeds: Sequence[int]) -> Any:
     """Put adapters on the factors of `model`, in place, and let them alone learn."""
     from peft import LoraConfig, LoraModel
 
-    factored = [name for name in resolve(model).linears if isinstance(model.get_submodule(name), StandIn)]
-    factors = factor_names(model, factored)
-    if not factors:
-        raise SettingError(
-            "training.trainable is 'adapters', and the model has no factors to put them on. Factorize it first, or "
-            "take 'all' or 'linears'."
-        )
     stacks = resolve(model).stacks
     if any(isinstance(getattr(model.get_submodule(stack.module), stack.leaf), nn.Module) for stack in stacks):
         logger.warning(
@@ -95,4 +105,4 @@ def _adapt_(model: PreTrainedModel, rank: int, seeds: Sequence[int]) -> Any:
         )
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
         torch.default_generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
-        return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=factors), "default")
+        return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_factors(model)), "default")

@@ -132,6 +132,42 @@ def check_dense(teacher: PreTrainedModel) -> None:
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
 
 
+def check_factorizable(
+    teacher: PreTrainedModel, budget: Budget, settings: FactorizeConfig, *, has_text: bool
+) -> tuple[Anatomy, FactorizeConfig, Candidates]:
+    """Refuse a teacher that no such student can be made of: all that is known before any text is read.
+
+    Args:
+        teacher: as for `factorize`.
+        budget: likewise.
+        settings: solver, ranks and the rest.
+        has_text: whether there are calibration batches.
+
+    Returns:
+        What of the teacher is factorized; the settings with the solver that they stand for; the outlines to try.
+
+    Raises:
+        MakdError: as `factorize` raises it.
+    """
+    check_dense(teacher)
+    check_plain(teacher)
+    check_float64(teacher.device)
+    anatomy = settings.with_experts(examine(teacher))
+    check_finite(teacher, "The teacher")
+    check_round_trip(teacher, anatomy)
+    made = settings.for_model(anatomy)
+    candidates = find_candidates(
+        teacher, anatomy, linear_sizes(teacher, anatomy), budget, settings.vocabulary, settings.depth,
+        settings.rank_multiple, has_text, made.by_frequency,
+    )  # fmt: skip
+    if SOLVERS[made.solver].needs_text and not has_text:
+        raise DataError(
+            f"Solver {made.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
+            "Give `calibration`, or take solver 'svd', which needs none."
+        )
+    return anatomy, made, candidates
+
+
 @keeping_random_state()
 def make_student(
     teacher: PreTrainedModel,
@@ -159,27 +195,11 @@ def make_student(
     """
     started = time.perf_counter()
     progress, asked = on_progress or nobody, settings
-    check_dense(teacher)
-    check_plain(teacher)
-    check_float64(teacher.device)
-    anatomy = settings.with_experts(examine(teacher))
+    anatomy, settings, candidates = check_factorizable(teacher, budget, settings, has_text=calibration is not None)
     for note in anatomy.notes:
         logger.info("%s: %s", type(teacher).__name__, note)
-    check_finite(teacher, "The teacher")
-    check_round_trip(teacher, anatomy)
-    settings = settings.for_model(anatomy)
-    kind, has_text = SOLVERS[settings.solver], calibration is not None
-    candidates = find_candidates(
-        teacher, anatomy, linear_sizes(teacher, anatomy), budget, asked.vocabulary, asked.depth,
-        asked.rank_multiple, has_text, settings.by_frequency,
-    )  # fmt: skip
-    if teach is not None and not has_text:
+    if teach is not None and calibration is None:
         raise DataError("Teaching layers on the way needs calibration batches: give `calibration`.")
-    if kind.needs_text and not has_text:
-        raise DataError(
-            f"Solver {settings.solver!r} needs calibration batches (model inputs, as a DataLoader gives them). "
-            "Give `calibration`, or take solver 'svd', which needs none."
-        )
     batches: Sequence[Mapping[str, Tensor]] = list(check_batches(calibration or (), teacher))
     if isinstance(calibration, CountedBatches):
         batches = calibration.replaced_by(batches)

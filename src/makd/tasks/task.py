@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.eval_mode import in_eval
-from makd.data import check_room, collator
+from makd.data import check_room, collator, count_tokens
 from makd.default_modes import default_modes
 from makd.kinds import takes
 from makd.progress import OnProgress, nobody, track
@@ -84,6 +84,11 @@ class Task:
             suffix = "" if len(self.evaluation) == 1 else f"_{split.removeprefix('validation_')}"
             found |= {name + suffix: value for name, value in values.items()}
         return found | {"score": sum(scores) / len(scores)}
+
+    def count_tokens(self, model: PreTrainedModel) -> int:
+        """Real tokens of all rows to measure on, as `model` reads them: of both sides of an encoder-decoder."""
+        loaders = (_loader(rows, self.tokenizer, model, 32) for rows in self.evaluation.values())
+        return sum(count_tokens(loader) for loader in loaders)
 
     def _predict(
         self, model: PreTrainedModel, split: str, rows: Dataset, batch_size: int, tell: OnProgress
@@ -184,6 +189,14 @@ def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: Pre
     )
 
 
+def _loader(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, batch_size: int
+) -> DataLoader[Any]:
+    """What `model` is given of rows to measure on, in their order."""
+    inputs = without_targets(plain_inputs(rows))
+    return DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model))
+
+
 @torch.no_grad()
 def _outputs(
     model: PreTrainedModel,
@@ -200,12 +213,10 @@ def _outputs(
     """
     lengths = [len(ids) for ids in rows["input_ids"]]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    inputs = without_targets(plain_inputs(rows)).select(order)
     found: list[list[np.ndarray]] = [[]] * len(rows)
     places = iter(order)
     with in_eval(model):
-        loader = DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model))
-        for batch in track(loader, "evaluate", on_progress):
+        for batch in track(_loader(rows.select(order), tokenizer, model, batch_size), "evaluate", on_progress):
             output = model(**{name: value.to(model.device) for name, value in batch.items()})
             real = batch["attention_mask"].bool()
             for name in names:
