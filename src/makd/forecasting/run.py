@@ -19,7 +19,7 @@ from makd.calibration.store import MEMORY_LIMIT
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer
-from makd.distill import training_lengths
+from makd.distill import LayerTeacher, training_lengths
 from makd.distill.engines.support import is_sharding_asked
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
@@ -94,15 +94,13 @@ def forecast(
     batches = [] if prepared is None else prepared.calibration
     there = find_available(device, Path(output))
     anatomy = examine(model)
-    made = _forecast(model, anatomy, batches, budget, settings, save, device, from_files=stream)
-    training, uncounted = None, []
-    if recipe.layer_teacher is not None:
-        uncounted.append("lessons of layers (recipe.layerwise) are not counted: making them takes longer")
+    made = _forecast(model, anatomy, batches, budget, settings, save, device, recipe.layer_teacher, from_files=stream)
+    training = None
     if command == "compress" and prepared is not None:
         training = _training(model, anatomy, made, recipe, prepared)
-        if any(stage.plan.writers.written for stage in recipe.trainings):
-            uncounted.append("the writing of completions is not counted: it may take longer than the training itself")
-    made = replace(made, notes=(*made.notes, *uncounted))
+        if training is not None and any(stage.plan.writers.written for stage in recipe.trainings):
+            uncounted = "the time to write completions is not counted: it may be longer than the training's own"
+            made = replace(made, notes=(*made.notes, uncounted))
     speed = measure_machine(device, dtype)
     seconds = {"factorize": speed.seconds(made.operations)}
     if training is not None:
@@ -135,8 +133,9 @@ def check_run(
     there = find_available(teacher.device, output, held, kept)
     anatomy = examine(teacher)
     made = _forecast(
-        teacher, anatomy, data.calibration, budget, start_settings(recipe, trains=trains), save, teacher.device
-    )
+        teacher, anatomy, data.calibration, budget, start_settings(recipe, trains=trains), save, teacher.device,
+        recipe.layer_teacher,
+    )  # fmt: skip
     training = _training(teacher, anatomy, made, recipe, data) if trains else None
     check_fits(made, there, [] if training is None else [training.memory])
 
@@ -148,7 +147,10 @@ def check_stream(
     device = recipe.find_device()
     there = find_available(device, output, 0, kept)
     settings = _streamed(recipe.factorize, model)
-    check_fits(_forecast(model, examine(model), batches, budget, settings, save, device, from_files=True), there)
+    made = _forecast(
+        model, examine(model), batches, budget, settings, save, device, recipe.layer_teacher, from_files=True
+    )
+    check_fits(made, there)
 
 
 def check_weights(teacher: str, recipe: Recipe) -> None:
@@ -193,6 +195,7 @@ def _forecast(
     settings: FactorizeConfig,
     save: torch.dtype,
     device: torch.device,
+    teach: LayerTeacher | None,
     *,
     from_files: bool = False,
 ) -> Forecast:
@@ -203,7 +206,7 @@ def _forecast(
         return forecast_factorization(
             model, anatomy, budget, settings, text,
             from_files=from_files, store=store, save_itemsize=save.itemsize,
-            beside=torch.get_num_threads() if device.type == "cpu" else 1,
+            beside=torch.get_num_threads() if device.type == "cpu" else 1, teach=teach,
         )  # fmt: skip
 
     if from_files or settings.store == "disk":
