@@ -61,9 +61,10 @@ _logger = logging.getLogger(__name__)
 class DistillTrainer(MeanLossTrainer):
     """Teach `model` to mimic `teacher` as `plan` says.
 
-    The batches may hold labels or not; with labels (or a causal language model's own tokens) the plan's `task` term
-    adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`, `hidden`, … and
-    `eval_matrix`, … during evaluation.
+    Batches are padded on the right before they are read, on whichever side the collator does it; what is predicted is
+    of tokens there. They may hold labels or not; with labels (or a causal language model's own tokens) the plan's
+    `task` term adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`,
+    `hidden`, … and `eval_matrix`, … during evaluation.
     """
 
     def __init__(
