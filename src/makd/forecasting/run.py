@@ -43,8 +43,7 @@ from makd.ranks.budget import Budget
 from makd.source_names import name_of
 from makd.start import reads_text, start_settings
 from makd.storage import find_save_dtype, stored_folder
-from makd.weights.files import read_header
-from makd.weights.shards import weight_files
+from makd.weights.shards import stored_tensors
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -166,9 +165,8 @@ def check_weights(teacher: str, recipe: Recipe) -> None:
     numbers = 0
     with suppress(ModelLoadError):  # what is wrong with the files, whoever loads them says
         folder = None if locate(teacher).gguf_file is not None else stored_folder(teacher)
-        for file in () if folder is None else weight_files(folder):
-            if file.suffix == ".safetensors":
-                numbers += sum(tensor.nbytes // tensor.dtype.itemsize for tensor in read_header(file)[0].values())
+        for _, tensor in () if folder is None else stored_tensors(folder):
+            numbers += tensor.nbytes // tensor.dtype.itemsize
     weights = numbers * check_dtype(recipe.dtype).itemsize
     check_memory([Memory("weights", weights)], 0, find_available(recipe.find_device(), Path()))
 
