@@ -126,7 +126,7 @@ def check_run(
 
     Raises:
         RoomError: more memory or disk is needed than there is.
-        BudgetError, SettingError: what the factorization would say.
+        BudgetError, SettingError, DataError: what the factorization would say.
     """
     held = sum(parameter.nbytes for parameter in teacher.parameters())
     there = find_available(teacher.device, output, held, kept)
