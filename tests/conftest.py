@@ -13,12 +13,17 @@ import pydoc_data.topics
 import pytest
 import torch
 from datasets import arrow_dataset, fingerprint
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.type_checks import check_shapes
 
 check_shapes()  # before any of makd is imported
+
+# of property tests: how long an example takes depends on what else the machine does
+settings.register_profile("makd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("makd")
 
 
 def pytest_collection_finish():

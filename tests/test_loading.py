@@ -21,7 +21,7 @@ from makd.loading import (
     locate,
     take_model,
 )
-from makd.weights.checkpoint import Checkpoint
+from makd.weights.on_disk import Checkpoint
 from tests.distill.test_trainer import make_arguments
 from tests.models import TINY, tiny
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's files to what they say: config, shards, dtype; and whether a loaded model is all from them.
+"""From a checkpoint's files to what they say: config, dtype; and whether a loaded model is all from them.
 
 Stands below `loading`. transformers fills what it does not find at random and leaves out what it has no place for, both
 with a warning: here that is an error, unless nothing that is used is touched by it.
@@ -21,8 +21,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from makd.anatomy.stand_in import NUMBER
 from makd.anatomy.table import ANATOMIES
 from makd.errors import MakdError, ModelLoadError
-from makd.weights.files import read_header
-from makd.weights.shards import read_object, weight_files
+from makd.weights.shards import read_object, stored_tensors
 
 OLD_BUFFERS = re.compile(r"(rotary_emb\..*|position_ids|masked_bias|attn\.bias|attention\.bias)$")
 """Tensors inside layers that old versions of transformers saved and newer ones compute."""
@@ -116,11 +115,9 @@ def stored_dtype(folder: str) -> torch.dtype | None:
     if not where.is_dir():
         return None
     numbers: Counter[torch.dtype] = Counter()
-    for file in weight_files(where):
-        if file.suffix == ".safetensors":
-            for tensor in read_header(file)[0].values():
-                if tensor.dtype.is_floating_point:
-                    numbers[tensor.dtype] += tensor.nbytes // tensor.dtype.itemsize
+    for _, tensor in stored_tensors(where):
+        if tensor.dtype.is_floating_point:
+            numbers[tensor.dtype] += tensor.nbytes // tensor.dtype.itemsize
     if numbers:
         return numbers.most_common(1)[0][0]
     named = getattr(read_config(folder), "dtype", None)
@@ -142,19 +139,16 @@ def check_numbers(folder: Path, model: PreTrainedModel, name: str) -> None:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    for file in weight_files(folder):
-        if file.suffix != ".safetensors":
+    for key, tensor in stored_tensors(folder):
+        if tensor.dtype.is_floating_point or tensor.shape == NUMBER:  # that of a student's identity
             continue
-        for key, tensor in read_header(file)[0].items():
-            if tensor.dtype.is_floating_point or tensor.shape == NUMBER:  # that of a student's identity
-                continue
-            known, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
-            if {key, known} & parameters.keys():
-                raise ModelLoadError(
-                    f"{name}: {key} is stored as {str(tensor.dtype).removeprefix('torch.')}. Weights are numbers with "
-                    "a fraction: these are codes of a quantized model, or damaged. "
-                    "Load the unquantized version of the model, or copy its folder again, whole."
-                )
+        known, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, parameters)
+        if {key, known} & parameters.keys():
+            raise ModelLoadError(
+                f"{name}: {key} is stored as {str(tensor.dtype).removeprefix('torch.')}. Weights are numbers with a "
+                "fraction: these are codes of a quantized model, or damaged. Load the unquantized version of the "
+                "model, or copy its folder again, whole."
+            )
 
 
 def check_complete(model: PreTrainedModel, found: Mapping[str, Any], name: str) -> None:

@@ -1,6 +1,11 @@
 """From a name to a model or tokenizer: hub ids, folders, GGUF files, and models that Python packages carry.
 
 Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` and does not ask where it came from.
+
+    name -> where it lies (`locate`) -> in which files (`makd.weights.shards`) -> its class (`_model_class`), which
+    loads it -> is it all from its files (`makd.checkpoint`), plain and finite (`makd.weights.sound`)?
+
+A teacher that stays on disk is built empty (`load_empty_model`), and filled a layer at a time (`makd.weights.on_disk`).
 """
 
 import importlib.util

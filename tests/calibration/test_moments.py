@@ -137,7 +137,7 @@ def test_inputs_without_targets_are_refused():
         CrossMoments(12, 3).update(rows())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 40),
     features=st.integers(1, 9),

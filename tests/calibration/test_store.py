@@ -25,7 +25,7 @@ def no_waiting_for_disks(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.integers(0, 4), max_size=3),
     dtype=st.sampled_from(DTYPES),

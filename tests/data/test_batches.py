@@ -104,6 +104,16 @@ def test_where_no_row_is_cut_nothing_is_said(tokenizer, caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_rows_are_padded_on_the_right_whatever_the_tokenizer_does(tokenizer, name):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "left"
+    rows = [{"input_ids": [7] * length, "labels": [5] * length} for length in (2, 4)]
+    batch = collator(tokenizer, tiny(name, "token_classification" if name == "bert" else "causal_lm"))(rows)
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[5, 5, -100, -100], [5, 5, 5, 5]]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_places_of_answers_are_those_in_the_padded_row(tokenizer, side):
     tokenizer = copy.deepcopy(tokenizer)

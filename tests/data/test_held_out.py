@@ -18,7 +18,7 @@ def sides(texts, share=0.1):
     return train["text"], evaluation["text"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.randoms(use_true_random=False), st.integers(100, 400))
 def test_no_text_that_is_held_out_of_some_rows_is_learned_from_in_others(random, count):
     (train, evaluation), (other_train, other_evaluation) = sides(TEXTS), sides(random.sample(TEXTS, count))

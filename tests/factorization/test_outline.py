@@ -27,7 +27,7 @@ def make_student(keep, head="base", **options):
     return makd.factorize(teacher, makd.Budget(keep=keep), rank_multiple=1, **options)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @example(keep=0.98828125, factored=True, solver="whitened")
 @given(keep=st.floats(0.2, 1.0), factored=st.booleans(), solver=st.sampled_from(["svd", "whitened"]))
 def test_the_budget_is_met_exactly_with_the_vocabulary_too(keep, factored, solver):

@@ -16,7 +16,7 @@ from makd.factorization.settings import FactorizeConfig
 from makd.factorization.streamed import check_streamable, stream_student
 from makd.factorization.work import Work
 from makd.loading import load_empty_model
-from makd.weights.checkpoint import Checkpoint
+from makd.weights.on_disk import Checkpoint
 from tests.models import batch, tiny
 
 BUDGET = makd.Budget(keep_linears=0.5)

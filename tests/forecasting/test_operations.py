@@ -20,15 +20,10 @@ from makd.solvers import (
     decompose_whitened,
     fit_regression,
 )
+from tests.forecasting.measured import counted
 from tests.models import tiny
 
 TEXT = TextShape(((3, 10),))
-ATEN = torch.ops.aten
-LAPACK = {
-    ATEN.linalg_cholesky_ex: lambda matrix, *_, **__: matrix[-1] ** 3 / 3,
-    ATEN.linalg_solve_triangular: lambda matrix, _right, *_, out_shape, **__: matrix[-1] * out_shape.numel(),
-}
-"""What these operations take of a dense matrix, which torch does not count; eigenvectors are counted apart."""
 
 
 def shape(model):
@@ -47,13 +42,6 @@ def test_a_forward_has_the_products_that_torch_counts(family):
     layers = [found[f"{type(model).__name__}.{layer.module}"] for layer in resolve(model).layers]
     counted = [operations.forward(layer, TEXT).products for layer in shape(model).layers]
     assert counted == [sum(layer.values()) for layer in layers]
-
-
-def counted(work):
-    """Operations of what `work` does."""
-    with FlopCounterMode(display=False, custom_mapping=LAPACK) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])

@@ -1,9 +1,11 @@
 """`makd.forecast`, `--dry_run`, and runs that are refused before their work begins."""
 
+import gc
 import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 import makd
 from makd import pipeline
@@ -11,6 +13,7 @@ from makd.config import CalibrationConfig
 from makd.errors import BudgetError, DataError, OutputError, RoomError, SettingError
 from makd.factorization.room import Available, Room
 from makd.forecasting import run as forecasting
+from makd.forecasting.learning import LEARNING_BYTES
 from makd.run_folder import OutputFolder
 from tests.models import tiny
 
@@ -25,6 +28,8 @@ DATA = makd.DataConfig(path="pydoc", rows=40, max_length=16)
 RECIPE = makd.Recipe(
     calibration=CalibrationConfig(rows=16), training=makd.TrainingConfig(steps=3, batch_size=4), device="cpu"
 )
+
+BY_FOUR = replace(RECIPE, calibration=CalibrationConfig(rows=16, batch_size=4))
 
 
 @pytest.fixture
@@ -75,6 +80,9 @@ def test_what_the_run_would_refuse_is_refused(encoder_folder, tmp_path):
         makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path, command="distill")
     with pytest.raises(SettingError, match="stream is for command factorize"):
         makd.forecast(str(encoder_folder), DATA, HALF, RECIPE, tmp_path, stream=True)
+    taught = replace(RECIPE, layerwise=makd.LayerwiseConfig(steps=3))
+    with pytest.raises(DataError, match="Teaching a layer takes at least 2 calibration batches"):
+        makd.forecast(str(encoder_folder), DATA, HALF, taught, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +106,19 @@ def test_a_dry_run_prints_a_table_and_does_nothing(run, decoder_folder, tmp_path
 
 def test_a_stream_that_teaches_its_layers_reads_text_whatever_its_solver(encoder_folder, tmp_path):
     solved = replace(RECIPE, factorize=makd.FactorizeConfig(solver="svd"))
-    taught = replace(solved, layerwise=makd.LayerwiseConfig(steps=3))
+    taught = replace(solved, layerwise=makd.LayerwiseConfig(steps=3), calibration=BY_FOUR.calibration)
 
     def told(recipe, data=DATA):
         named = str(encoder_folder), data, HALF, recipe, tmp_path
         return makd.forecast(*named, command="factorize", stream=True).student
 
     missing = makd.DataConfig(path=str(tmp_path / "nowhere.txt"))
-    assert "not counted" not in " ".join(told(solved, missing).notes)
+    assert "lessons" not in {phase.when for phase in told(solved, missing).phases}
     with pytest.raises(DataError, match="nowhere"):
         told(taught, missing)
-    assert "lessons of layers (recipe.layerwise) are not counted" in " ".join(told(taught).notes)
+    found = told(taught)
+    assert found.phases[-1].when == "lessons"
+    assert found.text.tokens > 0
 
 
 @pytest.mark.parametrize(
@@ -200,19 +210,54 @@ def test_what_a_run_that_was_stopped_has_on_disk_is_no_more_asked_for(encoder_fo
     assert asked[-1] == 1000
 
 
-def test_what_is_not_counted_is_said(decoder_folder, encoder_folder, tmp_path):
+def test_lessons_of_layers_take_time_and_memory_and_are_said_to_end_sooner(encoder_folder, tmp_path):
+    def told(**settings):
+        recipe = replace(BY_FOUR, layerwise=makd.LayerwiseConfig(**settings), plan=makd.Plan(preset="full"))
+        found = makd.forecast(str(encoder_folder), DATA, HALF, recipe, tmp_path).student
+        return found, " ".join(found.notes)
+
+    (none, without), (some, said), (many, _) = told(), told(steps=3), told(steps=30)
+    assert none.operations.products < some.operations.products < many.operations.products
+    assert [phase.when for phase in some.phases] == [*(phase.when for phase in none.phases), "lessons"]
+    assert "may end sooner" in said
+    assert "lessons" not in without
+
+
+def test_the_time_to_write_completions_is_said_not_to_be_counted(decoder_folder, encoder_folder, tmp_path):
     def notes(teacher, recipe, data=DATA):
         return " ".join(makd.forecast(str(teacher), data, HALF, recipe, tmp_path).student.notes)
 
-    taught = replace(RECIPE, layerwise=makd.LayerwiseConfig(steps=3), plan=makd.Plan(preset="full"))
-    assert "lessons of layers (recipe.layerwise) are not counted" in notes(encoder_folder, taught)
     written, asked = replace(RECIPE, plan=makd.Plan(preset="gkd")), tmp_path / "asked.jsonl"
     asked.write_text(
         '{"prompt": "What is a list?", "response": "A row of things."}\n{"prompt": "?", "response": "Yes."}\n'
     )
     chats = makd.DataConfig(path=str(asked), template="none", max_length=32)
-    assert "the writing of completions is not counted" in notes(decoder_folder, written, chats)
+    assert "time to write completions is not counted" in notes(decoder_folder, written, chats)
     assert "not counted" not in notes(encoder_folder, RECIPE)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["live", "from a cache"])
+def test_while_a_student_learns_both_models_are_in_memory_as_is_said(encoder_folder, tmp_path, cached):
+    recipe = replace(RECIPE, evaluation=makd.EvaluationConfig(rows=8, latency=False, samples=0))
+    if cached:
+        makd.build_cache(str(encoder_folder), DATA, recipe, tmp_path / "cache")
+        recipe = replace(recipe, cache=str(tmp_path / "cache"))
+    told = makd.forecast(str(encoder_folder), DATA, HALF, recipe, tmp_path / "student").training.memory
+
+    def there():
+        gc.collect()
+        return {id(one): one for one in gc.get_objects() if isinstance(one, torch.nn.Parameter)}
+
+    before, seen = there(), []
+
+    def look(progress):
+        if progress.what == "distil" and progress.done and not seen:
+            seen.append(sum(one.nbytes for one in there().values() if id(one) not in before))
+
+    report = pipeline.compress(str(encoder_folder), DATA, HALF, recipe, tmp_path / "student", on_progress=look)
+    parameters = report.metrics["params"]["total"]
+    assert seen == [4 * (parameters["teacher"] + parameters["student"])]
+    assert told.weights == pytest.approx(seen[0] + LEARNING_BYTES * parameters["student"], rel=0.01)
 
 
 def test_memory_of_a_training_is_that_of_the_completions_that_may_be_written(decoder_folder, tmp_path):

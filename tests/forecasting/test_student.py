@@ -7,8 +7,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import makd
 from makd.anatomy import resolve
 from makd.errors import BudgetError
+from makd.factorization.assemble import linear_sizes
 from makd.factorization.settings import FactorizeConfig
-from makd.forecasting.operations import TextShape
+from makd.forecasting.learning import Lessons
+from makd.forecasting.operations import TextShape, forward
+from makd.forecasting.shapes import shape_of
 from makd.forecasting.student import forecast_factorization
 from tests.models import TINY, tiny
 
@@ -27,7 +30,7 @@ def llama(layers=2, hidden=32):
 
 
 def told(model, budget=HALF, text=TEXT, **settings):
-    more = {name: settings.pop(name) for name in ("from_files", "store", "beside") if name in settings}
+    more = {name: settings.pop(name) for name in ("from_files", "store", "beside", "teach") if name in settings}
     return forecast_factorization(model, resolve(model), budget, FactorizeConfig(**settings), text, **more)
 
 
@@ -101,6 +104,44 @@ def test_the_store_holds_the_states_of_every_layer_and_the_moments_of_the_gradie
 def test_without_some_layers_the_store_holds_the_states_of_the_teacher_with_all_besides():
     whole, without = (told(llama(layers=3), makd.Budget(keep_linears=0.3), depth=depth) for depth in ("all", 2))
     assert without.store_bytes - whole.store_bytes == 3 * 88 * 32 * 4  # layers, tokens, hidden, bytes
+
+
+TEACH = makd.LayerTeacher(makd.Plan(), makd.LayerwiseConfig(steps=3))
+
+
+@pytest.mark.parametrize("solver", ["svd", "whitened", "two_sided_regression"])
+def test_layers_that_are_taught_have_the_states_of_every_layer_of_the_teacher_with_all(solver):
+    def states(**settings):
+        found = told(llama(layers=3), makd.Budget(keep_linears=0.3), solver=solver, teach=TEACH, **settings)
+        return found.store_bytes
+
+    fitted = solver == "two_sided_regression"
+    all_layers = states(depth="all")
+    assert all_layers >= 3 * 88 * 32 * 4
+    assert (all_layers > 3 * 88 * 32 * 4) == fitted  # whose moments of gradients are kept too
+    assert states(depth=2) - all_layers == 3 * 88 * 32 * 4
+
+
+def test_what_stays_of_the_layers_is_taught_by_a_second_walk_through_all():
+    model = llama(layers=3)
+    found = told(model, makd.Budget(keep_linears=0.3), depth=2, solver="svd", teach=TEACH)
+    anatomy, expected = resolve(model), 0.0
+    for layer in shape_of(model, anatomy, linear_sizes(model, anatomy)).layers:
+        once, ranks = forward(layer, TEXT).products, {size: found.ranks.get(size.name) for size in layer.linears}
+        expected += once
+        if all(size.name in found.ranks for size in ranks):
+            kept = sum(size.weights(rank) for size, rank in ranks.items()) / sum(size.dense for size in ranks)
+            expected += (1 + kept) * once + Lessons.of(TEACH, anatomy, TEXT).work(layer, TEXT, kept).products
+    assert found.operations.products == pytest.approx(expected)
+
+
+def test_layers_that_are_not_taught_have_neither_lessons_nor_a_second_walk():
+    dropping = {"budget": makd.Budget(keep_linears=0.3), "depth": 2, "solver": "whitened"}
+    without, taught = told(llama(layers=3), **dropping), told(llama(layers=3), **dropping, teach=TEACH)
+    assert [phase.when for phase in taught.phases if phase not in without.phases][-1] == "lessons"
+    assert without.operations.products == pytest.approx(
+        2 / 3 * told(llama(layers=3), solver="whitened").operations.products
+    )
 
 
 def test_whitened_holds_the_states_of_two_layers_whatever_their_number():

@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import makd
 from makd.anatomy import resolve
@@ -11,10 +13,13 @@ from makd.errors import RoomError
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.room import Available, Room
 from makd.forecasting.fit import check_memory
+from makd.forecasting.learning import LEARNING_BYTES, PARAMETER_BYTES
 from makd.forecasting.memory import Memory
 from makd.forecasting.operations import TextShape, forward
 from makd.forecasting.shapes import shape_of
-from makd.forecasting.training import LEARNING_BYTES, PARAMETER_BYTES, LearnerShape, Spread, forecast_training
+from makd.forecasting.training import LearnerShape, Spread, forecast_training
+from makd.generation import Sampling, generate
+from tests.forecasting.measured import peak_bytes
 from tests.models import tiny
 
 LENGTHS = [10] * 20
@@ -53,10 +58,10 @@ def test_stages_add_up(shape):
     assert products[2] == pytest.approx(products[0] + products[1])
 
 
-def test_a_student_that_learns_has_gradients_and_the_moments_of_the_optimizer(shape):
-    found = told(shape, makd.TrainingConfig(steps=1), asks_teacher=False)
-    assert found.memory.weights == 1000 * 16
-    assert told(shape, makd.TrainingConfig(steps=1)).memory.weights == 1000 * 16 + shape.weight_bytes
+@pytest.mark.parametrize("asks_teacher", [True, False], ids=["live", "from a cache"])
+def test_a_student_that_learns_has_gradients_and_moments_and_the_teacher_is_there(shape, asks_teacher):
+    found = told(shape, makd.TrainingConfig(steps=1), asks_teacher=asks_teacher)
+    assert found.memory.weights == 1000 * 16 + shape.weight_bytes
 
 
 @pytest.mark.parametrize(
@@ -64,8 +69,8 @@ def test_a_student_that_learns_has_gradients_and_the_moments_of_the_optimizer(sh
 )
 def test_only_what_learns_has_gradients_and_moments(shape, trainable, learning):
     training = makd.TrainingConfig(steps=1, trainable=trainable, adapter_rank=4)
-    found = told(shape, training, asks_teacher=False).memory.weights
-    assert found == PARAMETER_BYTES * 1000 + LEARNING_BYTES * learning
+    found = told(shape, training).memory.weights
+    assert found == PARAMETER_BYTES * 1000 + LEARNING_BYTES * learning + shape.weight_bytes
 
 
 PLAIN = {"steps": 1, "batch_size": 8}
@@ -77,35 +82,69 @@ LOWERING = {
     "recipe.training.trainable adapters": {"trainable": "adapters", "adapter_rank": 1},
     "or linears": {"trainable": "linears"},
     "a smaller budget": {"student": replace(STUDENT, parameters=900, linears=700)},
-    "(recipe.cache)": {"asks_teacher": False},
     "FSDP over several GPUs": {"spread": Spread(2)},
     "recipe.training.shard_teacher": {"spread": Spread(2), "shard_teacher": True},
 }
 """What the advice names -> how it is given."""
+LOWERING_OF_WRITING = {
+    "recipe.training.batch_size": {"batch_size": 4},
+    "tokens_per_batch": {"tokens_per_batch": 20},
+    "recipe.training.accumulate": {"accumulate": 16},
+    "recipe.plan.completions.max_new_tokens": {"most": 1},
+}
 
 
 @pytest.mark.parametrize("named", LOWERING)
 def test_what_the_advice_names_lowers_what_is_asked_for(shape, named):
-    given = {name: LOWERING[named][name] for name in LOWERING[named] if name in ("student", "asks_teacher", "spread")}
+    given = {name: LOWERING[named][name] for name in LOWERING[named] if name in ("student", "spread")}
     settings = {name: value for name, value in LOWERING[named].items() if name not in given}
     before = told(shape, makd.TrainingConfig(**PLAIN), spread=given.get("spread") if settings else None)
     after = told(shape, makd.TrainingConfig(**{**PLAIN, **settings}), **given)
     assert after.memory.least < before.memory.least
 
 
+def told_of_writing(shape, most=30, prompt=2, student=STUDENT, **settings):
+    """Where the student writes for 32 batches at once, whose steps have one layer's activations alone."""
+    training = makd.TrainingConfig(
+        **{"steps": 1, "batch_size": 8, "accumulate": 32, "gradient_checkpointing": True, **settings}
+    )
+    completions = makd.Completions(student_share=0.5, max_new_tokens=most)
+    stage = makd.Stage(plan=makd.Plan(preset="gkd", completions=completions), training=training)
+    return forecast_training(shape, student, [stage], [[prompt + most] * 64], asks_teacher=True).memory
+
+
+@pytest.mark.parametrize("named", LOWERING_OF_WRITING)
+def test_what_the_advice_names_for_writing_lowers_what_is_asked_for(shape, named):
+    before, after = told_of_writing(shape), told_of_writing(shape, **LOWERING_OF_WRITING[named])
+    assert before.when == "writing"
+    assert after.least < before.least
+
+
+def test_a_step_whose_completions_are_written_first_has_no_gradients_then(shape):
+    assert told_of_writing(shape).weights == 1000 * 12 + shape.weight_bytes
+
+
 def settings_of(text):
     return set(re.findall(r"recipe\.[a-z_]+(?:\.[a-z_]+)?", text))
 
 
-def test_the_advice_names_nothing_else():
+@pytest.mark.parametrize(
+    ("phases", "lowering"),
+    [
+        ((Memory("training", weights=1000), Memory("training", activations=1000)), LOWERING),
+        ((Memory("writing", activations=1000),), LOWERING_OF_WRITING),
+    ],
+    ids=["training", "writing"],
+)
+def test_the_advice_names_nothing_else(phases, lowering):
     texts = []
-    for phase in (Memory("training", weights=1000), Memory("training", activations=1000)):
+    for phase in phases:
         with pytest.raises(RoomError) as error:
             check_memory([phase], 0, Available(Room("this machine", 1), Room("the disk", 1)))
         texts.append(str(error.value))
     both = " ".join(texts)
-    assert all(named in both for named in LOWERING)
-    assert settings_of(both) == settings_of(" ".join(LOWERING))
+    assert all(named in both for named in lowering)
+    assert settings_of(both) == settings_of(" ".join(lowering))
 
 
 def test_of_stages_the_largest_is_asked_for_and_not_the_largest_batch_of_any(shape):
@@ -135,3 +174,46 @@ def test_comparing_layers_costs_memory_and_time_that_outputs_alone_do_not(shape)
     full, logits = told(shape, training), told(shape, training, plan="logits")
     assert full.memory.activations > logits.memory.activations
     assert full.operations.elements > logits.operations.elements
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "layers", "prompt", "most"),
+    [(64, 8, 10, 40), (64, 2, 100, 10), (20_000, 2, 10, 10)],
+    ids=["keys and values", "a long prompt", "a large vocabulary"],
+)
+def test_writing_is_said_to_hold_what_a_generation_then_holds(vocabulary, layers, prompt, most):
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary, hidden_size=64, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=4, intermediate_size=128, max_position_embeddings=128,
+        )
+    )  # fmt: skip
+    anatomy = resolve(model)
+    found = told_of_writing(
+        shape_of(model, anatomy, linear_sizes(model, anatomy)), most, prompt, batch_size=2, accumulate=8
+    )
+    assert found.when == "writing"
+
+    def write():
+        generate(model, [[5] * prompt] * 16, Sampling(max_new_tokens=most), [], 0, seed=0, batch_size=16)
+
+    write()
+    taken = peak_bytes(write)
+    assert taken / 1.1 < found.activations < 1.5 * taken
+
+
+WRITERS = (
+    "bloom", "codegen", "gemma2", "gemma3", "gpt2", "gpt_bigcode", "gpt_neox", "llama", "mistral", "opt", "phi3",
+    "qwen2", "qwen3",
+)  # fmt: skip
+"""Families that write text; of Falcon, which repeats keys and values for all heads, more are kept than are counted."""
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_of_each_token_that_is_read_its_keys_and_values_are_kept(family):
+    model = tiny(family, "causal_lm")
+    kept = model(input_ids=torch.randint(3, 60, (2, 5)), use_cache=True).past_key_values
+    anatomy = resolve(model)
+    layers = shape_of(model, anatomy, linear_sizes(model, anatomy)).layers
+    numbers = sum(part.numel() for layer in kept.layers for part in (layer.keys, layer.values))
+    assert numbers == 2 * 5 * sum(layer.keys for layer in layers)

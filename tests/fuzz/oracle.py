@@ -32,7 +32,7 @@ class Hang(BaseException):
 def generated(examples: int) -> settings:
     """The same cases at every run, all of them, also after one that fails."""
     return settings(
-        max_examples=examples, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=examples, derandomize=True, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 

@@ -115,7 +115,7 @@ def check_ranks_are_allowed(sizes, plan, problem):
 
 
 @given(problems())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_total_is_never_above_the_allowance_and_told_truly(problem):
     sizes, allowance, _, plan = solve(problem)
     assert list(plan.ranks) == [size.name for size in sizes]
@@ -127,7 +127,7 @@ def test_the_total_is_never_above_the_allowance_and_told_truly(problem):
 @example(
     {"shapes": [(3, 5, False), (7, 18, False)], "share": 0.9375, "seed": 0, "rule": "energy", "rank_multiple": 1}
 )  # fmt: skip
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_linear_could_take_another_rank(problem):
     sizes, allowance, _, plan = solve(problem)
     left, more = allowance - plan.parameters, grain(problem)
@@ -139,7 +139,7 @@ def test_no_linear_could_take_another_rank(problem):
 
 
 @given(problems(largest=60, least=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_total_is_within_a_step_of_the_smallest_linear_below_the_allowance(problem):
     sizes, allowance, _, plan = solve(problem)
     more = grain(problem)
@@ -175,7 +175,7 @@ def test_any_real_models_shapes_meet_the_budget_within_a_step():
 
 
 @given(problems(largest=60, least=20))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_by_default_at_most_three_ranks_above_the_first_multiple_are_off_it(problem):
     # one that takes up the rest; if that is large, and the smallest linears are dense, the two that trade besides
     *_, plan = solve({**problem, "rank_multiple": None})
@@ -296,7 +296,7 @@ def test_global_goes_from_low_ranks_to_dense_at_once_where_that_is_the_better_ba
 
 
 @given(problems(), st.lists(st.floats(0.01, 100), min_size=6, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_global_keeps_no_less_weighted_energy_than_uniform(problem, weights):
     sensitivities = {str(index): weight for index, weight in enumerate(weights)}
     kept = {}

@@ -39,7 +39,7 @@ def kept(seed, fall=1.0, doubled=""):
     return spectra
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     keep=st.floats(0.1, 0.8),
     multiple=st.sampled_from([None, 1, 2, 8]),
@@ -61,7 +61,7 @@ def test_no_rank_is_above_what_was_known_and_the_plan_is_the_same(keep, multiple
         assert found.plan.ranks == free.plan.ranks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(keep=st.floats(0.8, 1.0), multiple=st.sampled_from([None, 1, 2, 8]), seed=st.integers(0, 20))
 def test_where_some_stay_dense_the_budget_is_kept_and_no_rank_is_above_what_was_known(keep, multiple, seed):
     max_ranks = find_max_ranks(problem(keep, multiple, "auto", False), GROUPS)

@@ -90,7 +90,7 @@ def test_one_matrix_and_a_list_of_one_are_the_same_bit_for_bit():
     assert torch.equal(one.right, two.right)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     keep=st.floats(0.25, 1.0),
     multiple=st.sampled_from([None, 1, 2, 8]),

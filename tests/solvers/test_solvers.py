@@ -246,7 +246,7 @@ def test_whitened_loses_nothing_on_inputs_of_few_directions():
     rows=st.integers(1, 15), dead=st.integers(0, 15), shape=st.sampled_from(SHAPES), rank=st.integers(1, 12),
     seed=st.integers(0, 9),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_with_too_few_rows_or_dead_inputs_whitened_is_still_no_worse_than_plain_svd_and_says_so(
     rows, dead, shape, rank, seed
 ):

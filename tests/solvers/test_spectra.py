@@ -20,7 +20,7 @@ def gram(size, seed, rows=30):
     return mixed.T @ mixed / rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(out=SIZES, inp=SIZES, seed=st.integers(0, 20), rows=st.sampled_from([2, 30]))
 def test_without_gradients_they_are_those_of_whitened(out, inp, seed, rows):
     weight, inputs = draw(out, inp, seed), gram(inp, seed + 50, rows)
@@ -30,7 +30,7 @@ def test_without_gradients_they_are_those_of_whitened(out, inp, seed, rows):
     assert found.fallback == whole.fallback
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(outs=st.lists(SIZES, min_size=1, max_size=3), inp=SIZES, seed=st.integers(0, 20))
 def test_two_sided_of_each_linear_and_of_several_as_one(outs, inp, seed):
     inputs = gram(inp, seed + 50)

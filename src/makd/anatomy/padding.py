@@ -1,6 +1,7 @@
 """Station 1: padding in batches that somebody else made: which side it is on, and whether it is marked at all."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -67,6 +68,25 @@ def padded_right(batch: Mapping[str, Tensor], model: PreTrainedModel) -> dict[st
             elif name in ("start_positions", "end_positions") and not prefix and value.shape == before.shape:
                 found[name] = torch.where(value >= before, value - before, value)  # of an answer among the tokens
     return found
+
+
+def as_read(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """What `model` reads of a batch of a collator's, whoever wrote that: `padded_right`, of padding that is marked.
+
+    Where `position_ids` are given no mask is asked for: several texts of a row have none, for with one they would read
+    each other.
+
+    Args:
+        batch: model inputs; what is no tensor is left as it is.
+        model: that will read it.
+
+    Raises:
+        DataError: it has padding that no mask marks.
+    """
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    if "position_ids" not in tensors:
+        check_marked(tensors, model)
+    return {**batch, **padded_right(tensors, model)}
 
 
 def _padding_before(real: Bool[Tensor, "rows tokens"]) -> Int[Tensor, "rows"]:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from makd.anatomy import resolve
 from makd.anatomy.key_cache import without_cache
+from makd.anatomy.padding import as_read
 from makd.aspects import ActivePlan
 from makd.cache.parts import Axis, Stored, extract, needs, real_tokens
 from makd.cache.settings import CacheConfig
@@ -75,6 +76,7 @@ def write_cache(
     Raises:
         CacheError: the folder holds something else, or the unfinished cache of something else.
         SettingError: something that the plan compares with cannot be kept, or the plan needs nothing of the teacher.
+        DataError: a batch has padding that no mask marks.
     """
     settings = settings or CacheConfig()
     needed = needs(plan, teacher)
@@ -181,7 +183,8 @@ def _read(
     predicts = has_vocabulary_head(teacher)
     for start in range(0, len(order), settings.batch_size):
         chosen = order[start : start + settings.batch_size]
-        inputs = {name: value.to(teacher.device) for name, value in collate([rows[index] for index in chosen]).items()}
+        batch = as_read(collate([rows[index] for index in chosen]), teacher)
+        inputs = {name: value.to(teacher.device) for name, value in batch.items()}
         with (
             capture(teacher, anatomy, plan.teacher_taps) as recording,
             withhold_logits(teacher) if predicts else nullcontext() as head,

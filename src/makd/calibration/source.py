@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy, Layer
-from makd.weights.checkpoint import Checkpoint
+from makd.weights.on_disk import Checkpoint
 
 
 @runtime_checkable

@@ -153,8 +153,8 @@ def _are_cut(
 def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Collator:
     """From tokenized rows to a padded batch, with `labels` where the rows have some or the model predicts its input.
 
-    Of its input, a causal language model does not predict what stands before every text: it is given that in use. Its
-    rows are padded on the right, whatever the tokenizer does: positions are counted from the left.
+    Of its input, a causal language model does not predict what stands before every text: it is given that in use. Rows
+    are padded on the right, whatever the tokenizer does: positions are counted from the left.
 
     Raises:
         DataError: the model would look for the end of a text at another padding token than the tokenizer's.
@@ -163,20 +163,19 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
     blocks, two_stacks, later = reads_blocks(model), bool(model.config.is_encoder_decoder), reads_itself_later(model)
     given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)
     kinds = ("input_ids", "attention_mask", "token_type_ids")
-    side = "right" if blocks else tokenizer.padding_side
 
     def collate(rows: list[Mapping[str, Any]]) -> Batch:
         batch: Batch = dict(
             tokenizer.pad(
                 [{name: row[name] for name in kinds if name in row} for row in rows],
                 padding=True,
-                padding_side=side,
+                padding_side="right",
                 return_tensors="pt",
             )
         )
         if two_stacks and "labels" in rows[0]:
             return batch | _other_side(rows, model)
-        targets = _targets(rows, batch["input_ids"].shape[1], side)
+        targets = _targets(rows, batch["input_ids"].shape[1])
         if targets:
             batch |= targets
         elif blocks:
@@ -202,22 +201,17 @@ def _other_side(rows: list[Mapping[str, Any]], model: PreTrainedModel) -> Batch:
     }
 
 
-def _targets(rows: list[Mapping[str, Any]], width: int, padding_side: str) -> Batch:
+def _targets(rows: list[Mapping[str, Any]], width: int) -> Batch:
     """What is to be predicted, as transformers' heads take it: one label a row, one a token, or two places in a row."""
     if "label" in rows[0]:
         return {"labels": torch.tensor([row["label"] for row in rows])}
     if "labels" in rows[0]:
         labels = torch.full((len(rows), width), IGNORE_INDEX)
         for line, row in zip(labels, rows, strict=True):
-            place = line[width - len(row["labels"]) :] if padding_side == "left" else line[: len(row["labels"])]
-            place.copy_(torch.tensor(row["labels"]))
+            line[: len(row["labels"])] = torch.tensor(row["labels"])
         return {"labels": labels}
     if "start_positions" in rows[0]:
-        before = [width - len(row["input_ids"]) if padding_side == "left" else 0 for row in rows]
-        return {
-            name: torch.tensor([row[name] + (row[name] >= 0) * pads for row, pads in zip(rows, before, strict=True)])
-            for name in ("start_positions", "end_positions")
-        }
+        return {name: torch.tensor([row[name] for row in rows]) for name in ("start_positions", "end_positions")}
     return {}
 
 

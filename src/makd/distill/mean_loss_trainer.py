@@ -4,13 +4,14 @@
   losses, in which a row of a small batch counts for more, and rows that fill up the last batches of several processes
   count twice.
 - Batches, of an evaluation too, are of so many tokens, of rows of like length, where the Trainer is told how many.
+- Batches of whoever's collator are padded on the right before anything is made of them, as all that makd reads.
 - What surrounds a step, and what would break a run in silence, is the same with a teacher and without.
 - An autocast of the caller's around a training or an evaluation does not reach it, as in all that is public of makd.
 """
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from makd.anatomy.key_cache import cache_setting_kept
+from makd.anatomy.padding import as_read
 from makd.data import TokenBatchSampler, padding_share, row_lengths, token_batches
 from makd.data.batches import SIDES
 from makd.default_modes import default_modes
@@ -70,6 +72,7 @@ class MeanLossTrainer(Trainer, ABC):
                 asked for and the model has none.
         """
         self.evaluated, self.dropout, self.tokens_per_batch = evaluated, dropout, tokens_per_batch
+        self._reader = own
         kwargs["args"] = with_engine(kwargs.get("args"))
         if kwargs["args"].activation_checkpointing:
             check_checkpoints_layers(own)
@@ -127,6 +130,17 @@ class MeanLossTrainer(Trainer, ABC):
         size, sampler = self.args.eval_batch_size, cast(Any, super()._get_eval_sampler)
         return self._get_dataloader(test_dataset, "test", size, sampler)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The Trainer's batches of an optimizer step, padded on the right.
+
+        Raises:
+            DataError: one has padding that no mask marks.
+        """
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return [as_read(batch, self._reader) for batch in batches], items
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's: loss and backward of one batch."""
         with training_step(model, inputs, self.args, self.dropout):
@@ -157,7 +171,7 @@ class MeanLossTrainer(Trainer, ABC):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """The loss on an evaluation batch, and the model's logits and the labels for metrics."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = as_read(self._prepare_inputs(inputs), self._reader)
         labels = [inputs[name] for name in self.label_names if inputs.get(name) is not None]
         if not (labels or self.can_return_loss):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

@@ -61,9 +61,10 @@ _logger = logging.getLogger(__name__)
 class DistillTrainer(MeanLossTrainer):
     """Teach `model` to mimic `teacher` as `plan` says.
 
-    The batches may hold labels or not; with labels (or a causal language model's own tokens) the plan's `task` term
-    adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`, `hidden`, … and
-    `eval_matrix`, … during evaluation.
+    Batches are padded on the right before they are read, on whichever side the collator does it; what is predicted is
+    of tokens there. They may hold labels or not; with labels (or a causal language model's own tokens) the plan's
+    `task` term adds the model's own loss. Each aspect's loss, unweighted, is logged beside the sum, as `matrix`,
+    `hidden`, … and `eval_matrix`, … during evaluation.
     """
 
     def __init__(
@@ -110,21 +111,10 @@ class DistillTrainer(MeanLossTrainer):
         plan = Plan(preset=plan) if isinstance(plan, str) else fit(plan, Plan, "plan of a DistillTrainer")
         student = inside(fit(model, nn.Module, "model of a DistillTrainer"), "student")
         teacher = inside(fit(teacher, nn.Module, "teacher of a DistillTrainer"), "teacher")
-        check_plain(student)
-        check_teacher(teacher)
-        check_apart(student, teacher)
-        check_precision(student)
-        self.anatomy: Anatomy = examine(student)
-        self.teacher_anatomy: Anatomy = examine(teacher)
-        check_layer_map(self.anatomy, self.teacher_anatomy)
-        self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
-        report_off(self.plan, self.anatomy, self.teacher_anatomy)
-        report_frozen(student)
-        self.teacher_dtype = teacher_dtype
-        self.learned = RunningMeans(terms_of(self.plan))
-        self.teacher_variances = TeacherVariances(self.plan)
-        self._told_of_variances = False
-        self.cache = cache
+        _check_models(student, teacher)
+        self._fit_plan(plan, student, teacher)
+        self._begin_means()
+        self.teacher_dtype, self.cache = teacher_dtype, cache
         if cache is not None:
             _check_cache(cache, self.plan, student, kwargs.get("train_dataset"))
             kwargs["train_dataset"] = number_rows(kwargs["train_dataset"])
@@ -139,31 +129,77 @@ class DistillTrainer(MeanLossTrainer):
         )
         prepare_engine_(self, student, self.anatomy)
         if cache is not None:
-            self.data_collator = RowCollator(self.data_collator)
-            self._set_signature_columns_if_needed()
-            columns: Any = self._signature_columns
-            columns.append(ROW)  # where unused columns are removed, this one stays
+            self._keep_row_numbers()
         check_checkpointing(self.args)
-        given = TrainingRows(self.train_dataset, self.args.train_batch_size, tokens_per_batch, cached=cache is not None)
+        label_shift = self._check_training(student, teacher)
+        self.rollouts = self._make_rollouts(student, teacher, stops)
+        self.projections = self._make_projections(model, student, teacher)
+        self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
+        self.distillation_forward = self._make_forward(student, label_shift)
+        asked = [student] if cache is not None or not self.plan.needs_teacher else [student, self.teacher]
+        self._packed = PackedTexts(asked)
+        # labels are optional: without this the Trainer would not report a loss on batches that have none
+        self.can_return_loss = True
+
+    def _fit_plan(self, plan: Plan, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """What both models are made of, and what of the plan these allow; tells what is off, and what is frozen."""
+        self.anatomy: Anatomy = examine(student)
+        self.teacher_anatomy: Anatomy = examine(teacher)
+        check_layer_map(self.anatomy, self.teacher_anatomy)
+        self.plan: ActivePlan = activate(plan, self.anatomy, self.teacher_anatomy)
+        report_off(self.plan, self.anatomy, self.teacher_anatomy)
+        report_frozen(student)
+
+    def _begin_means(self) -> None:
+        """Nothing is learned or measured yet."""
+        self.learned = RunningMeans(terms_of(self.plan))
+        self.teacher_variances = TeacherVariances(self.plan)
+        self._told_of_variances = False
+
+    def _keep_row_numbers(self) -> None:
+        """Let batches say which rows they are of: a cache is asked by these."""
+        self.data_collator = RowCollator(self.data_collator)
+        self._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        columns.append(ROW)  # where unused columns are removed, this one stays
+
+    def _check_training(self, student: PreTrainedModel, teacher: PreTrainedModel) -> int | None:
+        """Refuse what cannot be learned from these rows; gives the shift of the labels, as `check_training` does."""
+        given = TrainingRows(
+            self.train_dataset, self.args.train_batch_size, self.tokens_per_batch, cached=self.cache is not None
+        )
         label_shift, reason = check_training(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, given)
         warn_whole_logits(student, reason)
-        self.rollouts: Rollouts | None = None
-        if self.plan.completions.written:
-            check_writers_whole()
-            if self.plan.completions.adaptive:
-                evaluate_for_share_(self.args, self.eval_dataset is not None)
-                self.add_callback(CheckRises(self.plan))
-            stops = {*stops, *stop_tokens(student, find_tokenizer(self.processing_class)), *stop_tokens(teacher)}
-            warn_other_ends(self.train_dataset, stops)
-            self.rollouts = Rollouts(self.plan.completions, self.args.seed, stops, tokens_per_batch)
-        self.projections: Projections | None = make_projections(
-            self.plan, student, teacher, self.anatomy, self.teacher_anatomy, self.args.seed
-        )
-        check_kept(model, self.projections)
-        if self.projections is not None:
-            nn.Module.to(self.projections, self.args.device)
-        self.teacher = settle_teacher_(self, teacher, self.teacher_anatomy, self.plan, shard_teacher)
-        self.distillation_forward = DistillationForward(
+        return label_shift
+
+    def _make_rollouts(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, stops: Collection[int]
+    ) -> Rollouts | None:
+        """What writes completions; None where the plan has none written."""
+        completions = self.plan.completions
+        if not completions.written:
+            return None
+        check_writers_whole()
+        if completions.adaptive:
+            evaluate_for_share_(self.args, self.eval_dataset is not None)
+            self.add_callback(CheckRises(self.plan))
+        stops = {*stops, *stop_tokens(student, find_tokenizer(self.processing_class)), *stop_tokens(teacher)}
+        warn_other_ends(self.train_dataset, stops)
+        return Rollouts(completions, self.args.seed, stops, self.tokens_per_batch)
+
+    def _make_projections(
+        self, model: nn.Module, student: PreTrainedModel, teacher: PreTrainedModel
+    ) -> Projections | None:
+        """Where widths differ, what makes the student's as wide as the teacher's, on the student's device."""
+        found = make_projections(self.plan, student, teacher, self.anatomy, self.teacher_anatomy, self.args.seed)
+        check_kept(model, found)
+        if found is not None:
+            nn.Module.to(found, self.args.device)
+        return found
+
+    def _make_forward(self, student: PreTrainedModel, label_shift: int | None) -> DistillationForward:
+        """Teacher, student and losses of a batch as one forward."""
+        return DistillationForward(
             student=student,
             teacher=self.teacher,
             plan=self.plan,
@@ -171,15 +207,11 @@ class DistillTrainer(MeanLossTrainer):
             teacher_anatomy=self.teacher_anatomy,
             projections=self.projections,
             label_shift=label_shift,
-            cache=cache,
+            cache=self.cache,
             teacher_variances=self.teacher_variances,
             label_names=frozenset(self.label_names),
             teacher_precision=self._teacher_precision,
         )
-        asked = [student] if cache is not None or not self.plan.needs_teacher else [student, self.teacher]
-        self._packed = PackedTexts(asked)
-        # labels are optional: without this the Trainer would not report a loss on batches that have none
-        self.can_return_loss = True
 
     def find_lengths(self, rows: Any) -> list[int]:
         """Tokens of each row; where completions are written, with the longest that there may be."""
@@ -313,6 +345,14 @@ class DistillTrainer(MeanLossTrainer):
         if self.rollouts is not None and self.plan.completions.adaptive and {"loss", "eval_loss"} & logs.keys():
             logs["student_share"] = self.rollouts.share
         super().log(logs, start_time)
+
+
+def _check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse models that cannot teach or learn as they are, or that share what learns."""
+    check_plain(student)
+    check_teacher(teacher)
+    check_apart(student, teacher)
+    check_precision(student)
 
 
 def _check_cache(cache: TeacherCache, plan: ActivePlan, student: PreTrainedModel, rows: Any) -> None:

@@ -100,7 +100,7 @@ def make_(
 
     of = len(job.anatomy.layers)
     if calibrated.walk is not None and job.targets:
-        assert job.whole is not None or not job.outline.drops, "no layer takes back what the teacher itself lost"
+        assert calibrated.walk.whole or not job.outline.drops, "no layer takes back what the teacher itself lost"
         begin_(calibrated.walk, None if begins is None else enter(begins, job.batches))
         job.progress(Progress("fit layers", 0, of, "layers"))
         return make_layers_(

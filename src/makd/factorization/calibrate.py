@@ -64,8 +64,6 @@ class FactorizationJob:
     """Teaches each layer when it has its factors."""
     work: Work | None = None
     """Where to keep what is done, for a process that goes on after this one; None keeps it as long as this lives."""
-    whole: Walk | None = None
-    """Through the teacher with all its layers, where some go and the student has `targets`."""
 
     @property
     def targets(self) -> bool:
@@ -133,8 +131,12 @@ class CalibrationResult:
     seconds: float
 
 
-def calibrate(job: FactorizationJob) -> CalibrationResult:
+def calibrate(job: FactorizationJob, whole: Walk | None = None) -> CalibrationResult:
     """Walk through the teacher and keep what a student is made of.
+
+    Args:
+        job: what it is made from.
+        whole: the walk through the teacher with all its layers, where some go and the student has `targets`.
 
     Raises:
         DataError: there are no batches, or they do not reach every linear.
@@ -162,7 +164,7 @@ def calibrate(job: FactorizationJob) -> CalibrationResult:
             try:
                 walk = Walk(
                     job.source, job.anatomy, job.batches, store,
-                    backward_tokens=_backward_tokens(job), whole=job.whole,
+                    backward_tokens=_backward_tokens(job), whole=whole,
                 )  # fmt: skip
                 found = _walked(job, walk, terms, on_matrix)
             except NotLayerByLayer as error:

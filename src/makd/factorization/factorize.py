@@ -261,7 +261,7 @@ def _nearest(
         begun = time.perf_counter()
         whole = whole or _walk_of_targets(job)
         calibrating += time.perf_counter() - begun
-        calibrated, students = _made(teacher, replace(job, whole=whole), emphases)
+        calibrated, students = _made(teacher, job, whole, emphases)
         whole = whole or (calibrated.walk if job.targets else None)
         calibrating += calibrated.seconds
         distances: dict[float, float] = {}
@@ -296,14 +296,14 @@ def _walk_of_targets(job: FactorizationJob) -> Walk | None:
 
 
 def _made(
-    teacher: PreTrainedModel, job: FactorizationJob, emphases: Sequence[float]
+    teacher: PreTrainedModel, job: FactorizationJob, whole: Walk | None, emphases: Sequence[float]
 ) -> tuple[CalibrationResult, list[tuple[PreTrainedModel, FactorizeReport]]]:
     """What was kept of the teacher without the layers that go, and the students made of it."""
     with skipping(teacher, job.outline.dropped, job.outline.outputs):
         inside = resolve(teacher)
         inside = replace(inside, stacks=tuple(stack for stack in inside.stacks if stack in job.anatomy.stacks))
         job = replace(job, anatomy=inside)
-        calibrated = calibrate(job)
+        calibrated = calibrate(job, whole)
         return calibrated, _students(job, calibrated, emphases)
 
 

@@ -110,10 +110,10 @@ def fit_layer_(walk: Walk, student: nn.Module, settings: FitSettings, layer: Lay
 def _gram(settings: FitSettings, unit: Unit) -> Gram:
     if settings.gram is None:
         return None
-    return settings.gram(unit[0]) if len(unit) == 1 else _Grams(settings.gram, unit)
+    return settings.gram(unit[0]) if len(unit) == 1 else _GramsOfUnit(settings.gram, unit)
 
 
-class _Grams(Sequence[Tensor]):
+class _GramsOfUnit(Sequence[Tensor]):
     """Moments of several linears, each read when it is asked for: together they may be more than there is room for."""
 
     def __init__(self, read: Callable[[str], Tensor], linears: Unit) -> None:

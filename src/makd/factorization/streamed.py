@@ -37,7 +37,7 @@ from makd.ranks.budget import Budget
 from makd.ranks.planning import RankAssignment
 from makd.solvers import SOLVERS
 from makd.student.roundtrip import check_round_trip
-from makd.weights.checkpoint import Checkpoint
+from makd.weights.on_disk import Checkpoint
 
 logger = logging.getLogger(__name__)
 

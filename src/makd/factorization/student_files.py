@@ -24,8 +24,8 @@ from makd.student.hub import describe_student
 from makd.student.identity import file_names, identity_tensor, make_identity, saved_tensors
 from makd.student.linear import LowRankLinear
 from makd.student.placing import place_empty_
-from makd.weights.checkpoint import Checkpoint
 from makd.weights.files import Source, StoredTensor, write_tensors
+from makd.weights.on_disk import Checkpoint
 from makd.weights.shards import INDEX
 from makd.weights.sound import set_dtypes_
 

@@ -84,7 +84,7 @@ class Terms:
 
         def spectra(names: list[str]) -> dict[tuple[str, ...], Spectrum]:
             weights = {name: dense_weight(self.model.get_submodule(name)).to(self.device) for name in names}
-            grams = _Grams({name: moments.gradients[name] for name in names if name in moments.gradients})
+            grams = _GramsByName({name: moments.gradients[name] for name in names if name in moments.gradients})
             groups = [group.linears for group in self.request.groups if set(group.linears) <= set(names)]
             return spectra_two_sided(weights, moments.inputs[names[0]].gram, grams, groups)
 
@@ -218,7 +218,7 @@ def _one_input(linears: tuple[str, ...], moments: LayerMoments) -> bool:
     return not moments.inputs or len({id(moments.inputs[name]) for name in linears}) == 1
 
 
-class _Grams(Mapping[str, Tensor]):
+class _GramsByName(Mapping[str, Tensor]):
     """Linear -> second moments, each made when it is asked for: two may be more than there is room for."""
 
     def __init__(self, moments: Mapping[str, InputMoments]) -> None:

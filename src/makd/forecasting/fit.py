@@ -84,19 +84,28 @@ def parts_of(phase: Memory) -> str:
 
 def _advice(phase: Memory) -> str:
     """What to do about the largest part."""
-    if phase.when == "training":
+    if phase.when == "writing" and phase.activations > phase.weights:
+        return (
+            "Take smaller batches (recipe.training.batch_size, or tokens_per_batch), fewer of them in a step "
+            "(recipe.training.accumulate), or shorter completions (recipe.plan.completions.max_new_tokens); or only "
+            "factorize."
+        )
+    if phase.when in ("training", "writing"):
         if phase.activations > phase.weights:
             return (
                 "Take smaller batches (recipe.training.batch_size, or tokens_per_batch), "
                 "recipe.training.gradient_checkpointing, or recipe.training.precision bfloat16; or only factorize."
             )
         return (
-            "Take recipe.training.trainable adapters or linears, a smaller budget, a teacher's cache (recipe.cache), "
-            "or FSDP over several GPUs, with recipe.training.shard_teacher; or only factorize."
+            "Take recipe.training.trainable adapters or linears, a smaller budget, or FSDP over several GPUs, with "
+            "recipe.training.shard_teacher; or only factorize."
         )
+    other = (
+        "recipe.factorize.store disk" if phase.when == "lessons" else "the solver whitened (recipe.factorize.solver)"
+    )
     ways = {
         "Take --stream, which has one layer at a time in memory, or recipe.dtype bfloat16.": phase.weights,
-        "Give fewer rows (recipe.calibration.rows), or the solver whitened (recipe.factorize.solver).": phase.states,
+        f"Give fewer rows (recipe.calibration.rows), or {other}.": phase.states,
         "Give a solver that needs less (recipe.factorize.solver): whitened, or svd.": phase.moments
         + phase.decompositions,
         "Give smaller batches (recipe.calibration.batch_size) or shorter rows (data.max_length).": phase.activations,

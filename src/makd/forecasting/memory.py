@@ -8,6 +8,7 @@ layers at once. Bytes are counted beside those of Python and its libraries.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from makd.forecasting.learning import Lessons
 from makd.forecasting.operations import TextShape
 from makd.forecasting.shapes import ModelShape
 from makd.ranks.allocation import LinearSize
@@ -78,32 +79,49 @@ class Holdings:
     beside: int
     """Matrices that are decomposed at a time."""
     drops: bool = False
-    """Whether layers go: what is fitted to the teacher with all of them takes a second walk."""
+    """Whether layers go."""
+    lessons: Lessons | None = None
+    """What layers are taught."""
+    kept_linears: float = 1.0
+    """The student's share of the parameters of the linears."""
+
+    @property
+    def targets(self) -> bool:
+        """Whether layers of the student are fitted or taught to what the teacher's give."""
+        return self.kind.in_forward_order or self.lessons is not None
+
+    @property
+    def walks(self) -> int:
+        """Through the teacher: a second one, with all its layers, where some go and those that stay have targets."""
+        return 2 if self.drops and self.targets else 1
 
     @property
     def store_bytes(self) -> int:
         """Of hidden states, and of what is kept of each layer until the end."""
-        if not self.kind.needs_text or not self.one_by_one:
+        if not self.text.batches or not self.one_by_one:
             return 0
-        if not (self.kind.gradients or self.kind.in_forward_order):
+        if not (self.kind.gradients or self.targets):
             return 2 * self._states  # those that a layer reads, and those that it writes
         kept = 0
         if self.kind.gradients and self.kind.in_forward_order:
             sizes = [size for layer in self.shape.own_layers for size in layer.linears]
             kept = _SINGLE * sum(size.out_features * (size.out_features + 1) // 2 for size in sizes)
-        walks = 2 if self.drops and self.kind.in_forward_order else 1
-        return walks * len(self.shape.layers) * self._states + kept
+        return self.walks * len(self.shape.layers) * self._states + kept
 
     def phases(self, stored: int) -> tuple[Memory, ...]:
         """Memory of each phase, with `stored` bytes of the store in memory, in the order of the work."""
-        if not self.kind.needs_text:
+        phases: list[Memory] = []
+        if self.kind.needs_text:
+            phases += self._calibration(stored)
+        else:
             weights = 0 if self.from_files else self._teacher + self._student
-            return (Memory("decompositions", weights, decompositions=self._decomposing()),)
-        phases = [*self._calibration(stored)]
+            phases.append(Memory("decompositions", weights, decompositions=self._decomposing()))
         if self.kind.in_forward_order:
             phases.append(self._regression(stored))
-        elif not self.from_files:
+        elif self.kind.needs_text and not self.from_files:
             phases.append(Memory("factors", self._teacher + self._student, stored))
+        if self.lessons is not None:
+            phases.append(self._lessons(self.lessons, stored))
         return tuple(phases)
 
     @property
@@ -167,6 +185,18 @@ class Holdings:
             _most(map(_cross_bytes, groups)),
             _most(solving),
             self.text.largest * self.shape.itemsize * _most(layer.activations for layer in own),
+        )
+
+    def _lessons(self, lessons: Lessons, stored: int) -> Memory:
+        """While a layer learns, the largest of them."""
+        learning = lessons.learning_bytes(
+            self.kept_linears * self.shape.layer_bytes / self.shape.itemsize, self.shape.itemsize
+        )
+        return Memory(
+            "lessons",
+            self._teacher + self._student + learning,
+            stored + self._states,
+            activations=_most(lessons.activation_bytes(layer, self.text.largest) for layer in self.shape.own_layers),
         )
 
     def _decomposing(self) -> int:

@@ -47,6 +47,8 @@ class LayerShape:
     """Features of its queries; 0 where it has none."""
     experts: int = 0
     """Parameters of routed experts that a token goes through."""
+    keys: int = 0
+    """Numbers of its keys and values that are kept of each token while text is written."""
 
     @property
     def linears(self) -> tuple[LinearSize, ...]:

@@ -116,7 +116,9 @@ def _needs(forecast: RunForecast) -> list[tuple[str, str, str, str]]:
     memory, least = there.memory if there.device is None else there.device, "over " if made.is_least else ""
     rows.append((f"memory, to factorize ({made.memory.when})", least + gigabytes(made.memory.total), *_room(memory)))
     if forecast.training is not None:
-        rows.append(("memory, to train", gigabytes(forecast.training.memory.total), *_room(memory)))
+        trained = forecast.training.memory
+        when = "" if trained.when == "training" else f" ({trained.when})"
+        rows.append((f"memory, to train{when}", gigabytes(trained.total), *_room(memory)))
     rows.append(("disk", gigabytes(made.disk), *_room(there.disk)))
     for stage, seconds in forecast.seconds.items():
         told = least if stage == "factorize" else ""

@@ -19,7 +19,7 @@ from makd.calibration.store import MEMORY_LIMIT
 from makd.capture import examine
 from makd.config import Recipe
 from makd.data import choose_tokenizer
-from makd.distill import training_lengths
+from makd.distill import LayerTeacher, training_lengths
 from makd.distill.engines.support import is_sharding_asked
 from makd.errors import ModelLoadError, SettingError
 from makd.factorization.assemble import linear_sizes
@@ -43,8 +43,7 @@ from makd.ranks.budget import Budget
 from makd.source_names import name_of
 from makd.start import reads_text, start_settings
 from makd.storage import find_save_dtype, stored_folder
-from makd.weights.files import read_header
-from makd.weights.shards import weight_files
+from makd.weights.shards import stored_tensors
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -94,15 +93,13 @@ def forecast(
     batches = [] if prepared is None else prepared.calibration
     there = find_available(device, Path(output))
     anatomy = examine(model)
-    made = _forecast(model, anatomy, batches, budget, settings, save, device, from_files=stream)
-    training, uncounted = None, []
-    if recipe.layer_teacher is not None:
-        uncounted.append("lessons of layers (recipe.layerwise) are not counted: making them takes longer")
+    made = _forecast(model, anatomy, batches, budget, settings, save, device, recipe.layer_teacher, from_files=stream)
+    training = None
     if command == "compress" and prepared is not None:
         training = _training(model, anatomy, made, recipe, prepared)
-        if any(stage.plan.writers.written for stage in recipe.trainings):
-            uncounted.append("the writing of completions is not counted: it may take longer than the training itself")
-    made = replace(made, notes=(*made.notes, *uncounted))
+        if training is not None and any(stage.plan.writers.written for stage in recipe.trainings):
+            uncounted = "the time to write completions is not counted: it may be longer than the training's own"
+            made = replace(made, notes=(*made.notes, uncounted))
     speed = measure_machine(device, dtype)
     seconds = {"factorize": speed.seconds(made.operations)}
     if training is not None:
@@ -129,14 +126,15 @@ def check_run(
 
     Raises:
         RoomError: more memory or disk is needed than there is.
-        BudgetError, SettingError: what the factorization would say.
+        BudgetError, SettingError, DataError: what the factorization would say.
     """
     held = sum(parameter.nbytes for parameter in teacher.parameters())
     there = find_available(teacher.device, output, held, kept)
     anatomy = examine(teacher)
     made = _forecast(
-        teacher, anatomy, data.calibration, budget, start_settings(recipe, trains=trains), save, teacher.device
-    )
+        teacher, anatomy, data.calibration, budget, start_settings(recipe, trains=trains), save, teacher.device,
+        recipe.layer_teacher,
+    )  # fmt: skip
     training = _training(teacher, anatomy, made, recipe, data) if trains else None
     check_fits(made, there, [] if training is None else [training.memory])
 
@@ -148,7 +146,10 @@ def check_stream(
     device = recipe.find_device()
     there = find_available(device, output, 0, kept)
     settings = _streamed(recipe.factorize, model)
-    check_fits(_forecast(model, examine(model), batches, budget, settings, save, device, from_files=True), there)
+    made = _forecast(
+        model, examine(model), batches, budget, settings, save, device, recipe.layer_teacher, from_files=True
+    )
+    check_fits(made, there)
 
 
 def check_weights(teacher: str, recipe: Recipe) -> None:
@@ -164,9 +165,8 @@ def check_weights(teacher: str, recipe: Recipe) -> None:
     numbers = 0
     with suppress(ModelLoadError):  # what is wrong with the files, whoever loads them says
         folder = None if locate(teacher).gguf_file is not None else stored_folder(teacher)
-        for file in () if folder is None else weight_files(folder):
-            if file.suffix == ".safetensors":
-                numbers += sum(tensor.nbytes // tensor.dtype.itemsize for tensor in read_header(file)[0].values())
+        for _, tensor in () if folder is None else stored_tensors(folder):
+            numbers += tensor.nbytes // tensor.dtype.itemsize
     weights = numbers * check_dtype(recipe.dtype).itemsize
     check_memory([Memory("weights", weights)], 0, find_available(recipe.find_device(), Path()))
 
@@ -193,6 +193,7 @@ def _forecast(
     settings: FactorizeConfig,
     save: torch.dtype,
     device: torch.device,
+    teach: LayerTeacher | None,
     *,
     from_files: bool = False,
 ) -> Forecast:
@@ -203,7 +204,7 @@ def _forecast(
         return forecast_factorization(
             model, anatomy, budget, settings, text,
             from_files=from_files, store=store, save_itemsize=save.itemsize,
-            beside=torch.get_num_threads() if device.type == "cpu" else 1,
+            beside=torch.get_num_threads() if device.type == "cpu" else 1, teach=teach,
         )  # fmt: skip
 
     if from_files or settings.store == "disk":

@@ -80,14 +80,13 @@ def _layer(
     names = list(layer.linears)
     inputs = dict.fromkeys(groups.get(name, (name,)) for name in names)
     experts = sum(model.get_parameter(name).numel() for name in anatomy.experts if name.startswith(f"{layer.module}."))
-    query = layer.roles.get(Role.QUERY)
-    attention = 0
-    if query is not None:
-        attention = sizes[query.module].out_features if query.part is None else query.part.features
+    features = {role: sizes[one.module].out_features if one.part is None else one.part.features
+                for role, one in layer.roles.items()}  # fmt: skip
     return LayerShape(
         tuple(tuple(sizes[name] for name in group) for group in inputs),
-        attention * (2 if layer.cross_attention else 1),
+        features.get(Role.QUERY, 0) * (2 if layer.cross_attention else 1),
         round(experts * _active_share(model)),
+        features.get(Role.KEY, 0) + features.get(Role.VALUE, 0),
     )
 
 

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from makd.anatomy import Anatomy
+from makd.distill import LayerTeacher
 from makd.factorization.assemble import linear_sizes
 from makd.factorization.depth import Drop
 from makd.factorization.outline import Candidates, Outline, find_candidates
 from makd.factorization.settings import FactorizeConfig
 from makd.forecasting import operations
+from makd.forecasting.learning import Lessons
 from makd.forecasting.memory import Holdings, Memory
 from makd.forecasting.operations import LayerShape, Operations, TextShape, decomposition, regression, total
-from makd.forecasting.shapes import ModelShape, shape_of
+from makd.forecasting.shapes import shape_of
 from makd.ranks.allocation import RANK_RULES, LinearSize, RankPlan, allocate
 from makd.ranks.budget import Budget
 from makd.ranks.sharing import by_linear, find_sharing, with_groups
-from makd.solvers import SOLVERS, Solver
+from makd.solvers import SOLVERS
 
 STUDENT_PASSES = 3.0
 """Forwards of each layer of a student that is fitted in forward order."""
@@ -82,6 +84,7 @@ def forecast_factorization(
     store: str = "memory",
     save_itemsize: int | None = None,
     beside: int = 1,
+    teach: LayerTeacher | None = None,
 ) -> Forecast:
     """What it will take to factorize `model`.
 
@@ -95,10 +98,12 @@ def forecast_factorization(
         store: where hidden states stand: `memory` or `disk`.
         save_itemsize: bytes of a number of the student on disk; None: as in memory.
         beside: matrices that are decomposed at a time.
+        teach: teaches each layer when it has its factors.
 
     Raises:
         BudgetError: no student meets the budget.
         SettingError, UnsupportedModelError: what is asked for cannot be done to this model.
+        DataError: layers are to be taught, and there are fewer than two batches.
     """
     settings = settings.for_model(anatomy)
     anatomy = settings.with_experts(anatomy, streamed=from_files)
@@ -121,26 +126,33 @@ def forecast_factorization(
     one_by_one = _is_one_by_one(anatomy)
     if kind.needs_text and not one_by_one:
         notes.append("this model's layers cannot be run one by one, so what is kept of all of them is in memory")
+    lessons = None if teach is None else Lessons.of(teach, anatomy, text)
+    if lessons is not None:
+        notes.append("lessons of layers (recipe.layerwise) are counted to their last step: they may end sooner")
+    tables = candidates.parts.table_sizes(outline)
     student = candidates.parts.rest(outline) + plan.parameters
+    student_linears = plan.parameters - sum(size.parameters(plan.ranks[size.name]) for size in tables)
+    teacher_linears = sum(size.parameters(None) for size in sizes)
     held = Holdings(
         shape,
         kind,
-        text if kind.needs_text else TextShape(),
+        text if kind.needs_text or teach is not None else TextShape(),
         student / candidates.parts.total,
         shares=bool(groups),
         from_files=from_files,
         one_by_one=one_by_one,
         beside=beside,
         drops=bool(outline.drops) or candidates.is_search,
+        lessons=lessons,
+        kept_linears=student_linears / teacher_linears,
     )
-    tables = candidates.parts.table_sizes(outline)
     return Forecast(
         solver=settings.solver,
         rank_rule=settings.rank_rule,
         teacher_parameters=candidates.parts.total,
-        teacher_linears=sum(size.parameters(None) for size in sizes),
+        teacher_linears=teacher_linears,
         student_parameters=student,
-        student_linears=plan.parameters - sum(size.parameters(plan.ranks[size.name]) for size in tables),
+        student_linears=student_linears,
         ranks=plan.ranks,
         sizes={size.name: size for size in made},
         are_ranks_known=known,
@@ -150,7 +162,7 @@ def forecast_factorization(
         store_bytes=held.store_bytes,
         work_bytes=shape.itemsize * _waiting_weights(plan, made, settings) if from_files else 0,
         output_bytes=student * (save_itemsize or shape.itemsize),
-        operations=_Count(shape, kind, settings, held.text, plan.ranks, bool(groups)).all(),
+        operations=_Count(held, settings, plan.ranks).all(),
         is_least=bool(anatomy.stacks),
         notes=tuple(notes),
     )
@@ -198,52 +210,56 @@ def _waiting_weights(plan: RankPlan, sizes: list[LinearSize], settings: Factoriz
 class _Count:
     """What operations are counted from."""
 
-    shape: ModelShape
-    kind: Solver
+    held: Holdings
     settings: FactorizeConfig
-    text: TextShape
     ranks: Mapping[str, int | None]
-    shares: bool
-    """Whether there are linears that may share one A."""
 
     def all(self) -> Operations:
         """Everything that is computed."""
-        shape = self.shape
+        shape, text = self.held.shape, self.held.text
         parts = [self._passes(layer) for layer in shape.layers]
-        parts += [self._decompositions(layer) for layer in shape.own_layers]
-        if self.kind.gradients:
-            parts.append(operations.head(shape.head, shape.vocabulary, self.text, shape.probes))
+        parts += [self._decompositions(layer) for layer in shape.own_layers if self._stays(layer)]
+        if self.held.kind.gradients:
+            parts.append(operations.head(shape.head, shape.vocabulary, text, shape.probes))
         return total(parts)
+
+    def _stays(self, layer: LayerShape) -> bool:
+        return any(size.name in self.ranks for size in layer.linears)
 
     def _passes(self, layer: LayerShape) -> Operations:
         """Text that goes through one layer."""
-        once, kind, parts = operations.forward(layer, self.text), self.kind, []
-        if kind.inputs or kind.gradients:
-            parts.append(once)
+        held, text = self.held, self.held.text
+        once, kind, parts = operations.forward(layer, text), held.kind, []
+        if not self._stays(layer):
+            return once.times(held.walks - 1)
+        if kind.inputs or kind.gradients or held.targets:
+            parts.append(once.times(held.walks))
         if kind.inputs:
-            parts.append(operations.input_moments(layer, self.text))
+            parts.append(operations.input_moments(layer, text))
         if kind.gradients:
-            parts += [once, operations.gradient_moments(layer, self.text)]
-            parts.append(operations.backward(layer, self.text).times(self.shape.probes))
+            parts += [once, operations.gradient_moments(layer, text)]
+            parts.append(operations.backward(layer, text).times(held.shape.probes))
+        dense = sum(size.dense for size in layer.linears)
+        kept = sum(size.weights(self.ranks.get(size.name)) for size in layer.linears) / max(1, dense)
         if kind.in_forward_order:
-            dense = sum(size.dense for size in layer.linears)
-            kept = sum(size.weights(self.ranks.get(size.name)) for size in layer.linears) / max(1, dense)
-            parts += [once.times(1 + STUDENT_PASSES * (1 + kept) / 2), operations.cross_moments(layer, self.text)]
+            parts += [once.times(1 + STUDENT_PASSES * (1 + kept) / 2), operations.cross_moments(layer, text)]
+        if held.lessons is not None:  # what it gives is computed when it has learned
+            parts += [held.lessons.work(layer, text, kept), once.times(kept)]
         return total(parts)
 
     def _decompositions(self, layer: LayerShape) -> Operations:
         """Of the linears of one layer, alone and with those that read the same; and the regressions."""
-        kind, parts = self.kind, []
+        kind, shares, parts = self.held.kind, self.held.shares, []
         spectra = RANK_RULES[self.settings.rank_rule].needs_spectra
         for group in layer.inputs:
             outs, features = [size.out_features for size in group], group[0].in_features
             rank = max((self.ranks.get(size.name) or 0 for size in group), default=0)
-            together = self.shares and len(group) > 1 and self.settings.share_input == "always"
+            together = shares and len(group) > 1 and self.settings.share_input == "always"
             units = [outs] if together else [[out] for out in outs]
             terms = None if spectra else rank
             if spectra or (rank and not kind.in_forward_order):
                 parts += [decomposition(kind, unit, features, terms) for unit in units]
-            if self.shares and len(group) > 1 and self.settings.share_input == "auto" and (spectra or rank):
+            if shares and len(group) > 1 and self.settings.share_input == "auto" and (spectra or rank):
                 parts.append(decomposition(kind, outs, features, terms))
             if kind.in_forward_order and rank:
                 parts += [regression(kind, unit, features, rank) for unit in units]

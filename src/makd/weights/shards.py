@@ -1,10 +1,12 @@
 """Station 3: which files a folder keeps a model's weights in; an index of shards is believed only inside its folder."""
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from makd.errors import ModelLoadError
 from makd.plain_json import read_json
+from makd.weights.files import StoredTensor, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,6 +27,17 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             return _shards(index)
     return []
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """(name, where it lies) of each tensor of the weights in `folder`; nothing of those that are no safetensors.
+
+    Raises:
+        ModelLoadError: as of `weight_files`, or a file is damaged.
+    """
+    for file in weight_files(folder):
+        if file.suffix == ".safetensors":
+            yield from read_header(file)[0].items()
 
 
 def read_object(file: Path) -> dict[str, Any]:
