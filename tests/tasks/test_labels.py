@@ -77,6 +77,25 @@ class TestOrderOfNames:
         assert load_task(task, tokenizer, model).evaluate(model)["accuracy"] == 1.0
 
 
+class TestNumbersOfClasses:
+    @pytest.mark.parametrize("labels", [[1, 10**9], [94105, 94110, 2134], [1, 2, 10], [-5, -3]])
+    def test_that_are_codes_or_ids_are_refused_before_a_head_is_made_of_them(self, tmp_path, labels):
+        with pytest.raises(
+            DataError, match=f"from 0, without gaps.*different ones, from {min(labels)} to {max(labels)}"
+        ):
+            read_task(own(tmp_path, labels * 3))
+
+    def test_may_lack_some_and_which_is_told(self, tmp_path, caplog):
+        task = own(tmp_path, [1, 2, 3] * 2)
+        with caplog.at_level(logging.WARNING, logger="makd"):
+            assert read_task(task).labels == ("0", "1", "2", "3")
+        assert "has the label 0" in caplog.text
+        assert "if there is no such class, number the others from 0" in caplog.text
+
+    def test_that_are_texts_are_names(self, tmp_path):
+        assert read_task(own(tmp_path, ["94105", "2134"] * 3)).labels == ("2134", "94105")
+
+
 class TestAHeadOfAnotherOrder:
     TURNED = ("equivalent", "not_equivalent")
 

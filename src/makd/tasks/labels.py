@@ -27,7 +27,8 @@ def label_names(config: TaskConfig, train: Dataset, column: str, where: str) -> 
     """Names of the classes or labels in the data's order; those of a regression with several outputs are numbers.
 
     Raises:
-        DataError: the data's labels are not those of the settings or of the task, are not classes, or -1 may be one.
+        DataError: the data's labels are not those of the settings or of the task, are not classes, or -1 may be one;
+            or they are numbers most of which up to the highest no row has.
     """
     feature = train.features[column]
     if config.known.kind == "regression" and isinstance(feature, LISTS):
@@ -72,9 +73,22 @@ def _unnamed(found: Sequence[Any], kind: str, where: str) -> tuple[str, ...]:
             f"sorted by class, shuffle it, or take more rows (task.rows). ({UNLABELLED} stands for no label.)"
         )
     if all(isinstance(label, int) for label in found):
-        found = range(max(found) + 1)
+        found = _counted(found, where)
     logger.info("labels of %s, in this order: %s", where, _shown(found))
     return tuple(map(str, found))
+
+
+def _counted(numbers: Sequence[int], where: str) -> range:
+    """All classes of which some have these `numbers`, in ascending order. A few may have no row here; ids have gaps."""
+    classes = range(numbers[-1] + 1)
+    if numbers[0] < 0 or 2 * len(numbers) < len(classes):
+        shown = [*map(str, numbers[:3]), *(["…", str(numbers[-1])] if numbers[3:] else [])]
+        raise DataError(
+            f"Classes are numbered from 0, without gaps; {where} has the labels {', '.join(shown)}: {len(numbers):,} "
+            f"different ones, from {numbers[0]} to {numbers[-1]}. If they are codes or ids, write names, such as "
+            f"'code {numbers[-1]}'; else number the classes anew, or name all of them, in order, with task.labels."
+        )
+    return classes
 
 
 def _shown(values: Iterable[Any]) -> str:
