@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from makd.measures import table_of
+from makd.plain_yaml import dump_yaml
 from makd.report import charts
 from makd.report.curves import moments
 from makd.report.elements import Markup, element, join, missing, scrolled, section, table
@@ -355,7 +354,7 @@ def recipe(record: Record) -> Markup:
 
 def as_yaml(content: Any) -> str:
     """Settings as `recipe.yaml` has them."""
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else "recipe.yaml is not there"
+    return dump_yaml(content) if content else "recipe.yaml is not there"
 
 
 def name_of_run(record: Record) -> Markup:
