@@ -31,7 +31,9 @@ from makd.data.settings import Rendering
 from makd.data.tokenizers import check_padding_token, check_vocabulary
 from makd.data.two_sides import TwoSides, check_writes, decoder_reads
 from makd.errors import DataError
+from makd.loading import with_padding
 from makd.mapped import map_rows
+from makd.source_names import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +160,9 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
 
     Raises:
         DataError: the model would look for the end of a text at another padding token than the tokenizer's.
+        ModelLoadError: the tokenizer has neither a padding nor an end-of-text token.
     """
+    tokenizer = with_padding(tokenizer, name_of(model))
     check_padding_token(tokenizer, model)
     blocks, two_stacks, later = reads_blocks(model), bool(model.config.is_encoder_decoder), reads_itself_later(model)
     given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)
