@@ -5,6 +5,7 @@ Normalisation and scores are those of the evaluation scripts of SQuAD 1.1 and 2.
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,8 @@ import numpy as np
 
 CANDIDATES = 20
 """Starts and ends of each window that are paired: transformers' `run_qa.py`."""
-LONGEST_ANSWER = 30
-"""Tokens: the same source."""
+ZERO_WIDTH_JOINER = "\u200d"
+"""No mark by its category; it joins letters of Indic scripts, and emoji."""
 
 
 def normalise_answer(text: str) -> str:
@@ -50,7 +51,7 @@ def _words_f1(ours: list[str], theirs: list[str]) -> float:
 
 def best_answer(
     context: str, windows: Sequence[Mapping[str, Any]], starts: Sequence[np.ndarray], ends: Sequence[np.ndarray],
-    may_be_none: bool,
+    longest: int, may_be_none: bool,
 ) -> str:  # fmt: skip
     """The likeliest stretch of `context`; "" where none is likelier and `may_be_none`, or none is possible.
 
@@ -60,6 +61,7 @@ def best_answer(
             tokens that are not of it; `first` is the place of the token that stands for "no answer".
         starts: logits of each window's tokens.
         ends: the same.
+        longest: tokens that an answer may have.
         may_be_none: whether the question may have no answer. "No answer" is as likely as in the window where it is
             least so (`run_qa.py`).
     """
@@ -71,11 +73,16 @@ def best_answer(
         firsts = places[np.argsort(-start[places], kind="stable")[:CANDIDATES]]
         lasts = places[np.argsort(-end[places], kind="stable")[:CANDIDATES]]
         length = lasts[None, :] - firsts[:, None] + 1
-        scores = np.where(
-            (length >= 1) & (length <= LONGEST_ANSWER), start[firsts][:, None] + end[lasts][None, :], -np.inf
-        )
+        scores = np.where((length >= 1) & (length <= longest), start[firsts][:, None] + end[lasts][None, :], -np.inf)
         if scores.size and scores.max() > best:
             row, column = np.unravel_index(int(scores.argmax()), scores.shape)
             best = float(scores[row, column])
-            answer = context[offsets[firsts[row], 0] : offsets[lasts[column], 1]]
+            answer = context[offsets[firsts[row], 0] : _with_marks(context, offsets[lasts[column], 1])]
     return "" if may_be_none and none > best else answer
+
+
+def _with_marks(context: str, end: int) -> int:
+    """Behind the marks that belong to the letter before `end`: a tokenizer that drops accents has no token for them."""
+    while end < len(context) and (unicodedata.category(context[end])[0] == "M" or context[end] == ZERO_WIDTH_JOINER):
+        end += 1
+    return end

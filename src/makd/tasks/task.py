@@ -134,7 +134,7 @@ class Task:
             own = windows[number]
             starts, ends = ([logits[place][side] for place in own] for side in (0, 1))
             own_rows = [rows[place] for place in own]
-            predicted.append(best_answer(context, own_rows, starts, ends, self.may_be_none))
+            predicted.append(best_answer(context, own_rows, starts, ends, self.config.longest_answer, self.may_be_none))
         return predicted, [answers["text"] for answers in questions["answers"]]
 
 
