@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data import tokenize
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError
 from makd.mapped import map_rows
 from makd.tasks.answer_spans import LOST
@@ -111,6 +112,7 @@ def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedToken
         return {name: encoded[name] for name in INPUTS if name in encoded} | made
 
     encoded = map_rows(rows, windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    check_known(Known.sum(map(KnownTokens(tokenizer).count, encoded["input_ids"])), tokenizer)
     if "answers" in rows.column_names:
         _tell_lengths(config, rows, encoded)
     return encoded
