@@ -9,6 +9,7 @@ import pydoc_data.topics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from makd.data.conversations import MESSAGES, as_conversations, find_columns
+from makd.data.csv_names import keep_names
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
 from makd.data.held_out import HELD_OUT_SEED, log_rows_seen, split_off
@@ -180,12 +182,15 @@ def _open(
                     f"{name} is a file, which has no configurations; got {configuration!r}. Leave the name out, or "
                     "give the folder or hub id that has it."
                 )
-            return read(load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)}, **settings))
+            files = {"data_files": {file_split: str(path)}, **settings}
+            load = partial(load_dataset, FILE_FORMATS[path.suffix], **files)
+            return read(keep_names(load(), load))
         if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
         if path.is_dir():
             check_whole(path, configuration)
-        return read(load_dataset(str(path) if path.is_dir() else name, configuration, **settings))
+        load = partial(load_dataset, str(path) if path.is_dir() else name, configuration, **settings)
+        return read(keep_names(load(), load))
     except DataError:
         raise
     except Exception as error:  # datasets raises many types for what is not there; the cause is kept
