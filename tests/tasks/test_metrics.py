@@ -60,6 +60,29 @@ def test_an_answer_is_compared_with_the_best_of_the_true_ones():
     assert answer_f1("nothing here", true) == 0
 
 
+@pytest.mark.parametrize(
+    ("predicted", "true", "exact", "f1"),
+    [
+        ("「北京」。", "北京", 1, 1),
+        ("北京市", "北京", 0, 0.8),
+        ("القاهرة،", "القاهرة", 1, 1),
+        ("दिल्ली।", "दिल्ली", 1, 1),
+        ("Đa\u0323t", "Đạt", 1, 1),
+        ("东京", "北京", 0, 0.5),
+    ],
+)
+def test_answers_in_other_scripts_are_compared_by_words_of_theirs(predicted, true, exact, f1):
+    metrics = METRICS["question_answering"]
+    assert metrics["exact_match"]([predicted], [[true]]) == exact
+    assert metrics["f1"]([predicted], [[true]]) == pytest.approx(f1)
+
+
+def test_english_answers_are_squads_though_one_has_an_accent_or_none_has_letters():
+    metrics, true = METRICS["question_answering"], [["The Łódź"]] + [["the cat"]] * 20 + [["10%"]] + [[]]
+    predicted = ["łódź.", *["a cat"] * 20, "10", ""]
+    assert metrics["exact_match"](predicted, true) == metrics["f1"](predicted, true) == 1
+
+
 def test_no_answer_is_right_only_where_there_is_none():
     assert exact_match("", []) == answer_f1("", []) == 1
     assert answer_f1("something", []) == answer_f1("", ["something"]) == 0
