@@ -17,6 +17,10 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 """Scripts that put no spaces between words, as the names of their characters begin: each is a word."""
 
 
+ZERO_WIDTH_JOINER = "\u200d"
+"""No mark by its category; it joins letters of Indic scripts, and emoji."""
+
+
 def words_of(references: Sequence[Sequence[str]]) -> Words:
     """What counts as a word beside these references of each row: what it does in English, or in any script.
 
@@ -39,6 +43,18 @@ def unicode_words(text: str) -> list[str]:
     return found
 
 
+def word_begin(text: str, place: int) -> int:
+    """Where the word begins that ends at `place`, or goes on there; of scripts without spaces, `place` itself."""
+    while place and not text[place - 1].isspace() and not _is_unspaced(text[place - 1]):
+        place -= 1
+    return place
+
+
+def is_joined(letter: str) -> bool:
+    """Whether `letter` is part of what stands before it: a mark, or a joiner of emoji and of Indic letters."""
+    return unicodedata.category(letter)[0] == "M" or letter == ZERO_WIDTH_JOINER
+
+
 def _letters(several: Sequence[str]) -> list[str]:
     return ["".join(filter(str.isalpha, one)) for one in several]
 
@@ -50,4 +66,8 @@ def _foreign(letters: str) -> int:
 def _kind(letter: str) -> Literal["between", "unspaced", "word"]:
     if unicodedata.category(letter)[0] not in "LMN":
         return "between"
-    return "unspaced" if unicodedata.name(letter, "").startswith(_UNSPACED) else "word"
+    return "unspaced" if _is_unspaced(letter) else "word"
+
+
+def _is_unspaced(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(_UNSPACED)

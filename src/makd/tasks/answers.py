@@ -6,19 +6,16 @@ other scripts than theirs, which know neither foreign punctuation nor words with
 
 import re
 import string
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from makd.words import Words, unicode_words
+from makd.words import Words, is_joined, unicode_words
 
 CANDIDATES = 20
 """Starts and ends of each window that are paired: transformers' `run_qa.py`."""
-ZERO_WIDTH_JOINER = "\u200d"
-"""No mark by its category; it joins letters of Indic scripts, and emoji."""
 
 
 def normalise_answer(text: str) -> str:
@@ -90,6 +87,6 @@ def best_answer(
 
 def _with_marks(context: str, end: int) -> int:
     """Behind the marks that belong to the letter before `end`: a tokenizer that drops accents has no token for them."""
-    while end < len(context) and (unicodedata.category(context[end])[0] == "M" or context[end] == ZERO_WIDTH_JOINER):
+    while end < len(context) and is_joined(context[end]):
         end += 1
     return end
