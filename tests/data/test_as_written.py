@@ -1,4 +1,4 @@
-"""Names in csv files that pandas takes for nothing."""
+"""Names in csv files that pandas takes for nothing, and byte order marks, which are no letters."""
 
 import pytest
 
@@ -38,3 +38,11 @@ def test_numbers_that_are_missing_are_missing_beside_such_names(tmp_path):
     assert found["text"][:] == ["NA", "a", None]
     missing = {name: [value is None or value != value for value in found[name]] for name in ("label", "score", "more")}
     assert missing == {"label": [False, True, False], "score": [True, False, True], "more": [False, False, True]}
+
+
+@pytest.mark.parametrize("place", ["texts.txt", "folder/train.txt"])
+def test_a_byte_order_mark_is_no_letter_of_the_first_text(tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("one\ntwo\n", encoding="utf-8-sig")
+    assert load_splits(str(path if place == "texts.txt" else path.parent))["train"]["text"][:] == ["one", "two"]

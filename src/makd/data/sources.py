@@ -17,8 +17,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from makd.data.as_written import as_written
 from makd.data.conversations import MESSAGES, as_conversations, find_columns
-from makd.data.csv_names import keep_names
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
 from makd.data.held_out import HELD_OUT_SEED, log_rows_seen, split_off
@@ -26,6 +26,7 @@ from makd.data.mixture import apportion, mix
 from makd.data.settings import AUTO, BUILT_IN, DataConfig
 from makd.data.stream import draw_splits
 from makd.errors import DataError
+from makd.kinds import HALF, half_letter
 from makd.mapped import filter_rows
 
 logger = logging.getLogger(__name__)
@@ -184,13 +185,13 @@ def _open(
                 )
             files = {"data_files": {file_split: str(path)}, **settings}
             load = partial(load_dataset, FILE_FORMATS[path.suffix], **files)
-            return read(keep_names(load(), load))
+            return read(as_written(load(), load))
         if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
         if path.is_dir():
             check_whole(path, configuration)
         load = partial(load_dataset, str(path) if path.is_dir() else name, configuration, **settings)
-        return read(keep_names(load(), load))
+        return read(as_written(load(), load))
     except DataError:
         raise
     except Exception as error:  # datasets raises many types for what is not there; the cause is kept
@@ -236,11 +237,17 @@ def hold_out(texts: Sequence[Any], config: DataConfig) -> Texts:
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
+    half = half_letter(texts)
+    if half is not None:
+        raise DataError(f"Texts in hand are Unicode; number {half} is not. {HALF}")
     rows = _without_blank(Dataset.from_dict({"text": list(texts)}), "the texts")
     return Texts(*split_off(rows, config.held_out, "data.held_out"))
 
 
 def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Dataset:
+    half = next((number for number, row in enumerate(given) if half_letter(row.values()) is not None), None)
+    if half is not None:
+        raise DataError(f"The rows in hand hold texts; of row {half} one is none. {HALF}")
     names = dict.fromkeys(name for row in given for name in row)  # `datasets` would take those of the first row alone
     try:
         rows = Dataset.from_list([{name: row.get(name) for name in names} for row in given])
