@@ -120,3 +120,11 @@ def test_every_dataclass_that_a_command_takes_is_checked():
     )
     assert {makd.Recipe, makd.Term, makd.Stage, makd.TaskConfig, makd.MethodConfig} <= kinds
     assert [kind for kind in kinds if "checked" not in kind.__post_init__.__qualname__] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [("cut \ud83d", "It holds half"), (["a", "cut \ud83d"], "Number 1 is none. It")]
+)
+def test_a_text_that_is_no_unicode_is_told_as_such(value, told):
+    with pytest.raises(SettingError, match=told):
+        fit(value, str | list[str], "data")

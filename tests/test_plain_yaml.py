@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from makd.errors import SettingError
-from makd.plain_yaml import load_yaml, read_yaml
+from makd.plain_yaml import dump_yaml, load_yaml, read_yaml
 
 MULTIPLYING = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
     f"{new}: &{new} [{','.join(['*' + old] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -52,6 +52,24 @@ def test_what_they_need_is_what_yaml_says(text):
 
     assert load_yaml(text) == plain(yaml.safe_load(text))
     assert load_yaml("a: 2020-01-01") == {"a": "2020-01-01"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1e5", "1e-4", "+1e5", "1_e5", "1e400", "12e4567", ".5e1", "12", "0x1f", "012", "1:30", "2020-01-01"),
+        *("yes", "on", "null", "~", "", " a ", "a: b", "# a", "- a", "[a]", "é 中 👍"),
+        *("\x00\x85\u2028\ufeff", "\ud83d", "a\nb\n"),
+        *(1e5, 1e-5, 1e400, -2.5, 12, True, None, [], {}, [["1e5"], {"1e5": "on"}]),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_written_is_what_is_read(value):
+    shared = [value]
+    content = {"a": value, "b": [value, {"c": value}], "d": shared, "e": shared}
+    read = load_yaml(dump_yaml(content))
+    assert read == content
+    assert type(read["a"]) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from makd.default_modes import default_modes
@@ -37,6 +37,11 @@ KINDS = {
 
 LARGEST = 2**63 - 1
 """Whole numbers beyond are no machine's."""
+HALF = (
+    "It holds half of a surrogate pair, as text has that was cut inside an emoji: write it with "
+    "text.encode('utf-8', 'replace').decode(), or leave it out."
+)
+"""What is wrong with a text that is no Unicode."""
 _WRONG = object()
 _SHOWN = 80
 
@@ -119,7 +124,23 @@ def _what_is_inside(value: object) -> str:
         return " Give what torch.compile was given: `model._orig_mod`."
     if hasattr(value, "merge_and_unload"):
         return " Merge its adapters first: give `model.merge_and_unload()`."
-    return ""
+    if isinstance(value, str) and half_letter([value]) is not None:
+        return f" {HALF}"
+    half = half_letter(value) if isinstance(value, list | tuple) else None
+    return "" if half is None else f" Number {half} is none. {HALF}"
+
+
+def half_letter(values: Iterable[object]) -> int | None:
+    """The place of the first text that holds half a surrogate pair; None if there is none."""
+    return next((number for number, value in enumerate(values) if isinstance(value, str) and _is_half(value)), None)
+
+
+def _is_half(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def shown(value: object) -> str:
@@ -210,13 +231,7 @@ def _as_float(value: Any) -> Any:
 
 def _as_str(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or "\0" in text:
-        return _WRONG
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return _WRONG
-    return text
+    return text if isinstance(text, str) and "\0" not in text and not _is_half(text) else _WRONG
 
 
 _PLAIN: dict[Any, Callable[[Any], Any]] = {

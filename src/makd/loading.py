@@ -8,6 +8,7 @@ Stands at the mouth of the flow: everything after it holds a `PreTrainedModel` a
 A teacher that stays on disk is built empty (`load_empty_model`), and filled a layer at a time (`makd.weights.on_disk`).
 """
 
+import copy
 import importlib.util
 import logging
 from collections.abc import Mapping
@@ -233,11 +234,26 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     arguments = {"gguf_file": where.gguf_file} if where.gguf_file else {}
     with refusing(f"No tokenizer could be loaded from {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(where.folder, trust_remote_code=False, **arguments)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")
-        tokenizer.pad_token = tokenizer.eos_token
-    return as_in_folder(tokenizer, where.folder)
+    return as_in_folder(with_padding(tokenizer, name), where.folder)
+
+
+def with_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """A `tokenizer` that pads: a copy that does with its end-of-text token, where it has no padding token.
+
+    Args:
+        tokenizer: it is not changed.
+        name: of its model, for the error.
+
+    Raises:
+        ModelLoadError: it has no end-of-text token either.
+    """
+    if tokenizer.pad_token is not None:
+        return tokenizer
+    if tokenizer.eos_token is None:
+        raise ModelLoadError(f"The tokenizer of {name} has neither a padding nor an end-of-text token; set one.")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def may_have_tokenizer(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""YAML as makd reads it, wherever it reads any: plain data, small, nothing twice. Stands below every station.
+"""YAML as makd reads and writes it, wherever it does: plain data, small, nothing twice. Stands below every station.
 
 YAML can do more than settings need: aliases that multiply a few bytes into gigabytes, tags that stand for objects, a
 key that is there twice, of which parsers keep the last. All of that is refused, with its line.
@@ -72,6 +72,12 @@ def load_yaml(text: str, called: str = "YAML") -> Any:
         raise SettingError(f"{called}: {' '.join(str(error).split())[:200]}.") from error
 
 
+def dump_yaml(content: Any) -> str:
+    """`content`, plain data, as YAML of which `load_yaml` makes the same: the text `1e5` has quotes, as `yes` has."""
+    text: str = yaml.dump(content, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Refuses while it composes, before anything is built."""
 
@@ -118,14 +124,21 @@ def _refused(what: str, where: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=what, problem_mark=where.start_mark)
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Puts quotes around texts that YAML 1.1 or `_PlainLoader` would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always: they are not read."""
+        return True
+
+
 _PlainLoader.add_constructor(f"{_TAG}int", _PlainLoader.construct_yaml_int)
 # dates stay texts; 1e-4 is a number, as in JSON and Python, though YAML 1.1 wants a point in it
 _PlainLoader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in known if tag not in (f"{_TAG}timestamp", f"{_TAG}float")]
     for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_PlainLoader.add_implicit_resolver(
-    f"{_TAG}float",
+_FLOAT = (
     re.compile(
         r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
         |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
@@ -136,3 +149,5 @@ _PlainLoader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+for _side in (_PlainLoader, _PlainDumper):
+    _side.add_implicit_resolver(f"{_TAG}float", *_FLOAT)

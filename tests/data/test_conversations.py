@@ -41,6 +41,18 @@ def test_columns_of_usual_names_are_found_and_told(tmp_path, row, caplog):
     assert any("are read from" in line for line in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"place": "Where is it?", "answer": "Here."}, {"prompt_columns": ("place",), "response_column": "answer"}),
+        ({"question": "Where is it?", "place": "Here."}, {"prompt_columns": ("question",), "response_column": "place"}),
+        ({"place": chat("Where is it?", "Here.")}, {"messages_column": "place"}),
+    ],
+)
+def test_columns_may_be_called_anything(tmp_path, row, named):
+    assert load(tmp_path, row, **named)["messages"][0] == chat("Where is it?", "Here.")
+
+
 def test_prompts_are_joined_by_a_blank_line_without_blank_ones(tmp_path):
     named = {"prompt_columns": ("task", "hint", "text"), "response_column": "answer"}
     rows = load(tmp_path, {"task": "Sum up.", "hint": " ", "text": "Many words.", "answer": "Words."}, **named)

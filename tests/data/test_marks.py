@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 import makd
 from makd.data import make_batches, tokenize
 from makd.data.marks import Marks, find_marks
+from makd.errors import DataError
 from makd.evaluation import perplexity
 from makd.loading import load_model, load_tokenizer
 from tests.models import tiny
@@ -55,6 +57,25 @@ def test_finding_marks_leaves_the_tokenizer_as_it_is(tokenizer):
     own.backend_tokenizer.enable_truncation(5)
     find_marks(own)
     assert own.backend_tokenizer.truncation["max_length"] == 5
+
+
+@pytest.fixture
+def chinese():
+    """A tokenizer of two Chinese letters, with a begin-of-text and none for what it does not know; and a model."""
+    words = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "中": 2, "国": 3}, []))
+    words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def test_marks_are_found_though_the_tokenizer_knows_no_latin_letter(chinese):
+    assert find_marks(chinese) == Marks((0,), (1,))
+    assert blocks(chinese, 4, ["中国", "国中"]) == [[0, 2, 3, 1], [0, 3, 2, 1]]
+
+
+def test_a_tokenizer_that_reads_every_text_as_nothing_is_refused():
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"<s>": 0}, [])), bos_token="<s>")
+    with pytest.raises(DataError, match="no token for 'a text', nor for what its own 0 tokens stand for"):
+        find_marks(words)
 
 
 def test_without_marks_end_of_text_stands_after_each_text_and_blocks_join_to_them(tokenizer):

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 import makd
 from makd.data import DataConfig, Source, hold_out, load_texts
+from makd.errors import DataError
 
 
 def write_csv(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
@@ -214,3 +215,15 @@ def test_a_file_has_no_configurations(tmp_path):
     path.write_text("one\ntwo\n")
     with pytest.raises(makd.MakdError, match="is a file, which has no configurations; got 'cola'"):
         load_texts(DataConfig(path=str(path), name="cola"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["a text", "an emoji, cut \ud83d"], "number 1 is not. It holds half of a surrogate pair"),
+        ([{"text": "a text"}, {"text": "cut \ud83d"}], "of row 1 one is none. It holds half of a surrogate pair"),
+    ],
+)
+def test_a_text_that_was_cut_inside_an_emoji_is_told_with_its_place(texts, told):
+    with pytest.raises(DataError, match=told):
+        hold_out(texts, DataConfig())

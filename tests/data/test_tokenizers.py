@@ -13,7 +13,7 @@ import makd
 from makd import caching, pipeline, streaming
 from makd.data import check_student_tokenizer, choose_tokenizer, collator
 from makd.data.tokenizers import different_ids, different_reading
-from makd.errors import DataError, SettingError
+from makd.errors import DataError, ModelLoadError, SettingError
 from makd.loading import load_model, load_tokenizer
 from tests.models import tiny
 
@@ -99,6 +99,23 @@ def test_a_tokenizer_with_a_token_more_is_no_other_one(encoder_folder, tokenizer
     more = copy.deepcopy(tokenizer)
     more.add_tokens(["nobodyeversaidthis"])
     assert choose_tokenizer(more, str(encoder_folder)) is more
+
+
+@pytest.mark.parametrize("as_setting", [True, False])
+def test_one_in_hand_without_a_padding_token_pads_with_its_end_of_text(tokenizer, encoder_folder, as_setting):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    words = choose_tokenizer(bare, str(encoder_folder)) if as_setting else bare
+    batch = collator(words, load_model(str(encoder_folder)))([{"input_ids": [5]}, {"input_ids": [6, 7]}])
+    assert batch["input_ids"].tolist() == [[5, bare.eos_token_id], [6, 7]]
+    assert bare.pad_token is None
+
+
+def test_one_in_hand_without_an_end_of_text_either_is_refused(tokenizer, encoder_folder):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = bare.eos_token = None
+    with pytest.raises(ModelLoadError, match="neither a padding nor an end-of-text token"):
+        choose_tokenizer(bare, str(encoder_folder))
 
 
 def test_a_student_is_saved_with_its_own_tokenizer_again(student, encoder_folder, tmp_path):

@@ -13,8 +13,9 @@ import makd
 from makd.errors import DataError, SettingError
 from makd.evaluation.instructions import InstructionsConfig, load_instructions
 from makd.evaluation.prompts import encode_prompts, warn_asked_otherwise
-from makd.evaluation.rouge import mean_rouge_l, words_of
+from makd.evaluation.rouge import mean_rouge_l, warn_wordless
 from makd.generation import Sampling, generate, stop_tokens
+from makd.words import words_of
 from tests.data.chats import PLAIN, spell, with_template
 from tests.models import tiny
 
@@ -175,7 +176,7 @@ def test_rouge_l_is_the_best_f1_over_references_of_stemmed_words():
 )
 def test_words_of_any_script_are_words(reference, half):
     words = 4 if reference.startswith("答") else 3
-    assert words_of([reference]) == "unicode"
+    assert words_of([[reference]]) == "unicode"
     assert mean_rouge_l([reference], [[reference]]) == pytest.approx(100)
     # one word of all is another one
     assert mean_rouge_l([half], [[reference]]) == pytest.approx(100 * (words - 1) / words)
@@ -184,9 +185,27 @@ def test_words_of_any_script_are_words(reference, half):
 
 def test_an_accent_in_english_leaves_the_numbers_that_rouge_score_gives():
     references = [["The café in the old town is where we met him"]]
-    assert words_of(references[0]) == "english"
+    assert words_of(references) == "english"
     own = RougeScorer(["rougeL"], use_stemmer=True).score(references[0][0], "a caf where we meet")["rougeL"].fmeasure
     assert mean_rouge_l(["a caf where we meet"], references) == pytest.approx(100 * own)
+
+
+def test_rows_of_another_script_count_though_their_letters_are_few():
+    references = [["A long answer in English. " * 12]] * 8 + [["北京是中国的首都。"]] * 4
+    assert words_of(references) == "unicode"
+    assert mean_rouge_l([several[0] for several in references], references) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("wordless", ["👍", "١٢٣", "<=", "北京"])
+def test_a_reference_without_words_is_compared_as_a_whole_and_told(wordless, caplog):
+    references = [["An answer in English"]] * 20 + [[wordless]]
+    same, other = ["An answer in English"] * 20 + [wordless], ["An answer in English"] * 20 + ["else"]
+    assert words_of(references) == "english"
+    assert mean_rouge_l(same, references) == pytest.approx(100)
+    assert mean_rouge_l(other, references) == pytest.approx(100 * 20 / 21)
+    with caplog.at_level("WARNING", logger="makd"):
+        warn_wordless(references)
+    assert "1 of 21 rows have a reference without a word" in caplog.text
 
 
 def test_the_same_seed_writes_the_same_and_leaves_torch_as_it_was(file, tokenizer, model):

@@ -12,7 +12,7 @@ import yaml
 from makd.cli.demo import Demo
 from makd.errors import OutputError, SettingError
 from makd.registry import Registry
-from makd.report import write_report
+from makd.report import sections, write_report
 from makd.report.target import MARK
 from makd.run_files import SAMPLES
 from tests.report.made_up import METRICS, RECIPE, files, make_run, measured_as
@@ -113,8 +113,22 @@ class TestWhatAPersonFinds:
 
     def test_where_the_two_texts_part_is_marked(self, page):
         text = page()
-        assert "<p>a text one <mark>two</mark></p>" in text
-        assert "<p>a text one <mark>three</mark></p>" in text
+        assert '<p dir="auto">a text one <mark>two</mark></p>' in text
+        assert '<p dir="auto">a text one <mark>three</mark></p>' in text
+
+    @pytest.mark.parametrize(
+        ("theirs", "ours", "same"),
+        [
+            ("北京是首都,人口很多", "北京是首都,人口很少", "北京是首都,人口很"),
+            ("ภาษาไทยดี", "ภาษาไทยมี", "ภาษาไทย"),
+            ("one cafe\u0301", "one cafe\u0300", "one "),
+            ("दिल्ली की", "दिल्ली को", "दिल्ली "),
+            ("two words", "two words more", "two "),
+        ],
+    )
+    def test_in_scripts_without_spaces_they_part_at_a_character_else_at_a_word(self, theirs, ours, same):
+        told = sections._continued({"prompt": "", "teacher": theirs, "student": ours})
+        assert f'<p dir="auto">{same}<mark>{theirs[len(same) :]}</mark></p>' in told
 
     def test_every_chart_has_a_sentence_and_its_numbers_as_a_table(self, page):
         text = page()

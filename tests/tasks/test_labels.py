@@ -77,6 +77,32 @@ class TestOrderOfNames:
         assert load_task(task, tokenizer, model).evaluate(model)["accuracy"] == 1.0
 
 
+class TestNumbersOfClasses:
+    @pytest.mark.parametrize("labels", [[1, 10**9], [94105, 94110, 2134], [1, 2, 10], [-5, -3]])
+    def test_that_are_codes_or_ids_are_refused_before_a_head_is_made_of_them(self, tmp_path, labels):
+        with pytest.raises(
+            DataError, match=f"from 0, without gaps.*different ones, from {min(labels)} to {max(labels)}"
+        ):
+            read_task(own(tmp_path, labels * 3))
+
+    def test_may_lack_some_and_which_is_told(self, tmp_path, caplog):
+        task = own(tmp_path, [1, 2, 3] * 2)
+        with caplog.at_level(logging.WARNING, logger="makd"):
+            assert read_task(task).labels == ("0", "1", "2", "3")
+        assert "has the label 0" in caplog.text
+        assert "if there is no such class, number the others from 0" in caplog.text
+
+    def test_that_are_texts_are_names(self, tmp_path):
+        assert read_task(own(tmp_path, ["94105", "2134"] * 3)).labels == ("2134", "94105")
+
+
+def test_classes_whose_names_differ_in_blanks_alone_are_told(tmp_path, caplog):
+    task = own(tmp_path, [" yes", "yes", "no"] * 2)
+    with caplog.at_level(logging.WARNING, logger="makd"):
+        assert read_task(task).labels == (" yes", "no", "yes")
+    assert "has ' yes' and 'yes' for classes of their own: they differ in blanks alone" in caplog.text
+
+
 class TestAHeadOfAnotherOrder:
     TURNED = ("equivalent", "not_equivalent")
 
@@ -137,6 +163,20 @@ class TestAHeadOfAnotherOrder:
         other.save_pretrained(tmp_path / "other")
         again = load_task_model(str(tmp_path / "other"), read_task(config(mrpc)), tokenizer)
         assert again.config.id2label == dict(enumerate(self.TURNED))
+
+    @pytest.mark.parametrize("names", [("us", "US"), ("US", "us")])
+    def test_names_that_differ_in_case_alone_are_matched_as_they_are_written(self, tmp_path, tokenizer, names):
+        task = own(tmp_path, ["us", "US", "US"] * 2)
+        model = call(knowing(names, task, tokenizer), names)
+        found = load_task(task, tokenizer, model)
+        assert found.labels == names
+        assert found.evaluate(model)["accuracy"] == 1.0
+
+    def test_names_of_another_case_are_those_of_the_data_only_where_each_is_of_one(self, tmp_path, tokenizer):
+        same = load_task(own(tmp_path, ["yes", "no"] * 2), tokenizer, classifier(("YES", "No ")))
+        assert same.labels == ("yes", "no")
+        with pytest.raises(SettingError, match="has the labels US, Us"):
+            load_task(own(tmp_path, ["us", "US"] * 2), tokenizer, classifier(("US", "Us")))
 
     def test_that_is_new_has_the_order_of_the_settings(self, mrpc, tokenizer, encoder_folder):
         rows = read_task(config(mrpc, labels=self.TURNED))

@@ -60,6 +60,29 @@ def test_an_answer_is_compared_with_the_best_of_the_true_ones():
     assert answer_f1("nothing here", true) == 0
 
 
+@pytest.mark.parametrize(
+    ("predicted", "true", "exact", "f1"),
+    [
+        ("「北京」。", "北京", 1, 1),
+        ("北京市", "北京", 0, 0.8),
+        ("القاهرة،", "القاهرة", 1, 1),
+        ("दिल्ली।", "दिल्ली", 1, 1),
+        ("Đa\u0323t", "Đạt", 1, 1),
+        ("东京", "北京", 0, 0.5),
+    ],
+)
+def test_answers_in_other_scripts_are_compared_by_words_of_theirs(predicted, true, exact, f1):
+    metrics = METRICS["question_answering"]
+    assert metrics["exact_match"]([predicted], [[true]]) == exact
+    assert metrics["f1"]([predicted], [[true]]) == pytest.approx(f1)
+
+
+def test_english_answers_are_squads_though_one_has_an_accent_or_none_has_letters():
+    metrics, true = METRICS["question_answering"], [["The Łódź"]] + [["the cat"]] * 20 + [["10%"]] + [[]]
+    predicted = ["łódź.", *["a cat"] * 20, "10", ""]
+    assert metrics["exact_match"](predicted, true) == metrics["f1"](predicted, true) == 1
+
+
 def test_no_answer_is_right_only_where_there_is_none():
     assert exact_match("", []) == answer_f1("", []) == 1
     assert answer_f1("something", []) == answer_f1("", ["something"]) == 0
@@ -90,15 +113,29 @@ def window(offsets):
 def test_the_best_answer_begins_before_it_ends_and_stands_in_the_context():
     offsets = [[-1, -1], [-1, -1], [0, 3], [4, 7], [8, 11]]  # [CLS] question one two six
     start, end = np.array([9.0, 9, 0, 5, 1]), np.array([9.0, 9, 6, 0, 3])
-    assert best_answer("one two six", [window(offsets)], [start], [end], False) == "two six"  # 5 + 3, not 5 + 6
-    assert best_answer("one two six", [window(offsets)], [start], [end], True) == ""  # [CLS]: 18 > 8
+    assert best_answer("one two six", [window(offsets)], [start], [end], 30, False) == "two six"  # 5 + 3, not 5 + 6
+    assert best_answer("one two six", [window(offsets)], [start], [end], 30, True) == ""  # [CLS]: 18 > 8
 
 
 def test_the_best_answer_is_that_of_the_best_window():
     windows = [window([[-1, -1], [0, 3]]), window([[-1, -1], [4, 7]])]
     starts, ends = [np.array([0.0, 1]), np.array([5.0, 3])], [np.array([0.0, 1]), np.array([5.0, 3])]
-    assert best_answer("one two", windows, starts, ends, False) == "two"
-    assert best_answer("one two", windows, starts, ends, True) == "two"  # the first window's [CLS] is least likely
+    assert best_answer("one two", windows, starts, ends, 30, False) == "two"
+    assert best_answer("one two", windows, starts, ends, 30, True) == "two"  # the first window's [CLS] is least likely
+
+
+def test_the_best_answer_has_as_many_tokens_as_are_asked_for():
+    offsets = [[-1, -1], [0, 3], [4, 7], [8, 11]]
+    start, end = np.array([0.0, 9, 0, 0]), np.array([0.0, 0, 3, 9])
+    found = [best_answer("one two six", [window(offsets)], [start], [end], longest, False) for longest in (3, 2)]
+    assert found == ["one two six", "one two"]
+
+
+@pytest.mark.parametrize("text", ["Cafe\u0301", "Z\u0323\u0302", "\u0915\u094d\u200d"])
+def test_the_best_answer_has_the_marks_of_its_last_letter(text):
+    # an uncased WordPiece drops accents: no token's offsets have them
+    offsets, scores = [[-1, -1], [0, len(text) - (2 if text[0] != "C" else 1)]], np.array([0.0, 1])
+    assert best_answer(f"{text} is", [window(offsets)], [scores], [scores], 30, False) == text
 
 
 # seqeval's README: f1 0.50, and the per-type counts that go with it

@@ -1,14 +1,16 @@
 """What fits into rows and windows of a task is read; what cannot be is refused before the tokenizer panics."""
 
 import copy
+import logging
 
 import pytest
 from datasets import Dataset
+from tokenizers import normalizers
 
 import makd
 from makd.errors import DataError
 from makd.tasks import TaskConfig, read_task, tokenize_task
-from makd.tasks.features import encode_windows
+from makd.tasks.features import NOWHERE, encode_windows
 from makd.tasks.rows import TaskRows
 from tests.models import tiny
 
@@ -35,6 +37,56 @@ def question_of(tokenizer, tokens):
     question = " ".join(words[:tokens])
     assert len(tokenizer(question, add_special_tokens=False)["input_ids"]) == tokens
     return question
+
+
+@pytest.fixture
+def dropping(tokenizer):
+    """A tokenizer that drops control characters and such, as BERT's do."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    return tokenizer
+
+
+def spans(tokenizer, context, answer, begin, length=24, stride=4, **settings):
+    """What each window of a context teaches as the answer; None where it teaches nothing."""
+    config = TaskConfig(name="squad", path="data", max_length=length, stride=stride, **settings)
+    rows = {"question": ["What?"], "context": [context], "answers": [{"text": [answer], "answer_start": [begin]}]}
+    found = encode_windows(config, Dataset.from_dict(rows), tokenizer)
+    return [
+        None
+        if row["start_positions"] == NOWHERE
+        else tokenizer.decode(row["input_ids"][row["start_positions"] : row["end_positions"] + 1]).replace(" ##", "")
+        for row in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "answer", "after"),
+    [
+        ("is a ", "list\n", ""),
+        ("is a ", "list \u200b", ""),
+        ("", "  list", " is a"),
+        ("is a ", "list ", "of names"),
+    ],
+)
+def test_what_no_token_stands_for_at_an_answers_ends_is_not_missed(dropping, before, answer, after):
+    assert spans(dropping, before + answer + after, answer, len(before)) == ["list"]
+
+
+def test_an_answer_that_is_in_no_window_whole_is_not_taught_as_none_and_told(dropping, caplog):
+    with caplog.at_level(logging.WARNING, logger="makd"):
+        assert set(spans(dropping, CONTEXT, CONTEXT, 0, length=16)) == {None}
+        assert spans(dropping, "A \u200b list", "\u200b", 2) == [None]
+    assert caplog.text.count("1 of 1 answers are in no window of task.max_length") == 2
+
+
+def test_answers_that_are_too_long_to_be_predicted_are_told(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING, logger="makd"):
+        spans(tokenizer, CONTEXT, CONTEXT[:20], 0, length=60, longest_answer=3)
+    assert "1 of 1 answers have more than task.longest_answer = 3 tokens" in caplog.text
+    caplog.clear()
+    spans(tokenizer, CONTEXT, CONTEXT[:20], 0, length=60)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("tokens", [17, 20, 21, 22, 24, 40])  # of 24, 3 are marks: 21 are left, 4 of them overlap

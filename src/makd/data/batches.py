@@ -30,13 +30,18 @@ from makd.data.marks import check_room, given_tokens
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_padding_token, check_vocabulary
 from makd.data.two_sides import TwoSides, check_writes, decoder_reads
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError
+from makd.loading import with_padding
 from makd.mapped import map_rows
+from makd.source_names import name_of
 
 logger = logging.getLogger(__name__)
 
 _CUT = "makd cut"
 """Column of rows that were longer; in the data, since `map` may find its result on disk and not run at all."""
+_OWN, _UNKNOWN = "makd own", "makd unknown"
+"""Columns of what tokens are, likewise."""
 
 COUNTED = 100_000
 """Rows at most whose tokens are counted to tell frequent ones from rare ones."""
@@ -65,13 +70,15 @@ def tokenize(
 
     Conversations have `labels` besides, on completions alone; those of an encoder-decoder are a side of their own.
 
-    A text that is null, as csv files hold empty ones, is an empty text. How much `max_length` cuts off is logged, under
-    the name of its `setting`, at `cut_level`: WARNING where nobody has chosen the length.
+    A text that is null, as csv files hold empty ones, is an empty text. A row without label is left out, and told, if
+    it has no token of its own. How much `max_length` cuts off is logged, under the name of its `setting`, at
+    `cut_level`: WARNING where nobody has chosen the length.
 
     Raises:
         DataError: no block of `max_length` tokens can be cut from the texts, the model's positions end before or the
             tokenizer's own tokens leave no room, the rows are pairs and the model reads one text, or conversations and
-            it continues none, the tokenizer is not this model's, or documents are to be kept apart that nothing joins.
+            it continues none, the tokenizer is not this model's or knows nearly nothing of the texts, or documents are
+            to be kept apart that nothing joins.
     """
     _check_apart(rows, model, rendering)
     columns = [name for name in ("text", "text_pair") if name in rows.column_names]
@@ -81,7 +88,7 @@ def tokenize(
         _check_continues(model)
         check_room(tokenizer, model, max_length, setting)
         read = (OneText if reads_blocks(model) else TwoSides)(tokenizer, rendering, max_length)
-        found = encode_conversations(rows, read, max_length, vocabulary, setting, cut_level)
+        found = encode_conversations(rows, read, tokenizer, max_length, vocabulary, setting, cut_level)
         return found.shuffle(seed=seed)
     if reads_blocks(model):
         _check_single(columns, model)
@@ -91,18 +98,35 @@ def tokenize(
             return keep_apart(rows, tokenizer, max_length, vocabulary, setting).shuffle(seed=seed)
         return join_texts(rows, tokenizer, max_length, vocabulary).shuffle(seed=seed)
 
+    known = KnownTokens(tokenizer)
+
     def encode(batch: Mapping[str, Any]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[name]] for name in columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         check_vocabulary(chain.from_iterable(encoded["input_ids"]), vocabulary)
-        return {**encoded, _CUT: _are_cut(encoded, tokenizer, texts, max_length)}
+        counts = [known.count(ids) for ids in encoded["input_ids"]]
+        own, unknown = [one.own for one in counts], [one.unknown for one in counts]
+        return {**encoded, _CUT: _are_cut(encoded, tokenizer, texts, max_length), _OWN: own, _UNKNOWN: unknown}
 
     encoded = map_rows(rows, encode, batched=True, remove_columns=columns)
     cut = sum(encoded[_CUT])
     if cut:
         told = (cut, len(encoded), setting, max_length)
         logger.log(cut_level, "%d of %d rows are longer than %s = %d tokens: cut there", *told)
-    return encoded.remove_columns(_CUT).shuffle(seed=seed)
+    check_known(Known.sum(zip(encoded[_OWN], encoded[_UNKNOWN], strict=True)), tokenizer)
+    return _without_empty(encoded).remove_columns([_CUT, _OWN, _UNKNOWN]).shuffle(seed=seed)
+
+
+def _without_empty(rows: Dataset) -> Dataset:
+    """The rows that have tokens besides the tokenizer's marks: of others all models say the same. Labels are kept."""
+    kept = [place for place, own in enumerate(rows[_OWN]) if own]
+    if "label" in rows.column_names or len(kept) == len(rows):
+        return rows
+    if not kept:
+        raise DataError(f"The tokenizer has not one token for any of {len(rows):,} texts: it drops all that they hold.")
+    told = (len(rows) - len(kept), len(rows))
+    logger.warning("%d of %d rows have no token but the tokenizer's marks: left out", *told)
+    return rows.select(kept)
 
 
 def _check_apart(rows: Dataset, model: PreTrainedModel, rendering: Rendering) -> None:
@@ -158,7 +182,9 @@ def collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Coll
 
     Raises:
         DataError: the model would look for the end of a text at another padding token than the tokenizer's.
+        ModelLoadError: the tokenizer has neither a padding nor an end-of-text token.
     """
+    tokenizer = with_padding(tokenizer, name_of(model))
     check_padding_token(tokenizer, model)
     blocks, two_stacks, later = reads_blocks(model), bool(model.config.is_encoder_decoder), reads_itself_later(model)
     given = torch.tensor(given_tokens(tokenizer) if blocks else (), dtype=torch.long)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from makd.data.marks import Marks, find_marks, given_tokens
 from makd.data.tokenizers import check_vocabulary
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ def join_texts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, v
     """Blocks of the joined texts, each beginning as a text does.
 
     Raises:
-        DataError: the texts are shorter than one block, or the tokenizer is another model's.
+        DataError: the texts are shorter than one block, or the tokenizer is another model's or knows nearly nothing.
     """
     marks = find_marks(tokenizer)
     ids = list(chain.from_iterable(_marked(rows, tokenizer, marks)))
@@ -39,7 +40,7 @@ def keep_apart(
     Texts that leave nothing to predict are left out. How many these are, and how many were cut, is told.
 
     Raises:
-        DataError: no text is left, or the tokenizer is another model's.
+        DataError: no text is left, or the tokenizer is another model's or knows nearly nothing.
     """
     given, marks = set(given_tokens(tokenizer)), find_marks(tokenizer)
     texts = _marked(rows, tokenizer, marks)
@@ -71,10 +72,10 @@ def _marked(rows: Dataset, tokenizer: PreTrainedTokenizerBase, marks: Marks) -> 
     """
     end = tokenizer.eos_token_id
     closing = [end] if end is not None and marks == Marks((), ()) else []
-    return [
-        marks.put(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + closing
-        for text in rows["text"]
-    ]
+    known = KnownTokens(tokenizer)
+    texts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in rows["text"]]
+    check_known(Known.sum(map(known.count, texts)), tokenizer)
+    return [marks.put(ids) + closing for ids in texts]
 
 
 def _cut(ids: list[int], before: list[int], length: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from makd.data.conversations import MESSAGES, Message
 from makd.data.rendering import Conversation, Encoded, make_encoder
 from makd.data.settings import Rendering
 from makd.data.tokenizers import check_vocabulary
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError
 from makd.mapped import map_rows
 
@@ -29,6 +30,8 @@ _LEARNED = "makd learned"
 """Column of how many tokens have a label."""
 _TOKENS = "makd tokens"
 """Column of how many tokens a row has."""
+_COUNTED = {"input_ids": "the conversations", "labels": "the responses"}
+"""Columns whose tokens are counted, and how they are called."""
 WHOLE, CUT, NO_RESPONSE, NO_PROMPT, LONG_PROMPT = "whole", "cut", "no response", "no prompt", "long prompt"
 _FEATURES = Features(
     {
@@ -82,6 +85,7 @@ class OneText:
 def encode_conversations(
     rows: Dataset,
     read: Reader,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     vocabulary: int,
     setting: str = "data.max_length",
@@ -94,6 +98,7 @@ def encode_conversations(
     Args:
         rows: conversations.
         read: how the model reads them: `OneText`, or `TwoSides`.
+        tokenizer: by which it does.
         max_length: tokens that a row, or a side, was cut at.
         vocabulary: how many tokens the model has embeddings for.
         setting: what the user calls `max_length`.
@@ -101,7 +106,8 @@ def encode_conversations(
 
     Raises:
         DataError: every response is blank, or no row is left; more than half of the prompts are too long; the template
-            refuses a conversation, or answers cannot be found in its text; the tokenizer is another model's.
+            refuses a conversation, or answers cannot be found in its text; the tokenizer is another model's, or knows
+            nearly nothing of them.
     """
 
     def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -123,6 +129,9 @@ def encode_conversations(
     encoded = map_rows(rows, encode, batched=True, remove_columns=rows.column_names, features=_FEATURES)
     fates = encoded[_FATE][:]
     _check_fates(Counter(fates), len(rows), max_length, setting)
+    known = KnownTokens(tokenizer)
+    for column, called in _COUNTED.items():
+        check_known(Known.sum(map(known.count, encoded[column])), tokenizer, called)
     kept = encoded.select([place for place, fate in enumerate(fates) if fate in (WHOLE, CUT)])
     _log_fates(Counter(fates), kept, max_length, setting, cut_level)
     return kept.remove_columns([_FATE, _LEARNED, _TOKENS])

@@ -114,7 +114,7 @@ def as_conversations(rows: Dataset, columns: Columns, where: str) -> Dataset:
     Raises:
         DataError: a column holds something else, or roles are unknown or out of order.
     """
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    read: Callable[[Mapping[str, Any], int], dict[str, Any]]
     if columns.response is None:
         _check_kind(rows, columns.prompts[0], _is_messages, "lists of messages", where)
         read = _Chats(columns.prompts[0], where)
@@ -133,16 +133,10 @@ def as_conversations(rows: Dataset, columns: Columns, where: str) -> Dataset:
             _check_kind(rows, name, _is_text, "text", where)
         _check_kind(rows, columns.response, _is_answer, "text, or lists of texts", where)
         read = _Pairs(columns.prompts, columns.response)
-    indexed = map_rows(
-        rows,
-        lambda row, place: read({**row, "place": place}),
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=FEATURES,
-    )
-    if len(indexed) == 0:
+    found = map_rows(rows, read, with_indices=True, remove_columns=rows.column_names, features=FEATURES)
+    if len(found) == 0:
         raise DataError(f"{where} has no rows.")
-    return indexed
+    return found
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ class _Pairs:
     prompts: tuple[str, ...]
     response: str
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], _number: int) -> dict[str, Any]:
         parts = [row[name] for name in self.prompts]
         answers = row[self.response]
         answers = [answers] if answers is None or isinstance(answers, str) else list(answers)
@@ -167,8 +161,8 @@ class _Chats:
     column: str
     where: str
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        messages = read_messages(row[self.column] or [], f"{self.where}, row {row['place']}")
+    def __call__(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        messages = read_messages(row[self.column] or [], f"{self.where}, row {number}")
         return {MESSAGES: messages, "given": 0, "references": _last_answer(messages)}
 
 
@@ -178,10 +172,10 @@ class _ChatPairs:
     completion: str
     where: str
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
         given = len(row[self.prompt] or [])
         both = [*(row[self.prompt] or []), *(row[self.completion] or [])]
-        messages = read_messages(both, f"{self.where}, row {row['place']}")
+        messages = read_messages(both, f"{self.where}, row {number}")
         return {MESSAGES: messages, "given": given, "references": _last_answer(messages[given:])}
 
 

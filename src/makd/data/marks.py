@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from itertools import chain
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,17 +33,33 @@ def find_marks(tokenizer: PreTrainedTokenizerBase) -> Marks:
     """The marks that `tokenizer` puts around a single text.
 
     Raises:
-        DataError: it gives another text with marks than without.
+        DataError: it gives another text with marks than without, or has no token for any.
     """
     tokenizer = copy.deepcopy(tokenizer)  # encoding changes its truncation, and it may be saved with a student
-    plain = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-    marked = list(tokenizer(_PROBE)["input_ids"])
+    probe, plain = _probe(tokenizer)
+    marked = list(tokenizer(probe)["input_ids"])
     for start in range(len(marked) - len(plain) + 1):
         if marked[start : start + len(plain)] == plain:
             return Marks(tuple(marked[:start]), tuple(marked[start + len(plain) :]))
     raise DataError(
-        f"The tokenizer reads {_PROBE!r} as {marked} with special tokens and as {plain} without, so what it adds to a "
+        f"The tokenizer reads {probe!r} as {marked} with special tokens and as {plain} without, so what it adds to a "
         "text cannot be told. Give the tokenizer that the model was trained with."
+    )
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """A text of which `tokenizer` knows something, and its ids without marks: nothing cannot be found between marks.
+
+    Vocabularies of Chinese, music or molecules alone may have no letter of `_PROBE`, and no token for unknown ones.
+    """
+    own = [number for number in sorted(tokenizer.get_vocab().values()) if number not in tokenizer.all_special_ids]
+    for probe in chain((_PROBE,), (str(tokenizer.decode([number])) for number in own)):
+        ids = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        if ids:
+            return probe, ids
+    raise DataError(
+        f"The tokenizer has no token for {_PROBE!r}, nor for what its own {len(own):,} tokens stand for: it reads "
+        "every text as nothing. Give the tokenizer that the model was trained with."
     )
 
 

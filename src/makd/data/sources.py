@@ -9,6 +9,7 @@ import pydoc_data.topics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from makd.data.as_written import as_written
 from makd.data.conversations import MESSAGES, as_conversations, find_columns
 from makd.data.folders import check_whole
 from makd.data.guess import check_strings, guess_text
@@ -24,6 +26,7 @@ from makd.data.mixture import apportion, mix
 from makd.data.settings import AUTO, BUILT_IN, DataConfig
 from makd.data.stream import draw_splits
 from makd.errors import DataError
+from makd.kinds import HALF, half_letter
 from makd.mapped import filter_rows
 
 logger = logging.getLogger(__name__)
@@ -180,12 +183,15 @@ def _open(
                     f"{name} is a file, which has no configurations; got {configuration!r}. Leave the name out, or "
                     "give the folder or hub id that has it."
                 )
-            return read(load_dataset(FILE_FORMATS[path.suffix], data_files={file_split: str(path)}, **settings))
+            files = {"data_files": {file_split: str(path)}, **settings}
+            load = partial(load_dataset, FILE_FORMATS[path.suffix], **files)
+            return read(as_written(load(), load))
         if not path.exists() and not _may_be_hub_id(name):
             raise DataError(f"{name} does not exist. Give a folder, a file or a hub id.")
         if path.is_dir():
             check_whole(path, configuration)
-        return read(load_dataset(str(path) if path.is_dir() else name, configuration, **settings))
+        load = partial(load_dataset, str(path) if path.is_dir() else name, configuration, **settings)
+        return read(as_written(load(), load))
     except DataError:
         raise
     except Exception as error:  # datasets raises many types for what is not there; the cause is kept
@@ -231,11 +237,17 @@ def hold_out(texts: Sequence[Any], config: DataConfig) -> Texts:
     odd = next((text for text in texts if not isinstance(text, str | None)), None)
     if odd is not None:
         raise DataError(f"Texts in hand are strings; one of them is {str(odd)[:80]!r}, of type {type(odd).__name__}.")
+    half = half_letter(texts)
+    if half is not None:
+        raise DataError(f"Texts in hand are Unicode; number {half} is not. {HALF}")
     rows = _without_blank(Dataset.from_dict({"text": list(texts)}), "the texts")
     return Texts(*split_off(rows, config.held_out, "data.held_out"))
 
 
 def _read_dicts(given: Sequence[Mapping[str, Any]], config: DataConfig) -> Dataset:
+    half = next((number for number, row in enumerate(given) if half_letter(row.values()) is not None), None)
+    if half is not None:
+        raise DataError(f"The rows in hand hold texts; of row {half} one is none. {HALF}")
     names = dict.fromkeys(name for row in given for name in row)  # `datasets` would take those of the first row alone
     try:
         rows = Dataset.from_list([{name: row.get(name) for name in names} for row in given])

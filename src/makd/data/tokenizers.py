@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from makd.errors import DataError, ModelLoadError, SettingError
-from makd.loading import folder_or_name, load_tokenizer, may_have_tokenizer
+from makd.loading import folder_or_name, load_tokenizer, may_have_tokenizer, with_padding
 from makd.sentence_encoder import as_in_folder
 from makd.source_names import name_of
 
@@ -29,18 +29,18 @@ PROBE = "The naïve Café-owner didn't pay  $3.14 for <b>IT</b>;\tyear 2024,\n�
 def choose_tokenizer(
     tokenizer: str | PreTrainedTokenizerBase | None, model: str | PreTrainedModel
 ) -> PreTrainedTokenizerBase:
-    """The `tokenizer` of a setting, loaded if it is a name; or that of `model` if it is None.
+    """The `tokenizer` of a setting, loaded if it is a name; or that of `model` if it is None. It has a padding token.
 
     Of a model that is given by name, its own is compared with the setting's: other ids are refused, the same ids read
     otherwise (with `add_prefix_space`, say) are taken, and told. A model in hand may differ from where it came from.
 
     Raises:
-        ModelLoadError: the tokenizer cannot be loaded.
+        ModelLoadError: the tokenizer cannot be loaded, or has neither a padding nor an end-of-text token.
         SettingError: some id stands for another token than in the model's own.
     """
     name = name_of(model)
     words = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else load_tokenizer(tokenizer or name)
-    words = as_in_folder(words, folder_or_name(name))
+    words = as_in_folder(with_padding(words, name), folder_or_name(name))
     own = None if tokenizer is None else own_tokenizer(model)
     if own is None:
         return words

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from makd.errors import SettingError
 from makd.evaluation.instructions import Instructions, InstructionsConfig, load_instructions
 from makd.evaluation.prompts import Prompts, encode_prompts
-from makd.evaluation.rouge import mean_rouge_l, words_of
+from makd.evaluation.rouge import mean_rouge_l, warn_wordless
 from makd.generation import generate, stop_tokens
 from makd.kinds import takes
 from makd.progress import OnProgress, Progress, nobody
+from makd.words import words_of
 
 SHOWN = 3
 """Rows whose answers stand in the results in full."""
@@ -81,7 +82,9 @@ def open_instructions(config: InstructionsConfig) -> Instructions:
     """
     if importlib.util.find_spec("rouge_score") is None:
         raise SettingError("ROUGE-L needs rouge-score, which is not installed. `pip install makd[language]` brings it.")
-    return load_instructions(config)
+    rows = load_instructions(config)
+    warn_wordless(rows.references)
+    return rows
 
 
 def answer_prompts(
@@ -133,7 +136,7 @@ def compare_answers(
         "cut": prompts.cut,
         "dropped": prompts.dropped,
         "seeds": list(rows.config.seeds),
-        "words": words_of(reference for several in rows.references for reference in several),
+        "words": words_of(rows.references),
         "rouge_l": {
             side: {"mean": one.mean, "deviation": one.deviation, "seeds": list(one.rouge_l)}
             for side, one in found.items()

@@ -12,6 +12,7 @@ from makd.data.conversations import Message
 from makd.data.marks import find_marks
 from makd.data.rendering import render_chat
 from makd.data.settings import AUTO, NONE, PROMPT, DataConfig
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError, SettingError
 from makd.evaluation.instructions import Instructions, InstructionsConfig
 
@@ -37,7 +38,8 @@ def encode_prompts(instructions: Instructions, tokenizer: PreTrainedTokenizerBas
     Raises:
         SettingError: the model writes no text; the tokenizer has no chat template and one is asked for; prompt and
             answer are beyond the model's positions.
-        DataError: a prompt is too long and is to be refused, or all of them were dropped.
+        DataError: a prompt is too long and is to be refused, or all of them were dropped; or the tokenizer knows nearly
+            nothing of them.
     """
     config, limit = instructions.config, token_limit(model)
     apart = bool(model.config.is_encoder_decoder)
@@ -55,6 +57,7 @@ def encode_prompts(instructions: Instructions, tokenizer: PreTrainedTokenizerBas
             f"positions for {limit}{' on each side' if apart else ''}. Lower them."
         )
     ids = _whole_texts(instructions.prompts, tokenizer, config) if apart else _prompt_ids(instructions, tokenizer)
+    check_known(Known.sum(map(KnownTokens(tokenizer).count, ids)), tokenizer, "the prompts")
     longer = [place for place, row in enumerate(ids) if len(row) > config.max_prompt_tokens]
     if longer and config.longer == "refuse":
         raise DataError(

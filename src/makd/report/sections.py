@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from makd.measures import table_of
+from makd.plain_yaml import dump_yaml
 from makd.report import charts
 from makd.report.curves import moments
 from makd.report.elements import Markup, element, join, missing, scrolled, section, table
@@ -13,6 +12,7 @@ from makd.report.glance import ROLES, latency_ratios, measured, role_name
 from makd.report.record import Record
 from makd.report.words import number, seconds, share
 from makd.run_files import LINEARS, SAMPLES, TRAINING, WARNINGS
+from makd.words import is_joined, word_begin
 
 
 def quality(record: Record) -> Markup:
@@ -257,18 +257,22 @@ def _continued(row: Mapping[str, Any]) -> Markup:
         (at for at, (one, other) in enumerate(zip(theirs, ours, strict=False)) if one != other),
         min(len(theirs), len(ours)),
     )
-    same = len(theirs) if theirs == ours else theirs.rfind(" ", 0, same) + 1
+    while same and any(is_joined(text[same]) for text in (theirs, ours) if text[same:]):
+        same -= 1  # from the letter on whose mark is another
+    same = len(theirs) if theirs == ours else word_begin(theirs, same)
     sides = [
         element(
-            "div", element("h3", name), element("p", text[:same], element("mark", text[same:]) if text[same:] else None)
+            "div",
+            element("h3", name),
+            element("p", text[:same], element("mark", text[same:]) if text[same:] else None, dir="auto"),
         )
         for name, text in (("Teacher", theirs), ("Student", ours))
     ]
     if "reference" in row:
-        sides.append(element("div", element("h3", "The data's own"), element("p", row["reference"])))
+        sides.append(element("div", element("h3", "The data's own"), element("p", row["reference"], dir="auto")))
     return element(
         "article",
-        element("p", element("span", "Prompt", class_="label"), row["prompt"]),
+        element("p", element("span", "Prompt", class_="label"), element("bdi", row["prompt"])),
         element("div", sides, class_="sides"),
         class_="sample",
     )
@@ -282,7 +286,7 @@ def _near(row: Mapping[str, Any]) -> Markup:
             element(
                 "li",
                 element("span", f"{one['cosine']:.2f}", class_="label"),
-                element("span", one["text"]),
+                element("bdi", one["text"]),
                 None if one["text"] in both[1 - at] else element("em", " (not in the other's)"),
             )
             for one in row[side]
@@ -290,7 +294,7 @@ def _near(row: Mapping[str, Any]) -> Markup:
         sides.append(element("div", element("h3", side.capitalize()), element("ol", lines)))
     return element(
         "article",
-        element("p", element("span", "Text", class_="label"), row["text"]),
+        element("p", element("span", "Text", class_="label"), element("bdi", row["text"])),
         element("div", sides, class_="sides"),
         class_="sample",
     )
@@ -355,7 +359,7 @@ def recipe(record: Record) -> Markup:
 
 def as_yaml(content: Any) -> str:
     """Settings as `recipe.yaml` has them."""
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else "recipe.yaml is not there"
+    return dump_yaml(content) if content else "recipe.yaml is not there"
 
 
 def name_of_run(record: Record) -> Markup:

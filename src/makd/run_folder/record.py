@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from makd.data.settings import BUILT_IN
 from makd.errors import NumericsError
 from makd.extensions import loaded
+from makd.plain_yaml import dump_yaml
 
 RECORDED_PACKAGES = (
     "makd",
@@ -67,7 +67,7 @@ def write_recipe(folder: Path, settings: Mapping[str, Any]) -> None:
         name = inside.get(last)
         if isinstance(name, str) and name not in NO_FILES and is_on_disk(name):
             inside[last] = str(Path(name).expanduser().absolute())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(dump_yaml(known), encoding="utf-8")
 
 
 def _named_files(known: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

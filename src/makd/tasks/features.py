@@ -1,6 +1,7 @@
 """From a task's rows to token ids with targets. Padding waits for the batch: rows are as long as they are."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, List, Value
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import IGNORE_INDEX
 from makd.data import tokenize
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError
 from makd.mapped import map_rows
 from makd.tasks.answer_spans import LOST
@@ -15,10 +17,17 @@ from makd.tasks.settings import TaskConfig
 from makd.tasks.windows import check_questions
 from makd.tasks.words import encode_words
 
+logger = logging.getLogger(__name__)
+
 NOWHERE = 1_000_000
 """An answer's place where there is none to learn: transformers takes places beyond the row's end out of the loss."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TARGETS = ("label", "labels", "start_positions", "end_positions")
+FEW = 0.01
+"""Share of answers below which it is no warning that they are too long to be predicted: SQuAD has as many."""
+
+Offsets = Sequence[Sequence[int]]
+"""Of each token of a window its [first, last + 1] letter in the context; [-1, -1] where it is not of it."""
 
 
 def encode(
@@ -86,35 +95,95 @@ def _encode_places(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedToken
             questions, batch["context"], truncation="only_second", max_length=length, stride=stride,
             return_overflowing_tokens=True, return_offsets_mapping=True,
         )  # fmt: skip
-        made: dict[str, list[Any]] = {"offsets": [], "first": [], "question": []}
+        of = encoded["overflow_to_sample_mapping"]
+        made: dict[str, list[Any]] = {"offsets": [], "first": [], "question": [numbers[row] for row in of]}
         made |= {"start_positions": [], "end_positions": []}
-        for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
-            parts = encoded.sequence_ids(window)
-            offsets = [
-                list(place) if part == 1 else [-1, -1]
-                for place, part in zip(encoded["offset_mapping"][window], parts, strict=True)
-            ]
+        for window in range(len(of)):
+            places = zip(encoded["offset_mapping"][window], encoded.sequence_ids(window), strict=True)
+            made["offsets"].append([list(place) if part == 1 else [-1, -1] for place, part in places])
             ids = encoded["input_ids"][window]
-            first = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-            answers = batch["answers"][row] if "answers" in batch else None
-            start, end = (NOWHERE, NOWHERE) if answers is None else _span(answers, offsets, first)
-            for name, value in zip(made, (offsets, first, numbers[row], start, end), strict=True):
-                made[name].append(value)
+            made["first"].append(ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0)
+        for row, context in enumerate(batch["context"]):
+            own = [window for window, sample in enumerate(of) if sample == row]
+            offsets, firsts = ([made[name][window] for window in own] for name in ("offsets", "first"))
+            spans = _spans(batch["answers"][row] if "answers" in batch else None, context, offsets, firsts)
+            made["start_positions"] += [start for start, _ in spans]
+            made["end_positions"] += [end for _, end in spans]
         return {name: encoded[name] for name in INPUTS if name in encoded} | made
 
-    return map_rows(rows, windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    encoded = map_rows(rows, windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    check_known(Known.sum(map(KnownTokens(tokenizer).count, encoded["input_ids"])), tokenizer)
+    if "answers" in rows.column_names:
+        _tell_lengths(config, rows, encoded)
+    return encoded
 
 
-def _span(answers: Mapping[str, Any], offsets: list[list[int]], first: int) -> tuple[int, int]:
-    """First and last token of the first answer in a window that holds all of it, else twice `first`."""
-    if not answers["text"]:
-        return first, first
+def _spans(
+    answers: Mapping[str, Any] | None, context: str, windows: Sequence[Offsets], firsts: Sequence[int]
+) -> list[tuple[int, int]]:
+    """For each of a row's windows the first and last token of the row's first answer.
+
+    A window without all of it has twice its place in `firsts`, as one whose row has no answer has. Where no window has
+    all of it, there is nothing to learn: it has one.
+    """
+    nowhere = [(NOWHERE, NOWHERE)] * len(windows)
+    if answers is None:
+        return nowhere
+    if not answers["text"] or not answers["text"][0]:
+        return [(first, first) for first in firsts]
+    if answers["answer_start"][0] == LOST:
+        return nowhere
     begin = answers["answer_start"][0]
-    if begin == LOST:
-        return NOWHERE, NOWHERE
-    end = begin + len(answers["text"][0])
+    letters = _read_letters(context, begin, begin + len(answers["text"][0]), windows)
+    found = [_tokens_of(offsets, letters[0], letters[-1] + 1) if letters else None for offsets in windows]
+    if not any(found):
+        return nowhere
+    return [span or (first, first) for span, first in zip(found, firsts, strict=True)]
+
+
+def _read_letters(context: str, begin: int, end: int, windows: Sequence[Offsets]) -> list[int]:
+    """Places of the letters from `begin` to before `end` that tokens stand for; not blanks, or what is dropped."""
+    read: set[int] = set()
+    for offsets in windows:
+        for left, right in offsets:
+            if right > begin and left < end:
+                read.update(range(max(left, begin), min(right, end)))
+    return [place for place in sorted(read) if not context[place].isspace()]
+
+
+def _tokens_of(offsets: Offsets, begin: int, end: int) -> tuple[int, int] | None:
+    """First and last token of the letters from `begin` to before `end`; None where the window has not all of them."""
     inside = [place for place, (left, right) in enumerate(offsets) if left >= 0 and right > begin and left < end]
     real = [place for place, (left, _) in enumerate(offsets) if left >= 0]
     if not inside or offsets[real[0]][0] > begin or offsets[real[-1]][1] < end:
-        return first, first
+        return None
     return inside[0], inside[-1]
+
+
+def _tell_lengths(config: TaskConfig, rows: Dataset, encoded: Dataset) -> None:
+    """Log how many answers are in no window whole, and how many are longer than any that may be predicted."""
+    columns = ("question", "first", "start_positions", "end_positions")
+    sizes = {
+        question: end - start + 1
+        for question, first, start, end in zip(*(encoded[name] for name in columns), strict=True)
+        if start not in (first, NOWHERE)
+    }
+    there = [
+        number
+        for number, answers in enumerate(rows["answers"])
+        if answers["text"] and answers["text"][0] and answers["answer_start"][0] != LOST
+    ]
+    missed = sum(number not in sizes for number in there)
+    if missed:
+        logger.warning(
+            "%d of %d answers are in no window of task.max_length = %d whole, or of no letters that the tokenizer "
+            "knows: no place is learned for them. Raise task.stride (%d), by which windows overlap, or max_length",
+            missed, len(there), config.length, config.stride,
+        )  # fmt: skip
+    longer = sum(size > config.longest_answer for size in sizes.values())
+    if longer:
+        logger.log(
+            logging.WARNING if longer >= FEW * len(there) else logging.INFO,
+            "%d of %d answers have more than task.longest_answer = %d tokens: they cannot be predicted whole. Raise it",
+            longer, len(there), config.longest_answer,
+        )  # fmt: skip

@@ -27,7 +27,8 @@ def label_names(config: TaskConfig, train: Dataset, column: str, where: str) -> 
     """Names of the classes or labels in the data's order; those of a regression with several outputs are numbers.
 
     Raises:
-        DataError: the data's labels are not those of the settings or of the task, are not classes, or -1 may be one.
+        DataError: the data's labels are not those of the settings or of the task, are not classes, or -1 may be one;
+            or they are numbers most of which up to the highest no row has.
     """
     feature = train.features[column]
     if config.known.kind == "regression" and isinstance(feature, LISTS):
@@ -72,9 +73,36 @@ def _unnamed(found: Sequence[Any], kind: str, where: str) -> tuple[str, ...]:
             f"sorted by class, shuffle it, or take more rows (task.rows). ({UNLABELLED} stands for no label.)"
         )
     if all(isinstance(label, int) for label in found):
-        found = range(max(found) + 1)
+        found = _counted(found, where)
+    _warn_alike(found, where)
     logger.info("labels of %s, in this order: %s", where, _shown(found))
     return tuple(map(str, found))
+
+
+def _warn_alike(names: Iterable[Any], where: str) -> None:
+    """Tell of classes whose names are the same but for blanks around them, as a data set written by hand has them."""
+    alike: dict[str, list[str]] = {}
+    for name in map(str, names):
+        alike.setdefault(name.strip(), []).append(name)
+    for several in alike.values():
+        if len(several) > 1:
+            logger.warning(
+                "%s has %s for classes of their own: they differ in blanks alone. If it is one class, write it as one",
+                where, " and ".join(map(repr, several)),
+            )  # fmt: skip
+
+
+def _counted(numbers: Sequence[int], where: str) -> range:
+    """All classes of which some have these `numbers`, in ascending order. A few may have no row here; ids have gaps."""
+    classes = range(numbers[-1] + 1)
+    if numbers[0] < 0 or 2 * len(numbers) < len(classes):
+        shown = [*map(str, numbers[:3]), *(["…", str(numbers[-1])] if numbers[3:] else [])]
+        raise DataError(
+            f"Classes are numbered from 0, without gaps; {where} has the labels {', '.join(shown)}: {len(numbers):,} "
+            f"different ones, from {numbers[0]} to {numbers[-1]}. If they are codes or ids, write names, such as "
+            f"'code {numbers[-1]}'; else number the classes anew, or name all of them, in order, with task.labels."
+        )
+    return classes
 
 
 def _shown(values: Iterable[Any]) -> str:
@@ -196,8 +224,8 @@ def vector_of(value: Any, labels: Sequence[str], hot: bool, where: str) -> list[
 def place_outputs(config: TaskConfig, labels: Sequence[str], theirs: Sequence[str], name: str) -> tuple[int, ...]:
     """For each output of a head its place in the task's `labels`.
 
-    Names say it where they are the same, in whatever order; then `task.labels`, which has them in the head's order; and
-    last the order of the data, which is said.
+    Names say it where they are the same, in whatever order, or but for case and blanks around them; then
+    `task.labels`, which has them in the head's order; and last the order of the data, which is said.
 
     Args:
         config: of the task.
@@ -208,10 +236,12 @@ def place_outputs(config: TaskConfig, labels: Sequence[str], theirs: Sequence[st
     Raises:
         SettingError: the names are others, or contradict `task.labels`.
     """
-    ours, others = [_plain(label) for label in labels], [_plain(label) for label in theirs]
+    ours, others = list(labels), list(map(str, theirs))
+    if sorted(ours) != sorted(others):  # then whatever their case and blanks: both are written by hand
+        ours, others = [_plain(label) for label in ours], [_plain(label) for label in others]
     same, wanted = tuple(range(len(labels))), config.labels
     asked = None if wanted is None or tuple(wanted) == tuple(labels) else tuple(labels.index(label) for label in wanted)
-    generic = others == [f"label_{place}" for place in same]
+    generic = [_plain(label) for label in theirs] == [f"label_{place}" for place in same]
     if generic and ours != others:
         order = asked or same
         if wanted is None and ours != list(map(str, same)):

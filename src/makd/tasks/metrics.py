@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, r2_scor
 from makd.registry import Registry
 from makd.tasks.answers import answer_f1, exact_match
 from makd.tasks.entities import entities, precision_recall_f1
+from makd.words import Words, words_of
 
 Metric = Callable[[Any, Any], float]
 
@@ -75,12 +76,13 @@ def _token_accuracy(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[
     return sum(ours == theirs for ours, theirs in pairs) / len(pairs)
 
 
-def _answers(score: Callable[[str, Sequence[str]], float], answerable: bool | None = None) -> Metric:
+def _answers(score: Callable[[str, Sequence[str], Words], float], answerable: bool | None = None) -> Metric:
     """The mean of a score over questions: all, or those that have an answer, or have none."""
 
     def metric(predicted: Sequence[str], true: Sequence[Sequence[str]]) -> float:
+        kind = words_of(true)
         chosen = [
-            score(ours, theirs)
+            score(ours, theirs, kind)
             for ours, theirs in zip(predicted, true, strict=True)
             if answerable is None or answerable == bool(theirs)
         ]

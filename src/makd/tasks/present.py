@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 5
 """Classes that are named in a warning."""
+NUMBERED = "; if there is no such class, number the others from 0"
+"""What is told besides of classes without names: labels that begin at 1 make a class 0, which the head then has."""
 
 
 def check_classes(
@@ -50,9 +52,9 @@ def check_classes(
             more = [f"{len(missing) - SHOWN} more"] if missing[SHOWN:] else []
             logger.warning(
                 "None of the %s rows of %s has the label %s: it is not %s. Shuffle data that is sorted by class, or "
-                "take more rows (%s)",
+                "take more rows (%s)%s",
                 f"{len(rows):,}", which, " or ".join(missing[:SHOWN] + more), "measured" if split else "learned",
-                setting,
+                setting, NUMBERED if tuple(labels) == tuple(map(str, range(len(labels)))) else "",
             )  # fmt: skip
 
 

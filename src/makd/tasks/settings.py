@@ -52,6 +52,8 @@ class TaskConfig:
     """Tokens of a row, at most; of question answering, of a window of the context with its question."""
     stride: int = 128
     """Tokens by which two windows of a long context overlap; of token classification, at most a quarter of a window."""
+    longest_answer: int = 30
+    """Question answering: tokens of an answer that is predicted, at most; 30 as in transformers' `run_qa.py`."""
     held_out: float = 0.1
     """Share of the training rows to measure on, where the data has no split for it or none is to be used, in (0, 1)."""
     tuning: float | None = None
@@ -80,6 +82,7 @@ class TaskConfig:
             ),
             "max_length": (self.max_length is None or self.max_length >= 4, "at least 4 tokens, or null"),
             "stride": (self.stride >= 0, "at least 0"),
+            "longest_answer": (self.longest_answer >= 1, "at least 1 token"),
             "held_out": (0 < self.held_out < 1, "a share of the rows, in (0, 1)"),
             "tuning": (self.tuning is None or 0 < self.tuning < 1, "a share of the training rows, in (0, 1), or null"),
             "rows": (self.rows is None or self.rows >= 1, "at least 1, or null for all rows"),

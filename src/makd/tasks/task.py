@@ -7,6 +7,7 @@ task.evaluate(model)                                # {"accuracy": 0.32, "f1": 0
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ from makd.tasks.rows import TaskRows, read_task
 from makd.tasks.settings import TaskConfig
 from makd.tasks.words import NO_WORD
 from makd.weights.finite import check_measured, check_outputs
+from makd.words import words_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Task:
             own = windows[number]
             starts, ends = ([logits[place][side] for place in own] for side in (0, 1))
             own_rows = [rows[place] for place in own]
-            predicted.append(best_answer(context, own_rows, starts, ends, self.may_be_none))
+            predicted.append(best_answer(context, own_rows, starts, ends, self.config.longest_answer, self.may_be_none))
         return predicted, [answers["text"] for answers in questions["answers"]]
 
 
@@ -170,6 +174,9 @@ def tokenize_task(rows: TaskRows, tokenizer: PreTrainedTokenizerBase, model: Pre
     check_room(tokenizer, model, rows.config.length, "task.max_length", texts)
     by_window = rows.config.known.kind in ("question_answering", "token_classification")
 
+    if rows.config.known.kind == "question_answering":
+        _tell_words(rows)
+
     def encoded(data: Dataset) -> Dataset:
         return encode(rows.config, data, tokenizer, model, outputs)
 
@@ -195,6 +202,13 @@ def _loader(
     """What `model` is given of rows to measure on, in their order."""
     inputs = without_targets(plain_inputs(rows))
     return DataLoader(inputs, batch_size=batch_size, collate_fn=collator(tokenizer, model))
+
+
+def _tell_words(rows: TaskRows) -> None:
+    """Log which splits' answers are not compared by SQuAD's words."""
+    for split, data in rows.evaluation.items():
+        if words_of([answers["text"] for answers in data["answers"]]) == "unicode":
+            logger.info("answers of the split %s are compared by words of any script, not by SQuAD's", split)
 
 
 @torch.no_grad()

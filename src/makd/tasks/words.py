@@ -14,6 +14,7 @@ from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from makd.anatomy.tokens import IGNORE_INDEX
+from makd.data.unknown import Known, KnownTokens, check_known
 from makd.errors import DataError
 from makd.mapped import map_rows
 from makd.tasks.settings import TaskConfig
@@ -34,7 +35,7 @@ def encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokeniz
     the row that a window is of; `words` says which word a token has the tag of.
 
     Raises:
-        DataError: the tokenizer does not say where in a text its tokens are.
+        DataError: the tokenizer does not say where in a text its tokens are, or knows nearly nothing of the words.
     """
     if not tokenizer.is_fast:
         raise DataError(f"{config.name} needs a fast tokenizer, which says where in the text each token stands.")
@@ -62,6 +63,7 @@ def encode_words(config: TaskConfig, rows: Dataset, tokenizer: PreTrainedTokeniz
         } | made
 
     encoded = map_rows(rows, windows, batched=True, with_indices=True, remove_columns=rows.column_names)
+    check_known(Known.sum(map(KnownTokens(tokenizer).count, encoded["input_ids"])), tokenizer)
     missed = sum(map(len, rows["tokens"])) - sum(word != NO_WORD for line in encoded["words"] for word in line)
     if missed:
         logger.warning(
