@@ -107,8 +107,9 @@ def teacher_hash(experiment: Experiment, task: Subject, seed: int) -> str:
     if recipe["save_dtype"] == "auto":
         del recipe["save_dtype"]  # lines from before there was a choice stay
     said: dict[str, Any] = plain(replace(task, extra_text=None))  # it learns from labels
-    if task.tuning is None:
-        del said["tuning"]  # lines from before there was a choice stay
+    for name, default in (("tuning", None), ("longest_answer", TaskConfig.longest_answer)):
+        if said[name] == default:
+            del said[name]  # lines from before there was a choice stay
     return hash_settings({**base, "task": said, "recipe": recipe})
 
 
