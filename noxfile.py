@@ -2,7 +2,7 @@
 
     nox -s dist                     wheel and sdist, and what is in them
     nox -s wheel                    the demo, from the wheel in an environment of its own; `-- quick` is a short one
-    nox -s matrix                   a choice of tests, with the oldest and the newest declared torch and transformers
+    nox -s matrix                   a choice of tests, with all that is declared at its oldest, and the newest
     nox -s light                    what needs no torch: every module compiles, `makd --help` answers
 
 Where the registry's newest torch is not the build that is wanted, TORCH says which is, as for make:
@@ -20,7 +20,7 @@ import nox
 
 ROOT = Path(__file__).parent
 DIST = ROOT / "dist"
-PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 TORCH = os.environ.get("TORCH", "torch")
 SMOKE = [
     "tests/anatomy/test_resolve.py",
@@ -38,6 +38,12 @@ SHORT = {
 }
 """What `wheel -- quick` runs of the demo's recipe."""
 VERSIONS = "import torch, transformers as t; print('torch', torch.__version__, 'transformers', t.__version__)"
+IMPORTS = (
+    "import importlib, pkgutil, makd;"
+    " [importlib.import_module(m.name) for m in pkgutil.walk_packages(makd.__path__, 'makd.')"
+    " if 'vllm' not in m.name and not m.name.endswith('__main__')]"
+)
+"""Imports every module but those that need vLLM."""
 RECIPE = "import importlib.resources as r; print(r.files('makd') / 'recipes' / 'minilm.yaml')"
 RELOAD = "import transformers as t; print(type(t.AutoModel.from_pretrained('demo').encoder.layer[0].output.dense))"
 LIGHT = ["jsonargparse[signatures]", "rich", "pyyaml"]
@@ -52,11 +58,13 @@ def newest_wheel() -> Path:
     return max(DIST.glob("makd-*.whl"), key=lambda path: path.stat().st_mtime)
 
 
-def lower_bound(package: str) -> str:
-    """The oldest version of a package that pyproject.toml declares, as pip takes it."""
-    found = re.search(rf'^  "{package}>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None, package
-    return f"{package}~={found[1]}.0"
+def lower_bounds() -> dict[str, str]:
+    """Of each dependency, the oldest version that pyproject.toml declares, as pip takes it."""
+    declared = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\ndependencies = [")[2].partition("\n]")[0]
+    )
+    found = re.findall(r'^  "([\w.-]+)(\[\w+\])?>=([\d.]+)"', declared, re.MULTILINE)
+    return {name: f"{name}{extra}~={version}.0" for name, extra, version in found}
 
 
 @nox.session
@@ -107,12 +115,15 @@ def wheel(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("versions", ["oldest", "newest"])
 def matrix(session: nox.Session, versions: str) -> None:
-    """A choice of tests on the wheel, with the oldest or the newest torch and transformers that are declared."""
-    session.install(TORCH if versions == "newest" or "==" in TORCH else lower_bound("torch"))
+    """A choice of tests on the wheel, and every module, with all dependencies at their oldest or newest versions."""
+    oldest = lower_bounds()
+    torch = oldest.pop("torch")
+    session.install(TORCH if versions == "newest" or "==" in TORCH else torch)
     session.install(str(newest_wheel()), "pytest", "beartype", "pytest-xdist", "hypothesis")
-    session.install(lower_bound("transformers") if versions == "oldest" else "transformers")
+    session.install(*(oldest.values() if versions == "oldest" else ["transformers"]))
     session.run("python", "-m", "pip", "check")
     session.run("python", "-c", VERSIONS)
+    session.run("python", "-c", IMPORTS)
     # warnings of other versions are told, not errors
     tests = ["python", "-m", "pytest", "-q", "-o", "filterwarnings=default", *(session.posargs or SMOKE)]
     session.run(*tests, env={"OMP_NUM_THREADS": "1"})

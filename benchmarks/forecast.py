@@ -117,7 +117,7 @@ def run(settings: argparse.Namespace) -> None:
         seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "run": {name: getattr(settings, name) for name in ("hidden", "layers", "rows", "solver", "files")},

@@ -3,12 +3,13 @@
 import ast
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 import makd
-from makd.whole_files import file_digest, write_json_whole, write_whole
+from makd.whole_files import file_digest, sync_file, write_json_whole, write_whole
 
 
 def test_a_reader_finds_the_old_content_until_the_new_is_on_disk(tmp_path, monkeypatch):
@@ -50,3 +51,19 @@ def test_no_other_module_dumps_json_into_an_open_file():
         if isinstance(node, ast.Attribute) and node.attr == "dump" and ast.unparse(node.value) == "json"
     ]
     assert not dumping
+
+
+@pytest.mark.parametrize(("system", "mode"), [("nt", os.O_RDWR), ("posix", os.O_RDONLY)])
+def test_a_file_is_synced_by_a_handle_that_the_system_takes(system, mode, tmp_path, monkeypatch):
+    fcntl, modes = pytest.importorskip("fcntl"), []
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
+    monkeypatch.setattr("makd.whole_files.SYSTEM", system)
+    sync_file(tmp_path / "a.txt")
+    assert modes == [mode]
+
+
+def test_nothing_else_syncs_a_file_that_it_opened_for_reading():
+    sources = Path(makd.__file__).parent.rglob("*.py")
+    pattern = r'open\("rb"\)[^\n]*\n\s*os\.fsync'
+    assert [path.name for path in sources if re.search(pattern, path.read_text("utf-8"))] == []

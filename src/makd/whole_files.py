@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+SYSTEM = os.name
+"""`nt` is Windows."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write `text` beside `path`, and put it there when it is on disk: who reads finds the old content or the new."""
@@ -15,6 +18,15 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def sync_file(path: Path) -> None:
+    """What `path` holds is on disk when this returns.
+
+    Windows syncs files alone that are open for writing; elsewhere one that may only be read can be synced too.
+    """
+    with path.open("r+b" if SYSTEM == "nt" else "rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json_whole(path: Path, content: Any) -> None:

@@ -160,7 +160,7 @@ class TestPage:
         page = self.write_two_budgets(done, tmp_path)
         assert "page.svg" not in page
         assert not (tmp_path / "page.svg").exists()
-        assert "pip install makd[compare]" in caplog.text
+        assert "pip install 'makd[compare]'" in caplog.text
 
     def test_a_flat_line_can_be_drawn_and_the_same_curves_make_the_same_file(self, tmp_path):
         for name in ("one.svg", "other.svg"):

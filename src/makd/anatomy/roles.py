@@ -6,7 +6,7 @@ Nothing here knows an architecture by name (that is `table`), and nothing after 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Literal
 
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from makd.anatomy.predictions import Predictions
 from makd.sentence_encoder import Origin
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a linear does in its layer. The values are the names that plans and recipes use.
 
     With latent attention (DeepSeek) `q`, or `k` and `v`, are made from what `q_latent` and `kv_latent` give.

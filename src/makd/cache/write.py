@@ -10,7 +10,6 @@ the rows and write its shards; the first writes all else.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -39,7 +38,7 @@ from makd.plain_json import read_json
 from makd.processes.first import in_first, wait_for_everyone
 from makd.processes.started import is_first, process_count, process_index
 from makd.progress import OnProgress, Progress, nobody
-from makd.whole_files import write_json_whole
+from makd.whole_files import sync_file, write_json_whole
 
 FORMAT = 2
 """Raised when older caches can no longer be read."""
@@ -229,8 +228,7 @@ class _Shard:
         path = folder / f"{self.start:08}-{self.end:08}.safetensors"
         part = path.with_name(path.name + ".part")
         save_file(tensors, part, metadata=self.axes)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # its name says that it is whole, after a power cut too
+        sync_file(part)  # its name says that it is whole, after a power cut too
         part.replace(path)
 
 

@@ -3,7 +3,6 @@
 In memory while it is little, else on disk. Both give back the same numbers, and an entry is there when it is whole.
 """
 
-import os
 import shutil
 import tempfile
 import weakref
@@ -18,6 +17,7 @@ from torch import Tensor
 from makd.calibration.entries import Entry, mark_of
 from makd.errors import SettingError
 from makd.weights.files import Source, StoredTensor, read_header, write_tensors
+from makd.whole_files import sync_file
 
 STORE_CHOICES = ("auto", "memory", "disk")
 MEMORY_LIMIT = 2**30
@@ -137,8 +137,8 @@ class DiskStore(Store):
 
     def _sync(self) -> None:
         for path in dict.fromkeys(self._unsynced):
-            with suppress(FileNotFoundError), path.open("rb") as file:  # some are gone again
-                os.fsync(file.fileno())
+            with suppress(FileNotFoundError):  # some are gone again
+                sync_file(path)
         self._unsynced.clear()
 
     def read(self, entry: Entry, device: torch.device | str = "cpu") -> dict[str, Tensor]:

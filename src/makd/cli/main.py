@@ -7,6 +7,7 @@ Heavy imports wait until a subcommand runs, so that `makd --help` answers at onc
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ USER_ERROR = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+BROKEN_PIPE = 141
+"""Exit code where nobody reads what is printed any more, as shells have it."""
+
 LOST = 1
 """Exit code where another process of the run is gone: not one that the user's settings could mend."""
 
@@ -37,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _attempt(words) if is_first() else run_silently(lambda: _attempt(words))
+        sys.stdout.flush()
     except (MakdError, RuntimeError, MemoryError) as error:
         if not isinstance(error, MakdError) and ran_out(error):
             print(f"makd: {describe_shortage(error)}", file=sys.stderr)
@@ -53,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first():
             print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    except BrokenPipeError:
+        # whoever read has seen enough, as `| head` has; what Python would still write at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     close()
     return code
 

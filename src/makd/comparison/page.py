@@ -50,7 +50,7 @@ def write_page(experiment: Experiment, path: str | Path, name: str = "experiment
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if curves and not can_draw():
-            logger.warning("The page has no plot: `pip install makd[compare]` brings matplotlib, which draws it.")
+            logger.warning("The page has no plot: `pip install 'makd[compare]'` brings matplotlib, which draws it.")
         elif curves:
             plot = path.with_suffix(".svg")
             draw(curves, "parameters, of the teacher's", "average score, of the teacher's", plot)

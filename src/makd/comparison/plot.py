@@ -18,7 +18,7 @@ DASHES = (("-", "o"), ("--", "s"), (":", "^"))
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is there, which `pip install makd[compare]` brings."""
+    """Whether matplotlib is there, which `pip install 'makd[compare]'` brings."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

@@ -55,7 +55,7 @@ def check_optuna() -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise SettingError(
-            "search.trials above 0 needs optuna, which is not installed. `pip install makd[compare]` brings it; "
+            "search.trials above 0 needs optuna, which is not installed. `pip install 'makd[compare]'` brings it; "
             "search.trials 0 searches nothing."
         )
 

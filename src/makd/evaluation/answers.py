@@ -81,7 +81,9 @@ def open_instructions(config: InstructionsConfig) -> Instructions:
         DataError: as `load_instructions`.
     """
     if importlib.util.find_spec("rouge_score") is None:
-        raise SettingError("ROUGE-L needs rouge-score, which is not installed. `pip install makd[language]` brings it.")
+        raise SettingError(
+            "ROUGE-L needs rouge-score, which is not installed. `pip install 'makd[language]'` brings it."
+        )
     rows = load_instructions(config)
     warn_wordless(rows.references)
     return rows

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -23,7 +23,7 @@ def check_extra() -> None:
     """
     if importlib.util.find_spec("vl_convert") is None:
         raise SettingError(
-            "A report's charts need vl-convert-python, which is not installed. `pip install makd[report]` brings it."
+            "A report's charts need vl-convert-python, which is not installed. `pip install 'makd[report]'` brings it."
         )
 
 
@@ -49,7 +49,7 @@ def whole_page(title: str, subtitle: Markup, parts: Sequence[tuple[str, str, Mar
         command: what wrote it.
     """
     version = metadata.version("makd")
-    when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     links = [element("li", element("a", name, href=f"#{key}")) for key, name, _ in parts if name]
     head = element(
         "head",

@@ -15,6 +15,7 @@ from makd.processes.first import from_first
 from makd.processes.started import is_first
 from makd.run_folder.manifest import foreign_files, write_manifest
 from makd.run_folder.workplace import KINDS, REPLACED, RESULT, UNPLACED, Workplace, remove
+from makd.whole_files import sync_file
 
 _logger = logging.getLogger(__name__)
 
@@ -356,5 +357,4 @@ def _sync(folder: Path) -> None:
     """All files of `folder` are on disk when this returns."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)

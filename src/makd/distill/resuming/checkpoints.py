@@ -6,7 +6,6 @@ with their digests, last of all; one that has no such list, or whose files are n
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from makd.processes.first import wait_for_everyone
-from makd.whole_files import file_digest, write_json_whole
+from makd.whole_files import file_digest, sync_file, write_json_whole
 
 LIST = "whole.json"
 """Name of a file -> SHA-256 of its content."""
@@ -35,9 +34,8 @@ def list_files(folder: Path) -> None:
     """Say that the checkpoint in `folder` is whole as it is. What is said is on disk when this returns."""
     digests = {}
     for path in _files(folder):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        digests[str(path.relative_to(folder))] = file_digest(path)
+        sync_file(path)
+        digests[path.relative_to(folder).as_posix()] = file_digest(path)
     write_json_whole(folder / LIST, digests)
 
 
