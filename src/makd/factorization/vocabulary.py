@@ -36,8 +36,12 @@ four times from one to the next; seven that double are no better (docs/explanati
 SMALLEST_BAND = 8
 """Rows of the first band, at least; smaller vocabularies are one matrix."""
 UNSEEN = 0.5
-"""Share of the weight that all tokens get alike; the rest goes by how often calibration saw them. A few hundred texts
-see a fraction of a vocabulary, and the student will meet the others."""
+"""Share of the weight that all tokens get alike; the rest goes by how often the text has them: the student will meet
+others."""
+UNSEEN_IN_BANDS = 0.8
+"""The same where rare tokens may have a rank of their own: training mends what frequent ones lose, and no others.
+A tenth of MiniLM-L6 after training, CoLA and SST-2, one seed, with 0.5, 0.8 and 0.95: 21.8, 25.7 and 22.7; 81.7, 82.2
+and 82.8."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,10 @@ def table_sizes(model: PreTrainedModel, table: Table) -> tuple[LinearSize, ...]:
     )
 
 
-def token_frequencies(batches: Iterable[Mapping[str, Tensor]], tokens: int) -> Float[Tensor, " tokens"]:
-    """Share of each token id among the real tokens of `batches`, mixed with an even one (`UNSEEN`); they sum to 1.
+def token_frequencies(
+    batches: Iterable[Mapping[str, Tensor]], tokens: int, unseen: float = UNSEEN
+) -> Float[Tensor, " tokens"]:
+    """Share of each token id among the real tokens of `batches`, mixed with `unseen` of an even one; they sum to 1.
 
     Of `CountedBatches`, among the tokens of all the text that they were taken from.
     """
@@ -138,7 +144,7 @@ def token_frequencies(batches: Iterable[Mapping[str, Tensor]], tokens: int) -> F
             counts += torch.bincount(batch["input_ids"][encoder_tokens(batch)].cpu(), minlength=tokens)
     if not bool(counts.any()):
         return torch.full_like(counts, 1 / tokens)
-    return (1 - UNSEEN) * counts / counts.sum() + UNSEEN / tokens
+    return (1 - unseen) * counts / counts.sum() + unseen / tokens
 
 
 def table_metric(
@@ -195,7 +201,8 @@ def decompose_tables(
     orders = {}
     for table in tables:
         weight = model.get_submodule(table.module).get_parameter("weight")
-        frequencies = token_frequencies(batches if kind.needs_text else (), len(weight))
+        unseen = UNSEEN_IN_BANDS if table.bands else UNSEEN
+        frequencies = token_frequencies(batches if kind.needs_text else (), len(weight), unseen)
         metric = table_metric(table, inputs, gradients, model)
         if not table.bands:
             parts[table.module] = decompose_table(weight, frequencies, metric)
