@@ -1,5 +1,6 @@
 """A student is an ordinary model: how it saves, loads, and refuses what does not fit."""
 
+import copy
 import json
 
 import pytest
@@ -120,10 +121,32 @@ def test_resized_embeddings_still_load(tmp_path):
 def test_a_parameter_count_that_differs_from_the_config_raises(tmp_path):
     make_student("bert").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"]["parameters"]["total"] -= 1
+    config["quantization_config"]["parameters"]["factored"] -= 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(makd.MakdError, match="parameters outside the vocabulary"):
+    with pytest.raises(makd.MakdError, match="parameters of factored linears; config"):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_head_of_another_size_is_a_new_one_where_that_is_asked_for(tmp_path):
+    make_student("bert", "sequence_classification").save_pretrained(tmp_path)
+    load = AutoModelForSequenceClassification.from_pretrained
+    again = load(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert again.classifier.out_features == 5
+    assert makd.fingerprint(again.bert) == makd.fingerprint(load(tmp_path).bert)
+
+
+def test_a_part_that_is_asked_to_be_left_out_is(tmp_path):
+    make_student("bert").save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
+
+
+@pytest.mark.parametrize("head", [AutoModel, AutoModelForSequenceClassification])
+def test_the_config_of_a_loaded_student_loads_it_again(head, tmp_path):
+    student = make_student("bert")
+    student.save_pretrained(tmp_path)
+    config = copy.deepcopy(AutoModel.from_pretrained(tmp_path).config)
+    again = head.from_pretrained(tmp_path, config=config)
+    assert makd.fingerprint(getattr(again, "bert", again)) == makd.fingerprint(student)
 
 
 def test_a_rank_that_differs_from_the_weights_raises(tmp_path):

@@ -120,6 +120,10 @@ class StudentConfig(QuantizationConfigMixin):
         config = cls(**{**config_dict, "quantization": _read_quantization(config_dict.get("quantization"))})
         return (config, kwargs) if return_unused_kwargs else config
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """An entry of `config.json`: transformers takes the config of a loaded model for a mapping."""
+        return self.to_dict().get(key, default)
+
     def to_be_quantized(self, method: QuantizationConfigMixin) -> "StudentConfig":
         """This config for a student whose factors are quantized while they are loaded.
 

@@ -61,14 +61,15 @@ def true_shape(parameter: Tensor) -> torch.Size:
 def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
     """Refuse a loaded `model` whose parameter counts are not those in its config.
 
-    The vocabulary's matrices are left out (embeddings may be resized). Under another head than the saved one only the
-    factored linears can be compared.
+    The vocabulary's matrices are left out (embeddings may be resized), and of students that have identities all that is
+    no factor: which tensors there are is compared by name then, and a head may be a new one, of another size. Under
+    another head than the saved one only the factored linears can be compared.
 
     Raises:
         ModelLoadError: the counts differ.
     """
     found, expected = count_parameters(model), config.parameters
-    same_class = type(model).__name__ == config.architecture
+    counted = config.identity is None and type(model).__name__ == config.architecture
     modules = list(model.modules())
     whole = len(config.ranks) == sum(is_own_linear(model, module) for module in modules) and len(
         config.embeddings
@@ -77,7 +78,7 @@ def check_parameters(model: PreTrainedModel, config: StudentConfig) -> None:
     checks = {}
     if whole:
         checks["parameters in factors"] = (found["factored"], expected["factored"])
-    if same_class:
+    if counted:
         checks["parameters outside the vocabulary"] = (
             found["total"] - found["vocabulary"],
             expected["total"] - expected["vocabulary"],
