@@ -59,11 +59,12 @@ def newest_wheel() -> Path:
 
 
 def lower_bounds() -> dict[str, str]:
-    """Of each dependency, the oldest version that pyproject.toml declares, as pip takes it."""
+    """Of each dependency, the oldest version that pyproject.toml declares, as pip takes it: the newest patch of it."""
     declared = (
         (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\ndependencies = [")[2].partition("\n]")[0]
     )
     found = re.findall(r'^  "([\w.-]+)(\[\w+\])?>=([\d.]+)"', declared, re.MULTILINE)
+    assert len(found) == declared.count(">="), "a bound is not of the form that is read here"
     return {name: f"{name}{extra}~={version}.0" for name, extra, version in found}
 
 

@@ -33,7 +33,7 @@ QUANTIZERS = [
     pytest.mark.slow,  # their imports alone take 10 s
     pytest.mark.skipif(
         not all(map(importlib.util.find_spec, ("torchao", "bitsandbytes"))),
-        reason="torchao or bitsandbytes is not installed: `pip install makd[quantize]`",
+        reason="torchao or bitsandbytes is not installed: `pip install 'makd[quantize]'`",
     ),
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning"),

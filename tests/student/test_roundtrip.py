@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AriaTextConfig,
     AutoConfig,
     AutoModel,
@@ -79,6 +80,8 @@ def test_a_student_of_a_model_with_converters_reloads_bit_for_bit(name, origin, 
 
 @pytest.mark.parametrize("model_type", ["exaone", "internlm3", "iquestcoder", "sarvam_moe"])
 def test_a_student_of_a_type_that_borrows_anothers_classes_loads_under_any_head(model_type, tmp_path):
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers does not know {model_type}")
     settings = STRUCTURAL["glm4_moe"][1] if model_type == "sarvam_moe" else DECODER
     teacher = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
     student = makd.factorize(teacher, makd.Budget(keep_linears=0.5), solver="svd")

@@ -59,11 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("makd: stopped. Outputs that were finished before are as they were.", file=sys.stderr)
         return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except BrokenPipeError:
+        if _is_read():  # another pipe broke, as to a process that died
+            raise
         # whoever read has seen enough, as `| head` has; what Python would still write at its end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     close()
     return code
+
+
+def _is_read() -> bool:
+    """Whether somebody still reads what is printed."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _attempt(words: list[str]) -> int:
