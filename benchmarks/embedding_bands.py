@@ -1,6 +1,6 @@
 """What do bands of tokens by frequency save of a vocabulary's matrix, at the same number of parameters?
 
-    python benchmarks/embedding_bands.py run --data FOLDER      # or MAKD_DATA=FOLDER; two minutes
+    python benchmarks/embedding_bands.py run --data FOLDER      # or MAKD_DATA=FOLDER; some minutes
     python benchmarks/embedding_bands.py table                  # as Markdown
 
 all-MiniLM-L6-v2 with its token embeddings alone replaced, linears as they are: the mean cosine of its text vectors to

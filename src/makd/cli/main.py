@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_read() -> bool:
     """Whether somebody still reads what is printed."""
     try:
-        print(flush=True)
+        print(flush=True)  # there is no asking without writing
     except BrokenPipeError:
         return False
     return True
