@@ -287,6 +287,6 @@ class TestSearch:
     ):
         monkeypatch.setitem(sys.modules, "optuna", None)
         trials = makd.SearchConfig(trials=2)
-        with pytest.raises(SettingError, match=r"pip install makd\[compare\]"):
+        with pytest.raises(SettingError, match=r"pip install 'makd\[compare\]'"):
             makd.compare(make(data, encoder_folder, tmp_path / "none", search=trials))
         assert not (tmp_path / "none").exists()

@@ -254,7 +254,7 @@ class TestTheFile:
 
     def test_without_its_library_the_extra_is_named(self, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(SettingError, match=r"pip install makd\[report\]"):
+        with pytest.raises(SettingError, match=r"pip install 'makd\[report\]'"):
             write_report([make_run(tmp_path / "student")])
 
 

@@ -148,3 +148,13 @@ def test_a_dropped_layer_stays_dropped_and_the_folded_student_says_so(tmp_path):
     dropped = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["dropped"]
     assert len(dropped) == 2
     assert makd.fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path)) == makd.fingerprint(folded)
+
+
+def test_a_folded_student_without_some_layers_is_no_teacher_and_the_way_out_is_told():
+    teacher = tiny("bert", num_hidden_layers=4)
+    student = makd.factorize(
+        teacher, makd.Budget(keep_linears=0.4), solver="svd", depth=2, calibration=[batch(teacher)]
+    )
+    for model, message in ((makd.fold(student), "export STUDENT --to dense"), (student, "factored already")):
+        with pytest.raises(makd.MakdError, match=message):
+            makd.factorize(model, makd.Budget(keep_linears=0.5), solver="svd")

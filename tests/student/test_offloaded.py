@@ -17,6 +17,7 @@ STUDENTS = {
     "factored linears with one A": ("llama", {"share_input": "always"}),
     "a factored vocabulary": ("llama", {"vocabulary": "factored"}),
     "a factored vocabulary and a tied head": ("gpt2", {"vocabulary": "factored"}),
+    "embeddings in bands": ("llama", {"vocabulary": "factored", "solver": "whitened", "ranks": "global"}),
     "factored experts": ("mixtral", {"experts": "factored"}),
     "a dropped layer": ("llama", {"depth": 1}),
 }
@@ -24,10 +25,9 @@ STUDENTS = {
 
 def make_student(name):
     teacher, settings = STUDENTS[name]
-    model = tiny(teacher, "causal_lm")
-    return makd.factorize(
-        model, makd.Budget(keep_linears=0.5), solver="svd", calibration=[batch(model)], **settings
-    ).eval()
+    model = tiny(teacher, "causal_lm", **({"vocab_size": 640} if name == "embeddings in bands" else {}))
+    settings = {"solver": "svd", "calibration": [batch(model)], **settings}
+    return makd.factorize(model, makd.Budget(keep_linears=0.5), **settings).eval()
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -49,7 +49,7 @@ def test_no_kind_of_stand_in_is_left_out():
     assert {kind for kind in kinds(StandIn) if kind.__module__.startswith("makd.")} - {StandIn} <= found
 
 
-@pytest.mark.parametrize("name", ["a factored vocabulary", "factored experts"])
+@pytest.mark.parametrize("name", ["a factored vocabulary", "embeddings in bands", "factored experts"])
 def test_a_student_whose_parts_are_on_disk_gives_what_it_gives_in_memory(name, tmp_path):
     make_student(name).save_pretrained(tmp_path / "student")
     parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")

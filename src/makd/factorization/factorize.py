@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from makd.anatomy import Anatomy, resolve
+from makd.anatomy import Anatomy, SkippedLayer, StandIn, resolve
 from makd.anatomy.batches import check_batches
 from makd.anatomy.eval_mode import in_eval
 from makd.calibration.counted import CountedBatches
@@ -48,7 +48,7 @@ from makd.random_state import keeping_random_state
 from makd.ranks.allocation import RANK_RULES
 from makd.ranks.budget import Budget
 from makd.solvers import SOLVERS
-from makd.student.hub import is_student, mark_student
+from makd.student.hub import mark_student
 from makd.student.roundtrip import check_round_trip
 from makd.weights.sound import check_finite, check_merged, check_plain
 
@@ -128,8 +128,14 @@ def check_dense(teacher: PreTrainedModel) -> None:
         ModelLoadError: it has adapters.
     """
     check_merged(teacher)
-    if is_student(teacher):
+    stand_ins = [module for module in teacher.modules() if isinstance(module, StandIn)]
+    if not all(isinstance(module, SkippedLayer) for module in stand_ins):
         raise SettingError("The teacher is factored already. Factorize the dense model that it was made from.")
+    if stand_ins:
+        raise SettingError(
+            "The teacher does without some of its layers. `makd export STUDENT --to dense` makes an ordinary model "
+            "of it, with as many layers as it runs: take that."
+        )
 
 
 def check_factorizable(
