@@ -11,7 +11,6 @@ sentences, or in all of them. Parameters are those of one rank for all tokens; b
 import argparse
 import json
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,15 @@ from transformers import AutoModel, AutoTokenizer
 
 from makd.anatomy import resolve
 from makd.data import calibration_batches, tokenize
-from makd.factorization.vocabulary import Table, decompose_tables, find_tables, replace_tables_, table_sizes
+from makd.factorization.vocabulary import (
+    CUTOFFS,
+    Table,
+    bands_of,
+    decompose_tables,
+    find_tables,
+    replace_tables_,
+    table_sizes,
+)
 from makd.loading import locate
 from makd.ranks.allocation import allocate
 from makd.solvers import SOLVERS
@@ -31,7 +38,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "embedding_band
 CUTS: dict[str, tuple[float, ...]] = {
     "one": (),
     "two": (1 / 16,),
-    "four": (1 / 64, 1 / 16, 1 / 4),
+    "four": CUTOFFS,
     "seven": (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
 }
 """Bands -> where the vocabulary is cut."""
@@ -60,8 +67,7 @@ def measure(data: Path) -> None:
             for counted, text in texts.items():
                 if (rank, name, counted) in done:
                     continue
-                ends = [0, *(int(share * tokens) for share in cuts), tokens]
-                bands = tuple(end - begin for begin, end in pairwise(ends)) if cuts else ()
+                bands = bands_of(tokens, cuts) if cuts else ()
                 chosen = Table(table.module, True, None, bands)
                 terms = decompose_tables(teacher, [chosen], SOLVERS["whitened"], {}, {}, text)
                 allowance = rank * (tokens + width) - sum(bands)

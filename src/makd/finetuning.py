@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
+from makd.anatomy.sizes import total_parameters
 from makd.aspects import Completions
 from makd.config import FinetuneRecipe
 from makd.data import choose_tokenizer, collator, row_lengths
@@ -200,7 +201,7 @@ def _finish(tuning: _FineTuning, tokens: int, result: Path, started: float) -> R
     tuning.words.save_pretrained(result)
     metrics = {
         "task": {"name": tuning.task.name, "splits": list(tuning.data.evaluation), "after": found},
-        "params": {"total": sum(parameter.numel() for parameter in learner.parameters())},
+        "params": {"total": total_parameters(learner)},
         "bytes": bytes_on_disk(result),
         "seconds": {**tuning.seconds, "total": time.perf_counter() - started},
         "tokens": {"training": tokens, "evaluation": tuning.data.count_tokens(learner)},

@@ -110,6 +110,8 @@ class TestStudent:
         teacher = tiny("bert", vocab_size=VOCABULARY)
         counts = count_parameters(student)
         assert counts["total"] == sum(p.numel() for p in student.parameters()) + VOCABULARY
+        assert makd.inspect(student).parameters == counts["total"]
+        assert makd.inspect(student).embedding_parameters == counts["vocabulary"]
         assert counts["total"] <= 0.3 * sum(p.numel() for p in teacher.parameters())
 
     def test_it_reloads_bit_for_bit(self, tmp_path):

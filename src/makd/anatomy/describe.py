@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from makd.anatomy.experts import count_experts
 from makd.anatomy.resolve import linear_shape
 from makd.anatomy.roles import Anatomy
-from makd.anatomy.sizes import total_parameters
+from makd.anatomy.sizes import total_parameters, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def describe(model: PreTrainedModel, anatomy: Anatomy) -> Inspection:
 
 def _count(model: PreTrainedModel, names: Iterable[str]) -> int:
     """Parameters of the modules `names`; one that several of them share counts once."""
-    parameters = {parameter for name in names for parameter in model.get_submodule(name).parameters()}
-    return sum(parameter.numel() for parameter in parameters)
+    modules = [model.get_submodule(name) for name in names]
+    parameters = {parameter for module in modules for parameter in module.parameters()}
+    return sum(parameter.numel() for parameter in parameters) + sum(map(whole_numbers, modules))
 
 
 def inspection_content(inspection: Inspection) -> dict[str, Any]:

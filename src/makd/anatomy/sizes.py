@@ -55,5 +55,9 @@ def embedding_shape(model: PreTrainedModel) -> tuple[int, int]:
 
 def total_parameters(model: nn.Module) -> int:
     """Parameters of `model`, shared ones once, with the whole numbers that stand-ins have besides."""
-    inside = sum(module.whole_numbers for module in model.modules() if isinstance(module, StandIn))
-    return sum(parameter.numel() for parameter in model.parameters()) + inside
+    return sum(parameter.numel() for parameter in model.parameters()) + whole_numbers(model)
+
+
+def whole_numbers(model: nn.Module) -> int:
+    """How many numbers stand-ins in `model` have that are no weights, and count as parameters."""
+    return sum(module.whole_numbers for module in model.modules() if isinstance(module, StandIn))

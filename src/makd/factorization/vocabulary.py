@@ -91,7 +91,7 @@ def find_tables(
     tied = head is not None and model.get_submodule(head).get_parameter("weight") is embedding.get_parameter("weight")
     tables, left = [], {}
     if reason is None:
-        bands = _bands(len(embedding.get_parameter("weight"))) if by_frequency and not tied else ()
+        bands = bands_of(len(embedding.get_parameter("weight"))) if by_frequency and not tied else ()
         tables.append(Table(name, True, head if tied else None, bands))
     else:
         left[name] = reason
@@ -100,8 +100,9 @@ def find_tables(
     return tuple(tables), left
 
 
-def _bands(rows: int) -> tuple[int, ...]:
-    ends = [0, *(int(share * rows) for share in CUTOFFS), rows]
+def bands_of(rows: int, cutoffs: Sequence[float] = CUTOFFS) -> tuple[int, ...]:
+    """Rows of each band of a vocabulary of `rows` tokens, cut at these shares of it; none if that is too small."""
+    ends = [0, *(int(share * rows) for share in cutoffs), rows]
     return tuple(end - begin for begin, end in pairwise(ends)) if ends[1] >= SMALLEST_BAND else ()
 
 

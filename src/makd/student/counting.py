@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from makd.anatomy.sizes import whole_numbers
 from makd.errors import ModelLoadError
-from makd.student.adaptive_embedding import AdaptiveEmbedding, FactoredEmbedding
+from makd.student.adaptive_embedding import FactoredEmbedding
 from makd.student.config import StudentConfig
 from makd.student.embedding import is_tied_head
 from makd.student.experts import FactoredStack
@@ -25,7 +26,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     The order of tokens of an `AdaptiveEmbedding`, a whole number each, is in `total` and `vocabulary`.
     """
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    orders = sum(module.whole_numbers for module in model.modules() if isinstance(module, AdaptiveEmbedding))
+    orders = whole_numbers(model)
     return {
         "total": sum(_numbers(p) for p in model.parameters()) + orders,
         "factored": _count_factors(model),
